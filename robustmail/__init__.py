@@ -1,0 +1,69 @@
+"""robustmail: train networks against adversarial attacks, and decide which examples the training listens to.
+
+Everything public is here, and loaded when first used: `import robustmail` alone costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from robustmail.attacks.art import art
+    from robustmail.attacks.autoattack import AutoAttack
+    from robustmail.attacks.pgd import PGD
+    from robustmail.attacks.torchattacks import torchattack
+    from robustmail.data.images import Images
+    from robustmail.data.sources import cifar10, cifar100, digits, image_folder, npz, svhn
+    from robustmail.errors import RobustmailError
+    from robustmail.evaluation.suite import evaluate
+    from robustmail.margins import kappa, lps, pm_adv, pm_dif, pm_nat
+    from robustmail.models.classifier import Classifier, build
+    from robustmail.objectives import AT, MART, TRADES
+    from robustmail.optimizers import SGD
+    from robustmail.perturb import AWP
+    from robustmail.plugins import load_recipe
+    from robustmail.recipe import Recipe
+    from robustmail.schedules import Stairs
+    from robustmail.step import Adversarial, Step, Terms, Trace
+    from robustmail.train.loop import fit, reproduce
+    from robustmail.train.state import State
+    from robustmail.weights import Discrete, Sigmoid, Tanh
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "attacks.art": ["art"],
+    "attacks.autoattack": ["AutoAttack"],
+    "attacks.pgd": ["PGD"],
+    "attacks.torchattacks": ["torchattack"],
+    "data.images": ["Images"],
+    "data.sources": ["cifar10", "cifar100", "digits", "image_folder", "npz", "svhn"],
+    "errors": ["RobustmailError"],
+    "evaluation.suite": ["evaluate"],
+    "margins": ["kappa", "lps", "pm_adv", "pm_dif", "pm_nat"],
+    "models.classifier": ["Classifier", "build"],
+    "objectives": ["AT", "MART", "TRADES"],
+    "optimizers": ["SGD"],
+    "perturb": ["AWP"],
+    "plugins": ["load_recipe"],
+    "recipe": ["Recipe"],
+    "schedules": ["Stairs"],
+    "step": ["Adversarial", "Step", "Terms", "Trace"],
+    "train.loop": ["fit", "reproduce"],
+    "train.state": ["State"],
+    "weights": ["Discrete", "Sigmoid", "Tanh"],
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = sorted(_MODULE)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module 'robustmail' has no attribute {name!r}")
+    return getattr(import_module(f"robustmail.{_MODULE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,5 @@
+"""python -m robustmail"""
+
+from robustmail.cli import main
+
+main()

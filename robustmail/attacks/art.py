@@ -1,0 +1,99 @@
+"""The Adversarial Robustness Toolbox's evasion attacks as attacks of a recipe: a second opinion, not a fast one."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import logging.config
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, ClassVar
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robustmail.attacks.library import knob_class, library_class, make
+from robustmail.attacks.view import check_budget, check_images, settle, viewed
+from robustmail.errors import AttackError
+from robustmail.step import Adversarial
+
+__all__ = ["art"]
+
+# ART's own: a progress bar, 32 images at a time whatever the batch, and no random start for PGD is left as it is.
+QUIETER = {"verbose": False, "batch_size": None}
+
+
+def art(name: str, /, **knobs: Any) -> Any:
+    """The evasion attack `name` of ART with its own knobs: art("AutoProjectedGradientDescent", eps=8/255, eps_step=2/255).
+
+    Returns a frozen value, called as (model, x, y) -> Adversarial. Its fields are ART's parameters with ART's
+    defaults, except `verbose=False` and `batch_size=None`, which is the whole batch. ART's defaults are weak or for
+    other data (PGD: eps 0.3, no random start): read `robustmail show`.
+    Same guard and same errors as `torchattack`.
+    """
+    return make(_knob_class(name), knobs)
+
+
+@dataclass(frozen=True)
+class _Art:
+    _target: ClassVar[Any]
+    __label__: ClassVar[str]
+    __given__: ClassVar[tuple[str, ...]]
+
+    def __post_init__(self) -> None:
+        lengths = {name: getattr(self, name, None) for name in ("eps", "eps_step")}
+        check_budget(f"art({self.__given__[0]!r})", self._norm, **lengths)
+
+    @property
+    def _norm(self) -> str | None:
+        if not hasattr(self, "eps"):
+            return None
+        return {"inf": "linf", "2": "l2", "2.0": "l2"}.get(str(getattr(self, "norm", "inf")))
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Adversarial:
+        who = f"art({self.__given__[0]!r})"
+        check_images(who, x)
+        with viewed(model) as view:
+            knobs = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+            if "batch_size" in knobs:
+                knobs["batch_size"] = knobs["batch_size"] or len(x)
+            try:
+                attack = self._target(_classifier(view, x), **knobs)
+                found = attack.generate(x.detach().cpu().numpy(), y=y.cpu().numpy())
+            except (ValueError, TypeError, NotImplementedError) as error:  # how ART refuses a knob
+                raise AttackError(who, f"ART refused: {error}") from error
+            return Adversarial(
+                settle(who, view, x, torch.from_numpy(found).to(x), getattr(self, "eps", None), self._norm)
+            )
+
+
+def _classifier(view: nn.Module, x: Tensor) -> Any:
+    from art.estimators.classification import PyTorchClassifier
+
+    with torch.no_grad():
+        classes = view(x[:2]).shape[1]  # type: ignore[operator]
+    return PyTorchClassifier(
+        model=view,
+        loss=nn.CrossEntropyLoss(),
+        input_shape=tuple(x.shape[1:]),
+        nb_classes=classes,
+        clip_values=(np.float32(0), np.float32(1)),
+        device_type="cpu" if x.device.type == "cpu" else "gpu",
+    )
+
+
+@functools.cache
+def _knob_class(name: str) -> type:
+    classes = {n: c for n, c in vars(_evasion()).items() if inspect.isclass(c)}
+    target = library_class("art", "ART", classes, name)
+    return knob_class(_Art, "art", target, {n: d for n, d in QUIETER.items() if n in inspect.signature(target).parameters})
+
+
+def _evasion() -> ModuleType:
+    # `import art` configures logging, which closes the log files of whoever opened some before.
+    with mock.patch.object(logging.config, "dictConfig"):
+        import art.attacks.evasion
+    return art.attacks.evasion

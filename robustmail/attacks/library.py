@@ -1,0 +1,67 @@
+"""How a class of an attack library becomes a value of a recipe: a frozen dataclass with one field per knob.
+
+The fields, their order and their defaults are read from the library's own signature, so that a misspelt knob is an
+error, `robustmail show` prints everything that will be run, and `attack.eps=4/255` is an override like any other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from robustmail.errors import PluginError, RecipeError, did_you_mean
+from robustmail.values import check
+
+__all__ = ["knob_class", "library_class", "make"]
+
+COUNTS = re.compile(r"^n_|^nb_|steps|iter|restarts|queries|size|classes|random_init")
+
+
+def library_class(label: str, library: str, classes: Mapping[str, type], name: str) -> type:
+    """The class called `name`, or a PluginError that offers the nearest."""
+    if name not in classes:
+        raise PluginError(f"{label}({name!r})", f"{library} has no such attack", did_you_mean(name, classes))
+    return classes[name]
+
+
+def knob_class(base: type, label: str, target: type, defaults: Mapping[str, Any]) -> type:
+    """A frozen dataclass on `base` with the parameters of `target`, some with other `defaults`."""
+    fields: list[tuple[str, Any, Any]] = []
+    for p in list(inspect.signature(target).parameters.values())[1:]:  # the first is the model
+        default = defaults.get(p.name, p.default)
+        kind = Any if p.name in defaults else _kind(p)
+        required = default is inspect.Parameter.empty
+        fields.append((p.name, kind, dataclasses.field() if required else dataclasses.field(default=default)))
+    space = {"__module__": base.__module__, "__label__": label, "__given__": (target.__name__,), "_target": target}
+    return dataclasses.make_dataclass(
+        target.__name__, fields, bases=(base,), namespace=space, frozen=True, kw_only=True
+    )
+
+
+def make(cls: Callable[..., Any], knobs: Mapping[str, Any]) -> Any:
+    """Build the value, or say which knob does not exist or is missing."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    who = f"{cls.__label__}({cls.__given__[0]!r})"  # type: ignore[attr-defined]
+    for name in knobs:
+        if name not in fields:
+            raise RecipeError(who, f"no knob {name!r}", did_you_mean(name, fields))
+    for f in fields.values():
+        if f.default is dataclasses.MISSING and f.name not in knobs:
+            raise RecipeError(who, f"the knob {f.name!r} has no default", f"Add {f.name}=....")
+    value = cls(**knobs)
+    check(value)
+    return value
+
+
+def _kind(p: inspect.Parameter) -> Any:
+    """The type of a knob, as far as its annotation or default tells."""
+    if isinstance(p.default, (bool, str)):
+        return type(p.default)
+    if "float" in str(p.annotation) and isinstance(p.default, (int, float)):
+        return float
+    if isinstance(p.default, (int, float)):
+        return int if COUNTS.search(p.name) else float
+    return Any

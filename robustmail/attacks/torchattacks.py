@@ -1,0 +1,91 @@
+"""torchattacks' classes as attacks of a recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from robustmail.attacks.library import knob_class, library_class, make
+from robustmail.attacks.view import View, check_budget, check_images, settle, viewed
+from robustmail.errors import AttackError, PluginError
+from robustmail.step import Adversarial
+
+__all__ = ["torchattack"]
+
+# None means: decided at the call. torchattacks' own default would start every batch from the same noise, or assume 10 classes.
+DECIDED_LATER = {"seed": None, "n_classes": None}
+MISLEADING = {
+    "AutoAttack": "runs 10 iterations where AutoAttack has 100, so its name is not earned. Use AutoAttack(eps=8/255)",
+    "MultiAttack": "takes attacks that are bound to a model. List several names in `evaluate` instead",
+}
+
+
+def torchattack(name: str, /, **knobs: Any) -> Any:
+    """The attack `name` of torchattacks with its own knobs: torchattack("TPGD", eps=8/255, alpha=2/255, steps=10).
+
+    Returns a frozen value, called as (model, x, y) -> Adversarial. Its fields are torchattacks' parameters with
+    torchattacks' defaults, except that `seed=None` draws one from the global generator at each call and
+    `n_classes=None` asks the model (ten at most, as AutoAttack's reference code).
+    The model is lent through `viewed`: eval mode unless told otherwise, no mark left on it or on the generators.
+    Raises PluginError for an unknown name, RecipeError for a knob that does not exist or fit, AttackError for images
+    outside [0, 1] or a result outside the ball, NonFiniteError for NaN logits.
+    """
+    if name in MISLEADING:
+        raise PluginError(f"torchattack({name!r})", *MISLEADING[name].split(". "))
+    return make(_knob_class(name), knobs)
+
+
+@dataclass(frozen=True)
+class _Torchattack:
+    _target: ClassVar[Any]
+    __label__: ClassVar[str]
+    __given__: ClassVar[tuple[str, ...]]
+
+    def __post_init__(self) -> None:
+        lengths = {name: getattr(self, name, None) for name in ("eps", "alpha")}
+        check_budget(f"torchattack({self.__given__[0]!r})", self._norm, **lengths)
+
+    @property
+    def _norm(self) -> str | None:
+        if not hasattr(self, "eps"):
+            return None
+        return str(getattr(self, "norm", "L2" if self.__given__[0].endswith("L2") else "Linf")).lower()
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Adversarial:
+        who = f"torchattack({self.__given__[0]!r})"
+        check_images(who, x)
+        with viewed(model) as view:
+            attack = self._target(view, **self._knobs(who, view, x))
+            found = attack(x.detach(), y.long())
+            return Adversarial(settle(who, view, x, found, getattr(self, "eps", None), self._norm))
+
+    def _knobs(self, who: str, view: View, x: Tensor) -> dict[str, Any]:
+        knobs = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if "seed" in knobs and knobs["seed"] is None:
+            knobs["seed"] = int(torch.randint(2**31 - 1, ()))
+        if "n_classes" in knobs:
+            with torch.no_grad():
+                classes = view(x[:2]).shape[1]
+            if self.__given__[0] == "APGDT" and classes < 4:
+                raise AttackError(who, f"the targeted DLR loss needs 4 classes, the model has {classes}")
+            knobs["n_classes"] = min(knobs["n_classes"] or 10, classes)
+        return knobs
+
+
+@functools.cache
+def _knob_class(name: str) -> type:
+    import torchattacks
+
+    classes = {
+        n: c
+        for n, c in vars(torchattacks).items()
+        if inspect.isclass(c) and issubclass(c, torchattacks.attack.Attack) and n not in ("Attack", *MISLEADING)
+    }
+    target = library_class("torchattack", "torchattacks", classes, name)
+    return knob_class(_Torchattack, "torchattack", target, DECIDED_LATER)

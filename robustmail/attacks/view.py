@@ -1,0 +1,132 @@
+"""What every attack shares: a safe view of the model on the way in, a check of its images on the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from robustmail.errors import AttackError, NonFiniteError, RecipeError
+from robustmail.randomness import forked
+from robustmail.scores import precise
+from robustmail.step import mode
+
+__all__ = ["Norm", "View", "check_budget", "check_images", "settle", "viewed"]
+
+Norm = Literal["linf", "l2"]
+SLACK = 1e-6  # what rounding may add to a distance in float32
+
+
+class View(nn.Module):
+    """The model as an attack sees it: float32 logits, and modes that no library can flip."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.training = model.training
+        self.finite: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = precise(self.model(x))
+        finite = logits.detach().isfinite().all()
+        self.finite = finite if self.finite is None else self.finite & finite  # read once, by `settle`
+        return logits
+
+    def train(self, mode: bool = True) -> View:
+        """Do nothing: libraries put the model in eval and then all of it in train; its modes are ours to set."""
+        return self
+
+
+@contextmanager
+def viewed(model: nn.Module, which: str = "eval") -> Iterator[View]:
+    """Lend the model to an attack; whatever it does, and also if it fails, leave no mark.
+
+    Inside: all modules in eval (or "train") mode, parameters that need no gradient, gradients enabled, the global
+    generators forked. Afterwards modes (of each module), `.grad`, `requires_grad`, buffers and generators are as
+    they were. A noise that an attack draws is thus a function of the generator's state, which a caller must move on
+    (as `fit` does) to get another one. Lending a view again is free and changes nothing.
+    """
+    if isinstance(model, View):
+        yield model
+        return
+    parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    buffers = [(b, b.detach().clone()) for b in model.buffers()]
+    device = parameters[0][0].device if parameters else torch.device("cpu")
+    with forked(device), mode(model, which), torch.inference_mode(False), torch.enable_grad():
+        try:
+            for p, _, _ in parameters:
+                p.requires_grad_(False)
+                p.grad = None
+            yield View(model)
+        finally:
+            for p, needed, grad in parameters:
+                p.requires_grad_(needed)
+                p.grad = grad
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+
+
+def check_budget(who: str, norm: str | None = "linf", **lengths: object) -> None:
+    """Refuse lengths that are no pixel distance: eps=8 where 8/255 is meant, or a negative one.
+
+    Raises RecipeError.
+    """
+    for name, value in lengths.items():
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            continue
+        if value < 0:
+            raise RecipeError(f"{who} (given {name}={value:g})", f"{name} is negative", f"Write {name}=8/255.")
+        if value > (1 if norm == "linf" else 16):
+            raise RecipeError(
+                f"{who} (given {name}={value:g})",
+                f"images live in [0, 1], so {name}={value:g} is larger than any image",
+                f"Write {name}={value:g}/255." if value <= 255 else f"Write {name}=8/255.",
+            )
+
+
+def check_images(who: str, x: Tensor) -> None:
+    """Refuse a batch that is not images in [0, 1] (raises AttackError)."""
+    if x.ndim != 4 or 0 in x.shape or not x.is_floating_point():
+        raise AttackError(
+            who,
+            f"images must be floats of shape [B, C, H, W], not {str(x.dtype)[6:]} of {list(x.shape)}",
+            "Divide bytes by 255.",
+        )
+    low, high = torch.stack(x.detach().aminmax()).tolist()
+    if not (low >= -SLACK and high <= 1 + SLACK):
+        raise AttackError(
+            who,
+            f"images must lie in [0, 1], these span [{low:.3g}, {high:.3g}]",
+            "Give the model a `normalize` instead of normalising its input.",
+        )
+
+
+def settle(who: str, view: View, x: Tensor, found: Tensor, eps: float | None, norm: str | None) -> Tensor:
+    """The attack's images, detached, in x's dtype; checked to be finite, in the box and in the ball around x.
+
+    Raises NonFiniteError if the model returned NaN or infinity meanwhile, AttackError if an image broke out.
+    """
+    if found.shape != x.shape:
+        raise AttackError(who, f"returned images of shape {list(found.shape)} for {list(x.shape)}")
+    found = found.detach().to(x)
+    delta = (found - x.detach()).flatten(1)
+    reach = delta.abs().amax() if norm == "linf" else delta.norm(dim=1).amax()
+    ok = view.finite if view.finite is not None else torch.ones((), device=x.device)
+    finite, low, high, reach_ = torch.stack([ok.to(x), *found.aminmax(), reach]).tolist()
+    if not finite:
+        raise NonFiniteError(
+            who, "the model returned NaN or infinite logits", "Lower the learning rate, or look for a broken layer."
+        )
+    if not (low >= -SLACK and high <= 1 + SLACK):  # also true of NaN
+        raise AttackError(who, f"left the box: pixels span [{low:.4g}, {high:.4g}], not [0, 1]")
+    if eps is not None and norm is not None and not reach_ <= eps + SLACK * max(1.0, eps * 100):
+        raise AttackError(
+            who,
+            f"left its ball: an image lies {reach_ * 255:.2f}/255 away in {norm}, eps is {eps * 255:.2f}/255",
+            "It bounds something else than the distance; take an attack that keeps to eps.",
+        )
+    return found.clamp(0, 1)

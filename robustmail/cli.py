@@ -1,0 +1,205 @@
+"""The command line. Nothing heavy is imported before a verb needs it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from robustmail import __version__, catalogue
+from robustmail.errors import RecipeError, RobustmailError, RunError, did_you_mean
+
+if TYPE_CHECKING:
+    from robustmail.recipe import Recipe
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="robustmail",
+    help="Train networks against adversarial attacks, and decide which examples the training listens to.",
+    no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+)  # fmt: skip
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A built-in recipe, a file, or FILE:VARIABLE.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[PATH=VALUE]...", help="For example weight.slope=5 epochs=3.")
+]
+WHAT = ("recipes", *catalogue.KINDS)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Print the whole traceback of an error.")] = False,
+) -> None:
+    if version:
+        print(f"robustmail {__version__}")
+        raise typer.Exit
+
+
+@app.command("run")
+def run_(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder.  [default: runs/RECIPE/SEED]")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew, deleting a finished run in the folder.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --fresh, delete an unfinished run too.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Plain lines instead of the live view.")] = False,
+) -> None:
+    """Train a recipe and evaluate it; the same command again continues it."""
+    from rich.console import Console
+
+    from robustmail.plugins import recipe_path
+    from robustmail.train.run import Signals, Stopped, run
+
+    made = _load(recipe, overrides)
+    name = _run_name(recipe)
+    folder = out or Path("runs") / name / str(made.seed)
+    path, _ = recipe_path(recipe)
+    from robustmail.dashboard import Log, choose
+
+    console, log, signals = Console(), Log(folder / "log.txt"), Signals()
+    finished = False
+    try:
+        with signals.caught(), choose(console, plain or bool(os.environ.get("CI"))) as show:
+            for record in run(made, folder, name, path, fresh, yes, signals):
+                log(record)
+                show(record)
+                finished = type(record).__name__ == "Finished" and not getattr(record, "before", False)
+    except Stopped as stop:
+        again = shlex.join(["robustmail", *_without(sys.argv[1:], "--fresh", "--yes")])
+        saved = f"saved in {folder}. Go on with: {again}" if (folder / "state.pt").exists() else "nothing was begun"
+        print(f"robustmail: stopped by {signal.Signals(stop.signum).name}; {saved}", file=sys.stderr)
+        raise typer.Exit(128 + stop.signum) from None
+    if finished:
+        from robustmail.report.curves import draw_curves
+
+        draw_curves(folder, name)
+
+
+@app.command()
+def show(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Print the resolved recipe, its loss as a formula, and what a step costs."""
+    from robustmail.values import flatten
+
+    made = _load(recipe, overrides)
+    flat = flatten(made)
+    width = max(map(len, flat))
+    for path, value in flat.items():
+        print(f"{path:<{width}}  {value}")
+    print(f"\n{made.formula}\n")
+    for epoch, passes in made.rehearse().items():
+        f, b = passes.total
+        print(
+            f"from epoch {epoch + 1}: {f} forward and {b} backward passes a step "
+            f"({passes.attack[0]} + {passes.attack[1]} in the attack)"
+        )
+
+
+@app.command()
+def check(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Rehearse a recipe on four random images: wrong plugins, names and devices fail here."""
+    from robustmail.train.run import preflight
+
+    made = _load(recipe, overrides)
+    preflight(made)
+    print(f"{recipe}: in order, {len(made.turns())} phases rehearsed")
+
+
+@app.command("list")
+def list_(what: Annotated[str | None, typer.Argument(metavar="[KIND]", help=f"One of {', '.join(WHAT)}.")] = None) -> None:
+    """List recipes, plugins and models; installed packages' too."""
+    if what is not None and what not in WHAT:
+        raise RecipeError(f"list {what}", "no such kind", did_you_mean(what, WHAT))
+    for kind in [what] if what else WHAT:
+        if kind == "recipes":
+            found = {name: catalogue.summary(path) for name, path in catalogue.recipe_files().items()}
+        else:
+            found = {name: entry.summary for name, entry in catalogue.entries(kind).items()}
+        if what is None:
+            print(f"\n{kind}")
+        for name, text in found.items():
+            print(f"  {name:<26} {text}")
+
+
+@app.command()
+def copy(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A built-in recipe.")],
+    to: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="By default RECIPE.py here.")] = None,
+) -> None:
+    """Write an editable copy of a built-in recipe."""
+    from robustmail.files import write_text
+
+    built_in = catalogue.recipe_files()
+    if recipe not in built_in:
+        raise RecipeError(f"copy {recipe}", "no such built-in recipe", did_you_mean(recipe, built_in))
+    target = to or Path(f"{recipe}.py")
+    target = target / f"{recipe}.py" if target.is_dir() else target
+    if target.exists():
+        raise RunError(str(target), "exists already", "Name another file: robustmail copy RECIPE FILE.")
+    if not target.parent.is_dir():
+        raise RunError(str(target.parent), "no such folder", "Make it first.")
+    write_text(target, built_in[recipe].read_text())
+    print(f"{target}: edit it, then robustmail run {target}")
+
+
+def main() -> None:
+    """Run the command line; every error that a user can cause is one line and exit code 2."""
+    words = sys.argv[1:]
+    loud = "--traceback" in words
+    command = typer.main.get_command(app)
+    try:
+        code = command.main(_without(words, "--traceback"), prog_name="robustmail", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except RobustmailError as error:
+        _complain(str(error), loud)
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except Exception as error:
+        if (wrong := _usage(error)) is not None:
+            _complain(wrong, loud)
+            sys.exit(2)
+        _complain(f"unexpected {type(error).__name__}: {' '.join(str(error).split())}. Add --traceback to see where", loud)
+        sys.exit(1)
+
+
+def _usage(error: Exception) -> str | None:
+    """What click says of wrong words, in one line; None for any other error."""
+    message = getattr(error, "format_message", None)
+    return " ".join(f"{message()} Try robustmail --help.".split()) if callable(message) else None
+
+
+def _complain(text: str, loud: bool) -> None:
+    if loud:
+        traceback.print_exc()
+    print(f"robustmail: {text}", file=sys.stderr)
+
+
+def _load(name: str, overrides: list[str] | None) -> Recipe:
+    from robustmail.overrides import override
+    from robustmail.plugins import load_recipe
+
+    return override(load_recipe(name), overrides or [])
+
+
+def _run_name(recipe: str) -> str:
+    file, _, variable = recipe.partition(":")
+    return Path(file).stem + (f"-{variable}" if variable and variable != "recipe" else "")
+
+
+def _without(words: list[str], *dropped: Any) -> list[str]:
+    return [word for word in words if word not in dropped]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""Where images come from. A source is a value with knobs that returns `Images` when called."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from robustmail.data.images import Images, Part
+from robustmail.errors import DataError
+
+__all__ = ["cifar10", "cifar100", "digits", "image_folder", "npz", "svhn"]
+
+
+@dataclass(frozen=True)
+class cifar10:
+    """CIFAR-10: 50,000 + 10,000 images of 3x32x32 in 10 classes, downloaded by torchvision with its checksum."""
+
+    root: str = "data"
+    validation: int | None = 1000
+    pad: int = 4
+    flip: bool = True
+
+    def __call__(self) -> Images:
+        return _torchvision(self, "CIFAR10", 10)
+
+
+@dataclass(frozen=True)
+class cifar100:
+    """CIFAR-100: 50,000 + 10,000 images of 3x32x32 in 100 classes, downloaded by torchvision with its checksum."""
+
+    root: str = "data"
+    validation: int | None = 1000
+    pad: int = 4
+    flip: bool = True
+
+    def __call__(self) -> Images:
+        return _torchvision(self, "CIFAR100", 100)
+
+
+@dataclass(frozen=True)
+class svhn:
+    """SVHN: 73,257 + 26,032 digits of 3x32x32 in 10 classes, downloaded by torchvision with its checksum. Not mirrored."""
+
+    root: str = "data"
+    validation: int | None = 1000
+    pad: int = 4
+    flip: bool = False
+
+    def __call__(self) -> Images:
+        return _torchvision(self, "SVHN", 10)
+
+
+@dataclass(frozen=True)
+class digits:
+    """scikit-learn's 1,797 handwritten digits of 1x8x8 in 10 classes; inside the package, so no network is needed.
+
+    There is no official split: every fifth image, in the data's own order, is a test image.
+    """
+
+    validation: int | None = 150
+    pad: int = 1
+    flip: bool = False
+
+    def __call__(self) -> Images:
+        from sklearn.datasets import load_digits
+
+        raw, labels = load_digits(return_X_y=True)
+        x = torch.from_numpy((raw.reshape(-1, 1, 8, 8) * (255 / 16)).round().astype(np.uint8))
+        y = torch.from_numpy(labels.astype(np.int64))
+        test = torch.arange(len(y)) % 5 == 4
+        return Images("digits()", Part(x[~test], y[~test]), Part(x[test], y[test]), 10, self.pad, self.flip, self.validation)
+
+
+@dataclass(frozen=True)
+class npz:
+    """A file with Keras' keys x_train, y_train, x_test, y_test: uint8 images, NHWC or NCHW; integer labels.
+
+    classes: by default one more than the largest label of y_train.
+    """
+
+    path: str
+    classes: int | None = None
+    validation: int | None = None
+    pad: int = 4
+    flip: bool = True
+
+    def __call__(self) -> Images:
+        who = f"npz({self.path!r})"
+        arrays = _read_npz(who, Path(self.path))
+        train, test = (_part(f"{who} ({s})", arrays[f"x_{s}"], arrays[f"y_{s}"]) for s in ("train", "test"))
+        classes = self.classes or (int(train.y.max()) + 1 if len(train.y) else 1)
+        return Images(who, train, test, classes, self.pad, self.flip, self.validation)
+
+
+@dataclass(frozen=True)
+class image_folder:
+    """Folders train/<class>/*.png and test/<class>/*.png; all images of one size.
+
+    Classes are numbered in the order of their folders' names; grey images are read as one channel.
+    """
+
+    path: str
+    validation: int | None = None
+    pad: int = 4
+    flip: bool = True
+
+    def __call__(self) -> Images:
+        who = f"image_folder({self.path!r})"
+        (train, names), (test, test_names) = (_read_folder(who, Path(self.path) / s) for s in ("train", "test"))
+        if set(test_names) - set(names):
+            raise DataError(who, f"test has classes that train lacks: {', '.join(sorted(set(test_names) - set(names)))}")
+        relabel = torch.tensor([names.index(n) for n in test_names])
+        return Images(who, train, Part(test.x, relabel[test.y]), len(names), self.pad, self.flip, self.validation)
+
+
+def _torchvision(source: Any, name: str, classes: int) -> Images:
+    import torchvision
+
+    who = f"{type(source).__name__}({source.root!r})"
+    kind = getattr(torchvision.datasets, name)
+    # SVHN names its splits, the CIFARs have a flag.
+    keys = [{"split": "train"}, {"split": "test"}] if name == "SVHN" else [{"train": True}, {"train": False}]
+    try:
+        sets = [kind(source.root, download=True, **key) for key in keys]
+    except OSError as error:  # URLError is one
+        raise DataError(
+            who, f"cannot be read or downloaded ({error})",
+            f"Connect to the network, put torchvision's {name} files into {source.root}, or use data='npz(\"file.npz\")'.",
+        ) from error  # fmt: skip
+    except (RuntimeError, EOFError) as error:
+        raise DataError(who, f"damaged: {error}", f"Delete torchvision's {name} files in {source.root}.") from error
+    parts = [_part(who, np.asarray(s.data), np.asarray(s.labels if name == "SVHN" else s.targets)) for s in sets]
+    return Images(who, *parts, classes, source.pad, source.flip, source.validation)
+
+
+def _read_npz(who: str, path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise DataError(who, "no such file")
+    keys = ("x_train", "y_train", "x_test", "y_test")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = [key for key in keys if key not in file]
+            if missing:
+                raise DataError(who, f"has no {', '.join(missing)}", f"Its keys are {', '.join(file)}; Keras' are {', '.join(keys)}.")
+            return {key: file[key] for key in keys}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, AttributeError, TypeError) as error:
+        raise DataError(who, f"not a readable npz file ({error})", "It is truncated, damaged, or of another kind.") from error
+
+
+def _part(who: str, x: Any, y: Any) -> Part:
+    if x.dtype != np.uint8:
+        raise DataError(who, f"images are {x.dtype}, expected uint8", "Multiply floats in [0, 1] by 255 and round.")
+    if not np.issubdtype(y.dtype, np.integer):
+        raise DataError(who, f"labels are {y.dtype}, expected integers")
+    if x.ndim == 3:
+        x = x[..., None]
+    if x.ndim != 4:
+        raise DataError(who, f"images have shape {list(x.shape)}, expected [N, H, W, C] or [N, C, H, W]")
+    if x.shape[-1] in (1, 3, 4) and x.shape[1] not in (1, 3, 4):
+        x = x.transpose(0, 3, 1, 2)
+    y = y.squeeze(1) if y.ndim == 2 and y.shape[1] == 1 else y  # as Keras ships CIFAR
+    return Part(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y.astype(np.int64)))
+
+
+def _read_folder(who: str, folder: Path) -> tuple[Part, list[str]]:
+    from torchvision.datasets import ImageFolder
+
+    if not folder.is_dir():
+        raise DataError(who, f"has no folder {folder.name}/", "Make train/<class>/ and test/<class>/ with images.")
+    try:
+        found = ImageFolder(str(folder), loader=_load_image)
+        images = [found[i][0] for i in range(len(found))]
+    except FileNotFoundError as error:
+        raise DataError(who, f"{folder.name}/: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise DataError(who, f"an image in {folder.name}/ cannot be read: {error}") from error
+    sizes = {image.shape for image in images}
+    if len(sizes) > 1:
+        first, second = sorted(sizes)[:2]
+        raise DataError(who, f"images differ in size: {list(first)} and {list(second)}", "Resize them beforehand.")
+    return _part(who, np.stack(images), np.asarray(found.targets)), list(found.classes)
+
+
+def _load_image(path: str) -> Any:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))

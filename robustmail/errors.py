@@ -1,0 +1,80 @@
+"""Every error a user can meet, with one shape: who (given what): what is wrong. What to do.
+
+    RobustmailError
+    ├── RecipeError        a recipe file, field or override
+    ├── PluginError        an attack, margin, weighter or objective that breaks its contract
+    ├── AttackError        an attack that left its ball or was fed something that is no image
+    ├── DataError          a data set that is missing, damaged or not what it says
+    ├── ModelError         a model that does not exist or does not fit
+    ├── DeviceError        a device that is not there
+    ├── RunError           a run folder that is taken, finished or of another recipe
+    └── NonFiniteError     training or an attack met NaN or infinity
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "AttackError",
+    "DataError",
+    "DeviceError",
+    "ModelError",
+    "NonFiniteError",
+    "PluginError",
+    "RecipeError",
+    "RobustmailError",
+    "RunError",
+    "did_you_mean",
+]
+
+
+class RobustmailError(Exception):
+    """`who`: `wrong`. `todo`"""
+
+    def __init__(self, who: str, wrong: str, todo: str = "") -> None:
+        self.who, self.wrong, self.todo = who, wrong, todo
+        super().__init__(" ".join(f"{who}: {wrong}. {todo}".split()))
+
+
+class RecipeError(RobustmailError):
+    """A recipe file, one of its fields, or an override is wrong."""
+
+
+class PluginError(RobustmailError):
+    """A plugin does not exist, cannot be loaded, or breaks its contract."""
+
+
+class AttackError(RobustmailError):
+    """An attack was given something that is no image, or left its ball or the box."""
+
+
+class DataError(RobustmailError):
+    """A data set is missing, damaged, or not what it says."""
+
+
+class ModelError(RobustmailError):
+    """A model does not exist or does not fit the data."""
+
+
+class DeviceError(RobustmailError):
+    """The device asked for is not there."""
+
+
+class RunError(RobustmailError):
+    """A run folder is taken, finished, or belongs to another recipe."""
+
+
+class NonFiniteError(RobustmailError):
+    """Training or an attack met NaN or infinity."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence that offers the nearest of `known`, and lists them all where they are few."""
+    known = sorted(set(known))
+    lowered = {k.lower(): k for k in known}
+    near = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.6)
+    if near:
+        return f"Did you mean {lowered[near[0]]!r}?"
+    return f"There are: {', '.join(known)}." if 0 < len(known) <= 30 else ""

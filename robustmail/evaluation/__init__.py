@@ -1,0 +1,1 @@
+"""Robust accuracy: named attacks with their settings, survivors only, and intervals."""

@@ -1,0 +1,77 @@
+"""The contract of every model here: images in [0, 1] in, float32 logits out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from robustmail.errors import ModelError, did_you_mean
+
+__all__ = ["Classifier", "build"]
+
+
+class Classifier(nn.Module):
+    """A network with its normalisation inside: [B, C, H, W] in [0, 1] -> float32 logits [B, classes].
+
+    So eps always means pixels, and attacks and plugins never meet normalisation, memory layout or precision.
+    normalize: (mean, std), one number per channel each, or None.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, net: nn.Module, normalize: tuple[Sequence[float], Sequence[float]] | None = None
+    ) -> None:
+        super().__init__()
+        self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        mean, std = normalize or ((0.0,), (1.0,))
+        self.normalize = normalize
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] in [0, 1] -> [B, classes]"""
+        if self.normalize is not None:
+            x = (x - self.mean) / self.std
+        logits: Tensor = self.net(x.contiguous(memory_format=torch.channels_last))
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def build(
+    model: str | Callable[[int, int], nn.Module],
+    classes: int,
+    channels: int,
+    normalize: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> Classifier:
+    """A fresh Classifier: a timm name (ours are registered there), or a function (classes, channels) -> nn.Module.
+
+    Raises ModelError: no such name (with the nearest), or a normalisation of another number of channels.
+    """
+    if normalize is not None and {len(normalize[0]), len(normalize[1])} - {1, channels}:
+        raise ModelError(
+            f"normalize={normalize}", f"needs one mean and one std for each of {channels} channels"
+        )
+    if callable(model):
+        return Classifier(model(classes, channels), normalize)
+    check_name(model)
+    import timm
+
+    return Classifier(timm.create_model(model, num_classes=classes, in_chans=channels), normalize)
+
+
+def check_name(model: str) -> None:
+    """Refuse a name that timm does not have (raises ModelError, with the nearest)."""
+    import timm
+
+    from robustmail.models import resnet, small, wide_resnet  # registers them
+
+    ours = [*resnet.__all__, *small.__all__, *wide_resnet.__all__]
+    if not timm.is_model(model):
+        near = did_you_mean(model, ours)
+        if not near.startswith("Did"):
+            near = did_you_mean(model, timm.list_models())
+        near = near or f"Ours are {', '.join(sorted(ours))}; any timm name works too."
+        raise ModelError(f"model={model!r}", "no such model", near)

@@ -1,0 +1,91 @@
+"""Wide ResNets for CIFAR (Zagoruyko and Komodakis 2016), as TRADES and its successors use them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from timm.models import generate_default_cfgs, register_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robustmail.models.registry import Network, config, make
+
+__all__ = ["cifar_wrn16_2", "cifar_wrn28_10", "cifar_wrn32_10", "cifar_wrn34_10"]
+
+default_cfgs = generate_default_cfgs({f"{name}.none": config() for name in __all__})
+
+
+class WideResNet(Network):
+    """A 16-channel stem and three groups of (depth - 4) / 6 pre-activation blocks, widths 16w, 32w, 64w."""
+
+    def __init__(
+        self, num_classes: int = 10, in_chans: int = 3, depth: int = 34, width: int = 10,
+        global_pool: str = "avg", drop_rate: float = 0.0,
+    ) -> None:  # fmt: skip
+        super().__init__(64 * width, num_classes, drop_rate)
+        if (depth - 4) % 6:
+            raise ValueError(f"depth must be 6n + 4, not {depth}")
+        widths = [16, 16 * width, 32 * width, 64 * width]
+        self.conv1 = nn.Conv2d(in_chans, 16, 3, 1, 1, bias=False)
+        for i, (wide_in, wide_out) in enumerate(zip(widths, widths[1:], strict=False), start=1):
+            first = WideBlock(wide_in, wide_out, 1 if i == 1 else 2)
+            rest = [WideBlock(wide_out, wide_out, 1) for _ in range((depth - 4) // 6 - 1)]
+            self.add_module(f"block{i}", nn.Sequential(first, *rest))
+        self.bn1 = nn.BatchNorm2d(64 * width)
+        self._initialise()
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, 64 width, H/4, W/4]"""
+        x = self.conv1(x)
+        for i in range(1, 4):
+            x = self.get_submodule(f"block{i}")(x)
+        return F.relu(self.bn1(x))
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
+                nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
+        nn.init.zeros_(self.linear.bias)
+
+
+class WideBlock(nn.Module):
+    """Pre-activation basic block; a shortcut that convolves takes the activated input."""
+
+    def __init__(self, wide_in: int, wide_out: int, stride: int) -> None:
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(wide_in), nn.Conv2d(wide_in, wide_out, 3, stride, 1, bias=False)
+        self.bn2, self.conv2 = nn.BatchNorm2d(wide_out), nn.Conv2d(wide_out, wide_out, 3, 1, 1, bias=False)
+        self.shortcut = nn.Conv2d(wide_in, wide_out, 1, stride, bias=False) if wide_in != wide_out else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in, H, W] -> [B, out, H/stride, W/stride]"""
+        active = F.relu(self.bn1(x))
+        carried = self.shortcut(active) if self.shortcut else x
+        out: Tensor = carried + self.conv2(F.relu(self.bn2(self.conv1(active))))
+        return out
+
+
+@register_model
+def cifar_wrn34_10(pretrained: bool = False, **knobs: Any) -> nn.Module:
+    """WRN-34-10 of TRADES, MART and MAIL's code: 46,160,474 parameters with 10 classes."""
+    return make(WideResNet, "cifar_wrn34_10", pretrained, **knobs)
+
+
+@register_model
+def cifar_wrn32_10(pretrained: bool = False, **knobs: Any) -> nn.Module:
+    """The paper's WRN-32-10: the same network as cifar_wrn34_10, its depth counted without the shortcuts."""
+    return make(WideResNet, "cifar_wrn32_10", pretrained, **knobs)
+
+
+@register_model
+def cifar_wrn28_10(pretrained: bool = False, **knobs: Any) -> nn.Module:
+    """WRN-28-10, the usual network with extra data."""
+    return make(WideResNet, "cifar_wrn28_10", pretrained, **{"depth": 28, **knobs})
+
+
+@register_model
+def cifar_wrn16_2(pretrained: bool = False, **knobs: Any) -> nn.Module:
+    """WRN-16-2, small enough for a CPU."""
+    return make(WideResNet, "cifar_wrn16_2", pretrained, **{"depth": 16, "width": 2, **knobs})

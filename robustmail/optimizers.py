@@ -1,0 +1,41 @@
+"""Optimisers as values of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from robustmail.values import check
+
+__all__ = ["SGD", "Optimizer"]
+
+
+@runtime_checkable
+class Optimizer(Protocol):
+    """Makes a torch optimiser; its `lr` is read anew at each epoch."""
+
+    lr: float
+
+    def __call__(self, parameters: Iterable[torch.nn.Parameter], /) -> torch.optim.Optimizer: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGD:
+    """Stochastic gradient descent with momentum; weight decay on every parameter, BatchNorm and biases included,
+    as in the paper's code and all of its relatives."""
+
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 3.5e-3
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def __call__(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(
+            parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
+        )

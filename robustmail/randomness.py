@@ -1,0 +1,46 @@
+"""All randomness is a function of (seed, purpose, where we are), so nothing has to be remembered to resume, and
+what one part draws cannot change what another part sees."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+__all__ = ["forked", "generator", "key", "reseed"]
+
+
+def key(*where: int | str) -> int:
+    """A 63-bit number for a place in a run: key(seed, "attack", epoch, step)."""
+    return int.from_bytes(hashlib.blake2b(repr(where).encode(), digest_size=8).digest(), "big") >> 1
+
+
+def generator(*where: int | str) -> torch.Generator:
+    """A CPU generator of its own for a place in a run, the same on every device."""
+    return torch.Generator().manual_seed(key(*where))
+
+
+def reseed(*where: int | str) -> None:
+    """Seed the global generators of torch, numpy and Python for a place in a run; only ever inside `forked`."""
+    seed = key(*where)
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+@contextmanager
+def forked(device: torch.device | str = "cpu") -> Iterator[None]:
+    """Let libraries draw from, and reseed, the global generators of torch, numpy and Python; then put them back."""
+    device = torch.device(device)
+    cuda = [device.index if device.index is not None else torch.cuda.current_device()] if device.type == "cuda" else []
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=cuda):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])

@@ -1,0 +1,195 @@
+"""A recipe says what to do, as a frozen value: which data, model, attack, loss, weights, and for how long."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from robustmail.attacks.view import check_budget
+from robustmail.errors import PluginError, RecipeError, did_you_mean
+from robustmail.optimizers import SGD, Optimizer
+from robustmail.rehearsal import Passes, rehearse
+from robustmail.step import Attack, Margin, Objective, Perturbation, Step, Terms, Weighter
+from robustmail.values import check, describe, label, parts, schedules, transform, where
+
+__all__ = ["Loss", "Recipe"]
+
+
+class Loss(NamedTuple):
+    """The batch's loss and what went into it: total = mean(weights * weighted + plain)."""
+
+    total: Tensor
+    terms: Terms
+    margin: Tensor | None = None
+    """[B], or None where nothing is weighted"""
+    weights: Tensor | None = None
+    """[B], or None where nothing is weighted"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What to train, and how; a value that can be compared, printed and derived from.
+
+    data: where images come from, e.g. cifar10(). model: a timm name, ours included, or a function
+    (classes, channels) -> nn.Module. normalize: (mean, std) per channel inside the model, or None as in the paper.
+    attack, objective, margin, weight, perturb: the method. burn_in: epochs with all weights one.
+    eps: budget of validation and evaluation, by default the attack's own. attack_mode: mode of BatchNorm and dropout
+    while attacking. validate: the attack that picks the best epoch on images held out of the training set.
+    evaluate: what is run on the test set at the end, on the weights that `select` names; test_size: on the first so
+    many test images only. Any field, and any field of a field, may be a schedule such as Stairs.
+    """
+
+    data: Callable[[], Any]
+    model: str | Callable[[int, int], nn.Module]
+    attack: Attack
+    objective: Objective
+    margin: Margin | None = None
+    weight: Weighter | None = None
+    burn_in: int = 0
+    perturb: Perturbation | None = None
+    epochs: int
+    batch: int = 128
+    optimizer: Optimizer = SGD()
+    normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    eps: float | None = None
+    attack_mode: str = "eval"
+    validate: str = "pgd10"
+    evaluate: tuple[str, ...] = ("nat", "pgd100")
+    select: str = "best"
+    test_size: int | None = None
+    device: str = "auto"
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        check(self)
+        if isinstance(self.evaluate, list):
+            object.__setattr__(self, "evaluate", tuple(self.evaluate))
+        self._check_ranges()
+        self._check_method()
+
+    def but(self, **changes: Any) -> Recipe:
+        """The same recipe with some fields changed. Raises RecipeError for a field that does not exist."""
+        fields = parts(self)
+        for name in changes:
+            if name not in fields:
+                raise RecipeError(f"Recipe (given {name}=...)", f"no field {name!r}", did_you_mean(name, fields))
+        return dataclasses.replace(self, **changes)
+
+    def at(self, epoch: float) -> Recipe:
+        """The recipe in force at a 0-based epoch: schedules resolved, no weights during the burn-in."""
+        now = transform(self, lambda schedule: schedule.at_epoch(epoch))
+        return dataclasses.replace(now, margin=None, weight=None) if epoch < self.burn_in else now
+
+    def turns(self) -> list[int]:
+        """The epochs, 0 first, at which something new begins."""
+        turns = {0, self.burn_in, *(turn for s in schedules(self) for turn in s.turns())}
+        return sorted(turn for turn in turns if turn < self.epochs)
+
+    def reckon(self, step: Step) -> Loss:
+        """The loss of one batch with its ingredients.
+
+        The objective goes first: it alone decides which forward passes run in train mode, and in which order. The
+        margin looks second, through a detached window; so it can act through the weights and in no other way.
+        Raises PluginError if a plugin returns something of the wrong shape.
+        """
+        terms = self.objective(step)
+        if not isinstance(terms, Terms):
+            raise _broken("objective", self.objective, f"returned {type(terms).__name__}, not Terms(weighted, plain)")
+        _expect_batch("objective", self.objective, terms.weighted, len(step.y))
+        if not isinstance(terms.plain, (int, float)):
+            _expect_batch("objective", self.objective, terms.plain, len(step.y))
+        if self.margin is None or self.weight is None:
+            return Loss((terms.weighted + terms.plain).mean(), terms)
+        with torch.no_grad():
+            margin = self.margin(step.detached())
+            _expect_batch("margin", self.margin, margin, len(step.y))
+            weights = self.weight(margin)
+            _expect_batch("weight", self.weight, weights, len(step.y))
+        return Loss((weights * terms.weighted + terms.plain).mean(), terms, margin, weights)
+
+    def loss(self, step: Step) -> Tensor:
+        """The loss of one batch: mean(w * weighted + plain), w = weight(margin), detached."""
+        return self.reckon(step).total
+
+    def rehearse(self, classes: int = 10, shape: tuple[int, int, int] = (3, 8, 8)) -> dict[int, Passes]:
+        """Run one step of every phase on four random images and a linear model, before anything expensive starts.
+
+        Returns the forward and backward passes of a step, by the epoch at which each phase begins.
+        Raises PluginError or RecipeError, naming the plugin and its file.
+        """
+        return {epoch: rehearse(self.at(epoch), classes, shape) for epoch in self.turns()}
+
+    @property
+    def budget(self) -> float:
+        """eps of validation and evaluation."""
+        eps = self.eps if self.eps is not None else getattr(self.attack, "eps", None)
+        if eps is None:
+            raise RecipeError(
+                "Recipe", f"the attack {label(self.attack)} has no eps to evaluate with", "Add eps=8/255."
+            )
+        return float(eps)
+
+    @property
+    def formula(self) -> str:
+        """The loss in one line, with the weights spelt out on a second where there are any."""
+        weighted, plain = getattr(self.objective, "formula", (f"{label(self.objective)}.weighted", "plain"))
+        inner = f"w * {weighted}" if self.weight else weighted
+        text = f"loss = mean( {inner}{' + ' + plain if plain else ''} )"
+        if self.weight is None:
+            return text
+        start = f" from epoch {self.burn_in} on, 1 before" if self.burn_in else ""
+        return f"{text}\n   w = {describe(self.weight)} of {describe(self.margin)}{start}"
+
+    def _check_ranges(self) -> None:
+        for name, least in {"epochs": 1, "batch": 1, "burn_in": 0, "test_size": 1, "seed": 0}.items():
+            value = getattr(self, name)
+            if isinstance(value, int) and value < least:
+                raise RecipeError(f"Recipe (given {name}={value})", f"{name} must be at least {least}")
+        for name, known in {"attack_mode": ("eval", "train"), "select": ("best", "last")}.items():
+            if getattr(self, name) not in known:
+                raise RecipeError(
+                    f"Recipe (given {name}={getattr(self, name)!r})", f"{name} must be {known[0]!r} or {known[1]!r}"
+                )
+        for who, eps in {"Recipe": self.eps, label(self.attack): getattr(self.attack, "eps", None)}.items():
+            check_budget(who, _norm(self.attack), eps=eps)
+
+    def _check_method(self) -> None:
+        if (self.margin is None) != (self.weight is None):
+            missing, there = ("weight", "margin") if self.weight is None else ("margin", "weight")
+            raise RecipeError(
+                f"Recipe (given {there}={describe(getattr(self, there))})",
+                f"a {there} does nothing without a {missing}",
+                f"Add {missing}={'Sigmoid(slope=2.0, bias=0.0)' if missing == 'weight' else 'pm_adv'}.",
+            )
+        counted, taken = getattr(self.weight, "steps", None), getattr(self.attack, "steps", None)
+        if isinstance(counted, int) and isinstance(taken, int) and counted != taken:
+            raise RecipeError(
+                f"Recipe (given weight.steps={counted}, attack.steps={taken})",
+                "the weight counts steps of the attack, so the two must be equal",
+                f"Set weight.steps={taken} too.",
+            )
+
+
+def _norm(attack: Any) -> str:
+    return "l2" if str(getattr(attack, "norm", "linf")).lower() in ("l2", "2") else "linf"
+
+
+def _expect_batch(kind: str, plugin: Any, value: Any, size: int) -> None:
+    if not isinstance(value, Tensor):
+        raise _broken(kind, plugin, f"returned {type(value).__name__}, not a tensor of shape [B]")
+    if value.shape != (size,):
+        raise _broken(
+            kind, plugin, f"returned shape {list(value.shape)} for a batch of {size}, expected [{size}]",
+            "Return one number per example.",
+        )  # fmt: skip
+
+
+def _broken(kind: str, plugin: Any, wrong: str, todo: str = "") -> PluginError:
+    return PluginError(f"{kind} {label(plugin)} ({where(plugin)})", wrong, todo)
+
+

@@ -1,0 +1,129 @@
+"""What training and evaluation tell the world: plain numbers, no tensors. Whoever shows, stores or tests reads these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = [
+    "Attacked", "Attacking", "Begun", "EpochDone", "Finished", "Forecast", "Record", "StepDone", "WeightStats",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run begins, or goes on at (epoch, step)."""
+
+    name: str
+    formula: str
+    model: str
+    parameters: int
+    data: str
+    sizes: tuple[int, int, int]
+    """images to train on, to validate on, to test on"""
+    device: str
+    epochs: int
+    steps: int
+    burn_in: int
+    epoch: int = 0
+    step: int = 0
+    folder: str = ""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """How long the rest will take, measured on the first steps."""
+
+    training: float
+    """seconds, validation included"""
+    evaluation: float
+    """seconds, at most"""
+    per_step: float
+    on_cpu: bool
+
+
+@dataclass(frozen=True)
+class WeightStats:
+    """What the weights do to a batch."""
+
+    ess: float
+    """effective sample size (sum w)^2 / sum w^2, as a share of the batch"""
+    top: float
+    """share of the weighted loss that the heaviest 3 % of the examples carry"""
+    right: float | None
+    """mean weight of examples whose adversarial image is classified correctly; None if there are none"""
+    wrong: float | None
+    """mean weight of the others"""
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One training step."""
+
+    epoch: int
+    step: int
+    """1 after the first step of the epoch"""
+    images: int
+    lr: float
+    loss: float
+    weighted: float
+    plain: float
+    adv: float
+    """training accuracy on the adversarial images, 0 ... 1"""
+    nat: float | None
+    """training accuracy on the natural images, where they were looked at"""
+    margin: str
+    histogram: tuple[int, ...]
+    span: tuple[float, float]
+    weights: WeightStats | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """One epoch with its validation: a row of metrics.csv."""
+
+    row: dict[str, Any]
+    best: bool
+
+
+@dataclass(frozen=True)
+class Attacking:
+    """An evaluation under way: `done` of `n` images tried by this stage, `standing` not broken yet."""
+
+    attack: str
+    stage: str
+    done: int
+    n: int
+    standing: int
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """The verdict of one attack over the test set."""
+
+    name: str
+    correct: int
+    n: int
+    accuracy: float
+    low: float
+    """lower end of the 95 % Wilson interval"""
+    high: float
+    seconds: float
+    settings: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The run is over."""
+
+    folder: str
+    rows: tuple[Attacked, ...]
+    weights: str
+    epoch: int
+    """the 0-based epoch whose weights were evaluated"""
+    before: bool = False
+    """it had been finished before, and nothing was done"""
+
+
+Record = Begun | Forecast | StepDone | EpochDone | Attacking | Attacked | Finished

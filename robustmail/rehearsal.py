@@ -1,0 +1,141 @@
+"""One step on four random images and a linear model: a wrong plugin fails here, before a GPU is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from robustmail.attacks.view import viewed
+from robustmail.errors import PluginError, RobustmailError
+from robustmail.randomness import forked, reseed
+from robustmail.step import Adversarial, Step
+from robustmail.values import label, where
+
+if TYPE_CHECKING:
+    from robustmail.recipe import Loss, Recipe
+
+__all__ = ["Passes", "attacked", "rehearse"]
+
+T = TypeVar("T")
+
+
+class Passes(NamedTuple):
+    """What one training step costs, in passes of the whole batch through the model."""
+
+    attack: tuple[int, int]
+    """forward, backward"""
+    update: tuple[int, int]
+    """forward, backward, of the loss, the margin and the weight perturbation"""
+
+    @property
+    def total(self) -> tuple[int, int]:
+        """forward, backward"""
+        return self.attack[0] + self.update[0], self.attack[1] + self.update[1]
+
+
+def attacked(recipe: Recipe, model: nn.Module, x: Tensor, y: Tensor) -> Adversarial:
+    """Run the recipe's attack on a batch through a safe view of the model, and give its result one shape."""
+    with viewed(model, recipe.attack_mode) as view:
+        found = recipe.attack(view, x, y)
+    found = Adversarial(found) if isinstance(found, Tensor) else found
+    if not isinstance(found, Adversarial) or found.x.shape != x.shape:
+        got = list(found.x.shape) if isinstance(found, Adversarial) else type(found).__name__
+        raise PluginError(
+            f"attack {label(recipe.attack)} ({where(recipe.attack)})",
+            f"returned {got}, expected images of shape {list(x.shape)}",
+        )
+    return Adversarial(found.x.detach(), found.trace)
+
+
+def rehearse(now: Recipe, classes: int, shape: tuple[int, int, int]) -> Passes:
+    """Run one training step of a recipe without schedules; count its passes."""
+    with forked(), torch.enable_grad():
+        reseed("rehearsal")
+        model = _Counting(classes, shape)
+        x, y = torch.rand(4, *shape), torch.arange(4) % classes
+        found = _guarded("attack", now.attack, lambda: attacked(now, model, x, y))
+        attack = model.counted()
+        _check_images(now, x, found.x)
+        step = Step(model, x, y, found.x, found.trace)
+        around: Any = nullcontext()
+        if now.perturb:
+            around = _guarded("perturb", now.perturb, lambda: now.perturb(model, lambda: now.loss(step.again())))  # type: ignore[misc]
+        with around:
+            loss = _guarded("loss", now.objective, lambda: now.reckon(step))
+            _check_loss(now, loss)
+            loss.total.backward()  # type: ignore[no-untyped-call]
+        return Passes(attack, model.counted())
+
+
+class _Counting(nn.Module):
+    """A linear classifier that counts the passes through it."""
+
+    def __init__(self, classes: int, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.linear = nn.Linear(shape[0] * shape[1] * shape[2], classes)
+        self.passes = [0, 0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.linear(x.flatten(1))
+        self.passes[0] += 1
+        if logits.requires_grad:
+            logits.register_hook(self._backward)
+        return logits
+
+    def _backward(self, _: Tensor) -> None:
+        self.passes[1] += 1
+
+    def counted(self) -> tuple[int, int]:
+        """Passes since the last call."""
+        forward, backward = self.passes
+        self.passes = [0, 0]
+        return forward, backward
+
+
+def _guarded(kind: str, plugin: Any, call: Callable[[], T]) -> T:
+    try:
+        return call()
+    except RobustmailError:
+        raise
+    except Exception as error:  # a plugin may fail in any way; the user needs its name and place
+        raise PluginError(
+            f"{kind} of {label(plugin)} ({_line(error) or where(plugin)})",
+            f"failed in rehearsal with {type(error).__name__}: {error}",
+        ) from error
+
+
+def _line(error: BaseException) -> str:
+    """file:line of the innermost frame that is neither torch's nor ours."""
+    trace, found = error.__traceback__, ""
+    while trace:
+        file = trace.tb_frame.f_code.co_filename
+        if "site-packages" not in file and "/robustmail/" not in file:
+            found = f"{file}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return found
+
+
+def _check_images(now: Recipe, x: Tensor, found: Tensor) -> None:
+    who = f"attack {label(now.attack)} ({where(now.attack)})"
+    if not found.isfinite().all():
+        raise PluginError(who, "returned NaN or infinite pixels")
+    if found.min() < 0 or found.max() > 1:
+        raise PluginError(who, f"left the box: pixels span [{found.min():.3g}, {found.max():.3g}]", "Clamp to [0, 1].")
+
+
+def _check_loss(now: Recipe, loss: Loss) -> None:
+    def broken(kind: str, plugin: Any, wrong: str, todo: str = "") -> PluginError:
+        return PluginError(f"{kind} {label(plugin)} ({where(plugin)})", wrong, todo)
+
+    if loss.margin is not None and not loss.margin.isfinite().all():
+        raise broken("margin", now.margin, "returned NaN or infinity", "Look for a division or a logarithm of zero.")
+    if loss.weights is not None and not (loss.weights.isfinite().all() and loss.weights.min() >= 0):
+        raise broken("weight", now.weight, f"returned {loss.weights.tolist()}", "Weights are finite and not negative.")
+    if not loss.terms.weighted.requires_grad:
+        raise broken("objective", now.objective, "returned a loss without a graph", "Do not detach, nor use no_grad.")
+    if not loss.total.isfinite():
+        raise broken("objective", now.objective, f"returned a loss of {loss.total.item()}")

@@ -1,0 +1,80 @@
+"""Records as plain lines: for a pipe, a log file, and whoever reads without colours."""
+
+from __future__ import annotations
+
+from robustmail.records import Attacked, Attacking, Begun, EpochDone, Finished, Forecast, Record, StepDone
+
+__all__ = ["duration", "line", "percent"]
+
+LONG = 3 * 3600.0  # a CPU run beyond this deserves a word of warning
+
+
+def line(record: Record) -> str:
+    """One record in a sentence or a few lines."""
+    match record:
+        case Begun():
+            return _begun(record)
+        case Forecast():
+            return _forecast(record)
+        case StepDone():
+            nat = "" if record.nat is None else f", natural {percent(record.nat)}"
+            weights = f", ESS {percent(record.weights.ess)}" if record.weights else ""
+            speed = record.images / record.seconds
+            return (
+                f"epoch {record.epoch + 1} step {record.step}: loss {record.loss:.4f}, "
+                f"adversarial {percent(record.adv)}{nat}{weights}, {speed:.0f} images/s"
+            )
+        case EpochDone():
+            row = record.row
+            return (
+                f"epoch {row['epoch'] + 1} done: loss {row['train_loss']:.4f}, validation natural "
+                f"{percent(row['val_nat'])}, robust {percent(row['val_rob'])}{', best so far' if record.best else ''}"
+            )
+        case Attacking():
+            return f"{record.attack} ({record.stage}): {record.done} of {record.n} tried, {record.standing} stand"
+        case Attacked():
+            interval = f"[{percent(record.low)}, {percent(record.high)}]"
+            return (
+                f"{record.name}: {percent(record.accuracy)} {interval}, "
+                f"{record.correct} of {record.n}, {record.seconds:.1f} s"
+            )
+        case Finished():
+            before = " had been finished before; --fresh begins anew" if record.before else " finished"
+            return f"{record.folder}:{before}"
+
+
+def percent(share: float) -> str:
+    """0.4321 -> 43.2 %"""
+    return f"{100 * share:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """4000 -> 1 h 7 min"""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _begun(record: Begun) -> str:
+    train, validation, test = record.sizes
+    where = f", going on at epoch {record.epoch + 1}, step {record.step + 1}" if record.epoch or record.step else ""
+    return (
+        f"{record.name}: {record.model} ({record.parameters:,} parameters) on {record.data}, {record.device}{where}\n"
+        f"{record.formula}\n"
+        f"{train:,} images to train on, {validation:,} to validate, {test:,} to test; "
+        f"{record.epochs} epochs of {record.steps} steps"
+    )
+
+
+def _forecast(record: Forecast) -> str:
+    text = (
+        f"forecast: {duration(record.training)} of training left ({record.per_step:.2f} s a step), "
+        f"then at most {duration(record.evaluation)} of evaluation"
+    )
+    if record.on_cpu and record.training + record.evaluation > LONG:
+        text += (
+            "\nthat is long on a CPU. Ways out: a GPU; a narrow model (model=cifar_resnet18_w16); fewer epochs "
+            "(epochs=10); fewer or weaker attacks (evaluate=nat,pgd20 test_size=1000); data='digits()' model=small_cnn"
+        )
+    return text

@@ -1,0 +1,218 @@
+"""The training loop: a generator of plain records. Whoever iterates, shows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from robustmail.data.images import augment, batches, to_float
+from robustmail.errors import NonFiniteError
+from robustmail.evaluation.suite import cost, plan, trial
+from robustmail.models.classifier import build
+from robustmail.randomness import forked, generator, reseed
+from robustmail.recipe import Loss, Recipe
+from robustmail.records import Attacked, Begun, EpochDone, Forecast, Record, StepDone
+from robustmail.rehearsal import attacked, rehearse
+from robustmail.step import Step
+from robustmail.train.gauges import gauge
+from robustmail.train.state import State
+from robustmail.values import describe, label
+
+__all__ = ["fit", "reproduce"]
+
+WARM_UP = 5  # steps before a forecast
+SAVE_EVERY = 60.0  # seconds between two states within an epoch
+
+
+def fit(recipe: Recipe, state: State | None = None, name: str = "recipe") -> Iterator[Record]:
+    """Train, yielding a record after each step and each epoch; the state is saved on the way.
+
+    for record in fit(recipe): print(record)
+
+    Raises NonFiniteError at a loss that is not finite; the model is then as it was before that step.
+    """
+    state = state or State.fresh(recipe)
+    steps = len(batches(len(state.train.y), recipe.batch, generator(0)))
+    yield _begun(recipe, state, steps, name)
+    clock = _Clock(recipe, state, steps)
+    while state.epoch < recipe.epochs:
+        now = recipe.at(state.epoch)
+        for group in state.optimizer.param_groups:
+            group["lr"] = now.optimizer.lr
+        order = batches(len(state.train.y), recipe.batch, generator(recipe.seed, "order", state.epoch))
+        for indices in order[state.step :]:
+            yield (done := _train_step(now, state, indices))
+            if (forecast := clock.tick(done)) is not None:
+                yield forecast
+        yield _end_epoch(now, state)
+
+
+def work_through(now: Recipe, model: nn.Module, x: Tensor, y: Tensor, update: Callable[[Loss], None]) -> tuple[Step, Loss]:
+    """One batch: attack it, reckon its loss, and hand that to `update`, inside the perturbation of the weights.
+
+    The caller has seeded the generators, and clears the gradients.
+    """
+    found = attacked(now, model, x, y)
+    step = Step(model, x, y, found.x, found.trace)
+    model.train()
+    around: AbstractContextManager[None] = nullcontext()
+    if now.perturb is not None:
+        around = now.perturb(model, lambda: now.loss(step.again()))
+    with around:  # the optimiser steps inside: the order of AWP's authors
+        loss = now.reckon(step)
+        update(loss)
+    return step, loss
+
+
+def reproduce(dump: str | Path, recipe: Recipe) -> float:
+    """The loss of the batch in a run's nonfinite.pt, reckoned again with the recipe that it stopped.
+
+    Raises NonFiniteError where it was already the attack that met NaN.
+    """
+    content = torch.load(dump, map_location="cpu", weights_only=True)
+    x, y, epoch, step = (content[name] for name in ("x", "y", "epoch", "step"))
+    model = build(recipe.model, content["classes"], x.shape[1], recipe.normalize)
+    model.load_state_dict(content["model"])
+    with forked():
+        reseed(recipe.seed, "step", epoch, step)
+        _, loss = work_through(recipe.at(epoch), model, x, y, lambda _: None)
+    return loss.total.item()
+
+
+def _train_step(now: Recipe, state: State, indices: Tensor) -> StepDone:
+    began = time.perf_counter()
+    where = (state.epoch, state.step)
+    part, model = state.train, state.model
+    rng = generator(now.seed, "augment", *where)
+    x = to_float(augment(part.x[indices.to(state.device)], state.images.pad, state.images.flip, rng))
+    y = part.y[indices.to(state.device)]
+    with forked(state.device), torch.enable_grad():
+        reseed(now.seed, "step", *where)
+        try:
+            state.optimizer.zero_grad(set_to_none=True)
+            step, loss = work_through(now, model, x, y, _updater(now, state.optimizer))
+        except NonFiniteError as error:
+            raise _stopped(error, state, indices, x, y) from error
+    state.step += 1
+    done = gauge(now, step, loss, where, began)
+    for metric, value in _metrics(done).items():
+        total = state.sums.setdefault(metric, [0.0, 0.0])
+        total[0] += value * done.images
+        total[1] += done.images
+    if time.monotonic() - state.saved_at > SAVE_EVERY:
+        state.save()
+    return done
+
+
+def _updater(now: Recipe, optimizer: torch.optim.Optimizer) -> Callable[[Loss], None]:
+    def update(loss: Loss) -> None:
+        if not loss.total.isfinite():
+            raise NonFiniteError("the loss", f"is {loss.total.item()}{_culprit(now, loss)}")
+        loss.total.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return update
+
+
+def _end_epoch(now: Recipe, state: State) -> EpochDone:
+    means = {name: total / count for name, (total, count) in state.sums.items() if count}
+    scores = _validate(now, state)
+    columns = ("loss", "weighted", "plain", "nat", "adv", "ess", "top", "right", "wrong")
+    row = {
+        "epoch": state.epoch, "lr": now.optimizer.lr, "weights": "on" if now.weight else "off",
+        **{f"train_{name}": means.get(name, "") for name in columns}, **scores,
+    }  # fmt: skip
+    better = scores["val_rob"] > state.best
+    if better:
+        state.best, state.best_epoch = scores["val_rob"], state.epoch
+        state.write_weights("best")  # before the state: a kill in between repeats the epoch, and the file with it
+    state.history.append(row)
+    state.write_weights("last")
+    state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
+    state.save()
+    return EpochDone(row, better)
+
+
+def _validate(now: Recipe, state: State) -> dict[str, float]:
+    """Natural and robust accuracy on the held-out images, the same noise at each epoch."""
+    scores = {}
+    for name, attack in {"val_nat": "nat", "val_rob": now.validate}.items():
+        what = plan(attack, now.budget, state.images.classes)
+        verdict = [r for r in trial(state.model, state.validation, what, now.seed) if isinstance(r, Attacked)]
+        scores[name] = verdict[0].accuracy
+    return scores
+
+
+def _metrics(done: StepDone) -> dict[str, float]:
+    weights = done.weights
+    found = {"loss": done.loss, "weighted": done.weighted, "plain": done.plain, "adv": done.adv, "nat": done.nat}
+    if weights:
+        found |= {"ess": weights.ess, "top": weights.top, "right": weights.right, "wrong": weights.wrong}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _begun(recipe: Recipe, state: State, steps: int, name: str) -> Begun:
+    sizes = len(state.train.y), len(state.validation.y), len(state.images.test.first(recipe.test_size).y)
+    return Begun(
+        name=name, formula=recipe.formula, model=describe(recipe.model).strip("'"),
+        parameters=sum(p.numel() for p in state.model.parameters()), data=state.images.name, sizes=sizes,
+        device=_device_name(state.device), epochs=recipe.epochs, steps=steps, burn_in=recipe.burn_in,
+        epoch=state.epoch, step=state.step, folder=str(state.folder or ""),
+    )  # fmt: skip
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"cpu ({torch.get_num_threads()} threads)"
+
+
+def _culprit(now: Recipe, loss: Loss) -> str:
+    """Which ingredient of the loss is to blame."""
+    for what, value in {f"margin {label(now.margin)}": loss.margin, "weights": loss.weights,
+                        "weighted term": loss.terms.weighted, "plain term": loss.terms.plain}.items():  # fmt: skip
+        if isinstance(value, Tensor) and not value.isfinite().all():
+            return f" (first in the {what})"
+    return ""
+
+
+def _stopped(error: NonFiniteError, state: State, indices: Tensor, x: Tensor, y: Tensor) -> NonFiniteError:
+    path = state.dump(indices, x, y)
+    batch = ", ".join(map(str, indices[:8].tolist())) + (", ..." if len(indices) > 8 else "")
+    kept = f"The batch is in {path} (robustmail.reproduce reads it); the last saved state stays." if path else ""
+    return NonFiniteError(
+        f"epoch {state.epoch}, step {state.step} (training images {batch})",
+        f"{error.who} {error.wrong}", f"{kept} Lower optimizer.lr.",
+    )  # fmt: skip
+
+
+class _Clock:
+    """Makes one forecast, from the first steps after the very first."""
+
+    def __init__(self, recipe: Recipe, state: State, steps: int) -> None:
+        self.recipe, self.state, self.steps = recipe, state, steps
+        self.seen: list[float] = []
+        self.told = False
+
+    def tick(self, done: StepDone) -> Forecast | None:
+        """A forecast when there is enough to make one from, once."""
+        self.seen.append(done.seconds * self.recipe.batch / done.images)
+        if self.told or len(self.seen) < min(WARM_UP + 1, self.steps):
+            return None
+        self.told = True
+        recipe, state = self.recipe, self.state
+        per_step = median(self.seen[1:] or self.seen)
+        # One step is so many passes of a batch; an evaluation is so many passes of its images.
+        forward, backward = rehearse(recipe.at(recipe.epochs - 1), state.images.classes, state.images.shape).total
+        per_pass = per_step / (forward + 2 * backward) / recipe.batch
+        left = (recipe.epochs - state.epoch) * self.steps - state.step
+        validation = per_pass * cost(recipe.validate) * len(state.validation.y) * (recipe.epochs - state.epoch)
+        n = len(state.images.test.first(recipe.test_size).y)
+        evaluation = per_pass * n * sum(map(cost, recipe.evaluate))
+        return Forecast(left * per_step + validation, evaluation, per_step, state.device.type == "cpu")

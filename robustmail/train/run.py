@@ -1,0 +1,300 @@
+"""A run is a recipe in a folder: begun, continued, evaluated, finished; never mixed up with another."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+import torch
+
+from robustmail.errors import RunError
+from robustmail.evaluation.suite import plan, trial
+from robustmail.files import write_json, write_text
+from robustmail.models.classifier import check_name
+from robustmail.recipe import Recipe
+from robustmail.records import Attacked, Finished, Record
+from robustmail.train.loop import fit
+from robustmail.train.state import State, pick_device
+from robustmail.values import describe, flatten
+
+__all__ = ["Signals", "Stopped", "preflight", "run", "status"]
+
+OURS = (
+    "recipe.py", "recipe.json", "metrics.csv", "log.txt", "state.pt", "best.safetensors", "last.safetensors",
+    "results.json", "curves.png", "nonfinite.pt", "lock",
+)  # fmt: skip
+NOT_THE_METHOD = {"device"}  # a run may go on elsewhere
+
+
+class Stopped(BaseException):
+    """Somebody asked the process to stop; what was worth saving is saved."""
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+        super().__init__(signal.Signals(signum).name)
+
+
+class Signals:
+    """Catches SIGINT and SIGTERM: during training the step under way is finished and saved, otherwise at once."""
+
+    def __init__(self) -> None:
+        self.asked: int | None = None
+        self._deferring = False
+
+    @contextmanager
+    def caught(self) -> Iterator[Signals]:
+        """Handle the signals inside the block."""
+        before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """The first signal inside the block only sets `asked`; a second one does not wait."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+
+    def _handle(self, signum: int, _: FrameType | None) -> None:
+        if self._deferring and self.asked is None:
+            self.asked = signum
+        else:
+            raise Stopped(signum)
+
+
+def preflight(recipe: Recipe) -> None:
+    """Everything that can be known to be wrong before data are loaded: plugins, names, device.
+
+    Raises the error of whatever is wrong; writes nothing.
+    """
+    pick_device(recipe.device)
+    if isinstance(recipe.model, str):
+        check_name(recipe.model)
+    for attack in (recipe.validate, *recipe.evaluate):
+        plan(attack, recipe.at(0).budget, classes=10)
+    recipe.rehearse()
+
+
+def status(recipe: Recipe, folder: Path, fresh: bool = False, yes: bool = False) -> str:
+    """What running the recipe in the folder means: "new", "continue", "finished", or "replace" with `fresh`.
+
+    Reads only. Raises RunError: a folder of another recipe (naming the fields that differ), one with other things in
+    it, or an unfinished run that `fresh` would delete without `yes`.
+    """
+    if not folder.exists():
+        return "new"
+    if not folder.is_dir():
+        raise RunError(str(folder), "is a file, not a folder", "Pass another --out.")
+    foreign = {path.name for path in folder.iterdir() if path.name.removesuffix(".tmp") not in OURS}
+    if foreign:
+        raise RunError(
+            str(folder), f"holds things that are no run's: {', '.join(sorted(foreign)[:3])}",
+            "Pass an empty folder with --out.",
+        )  # fmt: skip
+    begun = (folder / "state.pt").exists()
+    if fresh:
+        finished = begun and _read_json(folder / "results.json").get("complete", False)
+        if begun and not finished and not yes:
+            raise RunError(str(folder), "holds a run that is not finished", "Add --yes to delete it, or drop --fresh.")
+        return "replace"
+    if not begun:
+        return "new"
+    _refuse_another(recipe, _read_json(folder / "recipe.json"), folder)
+    return "finished" if _read_json(folder / "results.json").get("complete") else "continue"
+
+
+def run(
+    recipe: Recipe, folder: Path, name: str, source: Path | None = None, fresh: bool = False, yes: bool = False,
+    signals: Signals | None = None,
+) -> Iterator[Record]:  # fmt: skip
+    """Train, or go on training, in a folder; evaluate the chosen weights on the test set; write results.json.
+
+    Raises RunError if the folder is in use or not this recipe's, Stopped after a signal, and whatever `fit` raises.
+    Nothing is written before the recipe was rehearsed, the data loaded and the model built.
+    """
+    if status(recipe, folder, fresh, yes) == "finished":
+        yield _finished(folder, before=True)
+        return
+    preflight(recipe)
+    state = State.fresh(recipe)
+    recipe.rehearse(state.images.classes, state.images.shape)
+    _make(folder)
+    with _locked(folder):
+        _enter(recipe, state, folder, status(recipe, folder, fresh, yes), source)
+        yield from _train(recipe, state, name, signals or Signals())
+        yield from _evaluate(recipe, state, folder)
+        yield _finished(folder)
+
+
+def _enter(recipe: Recipe, state: State, folder: Path, what: str, source: Path | None) -> None:
+    """Put the state into the folder, or the folder's state into ours."""
+    state.folder = folder
+    if what == "continue":
+        state.load()
+        return
+    for name in OURS:
+        if name != "lock":
+            (folder / name).unlink(missing_ok=True)
+    write_json(folder / "recipe.json", flatten(recipe))
+    if source is not None:
+        write_text(folder / "recipe.py", source.read_text())
+    state.save()
+
+
+def _train(recipe: Recipe, state: State, name: str, signals: Signals) -> Iterator[Record]:
+    with signals.deferred():
+        for record in fit(recipe, state, name):
+            yield record
+            if signals.asked is not None:
+                state.save()
+                raise Stopped(signals.asked)
+
+
+def _evaluate(recipe: Recipe, state: State, folder: Path) -> Iterator[Record]:
+    """Attack the test set, once; a verdict that is in results.json already is not computed again."""
+    chosen = state.best_epoch if recipe.select == "best" else recipe.epochs - 1
+    now = recipe.at(chosen)
+    state.read_weights(recipe.select)
+    test = state.images.test.first(recipe.test_size).to(state.device)
+    rows = [Attacked(**row) for row in _read_json(folder / "results.json").get("attacks", [])]
+    done = {row.name for row in rows}
+    for row in rows:
+        yield row
+    for name in recipe.evaluate:
+        if name in done:
+            continue
+        for record in trial(state.model, test, plan(name, now.budget, state.images.classes), recipe.seed):
+            yield record
+            if isinstance(record, Attacked):
+                rows.append(record)
+                _write_results(recipe, state, folder, rows, chosen)
+    _write_results(recipe, state, folder, rows, chosen, complete=True)
+
+
+def _write_results(
+    recipe: Recipe, state: State, folder: Path, rows: list[Attacked], chosen: int, complete: bool = False
+) -> None:
+    content = {
+        "complete": complete,
+        "weights": {
+            "file": f"{recipe.select}.safetensors", "epoch": chosen,
+            "chosen_by": f"{recipe.validate} on {len(state.validation.y)} images held out of train"
+            if recipe.select == "best" else "last epoch",
+        },
+        "attacks": [asdict(row) for row in rows],
+        "provenance": {
+            "versions": _versions(), "commit": _commit(), "seed": recipe.seed, "hardware": _hardware(state.device),
+            "data": {"name": state.images.name, "fingerprint": state.images.fingerprint},
+            "recipe": flatten(recipe), "text": describe(recipe), "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        },
+    }  # fmt: skip
+    write_json(folder / "results.json", content)
+
+
+def _finished(folder: Path, before: bool = False) -> Finished:
+    results = _read_json(folder / "results.json")
+    rows = tuple(Attacked(**row) for row in results["attacks"])
+    return Finished(str(folder), rows, results["weights"]["file"], results["weights"]["epoch"], before)
+
+
+def _refuse_another(recipe: Recipe, there: dict[str, Any], folder: Path) -> None:
+    here = flatten(recipe)
+    differ = [k for k in {**there, **here} if there.get(k) != here.get(k) and k not in NOT_THE_METHOD]
+    if differ:
+        shown = "; ".join(f"{k}: {there.get(k, 'absent')} there, {here.get(k, 'absent')} here" for k in differ[:4])
+        more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
+        raise RunError(
+            str(folder), f"holds a run of another recipe ({shown}{more})",
+            "Pass another --out, or --fresh to begin anew.",
+        )  # fmt: skip
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(str(folder), f"cannot be made ({error.strerror})", "Pass another --out.") from error
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Only one process at a time works in a folder; the lock falls with the process, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # no such thing on this platform
+        yield
+        return
+    with _open_lock(folder) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunError(str(folder), "another process is working in it", "Wait for it, or pass another --out.") from error
+        yield
+
+
+def _open_lock(folder: Path) -> TextIO:
+    try:
+        return open(folder / "lock", "w")
+    except OSError as error:
+        raise RunError(str(folder), f"cannot be written ({error.strerror})", "Pass another --out.") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise RunError(str(path), f"damaged ({error})", "Begin anew with --fresh --yes.") from error
+    return content if isinstance(content, dict) else {}
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("robustmail", "torch", "torchvision", "torchattacks", "adversarial-robustness-toolbox", "timm", "numpy"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _commit() -> str | None:
+    """The commit of this checkout, with a + where it has changes; None outside one."""
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return None
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=20).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "HEAD")
+        return (commit + "+" * bool(git("status", "--porcelain", "--untracked-files=no"))) or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _hardware(device: torch.device) -> dict[str, Any]:
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    cpu = platform.processor() or platform.machine()
+    if sys.platform == "linux":
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
+    return {"device": str(device), "gpu": gpu, "cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads()}

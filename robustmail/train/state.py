@@ -1,0 +1,160 @@
+"""Everything that training needs to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from robustmail.data.images import Images, Part, hold_out
+from robustmail.errors import DeviceError, RunError
+from robustmail.files import write, write_text
+from robustmail.models.classifier import Classifier, build
+from robustmail.randomness import forked, reseed
+from robustmail.recipe import Recipe
+from robustmail.values import describe, flatten
+
+__all__ = ["State", "pick_device"]
+
+FORMAT = 1
+
+
+@dataclass
+class State:
+    """A model under training, its data, and how far it is.
+
+    `epoch` and `step` say what comes next; `sums` are the running sums of the epoch's metrics, `history` its rows.
+    No generator is stored: all randomness is a function of (seed, epoch, step).
+    """
+
+    recipe: Recipe
+    model: Classifier
+    optimizer: torch.optim.Optimizer
+    images: Images
+    train: Part
+    validation: Part
+    device: torch.device
+    folder: Path | None = None
+    epoch: int = 0
+    step: int = 0
+    sums: dict[str, list[float]] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: float = -1.0
+    best_epoch: int = -1
+    saved_at: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def fresh(cls, recipe: Recipe, folder: Path | None = None) -> State:
+        """Load the data, build the model, move both to the device.
+
+        Raises DeviceError, DataError or ModelError; nothing has been written then.
+        """
+        device = pick_device(recipe.device)
+        images = recipe.data()
+        train, validation = hold_out(images, recipe.seed)
+        with forked(device):
+            reseed(recipe.seed, "init")
+            model = build(recipe.model, images.classes, images.shape[0], recipe.normalize).to(device)
+        optimizer = recipe.at(0).optimizer(model.parameters())
+        return cls(recipe, model, optimizer, images, train.to(device), validation.to(device), device, folder)
+
+    def save(self) -> None:
+        """Write state.pt and metrics.csv, each at once; without a folder, nothing."""
+        self.saved_at = time.monotonic()
+        if self.folder is None:
+            return
+        content = {
+            "format": FORMAT, "recipe": flatten(self.recipe), "data": self.images.fingerprint,
+            "epoch": self.epoch, "step": self.step, "sums": self.sums, "history": self.history,
+            "best": self.best, "best_epoch": self.best_epoch, "threads": torch.get_num_threads(),
+            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+        }  # fmt: skip
+        write(self.folder / "state.pt", lambda path: torch.save(content, path))
+        write_text(self.folder / "metrics.csv", _csv(self.history))
+
+    def load(self) -> None:
+        """Go on from state.pt.
+
+        Raises RunError if it is damaged or the data are not the ones it was trained on.
+        """
+        path = _folder(self) / "state.pt"
+        try:
+            content = torch.load(path, map_location=self.device, weights_only=True)
+            if content["format"] != FORMAT:
+                raise RunError(str(path), f"has format {content['format']}, this version reads {FORMAT}")
+            if content["data"] != self.images.fingerprint:
+                raise RunError(str(path), "the data have changed since this run began", "Bring them back, or use --fresh.")
+            self.model.load_state_dict(content["model"])
+            self.optimizer.load_state_dict(content["optimizer"])
+        except (RuntimeError, KeyError, EOFError, OSError, ValueError) as error:
+            raise RunError(str(path), f"damaged ({str(error).splitlines()[0]})", "Start anew with --fresh --yes.") from error
+        for name in ("epoch", "step", "sums", "history", "best", "best_epoch"):
+            setattr(self, name, content[name])
+
+    def write_weights(self, name: str) -> None:
+        """Write NAME.safetensors with what is needed to use it; without a folder, nothing."""
+        if self.folder is None:
+            return
+        weights = {key: value.detach().cpu().contiguous() for key, value in self.model.state_dict().items()}
+        facts = {
+            "model": describe(self.recipe.model).strip("'"), "classes": self.images.classes,
+            "channels": self.images.shape[0], "shape": list(self.images.shape), "data": self.images.name,
+            "normalize": self.recipe.normalize, "eps": self.recipe.at(self.epoch).budget, "epoch": self.epoch,
+        }  # fmt: skip
+        metadata = {"robustmail": json.dumps(facts), "format": "pt"}
+        write(self.folder / f"{name}.safetensors", lambda path: save_file(weights, path, metadata))
+
+    def read_weights(self, name: str) -> None:
+        """Put the weights of NAME.safetensors into the model."""
+        if self.folder is not None:
+            self.model.load_state_dict(load_file(self.folder / f"{name}.safetensors", device=str(self.device)))
+
+    def dump(self, indices: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> Path | None:
+        """Write nonfinite.pt: the batch and the weights with which `reproduce` fails in the same way."""
+        if self.folder is None:
+            return None
+        content = {
+            "epoch": self.epoch, "step": self.step, "indices": indices.cpu(), "x": x.cpu(), "y": y.cpu(),
+            "model": self.model.state_dict(), "classes": self.images.classes,
+        }  # fmt: skip
+        path = self.folder / "nonfinite.pt"
+        write(path, lambda temporary: torch.save(content, temporary))
+        return path
+
+
+def pick_device(name: str) -> torch.device:
+    """"auto" is the first GPU where there is one. Raises DeviceError for one that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"device={name!r}", "no such device", "Use auto, cpu, cuda or cuda:1.") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise DeviceError(f"device={name!r}", f"this machine has {count} CUDA devices", "Use device=auto or cpu.")
+    elif device.type != "cpu":
+        raise DeviceError(f"device={name!r}", f"{device.type} is not supported", "Use auto, cpu, cuda or cuda:1.")
+    return device
+
+
+def _folder(state: State) -> Path:
+    assert state.folder is not None
+    return state.folder
+
+
+def _csv(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,160 @@
+"""A recipe is a tree of frozen dataclasses; this module reads, checks, changes and prints such trees.
+
+Everything that needs to know how a value is made of parts (overrides, schedules, `show`, the comparison of two
+recipes) goes through here, so that a plugin needs to be nothing but a callable or a frozen dataclass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import inspect
+import math
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from robustmail.errors import RecipeError
+from robustmail.schedules import Schedule, Stairs
+
+T = TypeVar("T")
+
+
+def parts(value: Any) -> dict[str, Any]:
+    """The named fields of a dataclass instance; nothing for anything else."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    return {}
+
+
+def transform(value: T, change: Callable[[Any], Any]) -> T:
+    """Rebuild a tree with `change` applied to every schedule in it; the very same object where none changed."""
+    if isinstance(value, Schedule):
+        return typing.cast(T, change(value))
+    old = parts(value)
+    new = {name: transform(part, change) for name, part in old.items()}
+    if all(new[name] is old[name] for name in old):
+        return value
+    return dataclasses.replace(value, **new)  # type: ignore[type-var]
+
+
+def schedules(value: Any) -> Iterator[Schedule]:
+    """Every schedule in the tree."""
+    if isinstance(value, Schedule):
+        yield value
+    else:
+        for part in parts(value).values():
+            yield from schedules(part)
+
+
+def check(value: Any) -> None:
+    """Compare every field of a dataclass instance with its annotation; for use in `__post_init__`.
+
+    Raises RecipeError, naming the field, what was given and what was expected.
+    """
+    hints = _hints(type(value))
+    for name, part in parts(value).items():
+        if not fits(part, hints[name]):
+            raise RecipeError(f"{describe_head(value)} (given {name}={describe(part)})", f"{name} must be {readable(hints[name])}")
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Does `value` fit the annotation `hint`? A schedule fits everywhere: its values are checked when they come."""
+    if hint is Any or isinstance(value, Schedule):
+        return True
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, arg) for arg in args)
+    if origin is typing.Literal:
+        return any(value == arg and type(value) is type(arg) for arg in args)
+    if origin is tuple:
+        items = args[:1] * len(value) if isinstance(value, (tuple, list)) and args[-1] is ... else args
+        return isinstance(value, (tuple, list)) and len(value) == len(items) and all(map(fits, value, items))
+    if hint in (int, float):
+        number = isinstance(value, int) or (hint is float and isinstance(value, float) and not math.isnan(value))
+        return number and not isinstance(value, bool)
+    if hint is None or hint is type(None):
+        return value is None
+    if origin is not None or getattr(hint, "_is_protocol", False):
+        return callable(value) and not isinstance(value, type)
+    return isinstance(value, hint)
+
+
+def readable(hint: Any) -> str:
+    """The annotation in a user's words."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(readable(a) for a in args)
+    if origin is typing.Literal:
+        return " or ".join(repr(a) for a in args)
+    if origin is tuple:
+        return f"a tuple of {readable(args[0])}"
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", type(None): "None"}
+    return words.get(hint) or f"a {getattr(hint, '__name__', str(hint)).lower()}"
+
+
+def label(value: Any) -> str:
+    """The name that a user would type: a function's own, or that of a dataclass."""
+    return str(getattr(value, "__label__", None) or getattr(value, "__name__", None) or type(value).__name__)
+
+
+def describe(value: Any) -> str:
+    """One line of source that makes the value again: `TRADES(beta=5.0)`, `8/255`, `pm_adv`."""
+    if isinstance(value, Stairs):
+        return "Stairs({" + ", ".join(f"{k}: {describe(v)}" for k, v in value.steps.items()) + "})"
+    if isinstance(value, float) and len(repr(value)) > 8 and round(value * 255) / 255 == value:
+        return f"{round(value * 255)}/255"
+    if isinstance(value, (tuple, list)):
+        inner = ", ".join(describe(v) for v in value)
+        return f"({inner},)" if len(value) == 1 else f"({inner})"
+    named = parts(value)
+    if named or dataclasses.is_dataclass(value):
+        first = getattr(value, "__given__", ())
+        inner = [repr(v) for v in first] + [f"{name}={describe(part)}" for name, part in named.items()]
+        return f"{label(value)}({', '.join(inner)})"
+    if callable(value):
+        return label(value)
+    return repr(value)
+
+
+def flatten(value: Any, path: str = "") -> dict[str, str]:
+    """{"weight.slope": "2.0", ...}: every leaf with its path; own functions carry a hash of their source."""
+    named = parts(value)
+    if named and not isinstance(value, Schedule):
+        flat = {path: describe_head(value)} if path else {}
+        for name, part in named.items():
+            flat |= flatten(part, f"{path}.{name}" if path else name)
+        return flat
+    return {path: describe(value) + _source_mark(value)}
+
+
+def describe_head(value: Any) -> str:
+    """The name of a dataclass value with what it was given by position, without its fields."""
+    given = getattr(value, "__given__", ())
+    return label(value) + (f"({', '.join(map(repr, given))})" if given else "") + _source_mark(value)
+
+
+def where(value: Any) -> str:
+    """`file.py:12` of a plugin's source, or its module where there is none to show."""
+    target = value if inspect.isfunction(value) or inspect.isclass(value) else type(value)
+    try:
+        return f"{inspect.getsourcefile(target)}:{inspect.getsourcelines(target)[1]}"
+    except (OSError, TypeError):
+        return str(target.__module__)
+
+
+def _source_mark(value: Any) -> str:
+    target = value if inspect.isfunction(value) or inspect.isclass(value) else type(value)
+    if not callable(value) or str(target.__module__).split(".")[0] in ("robustmail", "builtins"):
+        return ""
+    try:
+        return f" (source {hashlib.sha256(inspect.getsource(target).encode()).hexdigest()[:8]})"
+    except (OSError, TypeError):
+        return ""
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
