@@ -1,7 +1,7 @@
 """MAIL-TRADES on 1,797 handwritten digits that come with scikit-learn: a minute on two CPU cores, no network needed.
 
-    robustmail run recipes/quickstart.py
-    robustmail run quickstart weight.slope=5 --out runs/steeper
+robustmail run recipes/quickstart.py
+robustmail run quickstart weight.slope=5 --out runs/steeper
 """
 
 from robustmail import SGD, TRADES, Recipe, Sigmoid, Stairs, digits, pm_adv, torchattack

@@ -1,9 +1,10 @@
-"""Which plugins and recipes exist, read from source text and package metadata: nothing is imported, so it is instant."""
+"""Which plugins and recipes exist, read from source text and package metadata: nothing is imported."""
 
 from __future__ import annotations
 
 import ast
 import functools
+import re
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 __all__ = ["KINDS", "Entry", "entries", "places", "recipe_files", "summary"]
 
 HERE = Path(__file__).parent
+
+SENTENCE = re.compile(r"(?<!Eq|al|\.\.)\. (?=[A-Z])")
 
 KINDS: dict[str, tuple[str, ...]] = {
     "attacks": ("attacks.torchattacks", "attacks.art", "attacks.pgd", "attacks.autoattack"),
@@ -39,7 +42,7 @@ class Entry:
 @functools.cache
 def entries(kind: str) -> dict[str, Entry]:
     """Everything of a kind by name: ours, then what installed packages offer."""
-    found = {}
+    found: dict[str, Entry] = {}
     for module in KINDS[kind]:
         found |= {name: Entry(name, text, f"robustmail.{module}") for name, text in _public(module).items()}
     for point in entry_points(group=f"robustmail.{kind}"):
@@ -66,7 +69,7 @@ def summary(path: Path) -> str:
 
 def _public(module: str) -> dict[str, str]:
     tree = ast.parse((HERE / Path(*module.split("."))).with_suffix(".py").read_text())
-    names = next(
+    names: list[str] = next(
         (ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and _target(n) == "__all__"), []
     )
     return {
@@ -77,7 +80,7 @@ def _public(module: str) -> dict[str, str]:
 
 
 def _first_sentence(text: str) -> str:
-    return " ".join(text.split("\n\n")[0].split()).split(". ")[0]
+    return SENTENCE.split(" ".join(text.split("\n\n")[0].split()))[0].rstrip(".")
 
 
 def _target(node: ast.Assign) -> str:

@@ -23,7 +23,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     name="robustmail",
     help="Train networks against adversarial attacks, and decide which examples the training listens to.",
-    no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
 )  # fmt: skip
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A built-in recipe, a file, or FILE:VARIABLE.")]
@@ -36,7 +36,7 @@ WHAT = ("recipes", *catalogue.KINDS)
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-    traceback: Annotated[bool, typer.Option("--traceback", help="Print the whole traceback of an error.")] = False,
+    full: Annotated[bool, typer.Option("--traceback", help="With any verb: print an error's whole traceback.")] = False,
 ) -> None:
     if version:
         print(f"robustmail {__version__}")
@@ -113,7 +113,9 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
 
 
 @app.command("list")
-def list_(what: Annotated[str | None, typer.Argument(metavar="[KIND]", help=f"One of {', '.join(WHAT)}.")] = None) -> None:
+def list_(
+    what: Annotated[str | None, typer.Argument(metavar="[KIND]", help=f"One of {', '.join(WHAT)}.")] = None,
+) -> None:
     """List recipes, plugins and models; installed packages' too."""
     if what is not None and what not in WHAT:
         raise RecipeError(f"list {what}", "no such kind", did_you_mean(what, WHAT))
@@ -151,7 +153,7 @@ def copy(
 
 def main() -> None:
     """Run the command line; every error that a user can cause is one line and exit code 2."""
-    words = sys.argv[1:]
+    words = sys.argv[1:] or ["--help"]
     loud = "--traceback" in words
     command = typer.main.get_command(app)
     try:
@@ -169,7 +171,9 @@ def main() -> None:
         if (wrong := _usage(error)) is not None:
             _complain(wrong, loud)
             sys.exit(2)
-        _complain(f"unexpected {type(error).__name__}: {' '.join(str(error).split())}. Add --traceback to see where", loud)
+        _complain(
+            f"unexpected {type(error).__name__}: {' '.join(str(error).split())}. Add --traceback to see where", loud
+        )
         sys.exit(1)
 
 

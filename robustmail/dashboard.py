@@ -11,7 +11,7 @@ from types import TracebackType
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -89,7 +89,7 @@ class Dashboard:
         self._console = console
         self._bars = Progress(
             TextColumn("{task.description:<7}"), BarColumn(None), TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console, expand=True,
+            TimeRemainingColumn(), TextColumn("left"), console=console, expand=True,
         )  # fmt: skip
         self._begun: Begun | None = None
         self._forecast: Forecast | None = None
@@ -181,7 +181,8 @@ class Dashboard:
         table = Table.grid(padding=(0, 2))
         nat = "–" if self._nat is None else percent(self._nat)
         for name, value in (
-            ("loss", f"{step.loss:.4f}"), ("  weighted part", f"{step.weighted:.4f}"), ("  plain part", f"{step.plain:.4f}"),
+            ("loss", f"{step.loss:.4f}"),
+            ("  weighted part", f"{step.weighted:.4f}"), ("  plain part", f"{step.plain:.4f}"),
             ("natural accuracy", nat), ("adversarial accuracy", percent(step.adv)), ("learning rate", f"{step.lr:g}"),
         ):  # fmt: skip
             table.add_row(name, Text(value, justify="right"))
@@ -189,14 +190,15 @@ class Dashboard:
 
     def _margins(self, step: StepDone) -> RenderableType:
         low, high = step.span
-        width, tall = 2 * len(step.histogram), 5
+        wide, tall = 3 if self._console.width >= 120 else 2, 5
+        width = wide * len(step.histogram)
         top = max(step.histogram) or 1
         edges = [low + (high - low) * (i + 0.5) / len(step.histogram) for i in range(len(step.histogram))]
         text = Text()
         for row in range(tall - 1, -1, -1):
             for count, middle in zip(step.histogram, edges, strict=True):
                 eighths = min(8, max(0, round(count / top * tall * 8) - row * 8))
-                text.append(BLOCKS[eighths] * 2, style=BELOW if middle < 0 else ABOVE)
+                text.append(BLOCKS[eighths] * wide, style=BELOW if middle < 0 else ABOVE)
             text.append("\n")
         scale = f"{low:g}".ljust(width // 2 - 1) + f"{(low + high) / 2:g}"
         text.append(scale.ljust(width - len(f"{high:g}")) + f"{high:g}", style="dim")

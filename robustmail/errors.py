@@ -1,14 +1,14 @@
 """Every error a user can meet, with one shape: who (given what): what is wrong. What to do.
 
-    RobustmailError
-    ├── RecipeError        a recipe file, field or override
-    ├── PluginError        an attack, margin, weighter or objective that breaks its contract
-    ├── AttackError        an attack that left its ball or was fed something that is no image
-    ├── DataError          a data set that is missing, damaged or not what it says
-    ├── ModelError         a model that does not exist or does not fit
-    ├── DeviceError        a device that is not there
-    ├── RunError           a run folder that is taken, finished or of another recipe
-    └── NonFiniteError     training or an attack met NaN or infinity
+RobustmailError
+├── RecipeError        a recipe file, field or override
+├── PluginError        an attack, margin, weighter or objective that breaks its contract
+├── AttackError        an attack that left its ball or was fed something that is no image
+├── DataError          a data set that is missing, damaged or not what it says
+├── ModelError         a model that does not exist or does not fit
+├── DeviceError        a device that is not there
+├── RunError           a run folder that is taken, finished or of another recipe
+└── NonFiniteError     training or an attack met NaN or infinity
 """
 
 from __future__ import annotations

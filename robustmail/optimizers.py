@@ -17,7 +17,8 @@ __all__ = ["SGD", "Optimizer"]
 class Optimizer(Protocol):
     """Makes a torch optimiser; its `lr` is read anew at each epoch."""
 
-    lr: float
+    @property
+    def lr(self) -> float: ...
 
     def __call__(self, parameters: Iterable[torch.nn.Parameter], /) -> torch.optim.Optimizer: ...
 

@@ -94,7 +94,9 @@ def read(text: str, kind: str | None = None) -> Any:
     try:
         node = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError) as error:
-        raise RecipeError(repr(text), "cannot be read", "Put texts in quotes inside a call: npz('file.npz').") from error
+        raise RecipeError(
+            repr(text), "cannot be read", "Put texts in quotes inside a call: npz('file.npz')."
+        ) from error
     return _read(node, kind)
 
 

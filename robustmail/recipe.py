@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from robustmail.attacks.view import check_budget
 from robustmail.errors import PluginError, RecipeError, did_you_mean
 from robustmail.optimizers import SGD, Optimizer
-from robustmail.rehearsal import Passes, rehearse
+from robustmail.rehearsal import Passes, ask, rehearse
 from robustmail.step import Attack, Margin, Objective, Perturbation, Step, Terms, Weighter
 from robustmail.values import check, describe, label, parts, schedules, transform, where
 
@@ -97,7 +97,7 @@ class Recipe:
         margin looks second, through a detached window; so it can act through the weights and in no other way.
         Raises PluginError if a plugin returns something of the wrong shape.
         """
-        terms = self.objective(step)
+        terms = ask("objective", self.objective, step)
         if not isinstance(terms, Terms):
             raise _broken("objective", self.objective, f"returned {type(terms).__name__}, not Terms(weighted, plain)")
         _expect_batch("objective", self.objective, terms.weighted, len(step.y))
@@ -106,9 +106,9 @@ class Recipe:
         if self.margin is None or self.weight is None:
             return Loss((terms.weighted + terms.plain).mean(), terms)
         with torch.no_grad():
-            margin = self.margin(step.detached())
+            margin = ask("margin", self.margin, step.detached())
             _expect_batch("margin", self.margin, margin, len(step.y))
-            weights = self.weight(margin)
+            weights = ask("weight", self.weight, margin)
             _expect_batch("weight", self.weight, weights, len(step.y))
         return Loss((weights * terms.weighted + terms.plain).mean(), terms, margin, weights)
 
@@ -142,8 +142,9 @@ class Recipe:
         text = f"loss = mean( {inner}{' + ' + plain if plain else ''} )"
         if self.weight is None:
             return text
-        start = f" from epoch {self.burn_in} on, 1 before" if self.burn_in else ""
-        return f"{text}\n   w = {describe(self.weight)} of {describe(self.margin)}{start}"
+        weight = getattr(self.weight, "formula", describe(self.weight) + " of {m}").format(m=label(self.margin))
+        start = f"; from epoch {self.burn_in + 1} on, 1 before" if self.burn_in else ""
+        return f"{text}\n   w = {weight}{start}"
 
     def _check_ranges(self) -> None:
         for name, least in {"epochs": 1, "batch": 1, "burn_in": 0, "test_size": 1, "seed": 0}.items():
@@ -191,5 +192,3 @@ def _expect_batch(kind: str, plugin: Any, value: Any, size: int) -> None:
 
 def _broken(kind: str, plugin: Any, wrong: str, todo: str = "") -> PluginError:
     return PluginError(f"{kind} {label(plugin)} ({where(plugin)})", wrong, todo)
-
-

@@ -1,4 +1,4 @@
-"""What training and evaluation tell the world: plain numbers, no tensors. Whoever shows, stores or tests reads these."""
+"""What training and evaluation tell the world: plain numbers, no tensors."""
 
 from __future__ import annotations
 

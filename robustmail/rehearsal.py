@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from robustmail.attacks.view import viewed
-from robustmail.errors import PluginError, RobustmailError
+from robustmail.errors import PluginError, RobustmailError, did_you_mean
 from robustmail.randomness import forked, reseed
 from robustmail.step import Adversarial, Step
-from robustmail.values import label, where
+from robustmail.values import label, raised_at, where
 
 if TYPE_CHECKING:
     from robustmail.recipe import Loss, Recipe
 
-__all__ = ["Passes", "attacked", "rehearse"]
+__all__ = ["Passes", "ask", "attacked", "rehearse"]
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ class Passes(NamedTuple):
 def attacked(recipe: Recipe, model: nn.Module, x: Tensor, y: Tensor) -> Adversarial:
     """Run the recipe's attack on a batch through a safe view of the model, and give its result one shape."""
     with viewed(model, recipe.attack_mode) as view:
-        found = recipe.attack(view, x, y)
+        found = ask("attack", recipe.attack, view, x, y)
     found = Adversarial(found) if isinstance(found, Tensor) else found
     if not isinstance(found, Adversarial) or found.x.shape != x.shape:
         got = list(found.x.shape) if isinstance(found, Adversarial) else type(found).__name__
@@ -57,15 +57,15 @@ def rehearse(now: Recipe, classes: int, shape: tuple[int, int, int]) -> Passes:
         reseed("rehearsal")
         model = _Counting(classes, shape)
         x, y = torch.rand(4, *shape), torch.arange(4) % classes
-        found = _guarded("attack", now.attack, lambda: attacked(now, model, x, y))
+        found = attacked(now, model, x, y)
         attack = model.counted()
         _check_images(now, x, found.x)
         step = Step(model, x, y, found.x, found.trace)
         around: Any = nullcontext()
         if now.perturb:
-            around = _guarded("perturb", now.perturb, lambda: now.perturb(model, lambda: now.loss(step.again())))  # type: ignore[misc]
+            around = ask("perturb", now.perturb, model, lambda: now.loss(step.again()))
         with around:
-            loss = _guarded("loss", now.objective, lambda: now.reckon(step))
+            loss = now.reckon(step)
             _check_loss(now, loss)
             loss.total.backward()  # type: ignore[no-untyped-call]
         return Passes(attack, model.counted())
@@ -96,35 +96,33 @@ class _Counting(nn.Module):
         return forward, backward
 
 
-def _guarded(kind: str, plugin: Any, call: Callable[[], T]) -> T:
+def ask(kind: str, plugin: Callable[..., T], *args: Any) -> T:
+    """Call a plugin; should it fail, in whatever way, the error names it and its line (raises PluginError)."""
     try:
-        return call()
+        return plugin(*args)
     except RobustmailError:
         raise
-    except Exception as error:  # a plugin may fail in any way; the user needs its name and place
+    except Exception as error:
+        near = did_you_mean(error.name, dir(error.obj)) if isinstance(error, AttributeError) and error.name else ""
         raise PluginError(
-            f"{kind} of {label(plugin)} ({_line(error) or where(plugin)})",
-            f"failed in rehearsal with {type(error).__name__}: {error}",
-        ) from error
-
-
-def _line(error: BaseException) -> str:
-    """file:line of the innermost frame that is neither torch's nor ours."""
-    trace, found = error.__traceback__, ""
-    while trace:
-        file = trace.tb_frame.f_code.co_filename
-        if "site-packages" not in file and "/robustmail/" not in file:
-            found = f"{file}:{trace.tb_lineno}"
-        trace = trace.tb_next
-    return found
+            f"{kind} {label(plugin)} ({raised_at(error) or where(plugin)})",
+            f"failed with {type(error).__name__}: {error}", near if near.startswith("Did") else "",
+        ) from error  # fmt: skip
 
 
 def _check_images(now: Recipe, x: Tensor, found: Tensor) -> None:
     who = f"attack {label(now.attack)} ({where(now.attack)})"
+    eps = getattr(now.attack, "eps", None)
     if not found.isfinite().all():
         raise PluginError(who, "returned NaN or infinite pixels")
     if found.min() < 0 or found.max() > 1:
         raise PluginError(who, f"left the box: pixels span [{found.min():.3g}, {found.max():.3g}]", "Clamp to [0, 1].")
+    if isinstance(eps, float) and str(getattr(now.attack, "norm", "linf")).lower() in ("linf", "inf"):
+        reach = (found - x).abs().max().item()
+        if reach > eps + 1e-6:
+            raise PluginError(
+                who, f"left its ball: {reach:.4g} from the image, eps is {eps:.4g}", "Clamp the difference."
+            )
 
 
 def _check_loss(now: Recipe, loss: Loss) -> None:
@@ -133,8 +131,13 @@ def _check_loss(now: Recipe, loss: Loss) -> None:
 
     if loss.margin is not None and not loss.margin.isfinite().all():
         raise broken("margin", now.margin, "returned NaN or infinity", "Look for a division or a logarithm of zero.")
-    if loss.weights is not None and not (loss.weights.isfinite().all() and loss.weights.min() >= 0):
-        raise broken("weight", now.weight, f"returned {loss.weights.tolist()}", "Weights are finite and not negative.")
+    if now.weight is not None:
+        for margin in (loss.margin, torch.linspace(-1, 1, 4)):  # four examples may all lie on one side
+            weights = ask("weight", now.weight, margin)
+            if not (weights.isfinite().all() and weights.min() >= 0):
+                raise broken(
+                    "weight", now.weight, f"returned {weights.tolist()}", "Weights are finite and not negative."
+                )
     if not loss.terms.weighted.requires_grad:
         raise broken("objective", now.objective, "returned a loss without a graph", "Do not detach, nor use no_grad.")
     if not loss.total.isfinite():

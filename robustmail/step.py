@@ -79,7 +79,7 @@ class Step:
     def detached(self) -> Step:
         """A window on this step: what was computed, without its graph; what was not is computed
         in eval mode and forgotten here, so that looking moves no BatchNorm statistic and no gradient."""
-        window = _Window(self.model, self.x, self.y, self.x_adv, self.trace)
+        window = Window(self.model, self.x, self.y, self.x_adv, self.trace)
         window._logits = {which: logits.detach() for which, logits in self._logits.items()}
         return window
 
@@ -93,7 +93,7 @@ class Step:
         return logits
 
 
-class _Window(Step):
+class Window(Step):
     def _compute(self, images: Tensor) -> Tensor:
         with torch.no_grad(), mode(self.model, "eval"):
             return super()._compute(images)

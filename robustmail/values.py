@@ -7,19 +7,21 @@ recipes) goes through here, so that a plugin needs to be nothing but a callable 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 from robustmail.errors import RecipeError
 from robustmail.schedules import Schedule, Stairs
 
 T = TypeVar("T")
+_SEEN: dict[Any, dict[str, Any]] = {}
+OURS = str(Path(__file__).parent)
 
 
 def parts(value: Any) -> dict[str, Any]:
@@ -57,7 +59,9 @@ def check(value: Any) -> None:
     hints = _hints(type(value))
     for name, part in parts(value).items():
         if not fits(part, hints[name]):
-            raise RecipeError(f"{describe_head(value)} (given {name}={describe(part)})", f"{name} must be {readable(hints[name])}")
+            raise RecipeError(
+                f"{describe_head(value)} (given {name}={describe(part)})", f"{name} must be {readable(hints[name])}"
+            )
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -111,9 +115,9 @@ def describe(value: Any) -> str:
         return f"({inner},)" if len(value) == 1 else f"({inner})"
     named = parts(value)
     if named or dataclasses.is_dataclass(value):
-        first = getattr(value, "__given__", ())
-        inner = [repr(v) for v in first] + [f"{name}={describe(part)}" for name, part in named.items()]
-        return f"{label(value)}({', '.join(inner)})"
+        given = [repr(v) for v in getattr(value, "__given__", ())]
+        knobs = [f"{name}={describe(part)}" for name, part in named.items()]
+        return f"{label(value)}({', '.join(given + knobs)})"
     if callable(value):
         return label(value)
     return repr(value)
@@ -145,6 +149,17 @@ def where(value: Any) -> str:
         return str(target.__module__)
 
 
+def raised_at(error: BaseException) -> str:
+    """`file.py:12`: the innermost line of an error that is neither an installed package's nor ours; or nothing."""
+    trace, found = error.__traceback__, ""
+    while trace:
+        file = trace.tb_frame.f_code.co_filename
+        if "site-packages" not in file and not file.startswith(OURS):
+            found = f"{file}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return found
+
+
 def _source_mark(value: Any) -> str:
     target = value if inspect.isfunction(value) or inspect.isclass(value) else type(value)
     if not callable(value) or str(target.__module__).split(".")[0] in ("robustmail", "builtins"):
@@ -155,6 +170,7 @@ def _source_mark(value: Any) -> str:
         return ""
 
 
-@functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+def _hints(cls: Any) -> dict[str, Any]:
+    if cls not in _SEEN:
+        _SEEN[cls] = typing.get_type_hints(cls)
+    return _SEEN[cls]

@@ -34,6 +34,13 @@ class Sigmoid:
     def __post_init__(self) -> None:
         check(self)
 
+    @property
+    def formula(self) -> str:
+        """The weight of a margin {m}, for people."""
+        shift = f" {'-' if self.bias > 0 else '+'} {abs(self.bias):g}" if self.bias else ""
+        u = f"sigmoid(-{self.slope:g} ({{m}}{shift}))" if shift else f"sigmoid(-{self.slope:g} {{m}})"
+        return f"u / mean(u), u = {u}" if self.scale is None else f"{self.scale:g} {u}"
+
     def __call__(self, margin: Tensor) -> Tensor:
         log_u = logsigmoid(-self.slope * (precise(margin) - self.bias))
         return _mean_one(log_u) if self.scale is None else self.scale * log_u.exp()
@@ -52,6 +59,11 @@ class Tanh:
     def __post_init__(self) -> None:
         check(self)
 
+    @property
+    def formula(self) -> str:
+        """The weight of a margin {m}, for people."""
+        return f"u / mean(u), u = (1 + tanh({self.lam:g} + 5 (1 - 2 {{m}} / {self.steps}))) / 2"
+
     def __call__(self, margin: Tensor) -> Tensor:
         argument = self.lam + 5 * (1 - 2 * precise(margin) / self.steps)
         return _mean_one(logsigmoid(2 * argument))  # (1 + tanh a) / 2 = sigmoid(2a)
@@ -68,6 +80,11 @@ class Discrete:
 
     def __post_init__(self) -> None:
         check(self)
+
+    @property
+    def formula(self) -> str:
+        """The weight of a margin {m}, for people."""
+        return f"u / mean(u), u = ({self.steps + 1} - {{m}}) / {self.steps + 1}"
 
     def __call__(self, margin: Tensor) -> Tensor:
         return _mean_one(torch.log(self.steps + 1 - precise(margin)))

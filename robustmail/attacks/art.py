@@ -7,7 +7,6 @@ import functools
 import inspect
 import logging.config
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, ClassVar
 from unittest import mock
 
@@ -27,7 +26,7 @@ QUIETER = {"verbose": False, "batch_size": None}
 
 
 def art(name: str, /, **knobs: Any) -> Any:
-    """The evasion attack `name` of ART with its own knobs: art("AutoProjectedGradientDescent", eps=8/255, eps_step=2/255).
+    """The evasion attack `name` of ART with its own knobs: art("AutoProjectedGradientDescent", eps=8/255).
 
     Returns a frozen value, called as (model, x, y) -> Adversarial. Its fields are ART's parameters with ART's
     defaults, except `verbose=False` and `batch_size=None`, which is the whole batch. ART's defaults are weak or for
@@ -89,10 +88,12 @@ def _classifier(view: nn.Module, x: Tensor) -> Any:
 def _knob_class(name: str) -> type:
     classes = {n: c for n, c in vars(_evasion()).items() if inspect.isclass(c)}
     target = library_class("art", "ART", classes, name)
-    return knob_class(_Art, "art", target, {n: d for n, d in QUIETER.items() if n in inspect.signature(target).parameters})
+    return knob_class(
+        _Art, "art", target, {n: d for n, d in QUIETER.items() if n in inspect.signature(target).parameters}
+    )
 
 
-def _evasion() -> ModuleType:
+def _evasion() -> Any:
     # `import art` configures logging, which closes the log files of whoever opened some before.
     with mock.patch.object(logging.config, "dictConfig"):
         import art.attacks.evasion

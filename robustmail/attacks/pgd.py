@@ -91,7 +91,8 @@ class PGD:
 
 
 def _length(images: Tensor) -> Tensor:
-    return images.flatten(1).norm(dim=1)
+    lengths: Tensor = torch.linalg.vector_norm(images.flatten(1), dim=1)
+    return lengths
 
 
 def _per_image(values: Tensor) -> Tensor:

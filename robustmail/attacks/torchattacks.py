@@ -18,7 +18,7 @@ from robustmail.step import Adversarial
 
 __all__ = ["torchattack"]
 
-# None means: decided at the call. torchattacks' own default would start every batch from the same noise, or assume 10 classes.
+# None means: decided at the call. torchattacks' defaults start every batch from the same noise, and assume 10 classes.
 DECIDED_LATER = {"seed": None, "n_classes": None}
 MISLEADING = {
     "AutoAttack": "runs 10 iterations where AutoAttack has 100, so its name is not earned. Use AutoAttack(eps=8/255)",

@@ -74,7 +74,7 @@ class Images:
         """A hash of every image and label, to tell whether a run goes on with the data it began with."""
         digest = hashlib.sha256()
         for tensor in (*self.train, *self.test):
-            digest.update(np.ascontiguousarray(tensor.cpu().numpy()))
+            digest.update(tensor.cpu().contiguous().numpy().data)
         return digest.hexdigest()[:16]
 
 

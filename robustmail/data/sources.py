@@ -44,7 +44,7 @@ class cifar100:
 
 @dataclass(frozen=True)
 class svhn:
-    """SVHN: 73,257 + 26,032 digits of 3x32x32 in 10 classes, downloaded by torchvision with its checksum. Not mirrored."""
+    """SVHN: 73,257 + 26,032 house numbers of 3x32x32 in 10 classes, downloaded by torchvision with its checksum."""
 
     root: str = "data"
     validation: int | None = 1000
@@ -73,7 +73,9 @@ class digits:
         x = torch.from_numpy((raw.reshape(-1, 1, 8, 8) * (255 / 16)).round().astype(np.uint8))
         y = torch.from_numpy(labels.astype(np.int64))
         test = torch.arange(len(y)) % 5 == 4
-        return Images("digits()", Part(x[~test], y[~test]), Part(x[test], y[test]), 10, self.pad, self.flip, self.validation)
+        return Images(
+            "digits()", Part(x[~test], y[~test]), Part(x[test], y[test]), 10, self.pad, self.flip, self.validation
+        )
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,9 @@ class image_folder:
         who = f"image_folder({self.path!r})"
         (train, names), (test, test_names) = (_read_folder(who, Path(self.path) / s) for s in ("train", "test"))
         if set(test_names) - set(names):
-            raise DataError(who, f"test has classes that train lacks: {', '.join(sorted(set(test_names) - set(names)))}")
+            raise DataError(
+                who, f"test has classes that train lacks: {', '.join(sorted(set(test_names) - set(names)))}"
+            )
         relabel = torch.tensor([names.index(n) for n in test_names])
         return Images(who, train, Part(test.x, relabel[test.y]), len(names), self.pad, self.flip, self.validation)
 
@@ -130,12 +134,12 @@ def _torchvision(source: Any, name: str, classes: int) -> Images:
     except OSError as error:  # URLError is one
         raise DataError(
             who, f"cannot be read or downloaded ({error})",
-            f"Connect to the network, put torchvision's {name} files into {source.root}, or use data='npz(\"file.npz\")'.",
+            f"Connect to the network, put torchvision's {name} files into {source.root}, or use data=npz('FILE').",
         ) from error  # fmt: skip
     except (RuntimeError, EOFError) as error:
         raise DataError(who, f"damaged: {error}", f"Delete torchvision's {name} files in {source.root}.") from error
-    parts = [_part(who, np.asarray(s.data), np.asarray(s.labels if name == "SVHN" else s.targets)) for s in sets]
-    return Images(who, *parts, classes, source.pad, source.flip, source.validation)
+    train, test = [_part(who, np.asarray(s.data), np.asarray(s.labels if name == "SVHN" else s.targets)) for s in sets]
+    return Images(who, train, test, classes, source.pad, source.flip, source.validation)
 
 
 def _read_npz(who: str, path: Path) -> dict[str, Any]:
@@ -146,10 +150,24 @@ def _read_npz(who: str, path: Path) -> dict[str, Any]:
         with np.load(path, allow_pickle=False) as file:
             missing = [key for key in keys if key not in file]
             if missing:
-                raise DataError(who, f"has no {', '.join(missing)}", f"Its keys are {', '.join(file)}; Keras' are {', '.join(keys)}.")
+                raise DataError(
+                    who,
+                    f"has no {', '.join(missing)}",
+                    f"Its keys are {', '.join(file)}; Keras' are {', '.join(keys)}.",
+                )
             return {key: file[key] for key in keys}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, AttributeError, TypeError) as error:
-        raise DataError(who, f"not a readable npz file ({error})", "It is truncated, damaged, or of another kind.") from error
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        zipfile.BadZipFile,
+        zipfile.LargeZipFile,
+        AttributeError,
+        TypeError,
+    ) as error:
+        raise DataError(
+            who, f"not a readable npz file ({error})", "It is truncated, damaged, or of another kind."
+        ) from error
 
 
 def _part(who: str, x: Any, y: Any) -> Part:

@@ -148,7 +148,8 @@ def _broken(view: View, attack: Attack, part: Part, chunk: Tensor, what: Plan) -
     x_adv = found.x if isinstance(found, Adversarial) else found
     x_adv = settle(what.name, view, x, x_adv, what.eps, what.norm)
     with torch.no_grad():
-        return (view(x_adv).argmax(1) != y).to(part.y.device)
+        wrong: Tensor = view(x_adv).argmax(1) != y
+        return wrong.to(part.y.device)
 
 
 def _images(view: nn.Module, part: Part, which: slice | Tensor) -> Tensor:

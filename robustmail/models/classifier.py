@@ -22,9 +22,7 @@ class Classifier(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self, net: nn.Module, normalize: tuple[Sequence[float], Sequence[float]] | None = None
-    ) -> None:
+    def __init__(self, net: nn.Module, normalize: tuple[Sequence[float], Sequence[float]] | None = None) -> None:
         super().__init__()
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         mean, std = normalize or ((0.0,), (1.0,))
@@ -51,9 +49,7 @@ def build(
     Raises ModelError: no such name (with the nearest), or a normalisation of another number of channels.
     """
     if normalize is not None and {len(normalize[0]), len(normalize[1])} - {1, channels}:
-        raise ModelError(
-            f"normalize={normalize}", f"needs one mean and one std for each of {channels} channels"
-        )
+        raise ModelError(f"normalize={normalize}", f"needs one mean and one std for each of {channels} channels")
     if callable(model):
         return Classifier(model(classes, channels), normalize)
     check_name(model)

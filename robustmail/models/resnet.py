@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
@@ -34,7 +35,7 @@ class ResNet(Network):
         self.bn1 = nn.Identity() if preact else nn.BatchNorm2d(width)
         block = PreActBlock if preact else Block
         widths = [width, width, 2 * width, 4 * width, 8 * width]
-        for i, (wide_in, wide_out) in enumerate(zip(widths, widths[1:], strict=False), start=1):
+        for i, (wide_in, wide_out) in enumerate(pairwise(widths), start=1):
             stage = nn.Sequential(block(wide_in, wide_out, 1 if i == 1 else 2), block(wide_out, wide_out, 1))
             self.add_module(f"layer{i}", stage)
         self.bn = nn.BatchNorm2d(8 * width) if preact else nn.Identity()
@@ -59,9 +60,7 @@ class Block(nn.Module):
         same = stride == 1 and wide_in == wide_out
         self.shortcut: nn.Module = nn.Identity()
         if not same:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(wide_in, wide_out, 1, stride, bias=False), nn.BatchNorm2d(wide_out)
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(wide_in, wide_out, 1, stride, bias=False), nn.BatchNorm2d(wide_out))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, H, W] -> [B, out, H/stride, W/stride]"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
@@ -24,7 +25,7 @@ class SmallCNN(Network):
     ) -> None:  # fmt: skip
         super().__init__(4 * width, num_classes, drop_rate)
         widths = [in_chans, width, 2 * width, 4 * width]
-        for i, (wide_in, wide_out) in enumerate(zip(widths, widths[1:], strict=False), start=1):
+        for i, (wide_in, wide_out) in enumerate(pairwise(widths), start=1):
             self.add_module(f"conv{i}", nn.Conv2d(wide_in, wide_out, 3, 1 if i == 1 else 2, 1, bias=False))
             self.add_module(f"bn{i}", nn.BatchNorm2d(wide_out))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
@@ -28,7 +29,7 @@ class WideResNet(Network):
             raise ValueError(f"depth must be 6n + 4, not {depth}")
         widths = [16, 16 * width, 32 * width, 64 * width]
         self.conv1 = nn.Conv2d(in_chans, 16, 3, 1, 1, bias=False)
-        for i, (wide_in, wide_out) in enumerate(zip(widths, widths[1:], strict=False), start=1):
+        for i, (wide_in, wide_out) in enumerate(pairwise(widths), start=1):
             first = WideBlock(wide_in, wide_out, 1 if i == 1 else 2)
             rest = [WideBlock(wide_out, wide_out, 1) for _ in range((depth - 4) // 6 - 1)]
             self.add_module(f"block{i}", nn.Sequential(first, *rest))

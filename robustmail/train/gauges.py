@@ -16,7 +16,7 @@ from robustmail.values import label
 
 __all__ = ["BINS", "gauge", "weight_stats"]
 
-BINS = 20
+BINS = 18  # an even number: zero is an edge
 HEAVY = 0.03  # the share of examples whose part of the loss is watched
 LOOK_AT_NATURAL = 10  # every so many steps, where the loss does not anyway
 

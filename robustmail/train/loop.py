@@ -27,7 +27,6 @@ from robustmail.values import describe, label
 __all__ = ["fit", "reproduce"]
 
 WARM_UP = 5  # steps before a forecast
-SAVE_EVERY = 60.0  # seconds between two states within an epoch
 
 
 def fit(recipe: Recipe, state: State | None = None, name: str = "recipe") -> Iterator[Record]:
@@ -53,7 +52,9 @@ def fit(recipe: Recipe, state: State | None = None, name: str = "recipe") -> Ite
         yield _end_epoch(now, state)
 
 
-def work_through(now: Recipe, model: nn.Module, x: Tensor, y: Tensor, update: Callable[[Loss], None]) -> tuple[Step, Loss]:
+def work_through(
+    now: Recipe, model: nn.Module, x: Tensor, y: Tensor, update: Callable[[Loss], None]
+) -> tuple[Step, Loss]:
     """One batch: attack it, reckon its loss, and hand that to `update`, inside the perturbation of the weights.
 
     The caller has seeded the generators, and clears the gradients.
@@ -105,8 +106,7 @@ def _train_step(now: Recipe, state: State, indices: Tensor) -> StepDone:
         total = state.sums.setdefault(metric, [0.0, 0.0])
         total[0] += value * done.images
         total[1] += done.images
-    if time.monotonic() - state.saved_at > SAVE_EVERY:
-        state.save()
+    state.save_if_due()
     return done
 
 

@@ -122,7 +122,7 @@ def status(recipe: Recipe, folder: Path, fresh: bool = False, yes: bool = False)
 
 def run(
     recipe: Recipe, folder: Path, name: str, source: Path | None = None, fresh: bool = False, yes: bool = False,
-    signals: Signals | None = None,
+    signals: Signals | None = None, save_every: float = 30.0,
 ) -> Iterator[Record]:  # fmt: skip
     """Train, or go on training, in a folder; evaluate the chosen weights on the test set; write results.json.
 
@@ -134,6 +134,7 @@ def run(
         return
     preflight(recipe)
     state = State.fresh(recipe)
+    state.save_every = save_every
     recipe.rehearse(state.images.classes, state.images.shape)
     _make(folder)
     with _locked(folder):
@@ -175,8 +176,7 @@ def _evaluate(recipe: Recipe, state: State, folder: Path) -> Iterator[Record]:
     test = state.images.test.first(recipe.test_size).to(state.device)
     rows = [Attacked(**row) for row in _read_json(folder / "results.json").get("attacks", [])]
     done = {row.name for row in rows}
-    for row in rows:
-        yield row
+    yield from rows
     for name in recipe.evaluate:
         if name in done:
             continue
@@ -245,7 +245,9 @@ def _locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise RunError(str(folder), "another process is working in it", "Wait for it, or pass another --out.") from error
+            raise RunError(
+                str(folder), "another process is working in it", "Wait for it, or pass another --out."
+            ) from error
         yield
 
 
@@ -268,7 +270,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for package in ("robustmail", "torch", "torchvision", "torchattacks", "adversarial-robustness-toolbox", "timm", "numpy"):
+    art = "adversarial-robustness-toolbox"
+    for package in ("robustmail", "torch", "torchvision", "torchattacks", art, "timm", "numpy"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -281,8 +284,10 @@ def _commit() -> str | None:
     here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return None
+
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=20).stdout.strip()
+        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=20)
+        return done.stdout.strip()
 
     try:
         commit = git("rev-parse", "HEAD")

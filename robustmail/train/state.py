@@ -48,6 +48,8 @@ class State:
     history: list[dict[str, Any]] = field(default_factory=list)
     best: float = -1.0
     best_epoch: int = -1
+    save_every: float = 30.0
+    """seconds between two saves within an epoch; it changes no result"""
     saved_at: float = field(default_factory=time.monotonic)
 
     @classmethod
@@ -79,6 +81,11 @@ class State:
         write(self.folder / "state.pt", lambda path: torch.save(content, path))
         write_text(self.folder / "metrics.csv", _csv(self.history))
 
+    def save_if_due(self) -> None:
+        """Save, if the last time was long ago."""
+        if time.monotonic() - self.saved_at >= self.save_every:
+            self.save()
+
     def load(self) -> None:
         """Go on from state.pt.
 
@@ -90,11 +97,15 @@ class State:
             if content["format"] != FORMAT:
                 raise RunError(str(path), f"has format {content['format']}, this version reads {FORMAT}")
             if content["data"] != self.images.fingerprint:
-                raise RunError(str(path), "the data have changed since this run began", "Bring them back, or use --fresh.")
+                raise RunError(
+                    str(path), "the data have changed since this run began", "Bring them back, or use --fresh."
+                )
             self.model.load_state_dict(content["model"])
             self.optimizer.load_state_dict(content["optimizer"])
         except (RuntimeError, KeyError, EOFError, OSError, ValueError) as error:
-            raise RunError(str(path), f"damaged ({str(error).splitlines()[0]})", "Start anew with --fresh --yes.") from error
+            raise RunError(
+                str(path), f"damaged ({str(error).splitlines()[0]})", "Start anew with --fresh --yes."
+            ) from error
         for name in ("epoch", "step", "sums", "history", "best", "best_epoch"):
             setattr(self, name, content[name])
 
@@ -108,7 +119,7 @@ class State:
             "channels": self.images.shape[0], "shape": list(self.images.shape), "data": self.images.name,
             "normalize": self.recipe.normalize, "eps": self.recipe.at(self.epoch).budget, "epoch": self.epoch,
         }  # fmt: skip
-        metadata = {"robustmail": json.dumps(facts), "format": "pt"}
+        metadata = {"robustmail": json.dumps(facts)}  # one key: safetensors writes several in random order
         write(self.folder / f"{name}.safetensors", lambda path: save_file(weights, path, metadata))
 
     def read_weights(self, name: str) -> None:
@@ -130,7 +141,7 @@ class State:
 
 
 def pick_device(name: str) -> torch.device:
-    """"auto" is the first GPU where there is one. Raises DeviceError for one that is not there."""
+    """The first GPU for "auto", or the CPU. Raises DeviceError for one that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,0 +1,63 @@
+"""What tests share: tiny models, real images, and where the big real data set is, if it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+HERE = Path(__file__).parent
+SHARED = HERE.parent.parent / "shared" / "data" / "cifar10-mini.npz"
+
+torch.set_num_threads(1)  # tests run side by side; two processes with two threads each would wait for one another
+
+
+class Small(nn.Module):
+    """A convolution, BatchNorm and a linear layer: everything that an attack could leave a mark on."""
+
+    def __init__(self, channels: int = 3, size: int = 8, classes: int = 10) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(channels, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.drop, self.head = nn.Dropout(0.2), nn.Linear(6 * size * size, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.drop(self.bn(self.conv(x)).relu().flatten(1)))
+
+
+@pytest.fixture
+def small() -> Small:
+    torch.manual_seed(0)
+    return Small()
+
+
+@pytest.fixture
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    """Eight random images of 3x8x8 with labels."""
+    rng = torch.Generator().manual_seed(1)
+    return torch.rand(8, 3, 8, 8, generator=rng), torch.randint(10, (8,), generator=rng)
+
+
+@pytest.fixture(scope="session")
+def slice_path() -> Path:
+    """The first 160 training and 80 test images of CIFAR-10, which live in this repository."""
+    return HERE / "data" / "cifar10-slice.npz"
+
+
+@pytest.fixture(scope="session")
+def mini_path() -> Path:
+    """The first 2,000 training and 1,000 test images of CIFAR-10, which need not be there."""
+    if not SHARED.is_file():
+        pytest.skip(f"needs {SHARED.name}, 3,000 real images in ../shared/data")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def real(slice_path: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sixteen real images in [0, 1] with labels."""
+    file = np.load(slice_path)
+    return torch.from_numpy(file["x_test"][:16]).permute(0, 3, 1, 2).float() / 255, torch.from_numpy(
+        file["y_test"][:16].astype(np.int64)
+    )
