@@ -62,7 +62,7 @@ class _Torchattack:
         check_images(who, x)
         with viewed(model) as view:
             attack = self._target(view, **self._knobs(who, view, x))
-            found = attack(x.detach(), y.long())
+            found = attack(x.detach().contiguous(), y.long())  # FAB wants plain strides
             return Adversarial(settle(who, view, x, found, getattr(self, "eps", None), self._norm))
 
     def _knobs(self, who: str, view: View, x: Tensor) -> dict[str, Any]:

@@ -30,6 +30,9 @@ class View(nn.Module):
         self.finite: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad:  # libraries call .view on gradients, which a channels-last network returns with other strides
+            x = x.view_as(x)
+            x.register_hook(Tensor.contiguous)
         logits = precise(self.model(x))
         finite = logits.detach().isfinite().all()
         self.finite = finite if self.finite is None else self.finite & finite  # read once, by `settle`

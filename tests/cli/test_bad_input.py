@@ -1,0 +1,360 @@
+"""A user's mistake is one line on stderr, exit code 2 and nothing on disk; the verbs that only read work."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from robustmail import __version__, catalogue, cli
+
+PLUGINS = """
+import torch
+from robustmail import Terms
+
+
+def square(step):
+    return step.probs_adv
+
+
+def nan(step):
+    return step.probs_adv[:, 0] * float("nan")
+
+
+def typo(step):
+    return step.probs_advv[:, 0]
+
+
+def graphless(step):
+    return Terms(step.logits_adv.detach().sum(1))
+
+
+def leap(model, x, y):
+    return x + 2
+
+
+def net():
+    return torch.nn.Flatten()
+"""
+RECIPES = {
+    "syntax.py": "x = 1\nrecipe = Recipe(",
+    "empty.py": "import robustmail",
+    "number.py": "recipe = 3",
+    "other.py": "from robustmail import load_recipe\nmine = load_recipe('quickstart')",
+    "raises.py": "x = 1\nx / 0",
+    "name.py": "from robustmail import *\nrecipe = Recipe(attack=torchatack('PGD'))",
+    "import.py": "from robustmail import TRADESS",
+    "knob.py": "from robustmail import TRADES\nTRADES(betta=5)",
+    "value.py": "from robustmail import PGD\n\nPGD(eps=8)",
+    "leaves.py": "raise SystemExit(5)",
+}
+
+
+class Said(NamedTuple):
+    code: object
+    out: str
+    err: str
+
+
+@pytest.fixture
+def robustmail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[str], Said]:
+    """Call the command line in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(words: str) -> Said:
+        monkeypatch.setattr(sys, "argv", ["robustmail", *shlex.split(words)])
+        code: object = "it came back"
+        try:
+            cli.main()
+        except SystemExit as left:
+            code = left.code
+        return Said(code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def workbench(tmp_path: Path) -> Path:
+    """A folder with broken plugins, recipes and data."""
+    for name, text in {"my.py": PLUGINS, **RECIPES}.items():
+        (tmp_path / name).write_text(text)
+    x, y = np.zeros((20, 8, 8, 1), dtype=np.uint8), np.arange(20) % 6
+    np.savez(tmp_path / "six.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    (tmp_path / "truncated.npz").write_bytes((tmp_path / "six.npz").read_bytes()[:900])
+    return tmp_path
+
+
+def tree(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*"))
+
+
+def assert_refused(said: Said, fragment: str) -> None:
+    """Exit code 2 and one line with the fragment, of which " ... " leaves something out."""
+    assert said.code == 2, said
+    assert said.err.startswith("robustmail: ")
+    assert said.err.count("\n") == 1
+    assert said.err.endswith("\n")
+    assert [part for part in fragment.split(" ... ") if part not in said.err] == []
+    assert "Traceback" not in said.out + said.err
+
+
+COMMANDS = {
+    "verb": ("chek quickstart", "No such command 'chek'. Did you mean 'check'?"),
+    "no recipe": ("run", "Missing argument 'RECIPE'"),
+    "option": ("run quickstart --plian", "No such option: --plian"),
+    "option without its value": ("run quickstart --out", "'--out' requires an argument"),
+    "kind to list": ("list margin", "list margin: no such kind. Did you mean 'margins'?"),
+    "recipe": ("run quikstart", "recipe 'quikstart': no such file, nor a built-in recipe. Did you mean 'quickstart'?"),
+    "recipe to copy": ("copy quikstart", "no such built-in recipe. Did you mean 'quickstart'?"),
+    "recipe's variable": ("check mail_at:cod", "defines no 'cod'. It has recipe, code: write mail_at:recipe."),
+    # recipe files
+    "syntax error": ("check syntax.py", "syntax.py:2: not valid Python: '(' was never closed"),
+    "file without a recipe": ("check empty.py", "empty.py: defines no 'recipe'. Write recipe = Recipe(...)."),
+    "recipe that is none": ("check number.py", "number.py: 'recipe' is no Recipe but int"),
+    "recipe under another name": ("check other.py", "defines no 'recipe'. It has mine: write other.py:mine."),
+    "file that is not there": ("check nothing.py", "recipe 'nothing.py': no such file"),
+    "file that raises": ("check raises.py", "raises.py:2: ZeroDivisionError: division by zero"),
+    "name in a file": (
+        "check name.py",
+        "name.py:2: NameError: name 'torchatack' is not defined. Did you mean 'torchattack'?",
+    ),
+    "import in a file": ("check import.py", "import.py:1: ImportError ... Did you mean 'TRADES'?"),
+    "knob in a file": ("check knob.py", "unexpected keyword argument 'betta'. Did you mean 'beta'?"),
+    "value in a file": ("check value.py", "value.py:3: PGD (given eps=8): images live in [0, 1]"),
+    # data
+    "missing data": ("run quickstart \"data=npz('no.npz')\"", "npz('no.npz'): no such file"),
+    "truncated data": ("run quickstart \"data=npz('truncated.npz')\"", "npz('truncated.npz'): not a readable npz file"),
+    "label outside": (
+        "run quickstart \"data=npz('six.npz', classes=2)\"",
+        "npz('six.npz') (train): labels span 0 ... 5",
+    ),
+    "too much held out": ("run quickstart data.validation=9999", "(given validation=9999): train has 1438 images. Set"),
+    "channels": ("run quickstart 'normalize=((.5,.5),(1,1))'", "one mean and one std for each of 1 channels"),
+}
+OVERRIDES = {  # of the quickstart
+    # fields
+    "field": ("epohcs=5", "epohcs=5: the recipe has no 'epohcs'. Did you mean 'epochs'?"),
+    "nested field": ("weight.slpoe=5", "weight.slpoe=5: no field 'slpoe' in Sigmoid. Did you mean 'slope'?"),
+    "field before the dot": ("wieght.slope=5", "no 'wieght.slope'. Did you mean 'weight.slope'?"),
+    "field of a number": ("epochs.x=5", "no 'epochs.x'. Did you mean 'epochs'?"),
+    "no value": ("epochs", "an override is path=value. Write e.g. weight.slope=5"),
+    "empty value": ("epochs=", "'': cannot be read"),
+    # names
+    "margin": ("margin=pm_avd", "margin=pm_avd: 'pm_avd': no such plugin among the margins. Did you mean 'pm_adv'?"),
+    "weight": ("'weight=Sigmod(slope=5)'", "no such plugin among the weighters. Did you mean 'Sigmoid'?"),
+    "objective": ("objective=TRADE", "no such plugin among the objectives. Did you mean 'TRADES'?"),
+    "data set": ("data=digitz", "no such plugin among the data. Did you mean 'digits'?"),
+    "library attack": ("'attack=torchattack(\"PDG\")'", "torchattacks has no such attack. Did you mean 'PGD'?"),
+    "library knob": ("'attack=torchattack(\"PGD\", esp=0.1)'", "no knob 'esp'. Did you mean 'eps'?"),
+    "knob in a call": ("'attack=PGD(esp=0.1)'", "PGD: no field 'esp'. Did you mean 'eps'?"),
+    "model": ("model=cifar_resnet81", "model='cifar_resnet81': no such model. Did you mean 'cifar_resnet18'?"),
+    "evaluation": ("evaluate=nat,pgdd20", "no such attack. Did you mean 'pgd20'?"),
+    "validation attack": ("validate=foo", "no such attack. There are: aa, apgd, cw, nat,"),
+    "plugin in a file": ("margin=my.py:squar", "my.py: has no 'squar'. Did you mean 'square'?"),
+    "plugin file": ("margin=mine.py:square", "margin=mine.py:square: mine.py: cannot be read: No such file"),
+    # values
+    "text for a number": ("attack.eps=abc", "attack.eps=abc: 'abc' is neither a literal nor a known name. eps must"),
+    "fraction of an epoch": ("epochs=2.5", "epochs=2.5: epochs must be a whole number"),
+    "number in letters": ("epochs=three", "'three' is neither a literal nor a known name. epochs must be a whole"),
+    "truth for a number": ("epochs=True", "epochs must be a whole number"),
+    "number for a data set": ("data=3", "data must be a callable"),
+    "missing knobs": ("weight=Sigmoid", "Sigmoid: missing 2 required keyword-only arguments"),
+    "eps in bytes": ("attack.eps=8", "(given eps=8): images live in [0, 1] ... Write eps=8/255."),
+    "negative eps": ("attack.eps=-1/255", "eps is negative"),
+    "negative step": ("attack.alpha=-0.1", "alpha is negative"),
+    "evaluation eps in bytes": ("eps=8", "Recipe (given eps=8)"),
+    "no epochs": ("epochs=0", "epochs must be at least 1"),
+    "negative seed": ("seed=-1", "seed must be at least 0"),
+    "choice": ("select=bset", "select must be 'best' or 'last'"),
+    "negative weights": ("weight.scale=-1", "Weights are finite and not negative"),
+    "margin without weight": ("weight=None", "a margin does nothing without a weight. Add weight=Sigmoid"),
+    "stairs without a first step": ("'optimizer.lr=Stairs({3: 0.1})'", "that starts at 0. Write Stairs({0: 0.1,"),
+    "text in stairs": ("'optimizer.lr=Stairs({0: \"a\"})'", "lr must be a number"),
+    "division by zero": ("attack.eps=8/0", "'8 / 0': division by zero"),
+    "code": ("'epochs=__import__(\"os\")'", "is neither a literal nor a known name. epochs must be a whole number"),
+    "a lambda": ("'epochs=(lambda: 3)()'", "Overrides are read, not run"),
+    "an attribute": ("epochs=sys.path", "is not a literal, a name or a call of one"),
+    "a power": ("epochs=9**9**9**9", "is not a literal, a name or a call of one"),
+    "a quote too few": ('"data=npz(\'six.npz)"', "cannot be read. Put texts in quotes inside a call"),
+    # plugins that break their contract
+    "margin of wrong shape": ("margin=my.py:square", "square (my.py:6): returned shape [4, 10] for a batch of 4"),
+    "margin of NaN": ("margin=my.py:nan", "margin nan (my.py:10): returned NaN or infinity"),
+    "margin that fails": (
+        "margin=my.py:typo",
+        "margin typo (my.py:15): failed with AttributeError ... 'probs_advv'. Did you mean 'probs_adv'?",
+    ),
+    "objective without graph": ("objective=my.py:graphless", "returned a loss without a graph. Do not detach"),
+    "objective of tensors": ("objective=pm_adv", "returned Tensor, not Terms(weighted, plain)"),
+    "attack out of the box": ("attack=my.py:leap eps=0.1", "attack leap (my.py:22): left the box: pixels span [2,"),
+    "attack without eps": ("attack=my.py:leap", "the attack leap has no eps to evaluate with. Add eps=8/255"),
+    "lps without a trace": ("margin=lps", "lps: the attack kept no trace of its steps. Use attack=PGD(...)"),
+    # devices
+    "device": ("device=gpu", "device='gpu': no such device. Use auto, cpu, cuda or cuda:1"),
+    "unsupported device": ("device=meta", "meta is not supported"),
+}
+WRONG = COMMANDS | {name: (f"check quickstart {words}", said) for name, (words, said) in OVERRIDES.items()}
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # np.load leaves a file open that is no zip
+@pytest.mark.parametrize(("words", "fragment"), WRONG.values(), ids=WRONG)
+def test_a_mistake_is_one_line_and_exit_code_2_and_leaves_nothing_behind(
+    workbench: Path, robustmail: Callable[[str], Said], words: str, fragment: str
+) -> None:
+    before = tree(workbench)
+    assert_refused(robustmail(words), fragment)
+    assert tree(workbench) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_refused(robustmail: Callable[[str], Said]) -> None:
+    assert_refused(
+        robustmail("check quickstart device=cuda"), "device='cuda': this machine has 0 CUDA devices. Use device=auto"
+    )
+
+
+BUGS = {
+    "list as a key": ("check quickstart 'optimizer.lr=Stairs({[0]: 1})'", "overrides._read hashes a list: TypeError"),
+    "number for a library attack": ("check quickstart 'attack=torchattack(3)'", "did_you_mean(3): AttributeError"),
+    "recipe that exits": ("check leaves.py", "plugins.load_source lets SystemExit through, without a word"),
+    "negative steps": ("check quickstart attack.steps=-1", "torchattack takes it and then trains on unattacked images"),
+    "negative learning rate": ("run quickstart optimizer.lr=-1", "SGD does not check its range: torch's ValueError"),
+    "negative padding": ("run quickstart data.pad=-1", "sources check no knob: fails in training, leaving runs/"),
+    "classes in letters": ("run quickstart \"data=npz('six.npz', classes='x')\"", "sources check no knob: TypeError"),
+    "optimiser as data": ("run quickstart data=SGD()", "any callable passes for a data set: TypeError"),
+    "data as optimiser": ("run quickstart optimizer=digits()", "any callable passes for an optimiser: TypeError"),
+    "model function that fails": ("run quickstart model=my.py:net", "models.build calls it unguarded: TypeError"),
+    "model for larger images": (
+        "run quickstart model=test_vit epochs=1 evaluate=nat",
+        "the model is not tried before the folder is made, and the attack is blamed",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(words, id=name, marks=pytest.mark.xfail(strict=True, reason=reason))
+        for name, (words, reason) in BUGS.items()
+    ],
+)
+def test_a_mistake_that_nobody_thought_of_is_one_line_too(
+    workbench: Path, robustmail: Callable[[str], Said], words: str
+) -> None:
+    before = tree(workbench)
+    assert_refused(robustmail(words), "")
+    assert tree(workbench) == before
+
+
+@pytest.mark.parametrize(
+    "words", ["--traceback check quickstart epohcs=5", "check quickstart epohcs=5 --traceback"], ids=["first", "last"]
+)
+def test_a_traceback_is_printed_on_request(robustmail: Callable[[str], Said], words: str) -> None:
+    code, _, err = robustmail(words)
+    assert code == 2
+    assert err.startswith("Traceback (most recent call last)")
+    assert "in override" in err
+    assert err.splitlines()[-1].startswith("robustmail: epohcs=5: ")
+
+
+def test_an_error_of_ours_is_called_unexpected_and_exits_with_1(
+    robustmail: Callable[[str], Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalogue, "recipe_files", lambda: 1 / 0)
+    code, _, err = robustmail("list")
+    assert (code, err) == (
+        1,
+        "robustmail: unexpected ZeroDivisionError: division by zero. Add --traceback to see where\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "fragments"),
+    [
+        ("", ["Usage: robustmail", "run ", "check ", "copy "]),
+        ("--help", ["Usage: robustmail", "--traceback", "--version"]),
+        ("run --help", ["RECIPE", "[PATH=VALUE]", "--out", "--fresh", "--yes", "--plain"]),
+        ("--version", [f"robustmail {__version__}"]),
+        ("list", ["recipes", "margins", "pm_adv", "weighters", "Tanh", "models", "cifar_wrn34_10", "svhn", "AWP"]),
+        ("list margins", ["pm_adv", "Lead of the true class on the adversarial image", "lps", "kappa"]),
+        ("list recipes", [*catalogue.recipe_files(), "MAIL-TRADES on 1,797 handwritten digits"]),
+        ("check quickstart", ["quickstart: in order, 4 phases rehearsed"]),
+        (
+            "show quickstart weight.slope=5",
+            [
+                "weight.slope            5",
+                "optimizer.lr            Stairs({0: 0.05, 14: 0.01, 18: 0.001})",
+                "loss = mean( w * 5 KL(nat || adv) + CE(nat) )",
+                "w = u / mean(u), u = sigmoid(-5 pm_adv); from epoch 11 on, 1 before",
+                "from epoch 11: 13 forward and 12 backward passes a step (11 + 10 in the attack)",
+            ],
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_verbs_that_only_read_work(
+    tmp_path: Path, robustmail: Callable[[str], Said], words: str, fragments: list[str]
+) -> None:
+    code, out, err = robustmail(words)
+    assert (code, err) == (0, "")
+    assert [fragment for fragment in fragments if fragment not in out] == []
+    assert tree(tmp_path) == []
+
+
+def test_a_list_of_one_kind_names_that_kind_alone(robustmail: Callable[[str], Said]) -> None:
+    names = [line.split()[0] for line in robustmail("list margins").out.splitlines()]
+    assert names == ["pm_adv", "pm_nat", "pm_dif", "lps", "kappa"]
+
+
+def test_a_copy_is_the_recipe_and_never_overwrites(tmp_path: Path, robustmail: Callable[[str], Said]) -> None:
+    code, out, _ = robustmail("copy quickstart")
+    mine = tmp_path / "quickstart.py"
+    assert (code, out) == (0, "quickstart.py: edit it, then robustmail run quickstart.py\n")
+    assert mine.read_text() == catalogue.recipe_files()["quickstart"].read_text()
+    assert robustmail("check quickstart.py").code == 0
+    mine.write_text("edited")
+    assert_refused(robustmail("copy quickstart"), "quickstart.py: exists already. Name another file")
+    assert mine.read_text() == "edited"
+    assert robustmail("copy quickstart other.py").code == 0
+    assert_refused(robustmail("copy quickstart no/such/folder.py"), "no/such: no such folder. Make it first")
+    assert tree(tmp_path) == [tmp_path / "other.py", mine]
+
+
+LIGHT = """
+import sys
+from robustmail.cli import main
+try:
+    main()
+except SystemExit as left:
+    assert left.code == 0, left.code
+heavy = {"torch", "torchvision", "timm", "numpy", "torchattacks", "art", "matplotlib"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def process(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *words], cwd=folder, capture_output=True, text=True, timeout=60, env=os.environ, check=False
+    )
+
+
+@pytest.mark.parametrize("word", ["list", "--help", "--version"])
+def test_listing_and_help_do_not_wait_for_torch(tmp_path: Path, word: str) -> None:
+    done = process("-c", LIGHT, word, folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "robustmail" in done.stdout or "recipes" in done.stdout
+
+
+def test_a_real_process_exits_with_2_and_one_line(tmp_path: Path) -> None:
+    done = process("-m", "robustmail", "chek", "quickstart", folder=tmp_path)
+    assert_refused(Said(done.returncode, done.stdout, done.stderr), "Did you mean 'check'?")
+    assert done.stdout == ""

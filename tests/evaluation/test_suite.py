@@ -1,0 +1,116 @@
+"""Robust accuracy: settings, survivors, intervals, and verdicts that do not depend on how they were come by."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from robustmail import PGD, AutoAttack, evaluate
+from robustmail.data.images import Part
+from robustmail.errors import AttackError, RecipeError
+from robustmail.evaluation import suite
+from robustmail.evaluation.suite import plan, wilson
+
+
+@pytest.fixture
+def victim(real):
+    """A model that fits sixteen real images, so that there is something to break; and its data."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 256, 10))
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(30):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(real[0]), real[1]).backward()
+        optimizer.step()
+    return model, Part((real[0] * 255).round().to(torch.uint8), real[1])
+
+
+def test_a_stronger_attack_leaves_fewer_standing_and_a_larger_ball_fewer_still(victim):
+    model, part = victim
+    rows = {r.name: r.correct for r in evaluate(model, part, ("nat", "pgd1", "pgd20", "cw", "apgd"), eps=2 / 255)}
+    assert rows["nat"] == 16
+    assert rows["nat"] >= rows["pgd1"] >= rows["pgd20"]
+    wide = {r.name: r.correct for r in evaluate(model, part, ("pgd20", "cw", "apgd"), eps=64 / 255)}
+    assert set(wide.values()) == {0}
+
+
+def test_autoattack_is_the_worst_case_of_its_stages(victim, monkeypatch):
+    model, part = victim
+    stages = AutoAttack.stages
+
+    def shorter(self, classes):  # the same attacks with a hundredth of the queries, to be done in seconds
+        found = stages(self, classes)
+        object.__setattr__(found["square"], "n_queries", 50)
+        for name in ("apgd-ce", "apgd-t", "fab-t"):
+            object.__setattr__(found[name], "steps", 10)
+        return found
+
+    monkeypatch.setattr(AutoAttack, "stages", shorter)
+    told = []
+    (row,) = evaluate(model, part, ("aa",), eps=4 / 255, progress=told.append)
+    (apgd,) = evaluate(model, part, ("apgd",), eps=4 / 255)
+    assert row.correct <= apgd.correct
+    assert list(row.settings) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert [t.n for t in told][1:] == [t.standing for t in told][:-1], "each stage sees what the last left standing"
+
+
+def test_the_verdict_does_not_depend_on_the_size_of_a_call_for_an_attack_without_noise(victim, monkeypatch):
+    model, part = victim
+    attack = PGD(eps=2 / 255, alpha=1 / 255, steps=5, start="none")
+    (whole,) = evaluate(model, part, (attack,), eps=2 / 255)
+    monkeypatch.setattr(suite, "CHUNK", 3)
+    (pieces,) = evaluate(model, part, (attack,), eps=2 / 255)
+    assert whole.correct == pieces.correct
+
+
+def test_evaluation_leaves_model_modes_and_generators_as_they_were(victim):
+    model, part = victim
+    model.train()
+    before = torch.get_rng_state()
+    evaluate(model, part, ("nat", "pgd2", "cw"))
+    assert model.training
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(p.requires_grad and p.grad is not None for p in model.parameters())
+
+
+def test_the_same_seed_gives_the_same_row(victim):
+    model, part = victim
+    first, second = (evaluate(model, part, ("pgd3",), eps=2 / 255, seed=4)[0] for _ in range(2))
+    assert (first.correct, first.settings) == (second.correct, second.settings)
+
+
+def test_images_may_be_bytes_or_floats(victim):
+    model, part = victim
+    floats = Part(part.x.float() / 255, part.y)
+    assert [r.correct for r in evaluate(model, part)] == [r.correct for r in evaluate(model, floats)]
+    with pytest.raises(AttackError, match=r"\[0, 1\]"):
+        evaluate(model, (part.x.float(), part.y), ("pgd2",))
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(10, 2 / 255), (20, 1 / 255), (100, 0.8 / 255)])
+def test_steps_of_pgd_follow_the_stated_rule(steps, expected):
+    (attack,) = plan(f"pgd{steps}", 8 / 255, 10).stages.values()
+    assert attack.alpha == pytest.approx(expected)
+    assert (attack.steps, attack.random_start) == (steps, True)
+
+
+def test_every_stage_is_spelt_out_in_the_settings():
+    said = plan("aa", 8 / 255, 2).settings
+    assert said["square"].startswith("torchattack('Square', norm='Linf', eps=8/255, n_queries=5000")
+    assert said["note"] == "APGD-T needs 4 classes, here are 2: left out"
+
+
+def test_an_unknown_attack_is_refused_with_the_nearest():
+    with pytest.raises(RecipeError, match=r"'apgdd'\): no such attack. Did you mean 'apgd'\?"):
+        plan("apgdd", 8 / 255, 10)
+
+
+@pytest.mark.parametrize(("correct", "n"), [(0, 10), (5, 10), (437, 1000), (10, 10)])
+def test_the_interval_is_wilsons(correct, n):
+    z, p = 1.959963984540054, correct / n
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    assert wilson(correct, n) == pytest.approx((max(0, middle - half), min(1, middle + half)), abs=1e-9)

@@ -1,0 +1,77 @@
+"""On a linear model everything has a closed form."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from robustmail import PGD, Step, art, kappa, lps, pm_adv, torchattack
+
+EPS = 8 / 255
+
+
+class Linear(nn.Module):
+    """Two classes; the logit gap is w . x + b."""
+
+    def __init__(self, w: torch.Tensor, b: float) -> None:
+        super().__init__()
+        self.w, self.b = nn.Parameter(w), nn.Parameter(torch.tensor(b))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        score = (x.flatten(1) * self.w).sum(1) + self.b
+        return torch.stack([score / 2, -score / 2], 1)
+
+
+@pytest.fixture
+def scene():
+    """A model, images away from the box's walls, and labels that are all 0: the attack lowers w . x."""
+    rng = torch.Generator().manual_seed(2)
+    w = torch.randn(48, generator=rng)
+    x = 0.4 + 0.2 * torch.rand(5, 3, 4, 4, generator=rng)
+    return Linear(w, 0.3), x, torch.zeros(5, dtype=torch.long), w.view(1, 3, 4, 4)
+
+
+ATTACKS = {
+    "PGD": PGD(),
+    "PGD margin": PGD(loss="margin"),
+    "torchattacks PGD": torchattack("PGD"),
+    "torchattacks APGD": torchattack("APGD", steps=20),
+    "ART PGD": art("ProjectedGradientDescentPyTorch", eps=EPS, eps_step=2 / 255, max_iter=10),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+def test_linf_pgd_hits_the_corner_x_minus_eps_sign_w_exactly(attack, scene):
+    model, x, y, w = scene
+    found = attack(model, x, y).x
+    fooled_or_corner = torch.isclose(found, x - EPS * w.sign(), atol=1e-6).flatten(1).all(1)
+    if "APGD" in str(type(attack)):  # returns the clean image where it does not succeed, the first success elsewhere
+        fooled_or_corner |= (found == x).flatten(1).all(1) | (model(found).argmax(1) != y)
+    assert fooled_or_corner.all()
+
+
+def test_l2_pgd_hits_x_minus_eps_w_over_its_norm(scene):
+    model, x, y, w = scene
+    found = PGD(eps=0.3, alpha=0.1, steps=60, norm="l2")(model, x, y).x
+    assert torch.allclose(found, x - 0.3 * w / w.norm(), atol=1e-4)
+
+
+def test_the_margin_after_the_attack_has_its_closed_form(scene):
+    model, x, y, w = scene
+    found = PGD()(model, x, y)
+    score = (x * w).sum((1, 2, 3)) + 0.3 - EPS * w.abs().sum()
+    assert torch.allclose(pm_adv(Step(model, x, y, found.x)), torch.tanh(score / 2), atol=1e-5)
+
+
+def test_lps_has_its_closed_form(scene):
+    model, x, y, w = scene
+    start = (x * w).sum((1, 2, 3))
+    drop = 2 / 255 * w.abs().sum()  # of w . x, by one step from the image itself
+    model.b.data.fill_((-start.min() + 1.5 * drop).item())  # the lowest image is crossed by its second step
+    found = PGD(start="none", eps=1.0, alpha=2 / 255, steps=10)(model, x, y)
+    expected = torch.ceil((start + model.b) / drop).clamp(0, 10)
+    step = Step(model, x, y, found.x, found.trace)
+    assert torch.equal(lps(step), expected.detach())
+    assert torch.equal(kappa(step), expected.detach())
+    assert lps(step).min() == 2

@@ -1,0 +1,93 @@
+"""Every built-in recipe rehearses, says what it costs, and trains on real images."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from robustmail import Recipe
+from robustmail.catalogue import recipe_files, summary
+from robustmail.overrides import override
+from robustmail.plugins import load_recipe, load_source
+from robustmail.records import Attacked, EpochDone, StepDone
+from robustmail.train.run import preflight, run
+
+FILES = recipe_files()
+VARIANTS = [
+    name if variable == "recipe" else f"{name}:{variable}"
+    for name, path in FILES.items()
+    for variable, value in vars(load_source(path)).items()
+    if isinstance(value, Recipe)
+]
+
+
+def test_the_recipes_are_there():
+    assert set(FILES) >= {"at", "trades", "mail_at", "mail_trades", "quickstart"}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_recipe_rehearses_and_says_what_it_is(name):
+    recipe = load_recipe(name)
+    preflight(recipe)
+    assert recipe.formula.startswith("loss = mean(")
+    assert summary(FILES[name.partition(":")[0]]).endswith((".", "needed."))
+
+
+@pytest.mark.parametrize(
+    ("name", "attack", "total"), [("at", (10, 10), (11, 11)), ("mail_at", (10, 10), (11, 11)),
+                                  ("trades", (11, 10), (13, 12)), ("mail_trades", (11, 10), (13, 12))],
+)  # fmt: skip
+def test_passes_per_step_are_the_analytic_numbers(name, attack, total):
+    for passes in load_recipe(name).rehearse().values():
+        assert passes.attack == attack
+        assert passes.total == total
+
+
+def test_a_margin_that_needs_another_look_costs_a_forward():
+    recipe = override(load_recipe("mail_at"), ["margin=pm_nat", "burn_in=1"])
+    assert [p.total for p in recipe.rehearse().values()][:2] == [(11, 11), (12, 11)]
+
+
+@pytest.mark.parametrize("name", [v for v in VARIANTS if v != "quickstart"])
+def test_a_recipe_trains_two_epochs_on_real_images_to_a_finished_table(name, slice_path, tmp_path):
+    changes = [
+        f"data=npz('{slice_path}')", "model=cifar_resnet18_w8", "epochs=2", "burn_in=1", "data.validation=32",
+        "batch=64", "evaluate=nat,pgd10", "test_size=40", "optimizer=SGD(lr=0.01)",
+    ]  # fmt: skip
+    records = list(run(override(load_recipe(name), changes), tmp_path / "run", name))
+    assert all(math.isfinite(r.loss) for r in records if isinstance(r, StepDone))
+    assert len([r for r in records if isinstance(r, EpochDone)]) == 2
+    assert [r.name for r in records if isinstance(r, Attacked)] == ["nat", "pgd10"]
+
+
+def test_a_margin_defined_in_the_recipe_file_needs_no_registration(slice_path, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from robustmail import Step, load_recipe\n\n"
+        "def doubt(s: Step):\n    return s.probs_adv.amax(1)\n\n"
+        "recipe = load_recipe('quickstart').but(margin=doubt, epochs=2, burn_in=1, evaluate=('nat',))\n"
+    )
+    records = list(run(load_recipe(str(file)), tmp_path / "run", "mine", file))
+    steps = [r for r in records if isinstance(r, StepDone)]
+    assert (steps[0].margin, steps[-1].margin) == ("pm_adv", "doubt")
+    assert (tmp_path / "run" / "recipe.py").read_text() == file.read_text()
+
+
+@pytest.mark.slow
+def test_mail_trades_learns_on_two_thousand_real_images(mini_path, tmp_path):
+    changes = [
+        f"data=npz('{mini_path}')", "model=cifar_resnet18_w16", "data.validation=200", "epochs=6", "burn_in=3",
+        "batch=50", "optimizer.lr=0.02", "evaluate=nat,pgd20,cw",
+    ]  # fmt: skip
+    rows = [r for r in run(override(load_recipe("mail_trades"), changes), tmp_path / "r", "m") if isinstance(r, Attacked)]
+    assert rows[0].accuracy > 0.15
+    assert rows[0].accuracy > rows[1].accuracy
+
+
+@pytest.mark.slow
+def test_the_quickstart_ends_above_ninety_percent_and_robust(tmp_path):
+    rows = [r for r in run(load_recipe("quickstart"), tmp_path / "r", "q") if isinstance(r, Attacked)]
+    found = {r.name: r.accuracy for r in rows}
+    assert found["nat"] > 0.9
+    assert min(found.values()) > 0.6

@@ -1,0 +1,169 @@
+"""The loop as a notebook sees it: records, metrics, the non-finite guard, the run folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+import torch
+
+from robustmail import AT, AWP, PGD, SGD, TRADES, Recipe, Sigmoid, State, Stairs, digits, fit, pm_adv, reproduce
+from robustmail.errors import NonFiniteError, RunError
+from robustmail.records import Attacked, Begun, EpochDone, Finished, Forecast, StepDone
+from robustmail.train.gauges import weight_stats
+from robustmail.train.run import run, status
+
+recipe = Recipe(
+    data=digits(), model="small_cnn", attack=PGD(eps=0.1, alpha=0.05, steps=2), objective=TRADES(), epochs=2,
+    margin=pm_adv, weight=Sigmoid(slope=2.0, bias=0.0), burn_in=1, batch=512, validate="pgd2", evaluate=("nat", "pgd2"),
+    optimizer=SGD(lr=Stairs({0: 0.1, 1: 0.05})), test_size=100,
+)  # fmt: skip
+
+
+def test_fit_yields_records_and_learns_without_touching_the_callers_generator():
+    before = torch.get_rng_state()
+    records = list(fit(recipe.but(epochs=3)))
+    assert torch.equal(before, torch.get_rng_state())
+    assert isinstance(records[0], Begun)
+    steps = [r for r in records if isinstance(r, StepDone)]
+    epochs = [r for r in records if isinstance(r, EpochDone)]
+    assert (len(steps), len(epochs)) == (9, 3)
+    assert sum(isinstance(r, Forecast) for r in records) == 1
+    assert epochs[-1].row["train_loss"] < epochs[0].row["train_loss"]
+    assert [e.row["lr"] for e in epochs] == [0.1, 0.05, 0.05]
+    assert [e.row["weights"] for e in epochs] == ["off", "on", "on"]
+    assert steps[0].weights is None
+    assert 0 < steps[-1].weights.ess <= 1
+    assert sum(steps[0].histogram) == steps[0].images == 512
+
+
+def test_the_same_recipe_gives_the_same_run_and_another_seed_another():
+    def losses(made):
+        return [r.loss for r in fit(made) if isinstance(r, StepDone)]
+
+    assert losses(recipe) == losses(recipe)
+    assert losses(recipe) != losses(recipe.but(seed=2))
+
+
+def test_awp_trains_inside_the_loop():
+    rows = [r.row for r in fit(recipe.but(perturb=AWP(gamma=0.01))) if isinstance(r, EpochDone)]
+    plain = [r.row for r in fit(recipe) if isinstance(r, EpochDone)]
+    assert rows[-1]["train_loss"] != plain[-1]["train_loss"]
+
+
+def test_training_accuracy_on_natural_images_is_known_for_objectives_that_do_not_look_at_them():
+    row = next(r.row for r in fit(recipe.but(objective=AT(), epochs=1, burn_in=0)) if isinstance(r, EpochDone))
+    assert 0 <= row["train_nat"] <= 1
+
+
+def test_weight_statistics_have_their_closed_form():
+    weights = torch.ones(100)
+    weights[:3] = 34.0
+    right = torch.arange(100) >= 50
+    stats = weight_stats(weights, torch.ones(100), right)
+    assert stats.ess == pytest.approx((97 + 102) ** 2 / (97 + 3 * 34**2) / 100)
+    assert stats.top == pytest.approx(102 / 199)
+    assert (stats.right, stats.wrong) == (1.0, pytest.approx((47 + 102) / 50))
+
+
+class Poison:
+    """A margin that is NaN from its third call on."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, step):
+        self.calls += 1
+        return step.probs_adv.amax(1) * (float("nan") if self.calls > 2 else 1.0)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_a_dump_that_reproduces_it(tmp_path):
+    made = recipe.but(margin=Poison(), burn_in=0)
+    state = State.fresh(made, tmp_path)
+    before = {}
+    with pytest.raises(NonFiniteError, match=r"epoch 0, step 2 \(training images .*first in the margin Poison"):
+        for record in fit(made, state):
+            if isinstance(record, StepDone):
+                before = {name: value.clone() for name, value in state.model.state_dict().items()}
+    weights = {n: p for n, p in state.model.named_parameters()}
+    assert all(torch.equal(before[name], p) for name, p in weights.items()), "the poisoned step moved the weights"
+    assert not torch.isfinite(torch.tensor(reproduce(tmp_path / "nonfinite.pt", made)))
+    dump = torch.load(tmp_path / "nonfinite.pt", weights_only=True)
+    assert (dump["epoch"], dump["step"], len(dump["indices"])) == (0, 2, len(dump["y"]))
+
+
+def test_an_exploding_learning_rate_is_stopped_too(tmp_path):
+    made = recipe.but(optimizer=SGD(lr=1e30), margin=None, weight=None, burn_in=0, epochs=5)
+    with pytest.raises(NonFiniteError, match="step"):
+        list(run(made, tmp_path / "run", "boom"))
+    assert (tmp_path / "run" / "state.pt").exists()
+    with pytest.raises(NonFiniteError):
+        reproduce(tmp_path / "run" / "nonfinite.pt", made)
+
+
+def test_a_run_folder_holds_what_it_promises(tmp_path):
+    folder = tmp_path / "run"
+    records = list(run(recipe, folder, "name"))
+    assert isinstance(records[-1], Finished)
+    results = json.loads((folder / "results.json").read_text())
+    assert [set(row) for row in results["attacks"]] == [
+        {"name", "correct", "n", "accuracy", "low", "high", "seconds", "settings"}
+    ] * 2
+    assert results["attacks"][0]["n"] == 100
+    assert set(results["provenance"]) >= {"versions", "commit", "seed", "hardware", "recipe"}
+    assert results["attacks"] == [r.__dict__ for r in records if isinstance(r, Attacked)]
+    with open(folder / "metrics.csv") as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1"]
+    from safetensors import safe_open
+
+    with safe_open(folder / "best.safetensors", "pt") as file:
+        facts = json.loads(file.metadata()["robustmail"])
+    assert (facts["model"], facts["classes"], facts["eps"], facts["normalize"]) == ("small_cnn", 10, 0.1, None)
+
+
+def test_a_finished_run_says_so_and_another_recipe_is_refused_by_its_fields(tmp_path):
+    folder = tmp_path / "run"
+    list(run(recipe, folder, "name"))
+    again = list(run(recipe, folder, "name"))
+    assert len(again) == 1
+    assert again[0].before
+    with pytest.raises(RunError, match=r"another recipe \(weight.slope: 2.0 there, 3.0 here\)"):
+        list(run(recipe.but(weight=Sigmoid(slope=3.0, bias=0.0)), folder, "name"))
+    assert status(recipe.but(device="cpu"), folder) == "finished", "a run may go on elsewhere"
+
+
+def test_fresh_never_deletes_an_unfinished_run_without_yes(tmp_path):
+    folder = tmp_path / "run"
+    for record in run(recipe, folder, "name"):
+        if isinstance(record, EpochDone):
+            break
+    with pytest.raises(RunError, match="not finished"):
+        status(recipe, folder, fresh=True)
+    assert status(recipe, folder, fresh=True, yes=True) == "replace"
+    assert status(recipe, folder) == "continue"
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for fresh in (False, True):
+        with pytest.raises(RunError, match=r"holds things that are no run's: thesis.tex"):
+            list(run(recipe, tmp_path, "name", fresh=fresh, yes=True))
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path):
+    state = State.fresh(recipe, tmp_path)
+    state.save()
+    state.images.__dict__["fingerprint"] = "another"
+    with pytest.raises(RunError, match="the data have changed"):
+        state.load()
+
+
+def test_a_damaged_state_is_one_error(tmp_path):
+    state = State.fresh(recipe, tmp_path)
+    state.save()
+    path = tmp_path / "state.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(RunError, match="damaged"):
+        state.load()
