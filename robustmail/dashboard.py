@@ -117,6 +117,7 @@ class Dashboard:
             case EpochDone():
                 self._epochs.append(record)
             case Attacking():
+                self._forecast = None
                 self._attack(record)
             case Attacked():
                 self._attacks.append(line(record))

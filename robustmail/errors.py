@@ -35,7 +35,7 @@ class RobustmailError(Exception):
 
     def __init__(self, who: str, wrong: str, todo: str = "") -> None:
         self.who, self.wrong, self.todo = who, wrong, todo
-        super().__init__(" ".join(f"{who}: {wrong}. {todo}".split()))
+        super().__init__(" ".join(f"{who}: {wrong.rstrip('.')}. {todo}".split()))
 
 
 class RecipeError(RobustmailError):

@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
+from robustmail.errors import RecipeError
 from robustmail.values import check
 
 __all__ = ["SGD", "Optimizer"]
@@ -35,6 +36,12 @@ class SGD:
 
     def __post_init__(self) -> None:
         check(self)
+        for name in ("lr", "momentum", "weight_decay"):
+            value = getattr(self, name)
+            if isinstance(value, (int, float)) and value < 0:
+                raise RecipeError(f"SGD (given {name}={value:g})", f"{name} is negative")
+        if self.nesterov and self.momentum == 0:
+            raise RecipeError("SGD (given nesterov=True, momentum=0)", "Nesterov's step needs a momentum")
 
     def __call__(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.SGD(

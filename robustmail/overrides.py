@@ -109,7 +109,10 @@ def _read(node: ast.expr, kind: str | None) -> Any:
         case ast.List(elts=items):
             return [_read(item, kind) for item in items]
         case ast.Dict(keys=keys, values=values) if all(keys):
-            return {_read(k, kind): _read(v, kind) for k, v in zip(keys, values, strict=True) if k}
+            read_keys = [_read(k, kind) for k in keys if k]
+            if any(isinstance(k, (list, dict)) for k in read_keys):
+                raise RecipeError(repr(ast.unparse(node)), "a list or a mapping cannot be a key")
+            return dict(zip(read_keys, (_read(v, kind) for v in values), strict=True))
         case ast.UnaryOp(op=op, operand=operand) if type(op) in ARITHMETIC:
             return _compute(ARITHMETIC[type(op)], node, _read(operand, kind))
         case ast.BinOp(op=op, left=left, right=right) if type(op) in ARITHMETIC:

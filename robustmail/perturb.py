@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from robustmail.errors import RecipeError
 from robustmail.values import check
 
 __all__ = ["AWP"]
@@ -29,6 +30,8 @@ class AWP:
 
     def __post_init__(self) -> None:
         check(self)
+        if isinstance(self.gamma, (int, float)) and self.gamma < 0:
+            raise RecipeError(f"AWP (given gamma={self.gamma:g})", "gamma is negative")
 
     @contextmanager
     def __call__(self, model: nn.Module, loss: Callable[[], Tensor]) -> Iterator[None]:

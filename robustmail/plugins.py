@@ -92,14 +92,14 @@ def load_source(path: Path) -> types.ModuleType:
     except RobustmailError as error:
         at = _line_in(path, error)
         raise type(error)(f"{path}{at}: {error.who}", error.wrong, error.todo) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RecipeError(f"{path}{_line_in(path, error)}", f"{type(error).__name__}: {error}", _hint(error)) from error
     finally:
         sys.path.remove(folder)
     return module
 
 
-def _hint(error: Exception) -> str:
+def _hint(error: BaseException) -> str:
     """What a misspelt keyword, name or import was meant to be."""
     if found := re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)):
         owner = Recipe if found[1] == "Recipe" else _class(found[1])

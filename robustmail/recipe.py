@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -160,6 +161,11 @@ class Recipe:
             check_budget(who, _norm(self.attack), eps=eps)
 
     def _check_method(self) -> None:
+        try:
+            inspect.signature(self.data).bind()
+        except (TypeError, ValueError):
+            given = f"Recipe (given data={describe(self.data)})"
+            raise RecipeError(given, "data must be a source, called without arguments", "Write cifar10().") from None
         if (self.margin is None) != (self.weight is None):
             missing, there = ("weight", "margin") if self.weight is None else ("margin", "weight")
             raise RecipeError(

@@ -59,9 +59,9 @@ def check(value: Any) -> None:
     hints = _hints(type(value))
     for name, part in parts(value).items():
         if not fits(part, hints[name]):
-            raise RecipeError(
-                f"{describe_head(value)} (given {name}={describe(part)})", f"{name} must be {readable(hints[name])}"
-            )
+            given = f"{describe_head(value)} (given {name}={describe(part)})"
+            todo = f"Write {part.__name__}(...)." if isinstance(part, type) else ""
+            raise RecipeError(given, f"{name} must be {readable(hints[name])}", todo)
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -81,9 +81,9 @@ def fits(value: Any, hint: Any) -> bool:
         return number and not isinstance(value, bool)
     if hint is None or hint is type(None):
         return value is None
-    if origin is not None or getattr(hint, "_is_protocol", False):
+    if origin is not None:  # Callable[...]
         return callable(value) and not isinstance(value, type)
-    return isinstance(value, hint)
+    return isinstance(value, hint) and not (isinstance(value, type) and getattr(hint, "_is_protocol", False))
 
 
 def readable(hint: Any) -> str:
@@ -96,7 +96,8 @@ def readable(hint: Any) -> str:
     if origin is tuple:
         return f"a tuple of {readable(args[0])}"
     words = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", type(None): "None"}
-    return words.get(hint) or f"a {getattr(hint, '__name__', str(hint)).lower()}"
+    name = str(getattr(hint, "__name__", hint)).lower()
+    return words.get(hint) or f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
 def label(value: Any) -> str:

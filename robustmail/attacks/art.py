@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from robustmail.attacks.library import knob_class, library_class, make
-from robustmail.attacks.view import check_budget, check_images, settle, viewed
+from robustmail.attacks.view import check_budget, check_counts, check_images, settle, viewed
 from robustmail.errors import AttackError
 from robustmail.step import Adversarial
+from robustmail.values import check
 
 __all__ = ["art"]
 
@@ -43,8 +44,11 @@ class _Art:
     __given__: ClassVar[tuple[str, ...]]
 
     def __post_init__(self) -> None:
+        check(self)
         lengths = {name: getattr(self, name, None) for name in ("eps", "eps_step")}
-        check_budget(f"art({self.__given__[0]!r})", self._norm, **lengths)
+        who = f"art({self.__given__[0]!r})"
+        check_budget(who, self._norm, **lengths)
+        check_counts(who, max_iter=getattr(self, "max_iter", 1))
 
     @property
     def _norm(self) -> str | None:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from robustmail.errors import PluginError, RecipeError, did_you_mean
-from robustmail.values import check
 
 __all__ = ["knob_class", "library_class", "make"]
 
@@ -23,7 +22,7 @@ COUNTS = re.compile(r"^n_|^nb_|steps|iter|restarts|queries|size|classes|random_i
 def library_class(label: str, library: str, classes: Mapping[str, type], name: str) -> type:
     """The class called `name`, or a PluginError that offers the nearest."""
     if name not in classes:
-        raise PluginError(f"{label}({name!r})", f"{library} has no such attack", did_you_mean(name, classes))
+        raise PluginError(f"{label}({name!r})", f"{library} has no such attack", did_you_mean(str(name), classes))
     return classes[name]
 
 
@@ -51,9 +50,7 @@ def make(cls: Callable[..., Any], knobs: Mapping[str, Any]) -> Any:
     for f in fields.values():
         if f.default is dataclasses.MISSING and f.name not in knobs:
             raise RecipeError(who, f"the knob {f.name!r} has no default", f"Add {f.name}=....")
-    value = cls(**knobs)
-    check(value)
-    return value
+    return cls(**knobs)
 
 
 def _kind(p: inspect.Parameter) -> Any:

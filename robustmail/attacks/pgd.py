@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from robustmail.attacks.view import Norm, View, check_budget, check_images, settle, viewed
+from robustmail.attacks.view import Norm, View, check_budget, check_counts, check_images, settle, viewed
 from robustmail.scores import ce, gap, kl, true_class
 from robustmail.step import Adversarial, Trace
 from robustmail.values import check
@@ -38,7 +38,7 @@ class PGD:
     def __post_init__(self) -> None:
         check(self)
         check_budget("PGD", self.norm, eps=self.eps, alpha=self.alpha)
-        check_budget("PGD", None, steps=0 if self.steps >= 0 else self.steps)
+        check_counts("PGD", steps=self.steps)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Adversarial:
         check_images("PGD", x)
@@ -52,7 +52,7 @@ class PGD:
                 correct.append(logits.detach().argmax(1) == y)
                 p_true.append(true_class(logits.detach().softmax(1), y))
                 x_adv = self._project(x, x_adv.detach() + self.alpha * self._direction(gradient))
-            trace = Trace(torch.stack(correct), torch.stack(p_true)) if self.steps else None
+            trace = Trace(torch.stack(correct), torch.stack(p_true))
             return Adversarial(settle("PGD", view, x, x_adv, self.eps, self.norm), trace)
 
     def _loss(self, view: View, x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:

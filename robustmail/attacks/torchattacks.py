@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from robustmail.attacks.library import knob_class, library_class, make
-from robustmail.attacks.view import View, check_budget, check_images, settle, viewed
+from robustmail.attacks.view import View, check_budget, check_counts, check_images, settle, viewed
 from robustmail.errors import AttackError, PluginError
 from robustmail.step import Adversarial
+from robustmail.values import check
 
 __all__ = ["torchattack"]
 
@@ -36,7 +37,7 @@ def torchattack(name: str, /, **knobs: Any) -> Any:
     Raises PluginError for an unknown name, RecipeError for a knob that does not exist or fit, AttackError for images
     outside [0, 1] or a result outside the ball, NonFiniteError for NaN logits.
     """
-    if name in MISLEADING:
+    if name in tuple(MISLEADING):
         raise PluginError(f"torchattack({name!r})", *MISLEADING[name].split(". "))
     return make(_knob_class(name), knobs)
 
@@ -48,8 +49,11 @@ class _Torchattack:
     __given__: ClassVar[tuple[str, ...]]
 
     def __post_init__(self) -> None:
+        check(self)
         lengths = {name: getattr(self, name, None) for name in ("eps", "alpha")}
-        check_budget(f"torchattack({self.__given__[0]!r})", self._norm, **lengths)
+        who = f"torchattack({self.__given__[0]!r})"
+        check_budget(who, self._norm, **lengths)
+        check_counts(who, steps=getattr(self, "steps", 1), n_queries=getattr(self, "n_queries", 1))
 
     @property
     def _norm(self) -> str | None:

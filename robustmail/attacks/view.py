@@ -14,7 +14,7 @@ from robustmail.randomness import forked
 from robustmail.scores import precise
 from robustmail.step import mode
 
-__all__ = ["Norm", "View", "check_budget", "check_images", "settle", "viewed"]
+__all__ = ["Norm", "View", "check_budget", "check_counts", "check_images", "settle", "viewed"]
 
 Norm = Literal["linf", "l2"]
 SLACK = 1e-6  # what rounding may add to a distance in float32
@@ -30,7 +30,9 @@ class View(nn.Module):
         self.finite: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.requires_grad:  # libraries call .view on gradients, which a channels-last network returns with other strides
+        if (
+            x.requires_grad
+        ):  # libraries call .view on gradients, which a channels-last network returns with other strides
             x = x.view_as(x)
             x.register_hook(Tensor.contiguous)
         logits = precise(self.model(x))
@@ -89,6 +91,13 @@ def check_budget(who: str, norm: str | None = "linf", **lengths: object) -> None
                 f"images live in [0, 1], so {name}={value:g} is larger than any image",
                 f"Write {name}={value:g}/255." if value <= 255 else f"Write {name}=8/255.",
             )
+
+
+def check_counts(who: str, **counts: object) -> None:
+    """Refuse fewer than one step: an attack that does nothing would pass for a strong defence (raises RecipeError)."""
+    for name, value in counts.items():
+        if isinstance(value, int) and value < 1:
+            raise RecipeError(f"{who} (given {name}={value})", f"{name} must be at least 1")
 
 
 def check_images(who: str, x: Tensor) -> None:

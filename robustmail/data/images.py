@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -88,7 +87,9 @@ def hold_out(images: Images, seed: int) -> tuple[Part, Part]:
     wanted = min(1000, n // 2) if images.validation is None else images.validation
     if not 0 < wanted < n:
         raise DataError(
-            f"{images.name} (given validation={wanted})", f"train has {n} images", f"Set data.validation={n // 10}."
+            f"{images.name} (given validation={wanted})",
+            f"train has {n} images",
+            f"Set data.validation={max(1, n // 10)}.",
         )
     rng = np.random.default_rng(seed)
     # Shuffle, sort by class, and take every (n / wanted)-th: each class gives its share, to the nearest image.
@@ -133,17 +134,13 @@ def to_float(x: Tensor) -> Tensor:
     return x.float() / 255
 
 
-def chunks(part: Part, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Fixed chunks in the part's own order, as floats."""
-    for start in range(0, len(part.y), size):
-        yield to_float(part.x[start : start + size]), part.y[start : start + size]
-
-
 def _check_part(who: str, part: Part, classes: int) -> None:
     if part.x.dtype != torch.uint8:
         raise DataError(who, f"images are {str(part.x.dtype)[6:]}, expected bytes (uint8, 0 ... 255)")
     if part.x.ndim != 4 or 0 in part.x.shape:
         raise DataError(who, f"images have shape {list(part.x.shape)}, expected [N, C, H, W] with at least one image")
+    if part.y.dtype != torch.int64:
+        raise DataError(who, f"labels are {str(part.y.dtype)[6:]}, expected int64")
     if part.y.shape != part.x.shape[:1]:
         raise DataError(who, f"{len(part.x)} images but labels of shape {list(part.y.shape)}")
     low, high = int(part.y.min()), int(part.y.max())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,19 @@ import numpy as np
 import torch
 
 from robustmail.data.images import Images, Part
-from robustmail.errors import DataError
+from robustmail.errors import DataError, RecipeError
+from robustmail.values import check
 
 __all__ = ["cifar10", "cifar100", "digits", "image_folder", "npz", "svhn"]
+
+
+def _check_knobs(source: Any) -> None:
+    """Refuse knobs of the wrong type or out of range (raises RecipeError)."""
+    check(source)
+    for name, least in {"pad": 0, "validation": 1, "classes": 1}.items():
+        value = getattr(source, name, None)
+        if value is not None and value < least:
+            raise RecipeError(f"{type(source).__name__} (given {name}={value})", f"{name} must be at least {least}")
 
 
 @dataclass(frozen=True)
@@ -24,6 +34,9 @@ class cifar10:
     validation: int | None = 1000
     pad: int = 4
     flip: bool = True
+
+    def __post_init__(self) -> None:
+        _check_knobs(self)
 
     def __call__(self) -> Images:
         return _torchvision(self, "CIFAR10", 10)
@@ -38,6 +51,9 @@ class cifar100:
     pad: int = 4
     flip: bool = True
 
+    def __post_init__(self) -> None:
+        _check_knobs(self)
+
     def __call__(self) -> Images:
         return _torchvision(self, "CIFAR100", 100)
 
@@ -50,6 +66,9 @@ class svhn:
     validation: int | None = 1000
     pad: int = 4
     flip: bool = False
+
+    def __post_init__(self) -> None:
+        _check_knobs(self)
 
     def __call__(self) -> Images:
         return _torchvision(self, "SVHN", 10)
@@ -65,6 +84,9 @@ class digits:
     validation: int | None = 150
     pad: int = 1
     flip: bool = False
+
+    def __post_init__(self) -> None:
+        _check_knobs(self)
 
     def __call__(self) -> Images:
         from sklearn.datasets import load_digits
@@ -91,6 +113,9 @@ class npz:
     pad: int = 4
     flip: bool = True
 
+    def __post_init__(self) -> None:
+        _check_knobs(self)
+
     def __call__(self) -> Images:
         who = f"npz({self.path!r})"
         arrays = _read_npz(who, Path(self.path))
@@ -111,6 +136,9 @@ class image_folder:
     pad: int = 4
     flip: bool = True
 
+    def __post_init__(self) -> None:
+        _check_knobs(self)
+
     def __call__(self) -> Images:
         who = f"image_folder({self.path!r})"
         (train, names), (test, test_names) = (_read_folder(who, Path(self.path) / s) for s in ("train", "test"))
@@ -129,9 +157,13 @@ def _torchvision(source: Any, name: str, classes: int) -> Images:
     kind = getattr(torchvision.datasets, name)
     # SVHN names its splits, the CIFARs have a flag.
     keys = [{"split": "train"}, {"split": "test"}] if name == "SVHN" else [{"train": True}, {"train": False}]
+    there = Path(source.root).exists()
     try:
         sets = [kind(source.root, download=True, **key) for key in keys]
     except OSError as error:  # URLError is one
+        if not there:
+            with suppress(OSError):
+                Path(source.root).rmdir()  # the empty folder that torchvision has made
         raise DataError(
             who, f"cannot be read or downloaded ({error})",
             f"Connect to the network, put torchvision's {name} files into {source.root}, or use data=npz('FILE').",
@@ -147,27 +179,17 @@ def _read_npz(who: str, path: Path) -> dict[str, Any]:
         raise DataError(who, "no such file")
     keys = ("x_train", "y_train", "x_test", "y_test")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = [key for key in keys if key not in file]
-            if missing:
-                raise DataError(
-                    who,
-                    f"has no {', '.join(missing)}",
-                    f"Its keys are {', '.join(file)}; Keras' are {', '.join(keys)}.",
-                )
-            return {key: file[key] for key in keys}
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        zipfile.BadZipFile,
-        zipfile.LargeZipFile,
-        AttributeError,
-        TypeError,
-    ) as error:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            there = list(file)
+            arrays = {key: np.asarray(file[key]) for key in keys if key in there}
+    except Exception as error:  # a damaged archive fails in a dozen ways, from zlib's to the tokenizer's
         raise DataError(
-            who, f"not a readable npz file ({error})", "It is truncated, damaged, or of another kind."
+            who, f"not a readable npz file ({error})", "It is truncated, damaged, or another kind."
         ) from error
+    if missing := [key for key in keys if key not in arrays]:
+        wanted = f"Its keys are {', '.join(there)}; Keras' are {', '.join(keys)}."
+        raise DataError(who, f"has no {', '.join(missing)}", wanted)
+    return arrays
 
 
 def _part(who: str, x: Any, y: Any) -> Part:
@@ -176,11 +198,11 @@ def _part(who: str, x: Any, y: Any) -> Part:
     if not np.issubdtype(y.dtype, np.integer):
         raise DataError(who, f"labels are {y.dtype}, expected integers")
     if x.ndim == 3:
-        x = x[..., None]
+        x = x[:, None]
+    elif x.ndim == 4 and x.shape[-1] in (1, 3, 4):  # Keras' order; channels first otherwise
+        x = x.transpose(0, 3, 1, 2)
     if x.ndim != 4:
         raise DataError(who, f"images have shape {list(x.shape)}, expected [N, H, W, C] or [N, C, H, W]")
-    if x.shape[-1] in (1, 3, 4) and x.shape[1] not in (1, 3, 4):
-        x = x.transpose(0, 3, 1, 2)
     y = y.squeeze(1) if y.ndim == 2 and y.shape[1] == 1 else y  # as Keras ships CIFAR
     return Part(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y.astype(np.int64)))
 

@@ -67,7 +67,9 @@ def plan(attack: str | Attack, eps: float, classes: int, norm: Norm = "linf") ->
         return Plan(attack, {"apgd-ce": apgd}, eps, norm)
     if attack == "aa":
         return Plan(attack, AutoAttack(eps=eps, norm=norm).stages(classes), eps, norm, AutoAttack.replaced(classes))
-    raise RecipeError(f"evaluate (given {attack!r})", "no such attack", did_you_mean(attack, NAMES))
+    raise RecipeError(
+        f"attack {attack!r}", "validation and evaluation have no such attack", did_you_mean(attack, NAMES)
+    )
 
 
 def trial(model: nn.Module, part: Part, what: Plan, seed: int = 0) -> Iterator[Attacking | Attacked]:

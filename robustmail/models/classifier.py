@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from robustmail.errors import ModelError, did_you_mean
 
-__all__ = ["Classifier", "build"]
+__all__ = ["Classifier", "build", "check_name", "try_out"]
 
 
 class Classifier(nn.Module):
@@ -50,12 +50,47 @@ def build(
     """
     if normalize is not None and {len(normalize[0]), len(normalize[1])} - {1, channels}:
         raise ModelError(f"normalize={normalize}", f"needs one mean and one std for each of {channels} channels")
+    try:
+        return Classifier(_network(model, classes, channels), normalize)
+    except ModelError:
+        raise
+    except Exception as error:  # a network's constructor may fail in any way
+        name = model if isinstance(model, str) else getattr(model, "__name__", repr(model))
+        wrong = f"cannot be built for {classes} classes and {channels} channels: {type(error).__name__}: {error}"
+        raise ModelError(
+            f"model={name}", wrong, "A function of one's own is called as model(classes, channels)."
+        ) from error
+
+
+def try_out(model: Classifier, name: str, images: Tensor, classes: int) -> None:
+    """Refuse a model that does not take such images, [B, C, H, W] in [0, 1], or gives other logits than [B, classes].
+
+    Raises ModelError, before anything is written or trained.
+    """
+    training = model.training
+    try:
+        with torch.no_grad():
+            shape = list(model.eval()(images).shape)
+    except Exception as error:
+        size = "x".join(map(str, images.shape[1:]))
+        wrong = f"does not take images of {size} ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        raise ModelError(
+            f"model={name}", wrong, "Choose one made for that size, e.g. cifar_resnet18 or small_cnn."
+        ) from error
+    finally:
+        model.train(training)
+    if shape != [len(images), classes]:
+        raise ModelError(f"model={name}", f"returns logits of shape {shape}, expected {[len(images), classes]}")
+
+
+def _network(model: str | Callable[[int, int], nn.Module], classes: int, channels: int) -> nn.Module:
     if callable(model):
-        return Classifier(model(classes, channels), normalize)
+        return model(classes, channels)
     check_name(model)
     import timm
 
-    return Classifier(timm.create_model(model, num_classes=classes, in_chans=channels), normalize)
+    network: nn.Module = timm.create_model(model, num_classes=classes, in_chans=channels)
+    return network
 
 
 def check_name(model: str) -> None:

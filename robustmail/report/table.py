@@ -12,7 +12,12 @@ __all__ = ["results_table"]
 
 def results_table(done: Finished) -> Table:
     """Accuracy per attack with its 95 % Wilson interval."""
-    table = Table(title=f"test set, {done.weights} of epoch {done.epoch + 1}", title_justify="left")
+    table = Table(
+        title=f"test set, {done.weights} of epoch {done.epoch + 1}",
+        title_justify="left",
+        title_style="",
+        header_style="",
+    )
     table.add_column("attack")
     for name in ("accuracy", "95 % interval", "correct / n", "seconds"):
         table.add_column(name, justify="right")

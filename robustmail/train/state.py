@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from robustmail.data.images import Images, Part, hold_out
-from robustmail.errors import DeviceError, RunError
+from robustmail.data.images import Images, Part, hold_out, to_float
+from robustmail.errors import DeviceError, RecipeError, RunError
 from robustmail.files import write, write_text
-from robustmail.models.classifier import Classifier, build
+from robustmail.models.classifier import Classifier, build, try_out
 from robustmail.randomness import forked, reseed
 from robustmail.recipe import Recipe
+from robustmail.rehearsal import ask
 from robustmail.values import describe, flatten
 
 __all__ = ["State", "pick_device"]
@@ -59,11 +60,15 @@ class State:
         Raises DeviceError, DataError or ModelError; nothing has been written then.
         """
         device = pick_device(recipe.device)
-        images = recipe.data()
+        images = ask("data", recipe.data)
+        if not isinstance(images, Images):
+            raise RecipeError(f"data={describe(recipe.data)}", f"returned {type(images).__name__}, not Images")
         train, validation = hold_out(images, recipe.seed)
         with forked(device):
             reseed(recipe.seed, "init")
             model = build(recipe.model, images.classes, images.shape[0], recipe.normalize).to(device)
+        sample = to_float(train.x[:2]).to(device)
+        try_out(model, describe(recipe.model).strip("'"), sample, images.classes)
         optimizer = recipe.at(0).optimizer(model.parameters())
         return cls(recipe, model, optimizer, images, train.to(device), validation.to(device), device, folder)
 

@@ -280,10 +280,13 @@ def test_an_installed_package_cannot_take_one_of_our_names(recipe: Recipe) -> No
         ("absent_doubt", "AttributeError: module 'doubtful' has no attribute 'absent'"),
     ],
 )
-def test_a_broken_plugin_is_named_with_its_package_and_its_reason(recipe: Recipe, name: str, reason: str) -> None:
+@pytest.mark.parametrize("field", ["margin", "objective"], ids=["its own field", "another field"])
+def test_a_broken_plugin_is_named_with_its_package_and_its_reason(
+    recipe: Recipe, field: str, name: str, reason: str
+) -> None:
     with pytest.raises(PluginError) as caught:
-        override(recipe, [f"margin={name}"])
-    assert f"margin={name}: plugin '{name}' (from doubtful): cannot be loaded: {reason}" in str(caught.value)
+        override(recipe, [f"{field}={name}"])
+    assert f"{field}={name}: plugin '{name}' (from doubtful): cannot be loaded: {reason}" in str(caught.value)
     assert override(recipe, ["margin=doubt"]).margin.__name__ == "doubt"  # the others still work
 
 

@@ -16,7 +16,9 @@ MARGINS = list(entries("margins"))
 
 
 def recipe(**changes):
-    base = Recipe(data=digits(), model="small_cnn", attack=PGD(steps=3), objective=AT(), epochs=1, optimizer=SGD(lr=0.1))
+    base = Recipe(
+        data=digits(), model="small_cnn", attack=PGD(steps=3), objective=AT(), epochs=1, optimizer=SGD(lr=0.1)
+    )
     return base.but(**changes)
 
 

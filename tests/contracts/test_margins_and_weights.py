@@ -111,7 +111,9 @@ def test_tanh_is_a_sigmoid_of_twice_the_argument_so_gairats_sigmoid_is_a_setting
 
 def test_lps_is_the_first_crossing_and_kappa_the_count():
     correct = torch.tensor([[1, 1, 1, 0], [1, 0, 1, 0], [1, 1, 1, 0]], dtype=torch.bool)
-    step = step_of(torch.zeros(4, 2), torch.zeros(4, 2), torch.zeros(4, dtype=torch.long), Trace(correct, correct * 1.0))
+    step = step_of(
+        torch.zeros(4, 2), torch.zeros(4, 2), torch.zeros(4, dtype=torch.long), Trace(correct, correct * 1.0)
+    )
     assert MARGINS["lps"](step).tolist() == [3, 1, 3, 0]
     assert MARGINS["kappa"](step).tolist() == [3, 2, 3, 0]
 

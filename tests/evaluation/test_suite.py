@@ -104,7 +104,9 @@ def test_every_stage_is_spelt_out_in_the_settings():
 
 
 def test_an_unknown_attack_is_refused_with_the_nearest():
-    with pytest.raises(RecipeError, match=r"'apgdd'\): no such attack. Did you mean 'apgd'\?"):
+    with pytest.raises(
+        RecipeError, match=r"'apgdd': validation and evaluation have no such attack. Did you mean 'apgd'\?"
+    ):
         plan("apgdd", 8 / 255, 10)
 
 

@@ -1,4 +1,4 @@
-"""Losses on fixed logits equal numbers that were computed from the published formulas in plain Python, without torch."""
+"""Losses on fixed logits equal numbers computed from the published formulas in plain Python, without torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from robustmail import AT, MART, PGD, TRADES, Discrete, Recipe, Sigmoid, Step, T
 from robustmail.scores import ce, kl
 
 NAT = [[2.0, -1.0, 0.5, 0.0], [0.3, 0.1, -0.2, 1.7], [-3.0, 4.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0], [5.0, -5.0, 2.5, 1.0]]
-ADV = [[0.5, 0.25, 1.5, -1.0], [1.0, -0.5, 0.3, 0.8], [-1.0, 0.5, 2.0, 0.1], [0.1, 0.4, -0.3, 0.2], [2.0, -1.0, 1.9, 0.0]]
+ADV = [
+    [0.5, 0.25, 1.5, -1.0],
+    [1.0, -0.5, 0.3, 0.8],
+    [-1.0, 0.5, 2.0, 0.1],
+    [0.1, 0.4, -0.3, 0.2],
+    [2.0, -1.0, 1.9, 0.0],
+]
 Y, KAPPA = [0, 3, 1, 2, 0], [3.0, 10.0, 0.0, 7.0, 5.0]
 PM_ADV = [-0.3640263504, -0.0714095283, -0.5461353736, -0.1647227021, 0.0455332123]
 PM_NAT = [0.5516552134, 0.471447909, 0.8888680671, 0.0, 0.8341299529]

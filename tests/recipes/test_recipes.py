@@ -77,10 +77,12 @@ def test_a_margin_defined_in_the_recipe_file_needs_no_registration(slice_path, t
 @pytest.mark.slow
 def test_mail_trades_learns_on_two_thousand_real_images(mini_path, tmp_path):
     changes = [
-        f"data=npz('{mini_path}')", "model=cifar_resnet18_w16", "data.validation=200", "epochs=6", "burn_in=3",
-        "batch=50", "optimizer.lr=0.02", "evaluate=nat,pgd20,cw",
+        f"data=npz('{mini_path}')", "model=cifar_resnet18_w8", "data.validation=200", "epochs=5", "burn_in=3",
+        "batch=50", "optimizer.lr=0.02", "attack.steps=5", "evaluate=nat,pgd20,cw", "test_size=500",
     ]  # fmt: skip
-    rows = [r for r in run(override(load_recipe("mail_trades"), changes), tmp_path / "r", "m") if isinstance(r, Attacked)]
+    rows = [
+        r for r in run(override(load_recipe("mail_trades"), changes), tmp_path / "r", "m") if isinstance(r, Attacked)
+    ]
     assert rows[0].accuracy > 0.15
     assert rows[0].accuracy > rows[1].accuracy
 

@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from robustmail import AT, AWP, PGD, SGD, TRADES, Recipe, Sigmoid, State, Stairs, digits, fit, pm_adv, reproduce
+from robustmail import AT, AWP, PGD, SGD, TRADES, Recipe, Sigmoid, Stairs, State, digits, fit, pm_adv, reproduce
 from robustmail.errors import NonFiniteError, RunError
 from robustmail.records import Attacked, Begun, EpochDone, Finished, Forecast, StepDone
 from robustmail.train.gauges import weight_stats
@@ -86,7 +86,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_dump_that_reproduces_it(
         for record in fit(made, state):
             if isinstance(record, StepDone):
                 before = {name: value.clone() for name, value in state.model.state_dict().items()}
-    weights = {n: p for n, p in state.model.named_parameters()}
+    weights = dict(state.model.named_parameters())
     assert all(torch.equal(before[name], p) for name, p in weights.items()), "the poisoned step moved the weights"
     assert not torch.isfinite(torch.tensor(reproduce(tmp_path / "nonfinite.pt", made)))
     dump = torch.load(tmp_path / "nonfinite.pt", weights_only=True)
