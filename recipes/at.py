@@ -5,9 +5,11 @@ paper (NeurIPS 2021).
 
     robustmail run at
     robustmail run at attack.steps=7
+    robustmail run at:wrn                                    the paper's WRN-32-10 (Table 3)
+    robustmail run at:code                                   the baseline of MAIL's released code
 """
 
-from robustmail import AT, SGD, Recipe, Stairs, cifar10, torchattack
+from robustmail import AT, PGD, SGD, Recipe, Stairs, cifar10, torchattack
 
 recipe = Recipe(
     data=cifar10(),
@@ -18,4 +20,16 @@ recipe = Recipe(
     batch=128,
     optimizer=SGD(lr=Stairs({0: 0.01, 74: 0.001, 89: 0.0001}), momentum=0.9, weight_decay=3.5e-3),
     evaluate=("nat", "pgd100", "cw", "apgd", "aa"),
+)
+
+wrn = recipe.but(
+    model="cifar_wrn32_10",
+    optimizer=SGD(lr=Stairs({0: 0.1, 74: 0.01, 89: 0.001}), momentum=0.9, weight_decay=7e-4),
+)
+
+code = recipe.but(
+    attack=PGD(eps=0.031, alpha=0.007, steps=10, start="gaussian"),
+    epochs=120,
+    optimizer=SGD(lr=Stairs({0: 0.01, 75: 0.001, 90: 0.0001, 100: 0.00001}), momentum=0.9, weight_decay=3.5e-3),
+    select="last",
 )

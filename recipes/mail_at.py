@@ -3,8 +3,9 @@
 Wang et al., "Probabilistic Margins for Instance Reweighting in Adversarial Training", NeurIPS 2021.
 
     robustmail run mail_at
-    robustmail run mail_at margin=pm_nat
-    robustmail run mail_at:code                         the authors' released code instead of the paper
+    robustmail run mail_at margin=pm_nat                     a row of Table 1
+    robustmail run mail_at:wrn                               the paper's WRN-32-10 (Table 3)
+    robustmail run mail_at:code                              the authors' released code
 
 Read as in the paper: weights of mean one, eps 8/255, uniform start, 74 epochs of burn-in, 100 epochs.
 """
@@ -23,6 +24,11 @@ recipe = Recipe(
     batch=128,
     optimizer=SGD(lr=Stairs({0: 0.01, 74: 0.001, 89: 0.0001}), momentum=0.9, weight_decay=3.5e-3),
     evaluate=("nat", "pgd100", "cw", "apgd", "aa"),
+)
+
+wrn = recipe.but(
+    model="cifar_wrn32_10",
+    optimizer=SGD(lr=Stairs({0: 0.1, 74: 0.01, 89: 0.001}), momentum=0.9, weight_decay=7e-4),
 )
 
 code = recipe.but(

@@ -4,10 +4,13 @@ Wang et al., "Probabilistic Margins for Instance Reweighting in Adversarial Trai
 
     robustmail run mail_trades
     robustmail run mail_trades weight.slope=5 seed=2
-    robustmail run mail_trades:code                     the authors' released code instead of the paper
+    robustmail run mail_trades margin=pm_nat                 a row of Table 1
+    robustmail run mail_trades:wrn                           the paper's WRN-32-10 (Table 3)
+    robustmail run mail_trades:code                          the authors' released code
 
 Read as in the paper: weights of mean one, eps 8/255, 74 epochs of burn-in, 100 epochs. The KL goes from the natural
-to the adversarial prediction, as in all code (Eq. 10 prints it the other way round), and the attack maximises it.
+to the adversarial prediction, as in all code (Eq. 10 prints it the other way round: objective.reverse=True), and the
+attack maximises it (before April 2022 the authors' code attacked the cross-entropy: "attack=PGD(start='gaussian')").
 """
 
 from robustmail import SGD, TRADES, Recipe, Sigmoid, Stairs, cifar10, pm_adv, torchattack
@@ -24,6 +27,11 @@ recipe = Recipe(
     batch=128,
     optimizer=SGD(lr=Stairs({0: 0.01, 74: 0.001, 89: 0.0001}), momentum=0.9, weight_decay=3.5e-3),
     evaluate=("nat", "pgd100", "cw", "apgd", "aa"),
+)
+
+wrn = recipe.but(
+    model="cifar_wrn32_10",
+    optimizer=SGD(lr=Stairs({0: 0.1, 74: 0.01, 89: 0.001}), momentum=0.9, weight_decay=7e-4),
 )
 
 code = recipe.but(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from robustmail.attacks.art import art
     from robustmail.attacks.autoattack import AutoAttack
+    from robustmail.attacks.lm_pgd import LMPGD
     from robustmail.attacks.pgd import PGD
     from robustmail.attacks.torchattacks import torchattack
     from robustmail.data.images import Images
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from robustmail.perturb import AWP
     from robustmail.plugins import load_recipe
     from robustmail.recipe import Recipe
-    from robustmail.schedules import Stairs
+    from robustmail.schedules import Cosine, Cyclic, Stairs
     from robustmail.step import Adversarial, Step, Terms, Trace
     from robustmail.train.loop import fit, reproduce
     from robustmail.train.state import State
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 _HOME = {
     "attacks.art": ["art"],
     "attacks.autoattack": ["AutoAttack"],
+    "attacks.lm_pgd": ["LMPGD"],
     "attacks.pgd": ["PGD"],
     "attacks.torchattacks": ["torchattack"],
     "data.images": ["Images"],
@@ -48,7 +50,7 @@ _HOME = {
     "perturb": ["AWP"],
     "plugins": ["load_recipe"],
     "recipe": ["Recipe"],
-    "schedules": ["Stairs"],
+    "schedules": ["Cosine", "Cyclic", "Stairs"],
     "step": ["Adversarial", "Step", "Terms", "Trace"],
     "train.loop": ["fit", "reproduce"],
     "train.state": ["State"],

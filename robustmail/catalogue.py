@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 SENTENCE = re.compile(r"(?<!Eq|al|\.\.)\. (?=[A-Z])")
 
 KINDS: dict[str, tuple[str, ...]] = {
-    "attacks": ("attacks.torchattacks", "attacks.art", "attacks.pgd", "attacks.autoattack"),
+    "attacks": ("attacks.torchattacks", "attacks.art", "attacks.pgd", "attacks.lm_pgd", "attacks.autoattack"),
     "margins": ("margins",),
     "weighters": ("weights",),
     "objectives": ("objectives",),

@@ -104,11 +104,21 @@ def show(recipe: RecipeName, overrides: Overrides = None) -> None:
 
 @app.command()
 def check(recipe: RecipeName, overrides: Overrides = None) -> None:
-    """Rehearse a recipe on four random images: wrong plugins, names and devices fail here."""
+    """Rehearse a recipe on four random images, and hold its plugins to their laws; or the plugins in any file."""
+    from robustmail.contracts import assert_lawful, kind_of, laws
+    from robustmail.plugins import load_plugins
     from robustmail.train.run import preflight
 
+    if plugins := load_plugins(recipe):
+        for name, plugin in plugins.items():
+            kind = kind_of(plugin)
+            assert_lawful(plugin, kind)
+            print(f"{name}: a lawful {kind}, {len(laws(kind))} laws tried")
+        return
     made = _load(recipe, overrides)
     preflight(made)
+    for kind, plugin in made.own_plugins().items():
+        assert_lawful(plugin, kind)
     print(f"{recipe}: in order, {len(made.turns())} phases rehearsed")
 
 

@@ -6,6 +6,7 @@ Each also says its loss as a formula, for `robustmail show`; a plugin may, and n
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -30,22 +31,38 @@ class AT:
 class TRADES:
     """TRADES: plain = CE(x), weighted = beta * KL(p(x) || p(x')) (Zhang et al. 2019; MAIL-TRADES: Eq. 10).
 
-    The gradient flows through both arguments. Eq. 10 of the MAIL paper prints the KL the other way round; its code,
-    and every other, has this direction. beta: 5 in MAIL, 6 in TRADES' own script.
+    The gradient flows through both arguments. beta: 5 in MAIL, 6 in TRADES' own script.
+    weigh: what weights act on: "kl" as in MAIL; "nat", the cross-entropy, as in GAIRAT's removed script; or "both".
+    reverse: KL(p(x') || p(x)), as MAIL's Eq. 10 prints it and no code has it.
+    natural_passes: TRADES' own script runs the natural images through twice: the same loss and gradient, one more
+    update of BatchNorm's statistics.
     """
 
     beta: float = 5.0
+    weigh: Literal["kl", "nat", "both"] = "kl"
+    reverse: bool = False
+    natural_passes: Literal[1, 2] = 1
 
     def __post_init__(self) -> None:
         check(self)
 
     @property
     def formula(self) -> tuple[str, str]:
-        return f"{self.beta:g} KL(nat || adv)", "CE(nat)"
+        """(weighted, plain), for people."""
+        divergence = f"{self.beta:g} KL({'adv || nat' if self.reverse else 'nat || adv'})"
+        return {
+            "kl": (divergence, "CE(nat)"), "nat": ("CE(nat)", divergence), "both": (f"(CE(nat) + {divergence})", ""),
+        }[self.weigh]  # fmt: skip
 
     def __call__(self, step: Step) -> Terms:
         natural = step.logits_nat  # first: the order of the forwards is the order of BatchNorm's updates
-        return Terms(weighted=self.beta * kl(natural, step.logits_adv), plain=ce(natural, step.y))
+        adversarial = step.logits_adv
+        natural_kl = natural if self.natural_passes == 1 else step.again().logits_nat
+        pair = (adversarial, natural_kl) if self.reverse else (natural_kl, adversarial)
+        entropy, divergence = ce(natural, step.y), self.beta * kl(*pair)
+        if self.weigh == "both":
+            return Terms(weighted=entropy + divergence)
+        return Terms(divergence, entropy) if self.weigh == "kl" else Terms(entropy, divergence)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +80,7 @@ class MART:
 
     @property
     def formula(self) -> tuple[str, str]:
+        """(weighted, plain), for people."""
         return "BCE(adv)", f"{self.beta:g} KL(nat || adv) (1 - p_y(nat))"
 
     def __call__(self, step: Step) -> Terms:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import linecache
 import re
 import sys
@@ -15,7 +16,7 @@ from robustmail.errors import PluginError, RecipeError, RobustmailError, did_you
 from robustmail.recipe import Recipe
 from robustmail.values import parts
 
-__all__ = ["find", "load_recipe", "load_source", "recipe_path"]
+__all__ = ["find", "load_plugins", "load_recipe", "load_source", "recipe_path"]
 
 
 def find(name: str, kind: str | None = None) -> Any:
@@ -68,6 +69,33 @@ def load_recipe(name: str) -> Recipe:
     wrong = f"defines no {variable!r}" if found is None else f"{variable!r} is no Recipe but {type(found).__name__}"
     todo = f"It has {', '.join(others)}: write {name.partition(':')[0]}:{others[0]}." if others else ""
     raise RecipeError(str(path), wrong, todo or f"Write {variable} = Recipe(...).")
+
+
+def load_plugins(name: str) -> dict[str, Any]:
+    """The plugins that a file itself defines, or the one of `file.py:name`: functions, and values of its classes.
+
+    Nothing for a file that defines recipes; classes that need no knobs stand for their defaults.
+    """
+    path, variable = recipe_path(name)
+    module = load_source(path)
+    chosen = {variable: getattr(module, variable, None)} if ":" in name else vars(module)
+    if any(isinstance(value, Recipe) for value in chosen.values()):
+        return {}
+    found = {n: v for n, v in chosen.items() if not n.startswith("_") and _home(v) == module.__name__ and callable(v)}
+    made = {n: v() if isinstance(v, type) and _needs_nothing(v) else v for n, v in found.items()}
+    return {n: v for n, v in made.items() if not isinstance(v, type)}
+
+
+def _home(value: Any) -> str:
+    return str(value.__module__ if hasattr(value, "__qualname__") else type(value).__module__)
+
+
+def _needs_nothing(cls: type) -> bool:
+    try:
+        inspect.signature(cls).bind()
+    except (TypeError, ValueError):
+        return False
+    return "__call__" in vars(cls)  # its values are callable
 
 
 def load_source(path: Path) -> types.ModuleType:

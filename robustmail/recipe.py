@@ -16,7 +16,7 @@ from robustmail.errors import PluginError, RecipeError, did_you_mean
 from robustmail.optimizers import SGD, Optimizer
 from robustmail.rehearsal import Passes, ask, rehearse
 from robustmail.step import Attack, Margin, Objective, Perturbation, Step, Terms, Weighter
-from robustmail.values import check, describe, label, parts, schedules, transform, where
+from robustmail.values import check, describe, is_foreign, label, parts, schedules, transform, where
 
 __all__ = ["Loss", "Recipe"]
 
@@ -41,6 +41,7 @@ class Recipe:
     attack, objective, margin, weight, perturb: the method. burn_in: epochs with all weights one.
     eps: budget of validation and evaluation, by default the attack's own. attack_mode: mode of BatchNorm and dropout
     while attacking. validate: the attack that picks the best epoch on images held out of the training set.
+    ema: decay of an exponential moving average of the weights, which is then what is validated, kept and evaluated.
     evaluate: what is run on the test set at the end, on the weights that `select` names; test_size: on the first so
     many test images only. Any field, and any field of a field, may be a schedule such as Stairs.
     """
@@ -56,6 +57,7 @@ class Recipe:
     epochs: int
     batch: int = 128
     optimizer: Optimizer = SGD()
+    ema: float | None = None
     normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     eps: float | None = None
     attack_mode: str = "eval"
@@ -125,6 +127,13 @@ class Recipe:
         """
         return {epoch: rehearse(self.at(epoch), classes, shape) for epoch in self.turns()}
 
+    def own_plugins(self) -> dict[str, Any]:
+        """The plugins that are not robustmail's own, by kind."""
+        now = self.at(self.epochs - 1)
+        kinds = {"attack": now.attack, "objective": now.objective, "margin": now.margin, "weight": now.weight,
+                 "perturbation": now.perturb}  # fmt: skip
+        return {kind: plugin for kind, plugin in kinds.items() if plugin is not None and is_foreign(plugin)}
+
     @property
     def budget(self) -> float:
         """eps of validation and evaluation."""
@@ -152,6 +161,10 @@ class Recipe:
             value = getattr(self, name)
             if isinstance(value, int) and value < least:
                 raise RecipeError(f"Recipe (given {name}={value})", f"{name} must be at least {least}")
+        if isinstance(self.ema, (int, float)) and not 0 < self.ema < 1:
+            raise RecipeError(
+                f"Recipe (given ema={self.ema:g})", "the decay must lie between 0 and 1", "Write ema=0.999."
+            )
         for name, known in {"attack_mode": ("eval", "train"), "select": ("best", "last")}.items():
             if getattr(self, name) not in known:
                 raise RecipeError(

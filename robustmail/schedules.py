@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from robustmail.errors import RecipeError
 
-__all__ = ["Schedule", "Stairs"]
+__all__ = ["Cosine", "Cyclic", "Schedule", "Stairs"]
 
 
 @runtime_checkable
@@ -51,3 +52,63 @@ class Stairs:
 
     def __repr__(self) -> str:
         return f"Stairs({dict(self.steps)!r})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine:
+    """From `high` to `low` along half a cosine: low + (high - low) (1 + cos(pi t / epochs)) / 2."""
+
+    high: float
+    low: float = 0.0
+    epochs: int
+
+    def __post_init__(self) -> None:
+        _positive(self, "epochs")
+
+    def at_epoch(self, epoch: float, /) -> float:
+        """The value at a fractional epoch; `low` from `epochs` on."""
+        share = min(epoch / self.epochs, 1.0)
+        return self.low + (self.high - self.low) * (1 + math.cos(math.pi * share)) / 2
+
+    def turns(self) -> tuple[int, ...]:
+        """Only the beginning: nothing happens at once."""
+        return (0,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cyclic:
+    """Linearly from `low` up to `high` at epoch `peak`, and down to `low` at `epochs`: one triangle.
+
+    With low = 0 it is the usual cyclic learning rate; with peak = 0 a straight line down.
+    """
+
+    high: float
+    low: float = 0.0
+    peak: int
+    epochs: int
+
+    def __post_init__(self) -> None:
+        _positive(self, "epochs")
+        if not 0 <= self.peak <= self.epochs:
+            raise RecipeError(
+                f"Cyclic (given peak={self.peak})", f"the peak must lie within 0 ... {self.epochs} epochs"
+            )
+
+    def at_epoch(self, epoch: float, /) -> float:
+        """The value at a fractional epoch; `low` from `epochs` on."""
+        if epoch < self.peak:
+            share = epoch / self.peak
+        else:
+            share = (self.epochs - min(epoch, self.epochs)) / max(self.epochs - self.peak, 1)
+        return self.low + (self.high - self.low) * share
+
+    def turns(self) -> tuple[int, ...]:
+        """The beginning and the peak."""
+        return tuple(sorted({0, self.peak}))
+
+
+def _positive(schedule: Any, name: str) -> None:
+    if getattr(schedule, name) < 1:
+        raise RecipeError(
+            f"{type(schedule).__name__} (given {name}={getattr(schedule, name)})", f"{name} must be at least 1"
+        )

@@ -143,7 +143,7 @@ def describe_head(value: Any) -> str:
 
 def where(value: Any) -> str:
     """`file.py:12` of a plugin's source, or its module where there is none to show."""
-    target = value if inspect.isfunction(value) or inspect.isclass(value) else type(value)
+    target = _maker(value)
     try:
         return f"{inspect.getsourcefile(target)}:{inspect.getsourcelines(target)[1]}"
     except (OSError, TypeError):
@@ -161,10 +161,19 @@ def raised_at(error: BaseException) -> str:
     return found
 
 
+def is_foreign(plugin: Any) -> bool:
+    """Is a plugin somebody's own, rather than robustmail's?"""
+    return callable(plugin) and str(_maker(plugin).__module__).split(".")[0] not in ("robustmail", "builtins")
+
+
+def _maker(value: Any) -> Any:
+    return value if inspect.isfunction(value) or inspect.isclass(value) else type(value)
+
+
 def _source_mark(value: Any) -> str:
-    target = value if inspect.isfunction(value) or inspect.isclass(value) else type(value)
-    if not callable(value) or str(target.__module__).split(".")[0] in ("robustmail", "builtins"):
+    if not is_foreign(value):
         return ""
+    target = _maker(value)
     try:
         return f" (source {hashlib.sha256(inspect.getsource(target).encode()).hexdigest()[:8]})"
     except (OSError, TypeError):

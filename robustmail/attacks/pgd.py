@@ -16,6 +16,8 @@ from robustmail.values import check
 
 __all__ = ["PGD"]
 
+Going = slice | Tensor
+
 
 @dataclass(frozen=True, kw_only=True)
 class PGD:
@@ -24,8 +26,13 @@ class PGD:
     eps, alpha: in pixels of [0, 1]; norm "l2" steps along gradient / ||gradient|| instead of its sign.
     loss: "ce" (AT), "kl" from the natural prediction (TRADES; ignores labels), or "margin" = max_{j != y} z_j - z_y
     (the CW loss of robustness papers).
-    start: "uniform" in the ball, "gaussian" x + 0.001 N(0, 1) (which "kl" needs, its gradient being zero at x), "none".
-    The last iterate is returned, as in all training code, with a trace of iterates 0 ... steps - 1.
+    start: "uniform" in the ball; "gaussian", x + 0.001 N(0, 1), which "kl" needs, its gradient being zero at x; "unit",
+    x + U(0, 1), which is MAIL's Algorithm 1 to the letter; "none".
+    patience: None takes every step. A number tau makes it FAT's friendly attack (Zhang et al. 2020): an example stops
+    at the iterate at which it is wrong for the tau-plus-first time; tau >= steps never stops one.
+    noise: omega of FAT's code: omega N(0, 1) is added at each step.
+    The last iterate is returned, as in all training code, with a trace of iterates 0 ... steps - 1, in which an
+    example that has stopped stays where it is.
     """
 
     eps: float = 8 / 255
@@ -33,43 +40,65 @@ class PGD:
     steps: int = 10
     norm: Norm = "linf"
     loss: Literal["ce", "kl", "margin"] = "ce"
-    start: Literal["uniform", "gaussian", "none"] = "uniform"
+    start: Literal["uniform", "gaussian", "unit", "none"] = "uniform"
+    patience: int | None = None
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         check(self)
-        check_budget("PGD", self.norm, eps=self.eps, alpha=self.alpha)
-        check_counts("PGD", steps=self.steps)
+        check_budget("PGD", self.norm, eps=self.eps, alpha=self.alpha, noise=self.noise)
+        check_counts("PGD", steps=self.steps, patience=1 if self.patience == 0 else self.patience)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Adversarial:
         check_images("PGD", x)
         with viewed(model) as view:
-            loss = self._loss(view, x, y)
-            x_adv, correct, p_true = self._start(x), [], []
-            for _ in range(self.steps):
-                x_adv = x_adv.detach().requires_grad_()
-                logits = view(x_adv)
-                (gradient,) = torch.autograd.grad(loss(logits), x_adv)
-                correct.append(logits.detach().argmax(1) == y)
-                p_true.append(true_class(logits.detach().softmax(1), y))
-                x_adv = self._project(x, x_adv.detach() + self.alpha * self._direction(gradient))
-            trace = Trace(torch.stack(correct), torch.stack(p_true))
-            return Adversarial(settle("PGD", view, x, x_adv, self.eps, self.norm), trace)
+            loss, x_adv = self._loss(view, x, y), self._start(x)
+            correct = torch.zeros(self.steps, len(y), dtype=torch.bool, device=x.device)
+            p_true = torch.zeros(self.steps, len(y), dtype=x.dtype, device=x.device)
+            going: Going = slice(None)  # all of them, or the indices of those that have not stopped
+            left = torch.full_like(y, self.steps if self.patience is None else self.patience)
+            for k in range(self.steps):
+                if k:
+                    correct[k], p_true[k] = correct[k - 1], p_true[k - 1]  # those that have stopped
+                iterate = x_adv[going].detach().requires_grad_()
+                logits = view(iterate)
+                (gradient,) = torch.autograd.grad(loss(logits, going), iterate)
+                correct[k, going] = logits.detach().argmax(1) == y[going]
+                p_true[k, going] = true_class(logits.detach().softmax(1), y[going]).to(x.dtype)
+                moved = self._move(x[going], iterate.detach(), gradient)
+                if self.patience is None:
+                    x_adv = moved
+                    continue
+                going, keep = _patient(going, correct[k], left)
+                if not len(going):
+                    correct[k + 1 :], p_true[k + 1 :] = correct[k], p_true[k]
+                    break
+                x_adv[going] = moved[keep]
+            return Adversarial(settle("PGD", view, x, x_adv, self.eps, self.norm), Trace(correct, p_true))
 
-    def _loss(self, view: View, x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
+    def _loss(self, view: View, x: Tensor, y: Tensor) -> Callable[[Tensor, Going], Tensor]:
         # Sums, not means: a mean over the batch underflows in half precision, and the step does not see the scale.
         if self.loss == "kl":
             with torch.no_grad():
                 natural = view(x)
-            return lambda logits: kl(natural, logits).sum()
+            return lambda logits, going: kl(natural[going], logits).sum()
         if self.loss == "margin":
-            return lambda logits: -gap(logits, y).sum()
-        return lambda logits: ce(logits, y).sum()
+            return lambda logits, going: -gap(logits, y[going]).sum()
+        return lambda logits, going: ce(logits, y[going]).sum()
+
+    def _move(self, x: Tensor, iterate: Tensor, gradient: Tensor) -> Tensor:
+        step = self.alpha * self._direction(gradient)
+        if self.noise:
+            step = step + self.noise * torch.randn_like(step)
+        return self._project(x, iterate + step)
 
     def _start(self, x: Tensor) -> Tensor:
         if self.start == "none":
             return x.clone()
         if self.start == "gaussian":
             return self._project(x, x + 0.001 * torch.randn_like(x))
+        if self.start == "unit":
+            return self._project(x, x + torch.rand_like(x))
         if self.norm == "linf":
             return (x + torch.empty_like(x).uniform_(-self.eps, self.eps)).clamp(0, 1)
         noise = torch.randn_like(x)
@@ -88,6 +117,15 @@ class PGD:
         else:
             delta = delta * _per_image((self.eps / _length(delta).clamp(min=1e-20)).clamp(max=1))
         return (x + delta).clamp(0, 1)
+
+
+def _patient(going: Going, correct: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+    """(indices that go on, which of `going` they are); an example that is wrong uses up one unit of its patience."""
+    indices = torch.arange(len(correct), device=correct.device)[going]
+    wrong = ~correct[indices]
+    keep = ~(wrong & (left[indices] == 0))
+    left[indices] -= wrong.long()
+    return indices[keep], keep
 
 
 def _length(images: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ LOOK_AT_NATURAL = 10  # every so many steps, where the loss does not anyway
 
 
 @torch.no_grad()
-def gauge(now: Recipe, step: Step, loss: Loss, where: tuple[int, int], began: float) -> StepDone:
+def gauge(now: Recipe, step: Step, loss: Loss, where: tuple[int, int], rate: float, began: float) -> StepDone:
     """The record of one step, read from what the step has computed already."""
     view = step.detached()
     y = step.y
@@ -34,7 +34,7 @@ def gauge(now: Recipe, step: Step, loss: Loss, where: tuple[int, int], began: fl
     histogram, span = _histogram(margin)
     plain, weighted = loss.terms.plain, precise(loss.terms.weighted)
     return StepDone(
-        epoch=where[0], step=where[1] + 1, images=len(y), lr=float(now.optimizer.lr), loss=loss.total.item(),
+        epoch=where[0], step=where[1] + 1, images=len(y), lr=rate, loss=loss.total.item(),
         weighted=(weighted if loss.weights is None else loss.weights * weighted).mean().item(),
         plain=plain.mean().item() if isinstance(plain, Tensor) else float(plain),
         adv=right.float().mean().item(), nat=natural,

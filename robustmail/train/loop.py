@@ -19,6 +19,7 @@ from robustmail.randomness import forked, generator, reseed
 from robustmail.recipe import Loss, Recipe
 from robustmail.records import Attacked, Begun, EpochDone, Forecast, Record, StepDone
 from robustmail.rehearsal import attacked, rehearse
+from robustmail.schedules import Schedule
 from robustmail.step import Step
 from robustmail.train.gauges import gauge
 from robustmail.train.state import State
@@ -42,11 +43,10 @@ def fit(recipe: Recipe, state: State | None = None, name: str = "recipe") -> Ite
     clock = _Clock(recipe, state, steps)
     while state.epoch < recipe.epochs:
         now = recipe.at(state.epoch)
-        for group in state.optimizer.param_groups:
-            group["lr"] = now.optimizer.lr
         order = batches(len(state.train.y), recipe.batch, generator(recipe.seed, "order", state.epoch))
         for indices in order[state.step :]:
-            yield (done := _train_step(now, state, indices))
+            rate = _set_rate(recipe, state, steps)
+            yield (done := _train_step(now, state, indices, rate))
             if (forecast := clock.tick(done)) is not None:
                 yield forecast
         yield _end_epoch(now, state)
@@ -86,7 +86,17 @@ def reproduce(dump: str | Path, recipe: Recipe) -> float:
     return loss.total.item()
 
 
-def _train_step(now: Recipe, state: State, indices: Tensor) -> StepDone:
+def _set_rate(recipe: Recipe, state: State, steps: int) -> float:
+    """The learning rate follows its schedule within an epoch too; all other fields change between epochs."""
+    rate = recipe.optimizer.lr
+    if isinstance(rate, Schedule):
+        rate = rate.at_epoch(state.epoch + state.step / steps)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    return rate
+
+
+def _train_step(now: Recipe, state: State, indices: Tensor, rate: float) -> StepDone:
     began = time.perf_counter()
     where = (state.epoch, state.step)
     part, model = state.train, state.model
@@ -100,8 +110,8 @@ def _train_step(now: Recipe, state: State, indices: Tensor) -> StepDone:
             step, loss = work_through(now, model, x, y, _updater(now, state.optimizer))
         except NonFiniteError as error:
             raise _stopped(error, state, indices, x, y) from error
-    state.step += 1
-    done = gauge(now, step, loss, where, began)
+    state.advance()
+    done = gauge(now, step, loss, where, rate, began)
     for metric, value in _metrics(done).items():
         total = state.sums.setdefault(metric, [0.0, 0.0])
         total[0] += value * done.images
@@ -144,7 +154,7 @@ def _validate(now: Recipe, state: State) -> dict[str, float]:
     scores = {}
     for name, attack in {"val_nat": "nat", "val_rob": now.validate}.items():
         what = plan(attack, now.budget, state.images.classes)
-        verdict = [r for r in trial(state.model, state.validation, what, now.seed) if isinstance(r, Attacked)]
+        verdict = [r for r in trial(state.kept, state.validation, what, now.seed) if isinstance(r, Attacked)]
         scores[name] = verdict[0].accuracy
     return scores
 

@@ -180,7 +180,7 @@ def _evaluate(recipe: Recipe, state: State, folder: Path) -> Iterator[Record]:
     for name in recipe.evaluate:
         if name in done:
             continue
-        for record in trial(state.model, test, plan(name, now.budget, state.images.classes), recipe.seed):
+        for record in trial(state.kept, test, plan(name, now.budget, state.images.classes), recipe.seed):
             yield record
             if isinstance(record, Attacked):
                 rows.append(record)

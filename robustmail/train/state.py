@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from timm.utils.model_ema import ModelEmaV3
+from torch import nn
 
 from robustmail.data.images import Images, Part, hold_out, to_float
 from robustmail.errors import DeviceError, RecipeError, RunError
@@ -42,6 +44,7 @@ class State:
     train: Part
     validation: Part
     device: torch.device
+    average: ModelEmaV3 | None = None
     folder: Path | None = None
     epoch: int = 0
     step: int = 0
@@ -70,7 +73,20 @@ class State:
         sample = to_float(train.x[:2]).to(device)
         try_out(model, describe(recipe.model).strip("'"), sample, images.classes)
         optimizer = recipe.at(0).optimizer(model.parameters())
-        return cls(recipe, model, optimizer, images, train.to(device), validation.to(device), device, folder)
+        average = ModelEmaV3(model, decay=recipe.ema) if recipe.ema else None
+        parts = train.to(device), validation.to(device)
+        return cls(recipe, model, optimizer, images, *parts, device, average, folder)
+
+    @property
+    def kept(self) -> nn.Module:
+        """The model that is validated, written and evaluated: the average of the weights where there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def advance(self) -> None:
+        """One step is done."""
+        self.step += 1
+        if self.average is not None:
+            self.average.update(self.model)
 
     def save(self) -> None:
         """Write state.pt and metrics.csv, each at once; without a folder, nothing."""
@@ -82,6 +98,7 @@ class State:
             "epoch": self.epoch, "step": self.step, "sums": self.sums, "history": self.history,
             "best": self.best, "best_epoch": self.best_epoch, "threads": torch.get_num_threads(),
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "average": self.average.module.state_dict() if self.average else {},
         }  # fmt: skip
         write(self.folder / "state.pt", lambda path: torch.save(content, path))
         write_text(self.folder / "metrics.csv", _csv(self.history))
@@ -107,6 +124,8 @@ class State:
                 )
             self.model.load_state_dict(content["model"])
             self.optimizer.load_state_dict(content["optimizer"])
+            if self.average is not None:
+                self.average.module.load_state_dict(content["average"])
         except (RuntimeError, KeyError, EOFError, OSError, ValueError) as error:
             raise RunError(
                 str(path), f"damaged ({str(error).splitlines()[0]})", "Start anew with --fresh --yes."
@@ -118,7 +137,7 @@ class State:
         """Write NAME.safetensors with what is needed to use it; without a folder, nothing."""
         if self.folder is None:
             return
-        weights = {key: value.detach().cpu().contiguous() for key, value in self.model.state_dict().items()}
+        weights = {key: value.detach().cpu().contiguous() for key, value in self.kept.state_dict().items()}
         facts = {
             "model": describe(self.recipe.model).strip("'"), "classes": self.images.classes,
             "channels": self.images.shape[0], "shape": list(self.images.shape), "data": self.images.name,
@@ -130,7 +149,7 @@ class State:
     def read_weights(self, name: str) -> None:
         """Put the weights of NAME.safetensors into the model."""
         if self.folder is not None:
-            self.model.load_state_dict(load_file(self.folder / f"{name}.safetensors", device=str(self.device)))
+            self.kept.load_state_dict(load_file(self.folder / f"{name}.safetensors", device=str(self.device)))
 
     def dump(self, indices: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> Path | None:
         """Write nonfinite.pt: the batch and the weights with which `reproduce` fails in the same way."""

@@ -46,7 +46,7 @@ def picture(model):
         "weights": [p.detach().clone() for p in model.parameters()],
         "buffers": [b.clone() for b in model.buffers()],
         "torch": torch.get_rng_state(),
-        "numpy": torch.from_numpy(np.random.get_state()[1].copy()),
+        "numpy": str(np.random.get_state(legacy=False)),
         "python": random.getstate(),
     }
 

@@ -1,0 +1,200 @@
+"""Faults planted in plugins are found, each under the name of the law that it breaks, also by `robustmail check`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from robustmail import AT, LMPGD, MART, PGD, TRADES, Adversarial, Discrete, Sigmoid, Step, Tanh, Terms, torchattack
+from robustmail.catalogue import entries
+from robustmail.cli import main
+from robustmail.contracts import assert_lawful, broken_laws, kind_of
+from robustmail.errors import PluginError
+from robustmail.perturb import AWP
+from robustmail.plugins import find
+
+LAWFUL = {
+    **{name: find(name, "margins") for name in entries("margins")},
+    **{str(w): w for w in (Sigmoid(slope=10.0, bias=-0.5), Sigmoid(slope=1e3, bias=0.0), Tanh(), Discrete())},
+    "Tanh(inf)": Tanh(lam=float("inf")), "Sigmoid(scale)": Sigmoid(slope=2.0, bias=0.0, scale=3.0),
+    **{str(o): o for o in (AT(), TRADES(), TRADES(weigh="nat"), TRADES(weigh="both", reverse=True), MART())},
+    **{str(a): a for a in (PGD(steps=3), PGD(steps=3, patience=0, noise=0.001), LMPGD(steps=2))},
+    "PGD l2": PGD(norm="l2", eps=0.5, alpha=0.2, steps=3), "TPGD": torchattack("TPGD", steps=3),
+    "AWP": AWP(gamma=0.01),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("plugin", LAWFUL.values(), ids=LAWFUL)
+def test_what_ships_is_lawful(plugin):
+    assert_lawful(plugin)
+
+
+def logit_ratio(s: Step):
+    return s.logits_adv.exp().amax(1) / s.logits_adv.exp().sum(1)
+
+
+def fresh_look(s: Step):
+    s.model.train()
+    with torch.enable_grad():
+        return torch.softmax(s.model(s.x_adv), 1).amax(1)
+
+
+def drops_gradients(s: Step):
+    s.model.zero_grad()
+    return s.probs_adv.amax(1)
+
+
+def scribbles(s: Step):
+    s.logits_adv.mul_(2)
+    return s.probs_adv.amax(1)
+
+
+MARGINS = {
+    "wrong shape": (lambda s: s.probs_adv, "one number per example"),
+    "a mean over the batch": (lambda s: s.probs_adv.amax(1).mean(), "one number per example"),
+    "not detached": (lambda s: s.probs_adv.amax(1).requires_grad_(), "detached"),
+    "batch-dependent": (lambda s: s.probs_adv.amax(1) - s.probs_adv.amax(1).mean(), "independent of batch mates"),
+    "position-dependent": (
+        lambda s: s.probs_adv.amax(1) + torch.arange(len(s.y)), "independent of the order of examples"),
+    "NaN at large logits": (logit_ratio, "finite at huge logits"),
+    "touches torch's generator": (lambda s: s.probs_adv.amax(1) + 0 * torch.rand(1), "leaves the generators alone"),
+    "touches numpy's generator": (
+        lambda s: s.probs_adv.amax(1) + 0 * float(np.random.rand()), "leaves the generators alone"),
+    "random": (lambda s: torch.rand(len(s.y)), "the same when asked again"),
+    "moves BatchNorm": (fresh_look, "leaves modes, gradients, BatchNorm statistics and weights alone"),
+    "drops gradients": (drops_gradients, "leaves modes, gradients, BatchNorm statistics and weights alone"),
+    "ten classes only": (lambda s: s.probs_adv[:, 9] - s.probs_adv[:, 0], "any number of classes"),
+    "squeezes": (lambda s: s.probs_adv.amax(1).squeeze(), "a batch of one"),
+    "scribbles": (scribbles, "does not write into its input"),
+    "fails": (lambda s: s.prbs_adv, "one number per example"),
+}  # fmt: skip
+
+
+def gaussian(margin: Tensor) -> Tensor:
+    return torch.exp(-(margin**2)) / torch.exp(-(margin**2)).mean()
+
+
+WEIGHTS = {
+    "unnormalised": (lambda margin: torch.sigmoid(-margin), "mean one over the batch"),
+    "negative": (lambda margin: 1 - margin + margin.mean() * 0 - 0.5, "finite and not negative"),
+    "grows": (lambda margin: (margin * 2).softmax(0) * len(margin), "falls with the margin"),
+    "not monotone": (gaussian, "falls with the margin"),
+    "0 / 0": (lambda margin: (u := (margin < -0.9).float()) / u.mean(), "finite and not negative"),
+    "a number": (lambda margin: torch.tensor(1.0), "one number per example"),
+}
+
+
+def graphless(step: Step) -> Terms:
+    return Terms(step.logits_adv.detach().logsumexp(1))
+
+
+def naive_kl(step: Step) -> Terms:
+    p, q = step.probs_nat, step.probs_adv
+    return Terms((p * (p / q).log()).sum(1))
+
+
+def reduced(step: Step) -> Terms:
+    return Terms(torch.nn.functional.cross_entropy(step.logits_adv, step.y))
+
+
+OBJECTIVES = {
+    "no graph": (graphless, "a finite gradient"),
+    "naive KL": (naive_kl, "finite at huge logits"),
+    "reduced": (reduced, "two terms, one number per example"),
+}
+
+
+def leaps(model, x, y):
+    return (x + 0.5).detach()
+
+
+@dataclass(frozen=True)
+class Far:
+    """Says eps and does not keep it."""
+
+    eps: float = 0.01
+
+    def __call__(self, model, x, y):
+        return Adversarial((x + 0.1).clamp(0, 1))
+
+
+def careless(model, x, y):
+    model.eval()
+    x = x.clone().requires_grad_()
+    torch.nn.functional.cross_entropy(model(x), y).backward()
+    return (x + 0.01 * x.grad.sign()).clamp(0, 1).detach()
+
+
+def noisy(model, x, y):
+    return (x + 0.01 * torch.randn_like(x)).clamp(0, 1)
+
+
+ATTACKS = {
+    "leaves the box": (leaps, "stays in the box"),
+    "leaves the ball": (Far(), "stays in the ball"),
+    "careless": (careless, "leaves modes, gradients, BatchNorm statistics and weights alone"),
+    "noisy": (noisy, "leaves the generators alone"),
+}
+FAULTS = [
+    pytest.param(plugin, kind, law, id=f"{kind}: {name}")
+    for kind, faults in (("margin", MARGINS), ("weight", WEIGHTS), ("objective", OBJECTIVES), ("attack", ATTACKS))
+    for name, (plugin, law) in faults.items()
+]
+
+
+@pytest.mark.parametrize(("plugin", "kind", "law"), FAULTS)
+def test_a_planted_fault_breaks_the_law_that_names_it(plugin, kind, law):
+    assert law in broken_laws(plugin, kind)
+
+
+@pytest.mark.parametrize(("plugin", "kind", "law"), [p for p in FAULTS if "<lambda>" not in str(p.values[0])])
+def test_the_kind_of_a_plugin_is_told_from_how_it_is_written(plugin, kind, law):
+    assert kind_of(plugin) == kind
+
+
+def run(monkeypatch, capsys, *words):
+    monkeypatch.setattr(sys, "argv", ["robustmail", *words])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    said = capsys.readouterr()
+    return stop.value.code, said.out, said.err
+
+
+def test_check_names_the_broken_law_of_a_margin_in_a_file(tmp_path: Path, monkeypatch, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text("import torch\n\ndef doubt(s):\n    return s.probs_adv.amax(1) - s.probs_adv.amax(1).mean()\n")
+    code, _, wrong = run(monkeypatch, capsys, "check", str(file))
+    assert code == 2
+    assert "margin doubt" in wrong
+    assert "mine.py:3" in wrong
+    assert "'independent of batch mates' (changes by" in wrong
+    assert len(wrong.splitlines()) == 1
+
+
+def test_check_holds_the_plugins_of_a_recipe_to_their_laws(tmp_path: Path, monkeypatch, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from robustmail import load_recipe\n\ndef doubt(s):\n    return s.probs_adv.amax(1) / s.probs_adv.std()\n\n"
+        "recipe = load_recipe('quickstart').but(margin=doubt)\n"
+    )
+    code, _, wrong = run(monkeypatch, capsys, "check", str(file))
+    assert (code, "independent of batch mates" in wrong) == (2, True)
+
+
+def test_check_passes_lawful_plugins_and_says_so(tmp_path: Path, monkeypatch, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text("from robustmail import Step\n\ndef doubt(s: Step):\n    return s.probs_adv.amax(1)\n")
+    code, said, _ = run(monkeypatch, capsys, "check", str(file))
+    assert (code, said) == (0, "doubt: a lawful margin, 13 laws tried\n")
+    assert run(monkeypatch, capsys, "check", f"{file}:doubt")[0] == 0
+
+
+def test_one_line_in_a_plugin_authors_own_tests_is_enough():
+    with pytest.raises(PluginError, match="breaks a law of plugins: 'finite at huge logits'"):
+        assert_lawful(logit_ratio)
