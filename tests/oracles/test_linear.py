@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from robustmail import PGD, Step, art, kappa, lps, pm_adv, torchattack
+from robustmail import LMPGD, PGD, Step, art, kappa, lps, pm_adv, torchattack
 
 EPS = 8 / 255
 
@@ -35,6 +35,7 @@ def scene():
 ATTACKS = {
     "PGD": PGD(),
     "PGD margin": PGD(loss="margin"),
+    "LM-PGD": LMPGD(steps=3),
     "torchattacks PGD": torchattack("PGD"),
     "torchattacks APGD": torchattack("APGD", steps=20),
     "ART PGD": art("ProjectedGradientDescentPyTorch", eps=EPS, eps_step=2 / 255, max_iter=10),
@@ -75,3 +76,52 @@ def test_lps_has_its_closed_form(scene):
     assert torch.equal(lps(step), expected.detach())
     assert torch.equal(kappa(step), expected.detach())
     assert lps(step).min() == 2
+
+
+def test_friendly_pgd_stops_each_example_at_its_own_first_wrong_iterate(scene):
+    model, x, y, w = scene
+    start = (x * w).sum((1, 2, 3))
+    drop = 2 / 255 * w.abs().sum()
+    model.b.data.fill_((-start.min() + 1.5 * drop).item())
+    crossing = torch.ceil((start + model.b) / drop).clamp(0, 10).detach()
+    for patience in (0, 1, 3):
+        found = PGD(start="none", eps=1.0, alpha=2 / 255, steps=10, patience=patience)(model, x, y)
+        taken = (crossing + patience).clamp(max=10).view(-1, 1, 1, 1)  # steps before it lets go
+        assert torch.allclose(found.x, (x - taken * 2 / 255 * w.sign()).clamp(0, 1), atol=1e-5)
+        assert torch.equal(lps(Step(model, x, y, found.x, found.trace)), crossing)
+
+
+def test_friendly_pgd_leaves_an_image_alone_that_is_wrong_already(scene):
+    model, x, y, _ = scene
+    model.b.data.fill_(-1000.0)
+    found = PGD(start="none", patience=0)(model, x, y)
+    assert torch.equal(found.x, x)
+    assert not found.trace.correct.any()
+
+
+@pytest.mark.parametrize("start", ["uniform", "gaussian"])
+def test_friendly_pgd_with_the_patience_of_all_steps_is_pgd(scene, start):
+    found = []
+    for patience in (None, 10):
+        torch.manual_seed(4)
+        found.append(PGD(patience=patience, start=start)(*scene[:3]))
+    assert torch.equal(found[0].x, found[1].x)
+    assert torch.equal(found[0].trace.correct, found[1].trace.correct)
+    assert torch.allclose(found[0].trace.p_true, found[1].trace.p_true)
+
+
+def test_the_unit_start_is_algorithm_1_to_the_letter(scene):
+    model, x, y, _ = scene
+    found = PGD(start="unit", steps=1, alpha=0.0)(model, x, y).x
+    assert (found >= x).all()
+    assert torch.isclose(found - x, torch.tensor(EPS), atol=1e-6).float().mean() > 0.9  # U(0, 1) is nearly always larger than eps
+
+
+def test_lm_pgd_ends_no_lower_than_pgd_from_the_same_start(small, real):
+    x, y = real
+    model = type(small)(3, 32).eval()
+    losses = []
+    for attack in (PGD(steps=5), LMPGD(steps=5)):
+        torch.manual_seed(4)
+        losses.append(torch.nn.functional.cross_entropy(model(attack(model, x, y).x), y).item())
+    assert losses[1] >= losses[0] - 1e-4

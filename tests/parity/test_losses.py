@@ -105,3 +105,32 @@ def test_kappa_feeds_gairat_from_a_traced_attack(small, batch):
     counted = kappa(Step(small, *batch, found.x, found.trace))
     assert ((counted >= 0) & (counted <= 10)).all()
     assert found.trace.correct.shape == (10, 8)
+
+
+def test_trades_variants_of_the_disagreeing_papers(step):
+    weights = torch.linspace(0.5, 1.5, 5).to(step.logits_nat)
+
+    def total(**knobs):
+        terms = TRADES(beta=5.0, **knobs)(step)
+        return (weights * terms.weighted + terms.plain).mean().item()
+
+    entropy, forward = ce(step.logits_nat, step.y), 5 * kl(step.logits_nat, step.logits_adv)
+    backward = 5 * kl(step.logits_adv, step.logits_nat)
+    assert total() == pytest.approx((weights * forward + entropy).mean().item())
+    assert total(reverse=True) == pytest.approx((weights * backward + entropy).mean().item())
+    assert total(weigh="nat") == pytest.approx((weights * entropy + forward).mean().item())
+    assert total(weigh="both") == pytest.approx((weights * (entropy + forward)).mean().item())
+
+
+def test_a_second_natural_pass_moves_the_statistics_once_more_and_nothing_else(small, batch):
+    x, y = batch
+    small.drop.p = 0.0
+    outcomes = []
+    for passes in (1, 2):
+        small.bn.reset_running_stats()
+        small.zero_grad()
+        terms = TRADES(natural_passes=passes)(Step(small.train(), x, y, (x + 0.01).clamp(0, 1)))
+        (terms.weighted + terms.plain).mean().backward()
+        outcomes.append((int(small.bn.num_batches_tracked), small.head.weight.grad.clone()))
+    assert [count for count, _ in outcomes] == [2, 3]
+    assert torch.allclose(outcomes[0][1], outcomes[1][1], atol=1e-6)

@@ -37,12 +37,40 @@ def test_a_recipe_rehearses_and_says_what_it_is(name):
 
 @pytest.mark.parametrize(
     ("name", "attack", "total"), [("at", (10, 10), (11, 11)), ("mail_at", (10, 10), (11, 11)),
-                                  ("trades", (11, 10), (13, 12)), ("mail_trades", (11, 10), (13, 12))],
+                                  ("trades", (11, 10), (13, 12)), ("mail_trades", (11, 10), (13, 12)),
+                                  ("mart", (10, 10), (12, 12)), ("gairat", (10, 10), (11, 11)),
+                                  ("awp", (10, 10), (12, 12))],
 )  # fmt: skip
 def test_passes_per_step_are_the_analytic_numbers(name, attack, total):
     for passes in load_recipe(name).rehearse().values():
         assert passes.attack == attack
         assert passes.total == total
+
+
+WEIGHTINGS = {
+    "lps": ["margin=lps", "weight=Tanh(lam=-1, steps=10)"],
+    "pm_nat": ["margin=pm_nat"],
+    "pm_adv": ["margin=pm_adv"],
+}
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS.values(), ids=WEIGHTINGS)
+@pytest.mark.parametrize("name", ["mail_at", "mail_mart", "mail_trades"])
+def test_the_nine_cells_of_table_1_are_two_overrides_away(name, weighting):
+    kl = ", loss='kl', start='gaussian'" if name == "mail_trades" else ""
+    recipe = override(load_recipe(name), [f"attack=PGD(steps=10{kl})", *weighting])
+    recipe.rehearse()
+    assert weighting[0] == f"margin={recipe.margin.__name__}"
+
+
+def test_wrn_rows_and_presets_of_the_authors_code_are_sentences():
+    for name in ("at", "trades", "mart", "fat", "awp", "gairat", "mail_at", "mail_trades"):
+        wide = load_recipe(f"{name}:wrn")
+        assert (wide.model, wide.optimizer.weight_decay, wide.at(0).optimizer.lr) == ("cifar_wrn32_10", 7e-4, 0.1)
+    for name in ("at", "trades", "mart", "mail_at", "mail_trades", "mail_mart"):
+        code = load_recipe(f"{name}:code")
+        assert (code.attack.eps, code.attack.alpha, code.epochs, code.select) == (0.031, 0.007, 120, "last")
+        assert code.weight is None or (code.weight.scale, code.burn_in) == (3.0, 76)
 
 
 def test_a_margin_that_needs_another_look_costs_a_forward():

@@ -4,11 +4,28 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 
 import pytest
 import torch
 
-from robustmail import AT, AWP, PGD, SGD, TRADES, Recipe, Sigmoid, Stairs, State, digits, fit, pm_adv, reproduce
+from robustmail import (
+    AT,
+    AWP,
+    PGD,
+    SGD,
+    TRADES,
+    Cosine,
+    Cyclic,
+    Recipe,
+    Sigmoid,
+    Stairs,
+    State,
+    digits,
+    fit,
+    pm_adv,
+    reproduce,
+)
 from robustmail.errors import NonFiniteError, RunError
 from robustmail.records import Attacked, Begun, EpochDone, Finished, Forecast, StepDone
 from robustmail.train.gauges import weight_stats
@@ -44,6 +61,45 @@ def test_the_same_recipe_gives_the_same_run_and_another_seed_another():
 
     assert losses(recipe) == losses(recipe)
     assert losses(recipe) != losses(recipe.but(seed=2))
+
+
+def test_a_smooth_learning_rate_moves_within_an_epoch_and_stairs_do_not():
+    rates = [r.lr for r in fit(recipe.but(optimizer=SGD(lr=Cosine(high=0.1, epochs=2)))) if isinstance(r, StepDone)]
+    assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * i / 6)) for i in range(6)])
+    rates = [
+        r.lr for r in fit(recipe.but(optimizer=SGD(lr=Cyclic(high=0.1, peak=1, epochs=2)))) if isinstance(r, StepDone)
+    ]
+    assert rates == pytest.approx([0, 0.1 / 3, 0.2 / 3, 0.1, 0.2 / 3, 0.1 / 3])
+    assert [r.lr for r in fit(recipe) if isinstance(r, StepDone)] == [0.1] * 3 + [0.05] * 3
+
+
+def test_an_average_of_the_weights_is_what_is_kept_and_it_survives_an_interruption(tmp_path):
+    made = recipe.but(ema=0.5)
+    whole = State.fresh(made, tmp_path / "whole")
+    parts = State.fresh(made, tmp_path / "parts")
+    for state in (whole, parts):
+        state.folder.mkdir()
+    average = None
+    for record in fit(made, whole):
+        if isinstance(record, StepDone):  # the definition, beside timm's
+            new = whole.model.net.linear.weight.detach()
+            average = (initial_weights(made) if average is None else average) * 0.5 + new * 0.5
+    assert torch.allclose(whole.kept.net.linear.weight, average, atol=1e-6)
+    assert not torch.equal(whole.kept.net.linear.weight, whole.model.net.linear.weight)
+    for record in fit(made, parts):
+        if isinstance(record, StepDone) and record.epoch == 1:
+            parts.save()
+            break
+    again = State.fresh(made, tmp_path / "parts")
+    again.load()
+    list(fit(made, again))
+    last = [(tmp_path / f / "last.safetensors").read_bytes() for f in ("whole", "parts")]
+    assert last[0] == last[1]
+    assert torch.equal(whole.kept.net.linear.weight, again.kept.net.linear.weight)
+
+
+def initial_weights(made):
+    return State.fresh(made).model.net.linear.weight.detach().clone()
 
 
 def test_awp_trains_inside_the_loop():
