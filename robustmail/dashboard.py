@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from robustmail.errors import RunError
 from robustmail.records import Attacked, Attacking, Begun, EpochDone, Finished, Forecast, Record, StepDone
 from robustmail.report.lines import line, percent
 from robustmail.report.table import results_table
@@ -64,8 +65,11 @@ class Log:
 
     def _append(self, text: str) -> None:
         now = time.strftime("%Y-%m-%d %H:%M:%S")
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.writelines(f"{now}  {part}\n" for part in text.splitlines())
+        try:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.writelines(f"{now}  {part}\n" for part in text.splitlines())
+        except OSError as error:
+            raise RunError(str(self._path), f"cannot be written ({error.strerror})", "Free some space.") from error
 
 
 class _Thinned:

@@ -59,6 +59,7 @@ def duration(seconds: float) -> str:
 def _begun(record: Begun) -> str:
     train, validation, test = record.sizes
     where = f", going on at epoch {record.epoch + 1}, step {record.step + 1}" if record.epoch or record.step else ""
+    where = ", trained already" if record.epoch == record.epochs else where
     return (
         f"{record.name}: {record.model} ({record.parameters:,} parameters) on {record.data}, {record.device}{where}\n"
         f"{record.formula}\n"

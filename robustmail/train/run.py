@@ -31,8 +31,8 @@ from robustmail.values import describe, flatten
 
 __all__ = ["Signals", "Stopped", "preflight", "run", "status"]
 
-OURS = (
-    "recipe.py", "recipe.json", "metrics.csv", "log.txt", "state.pt", "best.safetensors", "last.safetensors",
+OURS = (  # the state first: what begins anew takes that away before anything else
+    "state.pt", "recipe.py", "recipe.json", "metrics.csv", "log.txt", "best.safetensors", "last.safetensors",
     "results.json", "curves.png", "nonfinite.pt", "lock",
 )  # fmt: skip
 NOT_THE_METHOD = {"device"}  # a run may go on elsewhere

@@ -114,7 +114,9 @@ def test_the_unit_start_is_algorithm_1_to_the_letter(scene):
     model, x, y, _ = scene
     found = PGD(start="unit", steps=1, alpha=0.0)(model, x, y).x
     assert (found >= x).all()
-    assert torch.isclose(found - x, torch.tensor(EPS), atol=1e-6).float().mean() > 0.9  # U(0, 1) is nearly always larger than eps
+    assert (
+        torch.isclose(found - x, torch.tensor(EPS), atol=1e-6).float().mean() > 0.9
+    )  # U(0, 1) is nearly always larger than eps
 
 
 def test_lm_pgd_ends_no_lower_than_pgd_from_the_same_start(small, real):
