@@ -63,24 +63,21 @@ def run_(
     folder = out or Path("runs") / name / str(made.seed)
     path, _ = recipe_path(recipe)
     from robustmail.dashboard import Log, choose
+    from robustmail.report.curves import draw_curves
 
     console, log, signals = Console(), Log(folder / "log.txt"), Signals()
-    finished = False
     try:
         with signals.caught(), choose(console, plain or bool(os.environ.get("CI"))) as show:
             for record in run(made, folder, name, path, fresh, yes, signals):
                 log(record)
                 show(record)
-                finished = type(record).__name__ == "Finished" and not getattr(record, "before", False)
+            if not (folder / "curves.png").exists():
+                draw_curves(folder, name)
     except Stopped as stop:
         again = shlex.join(["robustmail", *_without(sys.argv[1:], "--fresh", "--yes")])
         saved = f"saved in {folder}. Go on with: {again}" if (folder / "state.pt").exists() else "nothing was begun"
         print(f"robustmail: stopped by {signal.Signals(stop.signum).name}; {saved}", file=sys.stderr)
         raise typer.Exit(128 + stop.signum) from None
-    if finished:
-        from robustmail.report.curves import draw_curves
-
-        draw_curves(folder, name)
 
 
 @app.command()
@@ -117,6 +114,7 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
         return
     made = _load(recipe, overrides)
     preflight(made)
+    made.rehearse()
     for kind, plugin in made.own_plugins().items():
         assert_lawful(plugin, kind)
     print(f"{recipe}: in order, {len(made.turns())} phases rehearsed")

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robustmail.attacks.view import norm_of, reach, slack
 from robustmail.errors import AttackError, NonFiniteError, PluginError
 from robustmail.step import Adversarial, Step, Terms, Trace
 from robustmail.values import label, raised_at, where
@@ -329,10 +330,8 @@ def _attack_ball(attack: Any) -> str | None:
     if eps is None:
         return None
     x, found = _attack_found(attack)
-    delta = (found - x).flatten(1)
-    norm = getattr(attack, "_norm", None) or str(getattr(attack, "norm", "linf")).lower()
-    reach = (delta.norm(dim=1) if norm in ("l2", "2") else delta.abs().amax(1)).max().item()
-    return None if reach <= eps + 1e-5 else f"an image lies {reach:.4g} away, eps is {eps:.4g}"
+    far = reach(x, found, norm_of(attack)).item()
+    return None if far <= eps + slack(eps) else f"an image lies {far:.4g} away, eps is {eps:.4g}"
 
 
 def _attack_unmarked(attack: Any) -> str | None:

@@ -10,6 +10,9 @@ from typing import Any
 
 from robustmail.errors import RunError
 
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
 __all__ = ["write", "write_json", "write_text"]
 
 
@@ -24,8 +27,9 @@ def write(path: Path, fill: Callable[[Path], Any]) -> None:
         fill(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_UMASK)  # safetensors writes for the owner's eyes alone
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch's own writer turns a full disk into a RuntimeError
+    except Exception as error:  # torch's and safetensors' writers have errors of their own for a full disk
         temporary.unlink(missing_ok=True)
         raise RunError(
             str(path), f"cannot be written ({' '.join(str(error).split())[:160]})",

@@ -12,7 +12,7 @@ import torch
 
 from robustmail.scores import ce, gap, kl, true_class
 from robustmail.step import Step, Terms
-from robustmail.values import check
+from robustmail.values import check, check_range
 
 __all__ = ["AT", "MART", "TRADES"]
 
@@ -45,6 +45,7 @@ class TRADES:
 
     def __post_init__(self) -> None:
         check(self)
+        check_range(self, beta=self.beta)
 
     @property
     def formula(self) -> tuple[str, str]:
@@ -77,6 +78,7 @@ class MART:
 
     def __post_init__(self) -> None:
         check(self)
+        check_range(self, beta=self.beta)
 
     @property
     def formula(self) -> tuple[str, str]:

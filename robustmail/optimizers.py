@@ -9,14 +9,14 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from robustmail.errors import RecipeError
-from robustmail.values import check
+from robustmail.values import check, check_range
 
 __all__ = ["SGD", "Optimizer"]
 
 
 @runtime_checkable
 class Optimizer(Protocol):
-    """Makes a torch optimiser; its `lr` is read anew at each epoch."""
+    """Makes a torch optimiser; its fields are read anew at each step."""
 
     @property
     def lr(self) -> float: ...
@@ -36,10 +36,7 @@ class SGD:
 
     def __post_init__(self) -> None:
         check(self)
-        for name in ("lr", "momentum", "weight_decay"):
-            value = getattr(self, name)
-            if isinstance(value, (int, float)) and value < 0:
-                raise RecipeError(f"SGD (given {name}={value:g})", f"{name} is negative")
+        check_range(self, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
         if self.nesterov and self.momentum == 0:
             raise RecipeError("SGD (given nesterov=True, momentum=0)", "Nesterov's step needs a momentum")
 

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustmail.errors import RecipeError
-from robustmail.values import check
+from robustmail.values import check, check_range
 
 __all__ = ["AWP"]
 
@@ -30,8 +29,7 @@ class AWP:
 
     def __post_init__(self) -> None:
         check(self)
-        if isinstance(self.gamma, (int, float)) and self.gamma < 0:
-            raise RecipeError(f"AWP (given gamma={self.gamma:g})", "gamma is negative")
+        check_range(self, gamma=self.gamma)
 
     @contextmanager
     def __call__(self, model: nn.Module, loss: Callable[[], Tensor]) -> Iterator[None]:

@@ -33,10 +33,10 @@ def reseed(*where: int | str) -> None:
 
 
 @contextmanager
-def forked(device: torch.device | str = "cpu") -> Iterator[None]:
+def forked() -> Iterator[None]:
     """Let libraries draw from, and reseed, the global generators of torch, numpy and Python; then put them back."""
-    device = torch.device(device)
-    cuda = [device.index if device.index is not None else torch.cuda.current_device()] if device.type == "cuda" else []
+    # torch.manual_seed seeds every GPU, so each is put back; one that was never used has nothing to be put back to.
+    cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     states = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=cuda):

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robustmail.attacks.view import check_budget
+from robustmail.attacks.view import Norm, check_budget, norm_of
 from robustmail.errors import PluginError, RecipeError, did_you_mean
 from robustmail.optimizers import SGD, Optimizer
 from robustmail.rehearsal import Passes, ask, rehearse
+from robustmail.schedules import Schedule
 from robustmail.step import Attack, Margin, Objective, Perturbation, Step, Terms, Weighter
 from robustmail.values import check, describe, is_foreign, label, parts, schedules, transform, where
 
@@ -43,7 +44,8 @@ class Recipe:
     while attacking. validate: the attack that picks the best epoch on images held out of the training set.
     ema: decay of an exponential moving average of the weights, which is then what is validated, kept and evaluated.
     evaluate: what is run on the test set at the end, on the weights that `select` names; test_size: on the first so
-    many test images only. Any field, and any field of a field, may be a schedule such as Stairs.
+    many test images only. Fields of attack, objective, weight, perturb and optimizer may be schedules such as Stairs,
+    and so may attack, objective, margin, weight and perturb themselves.
     """
 
     data: Callable[[], Any]
@@ -69,6 +71,7 @@ class Recipe:
     seed: int = 1
 
     def __post_init__(self) -> None:
+        self._check_schedules()
         check(self)
         if isinstance(self.evaluate, list):
             object.__setattr__(self, "evaluate", tuple(self.evaluate))
@@ -136,13 +139,17 @@ class Recipe:
 
     @property
     def budget(self) -> float:
-        """eps of validation and evaluation."""
-        eps = self.eps if self.eps is not None else getattr(self.attack, "eps", None)
+        """eps of validation and evaluation: the same for all epochs, the last one's where it is a schedule."""
+        attack = self.at(self.epochs - 1).attack
+        eps = self.eps if self.eps is not None else getattr(attack, "eps", None)
         if eps is None:
-            raise RecipeError(
-                "Recipe", f"the attack {label(self.attack)} has no eps to evaluate with", "Add eps=8/255."
-            )
+            raise RecipeError("Recipe", f"the attack {label(attack)} has no eps to evaluate with", "Add eps=8/255.")
         return float(eps)
+
+    @property
+    def norm(self) -> Norm:
+        """The norm of validation and evaluation: the attack's."""
+        return norm_of(self.attack) or "linf"
 
     @property
     def formula(self) -> str:
@@ -156,7 +163,16 @@ class Recipe:
         start = f"; from epoch {self.burn_in + 1} on, 1 before" if self.burn_in else ""
         return f"{text}\n   w = {weight}{start}"
 
+    def _check_schedules(self) -> None:
+        for name, value in parts(self).items():
+            if isinstance(value, Schedule) and name not in ("attack", "objective", "margin", "weight", "perturb"):
+                raise RecipeError(f"Recipe (given {name}={describe(value)})", f"{name} cannot change with the epoch")
+
     def _check_ranges(self) -> None:
+        if len(set(self.evaluate)) < len(self.evaluate):
+            raise RecipeError(f"Recipe (given evaluate={describe(self.evaluate)})", "an attack is named twice")
+        if self.normalize is not None and min(self.normalize[1], default=0) <= 0:
+            raise RecipeError(f"Recipe (given normalize={self.normalize})", "a standard deviation must be positive")
         for name, least in {"epochs": 1, "batch": 1, "burn_in": 0, "test_size": 1, "seed": 0}.items():
             value = getattr(self, name)
             if isinstance(value, int) and value < least:
@@ -171,7 +187,7 @@ class Recipe:
                     f"Recipe (given {name}={getattr(self, name)!r})", f"{name} must be {known[0]!r} or {known[1]!r}"
                 )
         for who, eps in {"Recipe": self.eps, label(self.attack): getattr(self.attack, "eps", None)}.items():
-            check_budget(who, _norm(self.attack), eps=eps)
+            check_budget(who, self.norm, eps=eps)
 
     def _check_method(self) -> None:
         try:
@@ -193,10 +209,6 @@ class Recipe:
                 "the weight counts steps of the attack, so the two must be equal",
                 f"Set weight.steps={taken} too.",
             )
-
-
-def _norm(attack: Any) -> str:
-    return "l2" if str(getattr(attack, "norm", "linf")).lower() in ("l2", "2") else "linf"
 
 
 def _expect_batch(kind: str, plugin: Any, value: Any, size: int) -> None:

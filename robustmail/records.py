@@ -28,6 +28,7 @@ class Begun:
     epoch: int = 0
     step: int = 0
     folder: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ class StepDone:
     adv: float
     """training accuracy on the adversarial images, 0 ... 1"""
     nat: float | None
-    """training accuracy on the natural images, where they were looked at"""
+    """the same on the natural images, where they were looked at: by the loss, or at every tenth step in eval mode after
+    the update"""
     margin: str
     histogram: tuple[int, ...]
     span: tuple[float, float]

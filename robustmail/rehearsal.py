@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from robustmail.attacks.view import viewed
+from robustmail.attacks.view import norm_of, reach, slack, viewed
 from robustmail.errors import PluginError, RobustmailError, did_you_mean
 from robustmail.randomness import forked, reseed
 from robustmail.step import Adversarial, Step
@@ -112,17 +112,13 @@ def ask(kind: str, plugin: Callable[..., T], *args: Any) -> T:
 
 def _check_images(now: Recipe, x: Tensor, found: Tensor) -> None:
     who = f"attack {label(now.attack)} ({where(now.attack)})"
-    eps = getattr(now.attack, "eps", None)
     if not found.isfinite().all():
         raise PluginError(who, "returned NaN or infinite pixels")
     if found.min() < 0 or found.max() > 1:
         raise PluginError(who, f"left the box: pixels span [{found.min():.3g}, {found.max():.3g}]", "Clamp to [0, 1].")
-    if isinstance(eps, float) and str(getattr(now.attack, "norm", "linf")).lower() in ("linf", "inf"):
-        reach = (found - x).abs().max().item()
-        if reach > eps + 1e-6:
-            raise PluginError(
-                who, f"left its ball: {reach:.4g} from the image, eps is {eps:.4g}", "Clamp the difference."
-            )
+    eps = getattr(now.attack, "eps", None)
+    if eps is not None and (far := reach(x, found, norm_of(now.attack)).item()) > eps + slack(eps):
+        raise PluginError(who, f"left its ball: {far:.4g} from the image, eps is {eps:.4g}", "Clamp the difference.")
 
 
 def _check_loss(now: Recipe, loss: Loss) -> None:

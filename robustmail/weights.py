@@ -6,6 +6,7 @@ hand (short last batch included) and stays finite where every u_i underflows.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from robustmail.scores import precise
-from robustmail.values import check
+from robustmail.values import check, check_range
 
 __all__ = ["Discrete", "Sigmoid", "Tanh"]
 
@@ -33,6 +34,8 @@ class Sigmoid:
 
     def __post_init__(self) -> None:
         check(self)
+        check_range(self, slope=self.slope, scale=self.scale)
+        check_range(self, low=-math.inf, bias=self.bias)
 
     @property
     def formula(self) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robustmail.attacks.library import knob_class, library_class, make
-from robustmail.attacks.view import check_budget, check_counts, check_images, settle, viewed
+from robustmail.attacks.view import View, check_budget, check_counts, check_images, norm_of, settle, viewed
 from robustmail.errors import AttackError
 from robustmail.step import Adversarial
 from robustmail.values import check
@@ -47,14 +47,8 @@ class _Art:
         check(self)
         lengths = {name: getattr(self, name, None) for name in ("eps", "eps_step")}
         who = f"art({self.__given__[0]!r})"
-        check_budget(who, self._norm, **lengths)
+        check_budget(who, norm_of(self), **lengths)
         check_counts(who, max_iter=getattr(self, "max_iter", 1))
-
-    @property
-    def _norm(self) -> str | None:
-        if not hasattr(self, "eps"):
-            return None
-        return {"inf": "linf", "2": "l2", "2.0": "l2"}.get(str(getattr(self, "norm", "inf")))
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Adversarial:
         who = f"art({self.__given__[0]!r})"
@@ -63,14 +57,18 @@ class _Art:
             knobs = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
             if "batch_size" in knobs:
                 knobs["batch_size"] = knobs["batch_size"] or len(x)
-            try:
-                attack = self._target(_classifier(view, x), **knobs)
-                found = attack.generate(x.detach().cpu().numpy(), y=y.cpu().numpy())
-            except (ValueError, TypeError, NotImplementedError) as error:  # how ART refuses a knob
-                raise AttackError(who, f"ART refused: {error}") from error
-            return Adversarial(
-                settle(who, view, x, torch.from_numpy(found).to(x), getattr(self, "eps", None), self._norm)
-            )
+            # ART moves the model to the current CUDA device, whichever that is.
+            with torch.cuda.device(x.device if x.device.type == "cuda" else -1):
+                found = self._generate(who, view, x, y, knobs)
+            return Adversarial(settle(who, view, x, found, getattr(self, "eps", None), norm_of(self)))
+
+    def _generate(self, who: str, view: View, x: Tensor, y: Tensor, knobs: dict[str, Any]) -> Tensor:
+        try:
+            attack = self._target(_classifier(view, x), **knobs)
+            found = attack.generate(x.detach().cpu().numpy(), y=y.cpu().numpy())
+        except (ValueError, TypeError, NotImplementedError) as error:  # how ART refuses a knob
+            raise AttackError(who, f"ART refused: {error}") from error
+        return torch.from_numpy(found).to(x)
 
 
 def _classifier(view: nn.Module, x: Tensor) -> Any:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robustmail.attacks.library import knob_class, library_class, make
-from robustmail.attacks.view import View, check_budget, check_counts, check_images, settle, viewed
+from robustmail.attacks.view import View, check_budget, check_counts, check_images, norm_of, settle, viewed
 from robustmail.errors import AttackError, PluginError
 from robustmail.step import Adversarial
 from robustmail.values import check
@@ -52,14 +52,8 @@ class _Torchattack:
         check(self)
         lengths = {name: getattr(self, name, None) for name in ("eps", "alpha")}
         who = f"torchattack({self.__given__[0]!r})"
-        check_budget(who, self._norm, **lengths)
+        check_budget(who, norm_of(self), **lengths)
         check_counts(who, steps=getattr(self, "steps", 1), n_queries=getattr(self, "n_queries", 1))
-
-    @property
-    def _norm(self) -> str | None:
-        if not hasattr(self, "eps"):
-            return None
-        return str(getattr(self, "norm", "L2" if self.__given__[0].endswith("L2") else "Linf")).lower()
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Adversarial:
         who = f"torchattack({self.__given__[0]!r})"
@@ -67,7 +61,7 @@ class _Torchattack:
         with viewed(model) as view:
             attack = self._target(view, **self._knobs(who, view, x))
             found = attack(x.detach().contiguous(), y.long())  # FAB wants plain strides
-            return Adversarial(settle(who, view, x, found, getattr(self, "eps", None), self._norm))
+            return Adversarial(settle(who, view, x, found, getattr(self, "eps", None), norm_of(self)))
 
     def _knobs(self, who: str, view: View, x: Tensor) -> dict[str, Any]:
         knobs = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}

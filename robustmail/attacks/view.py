@@ -14,7 +14,18 @@ from robustmail.randomness import forked
 from robustmail.scores import precise
 from robustmail.step import mode
 
-__all__ = ["Norm", "View", "check_budget", "check_counts", "check_images", "settle", "viewed"]
+__all__ = [
+    "norm_of",
+    "reach",
+    "slack",
+    "Norm",
+    "View",
+    "check_budget",
+    "check_counts",
+    "check_images",
+    "settle",
+    "viewed",
+]
 
 Norm = Literal["linf", "l2"]
 SLACK = 1e-6  # what rounding may add to a distance in float32
@@ -59,8 +70,7 @@ def viewed(model: nn.Module, which: str = "eval") -> Iterator[View]:
         return
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     buffers = [(b, b.detach().clone()) for b in model.buffers()]
-    device = parameters[0][0].device if parameters else torch.device("cpu")
-    with forked(device), mode(model, which), torch.inference_mode(False), torch.enable_grad():
+    with forked(), mode(model, which), torch.inference_mode(False), torch.enable_grad():
         try:
             for p, _, _ in parameters:
                 p.requires_grad_(False)
@@ -73,6 +83,29 @@ def viewed(model: nn.Module, which: str = "eval") -> Iterator[View]:
             with torch.no_grad():
                 for buffer, before in buffers:
                     buffer.copy_(before)
+
+
+def norm_of(attack: object) -> Norm | None:
+    """The norm in which an attack's eps is measured; None for an attack that has no eps.
+
+    Read from its `norm`, or, as torchattacks has it, from the end of its name.
+    """
+    if not hasattr(attack, "eps"):
+        return None
+    names = getattr(attack, "__given__", (type(attack).__name__,))
+    said = str(getattr(attack, "norm", "l2" if str(names[0]).endswith("L2") else "linf")).lower()
+    return "l2" if said in ("l2", "2", "2.0") else "linf"
+
+
+def reach(x: Tensor, found: Tensor, norm: str | None) -> Tensor:
+    """How far the farthest of some images lies from its original."""
+    delta = (found - x.detach()).flatten(1)
+    return delta.norm(dim=1).amax() if norm == "l2" else delta.abs().amax()
+
+
+def slack(eps: float) -> float:
+    """What rounding may add to a distance."""
+    return SLACK * max(1.0, 100 * eps)
 
 
 def check_budget(who: str, norm: str | None = "linf", **lengths: object) -> None:
@@ -125,20 +158,18 @@ def settle(who: str, view: View, x: Tensor, found: Tensor, eps: float | None, no
     if found.shape != x.shape:
         raise AttackError(who, f"returned images of shape {list(found.shape)} for {list(x.shape)}")
     found = found.detach().to(x)
-    delta = (found - x.detach()).flatten(1)
-    reach = delta.abs().amax() if norm == "linf" else delta.norm(dim=1).amax()
     ok = view.finite if view.finite is not None else torch.ones((), device=x.device)
-    finite, low, high, reach_ = torch.stack([ok.to(x), *found.aminmax(), reach]).tolist()
+    finite, low, high, far = torch.stack([ok.to(x), *found.aminmax(), reach(x, found, norm)]).tolist()
     if not finite:
         raise NonFiniteError(
             who, "the model returned NaN or infinite logits", "Lower the learning rate, or look for a broken layer."
         )
     if not (low >= -SLACK and high <= 1 + SLACK):  # also true of NaN
         raise AttackError(who, f"left the box: pixels span [{low:.4g}, {high:.4g}], not [0, 1]")
-    if eps is not None and norm is not None and not reach_ <= eps + SLACK * max(1.0, eps * 100):
+    if eps is not None and norm is not None and not far <= eps + slack(eps):
         raise AttackError(
             who,
-            f"left its ball: an image lies {reach_ * 255:.2f}/255 away in {norm}, eps is {eps * 255:.2f}/255",
+            f"left its ball: an image lies {far * 255:.2f}/255 away in {norm}, eps is {eps * 255:.2f}/255",
             "It bounds something else than the distance; take an attack that keeps to eps.",
         )
     return found.clamp(0, 1)

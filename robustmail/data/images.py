@@ -52,6 +52,8 @@ class Images:
     def __post_init__(self) -> None:
         for split, part in {"train": self.train, "test": self.test}.items():
             _check_part(f"{self.name} ({split})", part, self.classes)
+        if self.classes < 2:
+            raise DataError(self.name, f"has {self.classes} class, a classifier needs two")
         if self.train.x.shape[1:] != self.test.x.shape[1:]:
             raise DataError(
                 self.name,
@@ -103,9 +105,9 @@ def hold_out(images: Images, seed: int) -> tuple[Part, Part]:
 
 def batches(n: int, size: int, rng: torch.Generator) -> list[Tensor]:
     """The indices of one epoch's batches: every example once, in random order; a last short batch is kept, but one
-    of a single example (which BatchNorm cannot take) joins its neighbour."""
+    of a single example, whose statistics a BatchNorm cannot do with, joins its neighbour."""
     chunks = list(torch.randperm(n, generator=rng).split(size))
-    if len(chunks) > 1 and len(chunks[-1]) == 1:
+    if size > 1 and len(chunks) > 1 and len(chunks[-1]) == 1:
         chunks[-2:] = [torch.cat(chunks[-2:])]
     return chunks
 

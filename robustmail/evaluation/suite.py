@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from robustmail.attacks.pgd import PGD
 from robustmail.attacks.torchattacks import torchattack
 from robustmail.attacks.view import Norm, View, settle, viewed
 from robustmail.data.images import Part, to_float
-from robustmail.errors import RecipeError, did_you_mean
+from robustmail.errors import NonFiniteError, RecipeError, did_you_mean
 from robustmail.randomness import reseed
 from robustmail.records import Attacked, Attacking
 from robustmail.step import Adversarial, Attack
@@ -48,8 +49,8 @@ def plan(attack: str | Attack, eps: float, classes: int, norm: Norm = "linf") ->
 
     nat: no attack. pgdN: N iterations of PGD on the cross-entropy from a random start. cw: 20 iterations of PGD on
     the margin max_{j != y} z_j - z_y, which papers on robustness call CW. apgd: APGD-CE, 100 iterations. aa: the
-    standard AutoAttack. Steps of pgdN and cw are max(eps / 10, 2.5 eps / N): eps / 10 is the 0.003 of the authors'
-    evaluation at eps 0.031, the other Madry's rule for few iterations (2/255 at 10).
+    standard AutoAttack. cw steps by eps / 10, which is the 0.003 of the authors' evaluation at eps 0.031; pgdN by
+    max(eps / 10, 2.5 eps / N), the same for many iterations and Madry's rule for few (2/255 at 10).
     Raises RecipeError for another name.
     """
     if not isinstance(attack, str):
@@ -61,12 +62,13 @@ def plan(attack: str | Attack, eps: float, classes: int, norm: Norm = "linf") ->
         knobs = {"eps": eps, "alpha": _step(eps, steps), "steps": steps}
         return Plan(attack, {attack: torchattack("PGD" if norm == "linf" else "PGDL2", **knobs)}, eps, norm)
     if attack == "cw":
-        return Plan(attack, {"cw": PGD(eps=eps, alpha=_step(eps, 20), steps=20, norm=norm, loss="margin")}, eps, norm)
+        return Plan(attack, {"cw": PGD(eps=eps, alpha=eps / 10, steps=20, norm=norm, loss="margin")}, eps, norm)
     if attack == "apgd":
         apgd = torchattack("APGD", norm={"linf": "Linf", "l2": "L2"}[norm], eps=eps, steps=100, loss="ce")
         return Plan(attack, {"apgd-ce": apgd}, eps, norm)
     if attack == "aa":
-        return Plan(attack, AutoAttack(eps=eps, norm=norm).stages(classes), eps, norm, AutoAttack.replaced(classes))
+        standard = AutoAttack(eps=eps, norm=norm)
+        return Plan(attack, standard.stages(classes), eps, norm, standard.replaced(classes))
     raise RecipeError(
         f"attack {attack!r}", "validation and evaluation have no such attack", did_you_mean(attack, NAMES)
     )
@@ -81,17 +83,22 @@ def trial(model: nn.Module, part: Part, what: Plan, seed: int = 0) -> Iterator[A
     """
     began = time.perf_counter()
     standing = _natural(model, part)
+    left = {"natural": len(standing)}
     for stage, attack in what.stages.items():
         tried = standing
         for i, chunk in enumerate(tried.split(CHUNK) if len(tried) else ()):
-            with viewed(model) as view:
+            with _exact(model) as view:
                 reseed(seed, what.name, stage, i)
                 broken = _broken(view, attack, part, chunk, what)
             standing = standing[~torch.isin(standing, chunk[broken])]
             yield Attacking(what.name, stage, min((i + 1) * CHUNK, len(tried)), len(tried), len(standing))
+        left[stage] = len(standing)
+    settings = dict(what.settings)
+    if what.stages:
+        settings |= {"seed": str(seed), "standing": ", ".join(f"{n} after {stage}" for stage, n in left.items())}
     correct, n = len(standing), len(part.y)
     low, high = wilson(correct, n)
-    yield Attacked(what.name, correct, n, correct / n, low, high, time.perf_counter() - began, what.settings)
+    yield Attacked(what.name, correct, n, correct / n, low, high, time.perf_counter() - began, settings)
 
 
 def evaluate(
@@ -131,14 +138,32 @@ def wilson(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float
     return float(interval.low), float(interval.high)
 
 
+@contextmanager
+def _exact(model: nn.Module) -> Iterator[View]:
+    """A view in plain float32: no autocast of the caller's, no TF32 on a GPU."""
+    device = next((p.device.type for p in model.parameters()), "cpu")
+    backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul) if device == "cuda" else ()
+    before = [backend.allow_tf32 for backend in backends]
+    with viewed(model) as view, torch.autocast(device, enabled=False):
+        try:
+            for backend in backends:
+                backend.allow_tf32 = False
+            yield view
+        finally:
+            for backend, allowed in zip(backends, before, strict=True):
+                backend.allow_tf32 = allowed
+
+
 def _natural(model: nn.Module, part: Part) -> Tensor:
     """Indices, [correct], of the images that are classified correctly as they are."""
     right = []
-    with viewed(model) as view, torch.no_grad():
+    with _exact(model) as view, torch.no_grad():
         for start in range(0, len(part.y), CHUNK):
             here = slice(start, start + CHUNK)
             x = _images(view, part, here)
             right.append(view(x).argmax(1) == part.y[here].to(x.device))
+        if view.finite is not None and not view.finite:
+            raise NonFiniteError("evaluate", "the model returns NaN or infinite logits")
     return torch.cat(right).nonzero().squeeze(1).to(part.y.device)
 
 

@@ -63,22 +63,24 @@ def build(
 
 
 def try_out(model: Classifier, name: str, images: Tensor, classes: int) -> None:
-    """Refuse a model that does not take such images, [B, C, H, W] in [0, 1], or gives other logits than [B, classes].
+    """Refuse a model that cannot be trained on such a batch, [B, C, H, W] in [0, 1], or gives no logits [B, classes].
 
-    Raises ModelError, before anything is written or trained.
+    Raises ModelError, before anything is written; statistics and mode of the model stay.
     """
-    training = model.training
+    training, buffers = model.training, [(b, b.clone()) for b in model.buffers()]
+    size = " x ".join(map(str, images.shape))
     try:
         with torch.no_grad():
-            shape = list(model.eval()(images).shape)
+            shape = list(model.train()(images).shape)
     except Exception as error:
-        size = "x".join(map(str, images.shape[1:]))
-        wrong = f"does not take images of {size} ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-        raise ModelError(
-            f"model={name}", wrong, "Choose one made for that size, e.g. cifar_resnet18 or small_cnn."
-        ) from error
+        wrong = f"does not take a batch of {size} ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        todo = "Choose one made for that size, e.g. cifar_resnet18 or small_cnn."
+        raise ModelError(f"model={name}", wrong, todo) from error
     finally:
         model.train(training)
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
     if shape != [len(images), classes]:
         raise ModelError(f"model={name}", f"returns logits of shape {shape}, expected {[len(images), classes]}")
 

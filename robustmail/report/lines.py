@@ -64,16 +64,16 @@ def _begun(record: Begun) -> str:
         f"{record.name}: {record.model} ({record.parameters:,} parameters) on {record.data}, {record.device}{where}\n"
         f"{record.formula}\n"
         f"{train:,} images to train on, {validation:,} to validate, {test:,} to test; "
-        f"{record.epochs} epochs of {record.steps} steps"
+        f"{record.epochs} epochs of {record.steps} steps" + (f"\n{record.note}" if record.note else "")
     )
 
 
 def _forecast(record: Forecast) -> str:
     text = (
         f"forecast: {duration(record.training)} of training left ({record.per_step:.2f} s a step), "
-        f"then at most {duration(record.evaluation)} of evaluation"
+        f"then at most {duration(record.evaluation)} of evaluation, were every image to withstand"
     )
-    if record.on_cpu and record.training + record.evaluation > LONG:
+    if record.on_cpu and record.training + record.evaluation / 3 > LONG:  # seldom more than a third withstands
         text += (
             "\nthat is long on a CPU. Ways out: a GPU; a narrow model (model=cifar_resnet18_w16); fewer epochs "
             "(epochs=10); fewer or weaker attacks (evaluate=nat,pgd20 test_size=1000); data='digits()' model=small_cnn"

@@ -19,11 +19,10 @@ from robustmail.randomness import forked, generator, reseed
 from robustmail.recipe import Loss, Recipe
 from robustmail.records import Attacked, Begun, EpochDone, Forecast, Record, StepDone
 from robustmail.rehearsal import attacked, rehearse
-from robustmail.schedules import Schedule
 from robustmail.step import Step
 from robustmail.train.gauges import gauge
 from robustmail.train.state import State
-from robustmail.values import describe, label
+from robustmail.values import describe, label, parts, transform
 
 __all__ = ["fit", "reproduce"]
 
@@ -45,21 +44,22 @@ def fit(recipe: Recipe, state: State | None = None, name: str = "recipe") -> Ite
         now = recipe.at(state.epoch)
         order = batches(len(state.train.y), recipe.batch, generator(recipe.seed, "order", state.epoch))
         for indices in order[state.step :]:
-            rate = _set_rate(recipe, state, steps)
-            yield (done := _train_step(now, state, indices, rate))
+            _set_knobs(recipe, state, steps)
+            yield (done := _train_step(now, state, indices))
             if (forecast := clock.tick(done)) is not None:
                 yield forecast
-        yield _end_epoch(now, state)
+        yield _end_epoch(recipe, now, state)
 
 
 def work_through(
-    now: Recipe, model: nn.Module, x: Tensor, y: Tensor, update: Callable[[Loss], None]
+    now: Recipe, model: nn.Module, x: Tensor, y: Tensor, where: tuple[int, int], update: Callable[[Loss], None]
 ) -> tuple[Step, Loss]:
-    """One batch: attack it, reckon its loss, and hand that to `update`, inside the perturbation of the weights.
-
-    The caller has seeded the generators, and clears the gradients.
+    """The batch of (epoch, step): attack it, reckon its loss, and hand that to `update`, inside the perturbation of
+    the weights. Attack and update draw from generators of their own; the caller has forked them and cleared gradients.
     """
+    reseed(now.seed, "attack", *where)
     found = attacked(now, model, x, y)
+    reseed(now.seed, "update", *where)
     step = Step(model, x, y, found.x, found.trace)
     model.train()
     around: AbstractContextManager[None] = nullcontext()
@@ -74,43 +74,45 @@ def work_through(
 def reproduce(dump: str | Path, recipe: Recipe) -> float:
     """The loss of the batch in a run's nonfinite.pt, reckoned again with the recipe that it stopped.
 
-    Raises NonFiniteError where it was already the attack that met NaN.
+    On the device and with the number of threads that it was met on. Raises NonFiniteError where it was already the
+    attack that met NaN; a loss that is finite after all had a gradient that was not.
     """
     content = torch.load(dump, map_location="cpu", weights_only=True)
     x, y, epoch, step = (content[name] for name in ("x", "y", "epoch", "step"))
     model = build(recipe.model, content["classes"], x.shape[1], recipe.normalize)
     model.load_state_dict(content["model"])
     with forked():
-        reseed(recipe.seed, "step", epoch, step)
-        _, loss = work_through(recipe.at(epoch), model, x, y, lambda _: None)
+        _, loss = work_through(recipe.at(epoch), model, x, y, (epoch, step), lambda _: None)
     return loss.total.item()
 
 
-def _set_rate(recipe: Recipe, state: State, steps: int) -> float:
-    """The learning rate follows its schedule within an epoch too; all other fields change between epochs."""
-    rate = recipe.optimizer.lr
-    if isinstance(rate, Schedule):
-        rate = rate.at_epoch(state.epoch + state.step / steps)
+def _set_knobs(recipe: Recipe, state: State, steps: int) -> None:
+    """The optimiser follows its schedules within an epoch too; everything else changes between epochs."""
+    epoch = state.epoch + state.step / steps
+    knobs = parts(transform(recipe.optimizer, lambda schedule: schedule.at_epoch(epoch)))
     for group in state.optimizer.param_groups:
-        group["lr"] = rate
-    return rate
+        group.update({name: value for name, value in knobs.items() if name in group})
 
 
-def _train_step(now: Recipe, state: State, indices: Tensor, rate: float) -> StepDone:
+def _train_step(now: Recipe, state: State, indices: Tensor) -> StepDone:
     began = time.perf_counter()
     where = (state.epoch, state.step)
     part, model = state.train, state.model
     rng = generator(now.seed, "augment", *where)
     x = to_float(augment(part.x[indices.to(state.device)], state.images.pad, state.images.flip, rng))
     y = part.y[indices.to(state.device)]
-    with forked(state.device), torch.enable_grad():
-        reseed(now.seed, "step", *where)
-        try:
-            state.optimizer.zero_grad(set_to_none=True)
-            step, loss = work_through(now, model, x, y, _updater(now, state.optimizer))
-        except NonFiniteError as error:
-            raise _stopped(error, state, indices, x, y) from error
+    statistics = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    state.optimizer.zero_grad(set_to_none=True)
+    try:
+        with forked(), torch.enable_grad():
+            step, loss = work_through(now, model, x, y, where, _updater(now, state.optimizer))
+    except NonFiniteError as error:
+        with torch.no_grad():
+            for buffer, before in statistics:  # the forward pass has moved them
+                buffer.copy_(before)
+        raise _stopped(error, state, indices, x, y) from error
     state.advance()
+    rate = float(state.optimizer.param_groups[0]["lr"])
     done = gauge(now, step, loss, where, rate, began)
     for metric, value in _metrics(done).items():
         total = state.sums.setdefault(metric, [0.0, 0.0])
@@ -122,17 +124,21 @@ def _train_step(now: Recipe, state: State, indices: Tensor, rate: float) -> Step
 
 def _updater(now: Recipe, optimizer: torch.optim.Optimizer) -> Callable[[Loss], None]:
     def update(loss: Loss) -> None:
-        if not loss.total.isfinite():
-            raise NonFiniteError("the loss", f"is {loss.total.item()}{_culprit(now, loss)}")
         loss.total.backward()  # type: ignore[no-untyped-call]
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        length = nn.utils.get_total_norm(gradients) if gradients else loss.total.detach()
+        if not (loss.total.detach() + length).isfinite():  # one look at the device for both
+            if loss.total.isfinite():
+                raise NonFiniteError("the gradient", "is not finite")
+            raise NonFiniteError("the loss", f"is {loss.total.item()}{_culprit(now, loss)}")
         optimizer.step()
 
     return update
 
 
-def _end_epoch(now: Recipe, state: State) -> EpochDone:
+def _end_epoch(recipe: Recipe, now: Recipe, state: State) -> EpochDone:
     means = {name: total / count for name, (total, count) in state.sums.items() if count}
-    scores = _validate(now, state)
+    scores = _validate(recipe, state)
     columns = ("loss", "weighted", "plain", "nat", "adv", "ess", "top", "right", "wrong")
     row = {
         "epoch": state.epoch, "lr": now.optimizer.lr, "weights": "on" if now.weight else "off",
@@ -149,12 +155,12 @@ def _end_epoch(now: Recipe, state: State) -> EpochDone:
     return EpochDone(row, better)
 
 
-def _validate(now: Recipe, state: State) -> dict[str, float]:
+def _validate(recipe: Recipe, state: State) -> dict[str, float]:
     """Natural and robust accuracy on the held-out images, the same noise at each epoch."""
     scores = {}
-    for name, attack in {"val_nat": "nat", "val_rob": now.validate}.items():
-        what = plan(attack, now.budget, state.images.classes)
-        verdict = [r for r in trial(state.kept, state.validation, what, now.seed) if isinstance(r, Attacked)]
+    for name, attack in {"val_nat": "nat", "val_rob": recipe.validate}.items():
+        what = plan(attack, recipe.budget, state.images.classes, recipe.norm)
+        verdict = [r for r in trial(state.kept, state.validation, what, recipe.seed) if isinstance(r, Attacked)]
         scores[name] = verdict[0].accuracy
     return scores
 
@@ -173,7 +179,7 @@ def _begun(recipe: Recipe, state: State, steps: int, name: str) -> Begun:
         name=name, formula=recipe.formula, model=describe(recipe.model).strip("'"),
         parameters=sum(p.numel() for p in state.model.parameters()), data=state.images.name, sizes=sizes,
         device=_device_name(state.device), epochs=recipe.epochs, steps=steps, burn_in=recipe.burn_in,
-        epoch=state.epoch, step=state.step, folder=str(state.folder or ""),
+        epoch=state.epoch, step=state.step, folder=str(state.folder or ""), note=state.note,
     )  # fmt: skip
 
 

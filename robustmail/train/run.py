@@ -80,7 +80,7 @@ class Signals:
 
 
 def preflight(recipe: Recipe) -> None:
-    """Everything that can be known to be wrong before data are loaded: plugins, names, device.
+    """What can be known to be wrong before data are loaded: names of models and attacks, the device.
 
     Raises the error of whatever is wrong; writes nothing.
     """
@@ -88,8 +88,7 @@ def preflight(recipe: Recipe) -> None:
     if isinstance(recipe.model, str):
         check_name(recipe.model)
     for attack in (recipe.validate, *recipe.evaluate):
-        plan(attack, recipe.at(0).budget, classes=10)
-    recipe.rehearse()
+        plan(attack, recipe.budget, classes=10, norm=recipe.norm)
 
 
 def status(recipe: Recipe, folder: Path, fresh: bool = False, yes: bool = False) -> str:
@@ -102,13 +101,18 @@ def status(recipe: Recipe, folder: Path, fresh: bool = False, yes: bool = False)
         return "new"
     if not folder.is_dir():
         raise RunError(str(folder), "is a file, not a folder", "Pass another --out.")
-    foreign = {path.name for path in folder.iterdir() if path.name.removesuffix(".tmp") not in OURS}
+    inside = {path.name for path in folder.iterdir()}
+    foreign = {name for name in inside if name.removesuffix(".tmp") not in OURS}
     if foreign:
         raise RunError(
             str(folder), f"holds things that are no run's: {', '.join(sorted(foreign)[:3])}",
             "Pass an empty folder with --out.",
         )  # fmt: skip
     begun = (folder / "state.pt").exists()
+    if not begun and inside and not (folder / "lock").exists():  # a start of ours that was cut short leaves a lock
+        raise RunError(
+            str(folder), f"holds {', '.join(sorted(inside)[:3])} but no run", "Pass an empty folder with --out."
+        )  # fmt: skip
     if fresh:
         finished = begun and _read_json(folder / "results.json").get("complete", False)
         if begun and not finished and not yes:
@@ -136,15 +140,20 @@ def run(
     state = State.fresh(recipe)
     state.save_every = save_every
     recipe.rehearse(state.images.classes, state.images.shape)
+    text = source.read_text() if source is not None else None
     _make(folder)
     with _locked(folder):
-        _enter(recipe, state, folder, status(recipe, folder, fresh, yes), source)
+        what = status(recipe, folder, fresh, yes)
+        if what == "finished":  # by another process, while this one was loading
+            yield _finished(folder, before=True)
+            return
+        _enter(recipe, state, folder, what, text)
         yield from _train(recipe, state, name, signals or Signals())
         yield from _evaluate(recipe, state, folder)
         yield _finished(folder)
 
 
-def _enter(recipe: Recipe, state: State, folder: Path, what: str, source: Path | None) -> None:
+def _enter(recipe: Recipe, state: State, folder: Path, what: str, source: str | None) -> None:
     """Put the state into the folder, or the folder's state into ours."""
     state.folder = folder
     if what == "continue":
@@ -153,9 +162,10 @@ def _enter(recipe: Recipe, state: State, folder: Path, what: str, source: Path |
     for name in OURS:
         if name != "lock":
             (folder / name).unlink(missing_ok=True)
+            (folder / f"{name}.tmp").unlink(missing_ok=True)
     write_json(folder / "recipe.json", flatten(recipe))
     if source is not None:
-        write_text(folder / "recipe.py", source.read_text())
+        write_text(folder / "recipe.py", source)
     state.save()
 
 
@@ -171,7 +181,6 @@ def _train(recipe: Recipe, state: State, name: str, signals: Signals) -> Iterato
 def _evaluate(recipe: Recipe, state: State, folder: Path) -> Iterator[Record]:
     """Attack the test set, once; a verdict that is in results.json already is not computed again."""
     chosen = state.best_epoch if recipe.select == "best" else recipe.epochs - 1
-    now = recipe.at(chosen)
     state.read_weights(recipe.select)
     test = state.images.test.first(recipe.test_size).to(state.device)
     rows = [Attacked(**row) for row in _read_json(folder / "results.json").get("attacks", [])]
@@ -180,7 +189,9 @@ def _evaluate(recipe: Recipe, state: State, folder: Path) -> Iterator[Record]:
     for name in recipe.evaluate:
         if name in done:
             continue
-        for record in trial(state.kept, test, plan(name, now.budget, state.images.classes), recipe.seed):
+        for record in trial(
+            state.kept, test, plan(name, recipe.budget, state.images.classes, recipe.norm), recipe.seed
+        ):
             yield record
             if isinstance(record, Attacked):
                 rows.append(record)

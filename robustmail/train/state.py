@@ -15,14 +15,14 @@ from safetensors.torch import load_file, save_file
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
-from robustmail.data.images import Images, Part, hold_out, to_float
+from robustmail.data.images import Images, Part, batches, hold_out, to_float
 from robustmail.errors import DeviceError, RecipeError, RunError
 from robustmail.files import write, write_text
 from robustmail.models.classifier import Classifier, build, try_out
-from robustmail.randomness import forked, reseed
+from robustmail.randomness import forked, generator, reseed
 from robustmail.recipe import Recipe
 from robustmail.rehearsal import ask
-from robustmail.values import describe, flatten
+from robustmail.values import describe
 
 __all__ = ["State", "pick_device"]
 
@@ -50,6 +50,7 @@ class State:
     step: int = 0
     sums: dict[str, list[float]] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
+    note: str = ""
     best: float = -1.0
     best_epoch: int = -1
     save_every: float = 30.0
@@ -67,10 +68,11 @@ class State:
         if not isinstance(images, Images):
             raise RecipeError(f"data={describe(recipe.data)}", f"returned {type(images).__name__}, not Images")
         train, validation = hold_out(images, recipe.seed)
-        with forked(device):
+        with forked():
             reseed(recipe.seed, "init")
             model = build(recipe.model, images.classes, images.shape[0], recipe.normalize).to(device)
-        sample = to_float(train.x[:2]).to(device)
+        smallest = min(map(len, batches(len(train.y), recipe.batch, generator(0))))
+        sample = to_float(train.x[:smallest]).to(device)
         try_out(model, describe(recipe.model).strip("'"), sample, images.classes)
         optimizer = recipe.at(0).optimizer(model.parameters())
         average = ModelEmaV3(model, decay=recipe.ema) if recipe.ema else None
@@ -94,7 +96,7 @@ class State:
         if self.folder is None:
             return
         content = {
-            "format": FORMAT, "recipe": flatten(self.recipe), "data": self.images.fingerprint,
+            "format": FORMAT, "data": self.images.fingerprint,
             "epoch": self.epoch, "step": self.step, "sums": self.sums, "history": self.history,
             "best": self.best, "best_epoch": self.best_epoch, "threads": torch.get_num_threads(),
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
@@ -126,10 +128,13 @@ class State:
             self.optimizer.load_state_dict(content["optimizer"])
             if self.average is not None:
                 self.average.module.load_state_dict(content["average"])
-        except (RuntimeError, KeyError, EOFError, OSError, ValueError) as error:
-            raise RunError(
-                str(path), f"damaged ({str(error).splitlines()[0]})", "Start anew with --fresh --yes."
-            ) from error
+        except RunError:
+            raise
+        except Exception as error:  # a damaged file fails in a dozen ways
+            wrong = f"damaged ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+            raise RunError(str(path), wrong, "Begin anew with --fresh --yes.") from error
+        if content["threads"] != torch.get_num_threads() and self.device.type == "cpu":
+            self.note = f"begun with {content['threads']} threads, so the bits may differ from a run without a break"
         for name in ("epoch", "step", "sums", "history", "best", "best_epoch"):
             setattr(self, name, content[name])
 
@@ -141,18 +146,24 @@ class State:
         facts = {
             "model": describe(self.recipe.model).strip("'"), "classes": self.images.classes,
             "channels": self.images.shape[0], "shape": list(self.images.shape), "data": self.images.name,
-            "normalize": self.recipe.normalize, "eps": self.recipe.at(self.epoch).budget, "epoch": self.epoch,
+            "normalize": self.recipe.normalize, "eps": self.recipe.budget, "epoch": self.epoch,
         }  # fmt: skip
         metadata = {"robustmail": json.dumps(facts)}  # one key: safetensors writes several in random order
         write(self.folder / f"{name}.safetensors", lambda path: save_file(weights, path, metadata))
 
     def read_weights(self, name: str) -> None:
         """Put the weights of NAME.safetensors into the model."""
-        if self.folder is not None:
-            self.kept.load_state_dict(load_file(self.folder / f"{name}.safetensors", device=str(self.device)))
+        if self.folder is None:
+            return
+        path = self.folder / f"{name}.safetensors"
+        try:
+            self.kept.load_state_dict(load_file(path, device=str(self.device)))
+        except Exception as error:  # missing, damaged, or of another network
+            wrong = f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+            raise RunError(str(path), wrong, "Begin anew with --fresh --yes.") from error
 
     def dump(self, indices: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> Path | None:
-        """Write nonfinite.pt: the batch and the weights with which `reproduce` fails in the same way."""
+        """Write nonfinite.pt: the batch and the model with which `reproduce` fails in the same way."""
         if self.folder is None:
             return None
         content = {

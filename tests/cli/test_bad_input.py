@@ -116,7 +116,7 @@ COMMANDS = {
     "kind to list": ("list margin", "list margin: no such kind. Did you mean 'margins'?"),
     "recipe": ("run quikstart", "recipe 'quikstart': no such file, nor a built-in recipe. Did you mean 'quickstart'?"),
     "recipe to copy": ("copy quikstart", "no such built-in recipe. Did you mean 'quickstart'?"),
-    "recipe's variable": ("check mail_at:cod", "defines no 'cod'. It has recipe, code: write mail_at:recipe."),
+    "recipe's variable": ("check mail_at:cod", "defines no 'cod'. It has recipe, wrn, code: write mail_at:recipe."),
     # recipe files
     "syntax error": ("check syntax.py", "syntax.py:2: not valid Python: '(' was never closed"),
     "file without a recipe": ("check empty.py", "empty.py: defines no 'recipe'. Write recipe = Recipe(...)."),
@@ -176,7 +176,7 @@ OVERRIDES = {  # of the quickstart
     "no epochs": ("epochs=0", "epochs must be at least 1"),
     "negative seed": ("seed=-1", "seed must be at least 0"),
     "choice": ("select=bset", "select must be 'best' or 'last'"),
-    "negative weights": ("weight.scale=-1", "Weights are finite and not negative"),
+    "negative weights": ("weight.scale=-1", "scale must be a finite number, at least 0"),
     "margin without weight": ("weight=None", "a margin does nothing without a weight. Add weight=Sigmoid"),
     "stairs without a first step": ("'optimizer.lr=Stairs({3: 0.1})'", "that starts at 0. Write Stairs({0: 0.1,"),
     "text in stairs": ("'optimizer.lr=Stairs({0: \"a\"})'", "lr must be a number"),
@@ -226,14 +226,21 @@ DEEPER = {
     "number for a library attack": ("check quickstart 'attack=torchattack(3)'", "torchattacks has no such attack"),
     "recipe that exits": ("check leaves.py", "leaves.py:1: SystemExit: 5"),
     "negative steps": ("check quickstart attack.steps=-1", "steps must be at least 1"),
-    "negative learning rate": ("run quickstart optimizer.lr=-1", "SGD (given lr=-1): lr is negative"),
+    "negative learning rate": ("run quickstart optimizer.lr=-1", "lr must be a finite number, at least 0"),
     "negative padding": ("run quickstart data.pad=-1", "digits (given pad=-1): pad must be at least 0"),
     "classes in letters": ("run quickstart \"data=npz('six.npz', classes='x')\"", "classes must be a whole number"),
     "optimiser as data": ("run quickstart data=SGD()", "data must be a source, called without arguments"),
     "data as optimiser": ("run quickstart optimizer=digits()", "optimizer must be an optimizer"),
     "model function that fails": ("run quickstart model=my.py:net", "cannot be built for 10 classes and 1 channels"),
+    "infinite learning rate": ("check quickstart optimizer.lr=inf", "lr must be a finite number, at least 0"),
+    "negative beta": ("check quickstart objective.beta=-1", "beta must be a finite number, at least 0"),
+    "no deviation": (
+        "check quickstart normalize=((0.5,),(0.0,))", "a standard deviation must be positive"),
+    "an attack twice": ("check quickstart evaluate=nat,nat", "an attack is named twice"),
+    "a batch of one": ("run quickstart batch=1 model=cifar_resnet18_w8", "does not take a batch of 1 x 1 x 8 x 8"),
+    "schedule where none goes": ("check quickstart 'batch=Stairs({0: 1})'", "batch cannot change with the epoch"),
     "model for larger images": (
-        "run quickstart model=test_vit epochs=1 evaluate=nat", "model=test_vit: does not take images of 1x8x8"),
+        "run quickstart model=test_vit epochs=1 evaluate=nat", "model=test_vit: does not take a batch of"),
 }  # fmt: skip
 
 
@@ -282,8 +289,8 @@ def test_an_error_of_ours_is_called_unexpected_and_exits_with_1(
         (
             "show quickstart weight.slope=5",
             [
-                "weight.slope            5",
-                "optimizer.lr            Stairs({0: 0.05, 14: 0.01, 18: 0.001})",
+                "weight.slope              5",
+                "optimizer.lr              Stairs({0: 0.05, 14: 0.01, 18: 0.001})",
                 "loss = mean( w * 5 KL(nat || adv) + CE(nat) )",
                 "w = u / mean(u), u = sigmoid(-5 pm_adv); from epoch 11 on, 1 before",
                 "from epoch 11: 13 forward and 12 backward passes a step (11 + 10 in the attack)",

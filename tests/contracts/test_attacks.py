@@ -190,7 +190,7 @@ def test_autoattack_fits_any_number_of_classes_and_says_what_it_replaced(classes
     y = batch[1] % classes
     stages = AutoAttack(eps=EPS).stages(classes)
     assert ("apgd-t" in stages) == (classes >= 4)
-    assert (AutoAttack.replaced(classes) is None) == (classes >= 4)
+    assert (AutoAttack(eps=EPS).replaced(classes) is None) == (classes >= 4)
     AutoAttack(eps=EPS)(model, batch[0], y)
 
 

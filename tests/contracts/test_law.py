@@ -36,9 +36,8 @@ def trained(recipe, batch, steps=3):
             optimizer.step()
 
         for i in range(steps):
-            reseed("step", i)
             optimizer.zero_grad()
-            work_through(recipe, model, *batch, update)
+            work_through(recipe, model, *batch, (0, i), update)
     return model.state_dict()
 
 

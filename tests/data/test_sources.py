@@ -263,6 +263,7 @@ def test_folders_that_do_not_fit_together_are_refused(
 ) -> None:
     for split in ("train", "test"):
         folder(tmp_path, split, "a", pixels(5, 5))
+        folder(tmp_path, split, "ab", pixels(5, 5))
     assert image_folder(str(tmp_path))().shape == (1, 5, 5)
     spoil(tmp_path)
     said = refusal(image_folder(str(tmp_path)))

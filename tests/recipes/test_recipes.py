@@ -31,6 +31,7 @@ def test_the_recipes_are_there():
 def test_a_recipe_rehearses_and_says_what_it_is(name):
     recipe = load_recipe(name)
     preflight(recipe)
+    recipe.rehearse()
     assert recipe.formula.startswith("loss = mean(")
     assert summary(FILES[name.partition(":")[0]]).endswith((".", "needed."))
 

@@ -21,14 +21,17 @@ from robustmail import (
     Sigmoid,
     Stairs,
     State,
+    Terms,
     digits,
     fit,
     pm_adv,
     reproduce,
-)
-from robustmail.errors import NonFiniteError, RunError
+    torchattack,
+)  # fmt: skip
+from robustmail.errors import NonFiniteError, RecipeError, RunError
 from robustmail.records import Attacked, Begun, EpochDone, Finished, Forecast, StepDone
 from robustmail.train.gauges import weight_stats
+from robustmail.train.loop import work_through
 from robustmail.train.run import run, status
 
 recipe = Recipe(
@@ -142,8 +145,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_dump_that_reproduces_it(
         for record in fit(made, state):
             if isinstance(record, StepDone):
                 before = {name: value.clone() for name, value in state.model.state_dict().items()}
-    weights = dict(state.model.named_parameters())
-    assert all(torch.equal(before[name], p) for name, p in weights.items()), "the poisoned step moved the weights"
+    after = state.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before), "the poisoned step left a mark"
     assert not torch.isfinite(torch.tensor(reproduce(tmp_path / "nonfinite.pt", made)))
     dump = torch.load(tmp_path / "nonfinite.pt", weights_only=True)
     assert (dump["epoch"], dump["step"], len(dump["indices"])) == (0, 2, len(dump["y"]))
@@ -208,6 +211,116 @@ def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_a_recipe_that_lies_in_the_folder_of_its_run_is_refused_and_stays(tmp_path):
+    for name in ("recipe.py", "log.txt"):
+        (tmp_path / name).write_text("mine")
+    with pytest.raises(RunError, match=r"holds log.txt, recipe.py but no run"):
+        list(run(recipe, tmp_path, "name", tmp_path / "recipe.py"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["log.txt", "recipe.py"]
+
+
+def test_a_start_that_was_cut_short_anywhere_is_begun_again(tmp_path):
+    folder = tmp_path / "run"
+    list(run(recipe, folder, "name"))
+    (folder / "state.pt").unlink()  # --fresh takes this away first; then it was killed
+    (folder / "recipe.json.tmp").write_text("half")
+    assert status(recipe, folder) == "new"
+    records = list(run(recipe.but(seed=5), folder, "name"))
+    assert not records[-1].before
+    assert not (folder / "recipe.json.tmp").exists()
+
+
+def test_a_run_that_another_process_finished_meanwhile_is_left_alone(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    list(run(recipe, folder, "name"))
+    kept = (folder / "results.json").read_bytes()
+    seen = iter(["continue", "finished"])  # what the folder looked like before and after loading the data
+    monkeypatch.setattr("robustmail.train.run.status", lambda *_: next(seen))
+    assert [r.before for r in run(recipe, folder, "name")] == [True]
+    assert (folder / "results.json").read_bytes() == kept
+
+
+def test_a_budget_that_grows_is_validated_and_evaluated_at_its_last_value(tmp_path):
+    made = recipe.but(attack=PGD(eps=Stairs({0: 0.001, 1: 0.2}), alpha=0.05, steps=2))
+    assert made.budget == 0.2
+    records = list(run(made, tmp_path / "run", "name"))
+    (settings,) = [r.settings["pgd2"] for r in records if isinstance(r, Attacked) and r.name == "pgd2"]
+    assert "eps=0.2," in settings
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [PGD(eps=0.5, alpha=0.2, steps=2, norm="l2"), torchattack("PGDL2", eps=0.5, alpha=0.2, steps=2)],
+    ids=["ours", "torchattacks"],
+)
+def test_a_recipe_in_l2_is_validated_and_evaluated_in_l2(attack, tmp_path):
+    records = list(run(recipe.but(attack=attack, evaluate=("pgd2", "cw")), tmp_path / "run", "name"))
+    settings = {r.name: str(r.settings) for r in records if isinstance(r, Attacked)}
+    assert "PGDL2', eps=0.5" in settings["pgd2"]
+    assert "norm='l2'" in settings["cw"]
+
+
+def test_every_field_of_the_optimiser_follows_its_schedule():
+    made = recipe.but(optimizer=SGD(lr=0.1, weight_decay=Stairs({0: 0.0, 1: 0.1})))
+    state = State.fresh(made)
+    seen = [state.optimizer.param_groups[0]["weight_decay"] for r in fit(made, state) if isinstance(r, StepDone)]
+    assert seen == [0.0] * 3 + [0.1] * 3
+
+
+@pytest.mark.parametrize("field", ["batch", "epochs", "burn_in", "seed", "test_size", "validate", "optimizer", "eps"])
+def test_what_cannot_change_with_the_epoch_says_so(field):
+    with pytest.raises(RecipeError, match=f"{field} cannot change with the epoch"):
+        recipe.but(**{field: Stairs({0: 1})})
+
+
+class Root:
+    """A finite loss whose gradient is not: sqrt(0), from its third call on."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, step):
+        self.calls += 1
+        return Terms((step.logits_adv * (self.calls <= 2)).pow(2).sum(1).sqrt())
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_before_it_reaches_the_weights(tmp_path):
+    made = recipe.but(objective=Root(), margin=None, weight=None, burn_in=0)
+    state = State.fresh(made, tmp_path)
+    before = {}
+    with pytest.raises(NonFiniteError, match=r"step 2 .*the gradient is not finite"):
+        for record in fit(made, state):
+            if isinstance(record, StepDone):
+                before = {name: value.clone() for name, value in state.model.state_dict().items()}
+    assert all(torch.equal(before[name], value) for name, value in state.model.state_dict().items())
+
+
+def test_attack_and_update_draw_from_generators_of_their_own(small, batch):
+    drawn = []
+
+    def noisy(model, x, y):
+        drawn.append(torch.rand(3))
+        return x
+
+    def objective(step):
+        drawn.append(torch.rand(3))
+        return AT()(step)
+
+    work_through(recipe.but(attack=noisy, objective=objective, eps=0.1).at(0), small, *batch, (0, 0), lambda _: None)
+    assert not torch.equal(*drawn)
+
+
+def test_weights_are_readable_for_whom_everything_else_is(tmp_path):
+    State.fresh(recipe, tmp_path).write_weights("last")
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "last.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_weights_that_are_missing_are_one_error(tmp_path):
+    with pytest.raises(RunError, match=r"best.safetensors: cannot be read"):
+        State.fresh(recipe, tmp_path).read_weights("best")
+
+
 def test_a_run_does_not_go_on_with_other_data(tmp_path):
     state = State.fresh(recipe, tmp_path)
     state.save()
@@ -220,6 +333,7 @@ def test_a_damaged_state_is_one_error(tmp_path):
     state = State.fresh(recipe, tmp_path)
     state.save()
     path = tmp_path / "state.pt"
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(RunError, match="damaged"):
-        state.load()
+    for content in (path.read_bytes()[:1000], b"garbage", b""):
+        path.write_bytes(content)
+        with pytest.raises(RunError, match="damaged"):
+            state.load()
