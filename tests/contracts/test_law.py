@@ -66,6 +66,16 @@ def test_gairat_with_infinite_lambda_is_its_parent(batch):
     assert all(torch.allclose(plain[name].float(), gairat[name].float(), atol=1e-6) for name in plain)
 
 
+def test_mail_with_slope_zero_is_its_parent(batch):
+    plain = trained(recipe(), batch)
+    mail = trained(recipe(margin=pm_adv, weight=Sigmoid(slope=0.0, bias=-0.5)), batch)
+    assert all(torch.allclose(plain[name].float(), mail[name].float(), atol=1e-6) for name in plain)
+
+
+def test_fat_with_the_patience_of_all_steps_is_its_parent(batch):
+    assert identical(trained(recipe(), batch), trained(recipe(attack=PGD(steps=3, patience=3)), batch))
+
+
 def test_awp_of_gamma_zero_is_nothing(batch):
     assert identical(trained(recipe(), batch), trained(recipe(perturb=AWP(gamma=0.0)), batch))
 

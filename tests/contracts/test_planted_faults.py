@@ -30,6 +30,15 @@ LAWFUL = {
 }  # fmt: skip
 
 
+INSTALLED = {
+    f"{kind}: {name}": entry.point.load()
+    for kind in ("attacks", "weighters", "objectives", "perturbations")
+    for name, entry in entries(kind).items()
+    if entry.point is not None
+}
+LAWFUL |= {name: plugin() if isinstance(plugin, type) else plugin for name, plugin in INSTALLED.items()}
+
+
 @pytest.mark.parametrize("plugin", LAWFUL.values(), ids=LAWFUL)
 def test_what_ships_is_lawful(plugin):
     assert_lawful(plugin)

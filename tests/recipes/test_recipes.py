@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from robustmail import Recipe
@@ -89,6 +90,23 @@ def test_a_recipe_trains_two_epochs_on_real_images_to_a_finished_table(name, sli
     assert all(math.isfinite(r.loss) for r in records if isinstance(r, StepDone))
     assert len([r for r in records if isinstance(r, EpochDone)]) == 2
     assert [r.name for r in records if isinstance(r, Attacked)] == ["nat", "pgd10"]
+
+
+@pytest.mark.parametrize(("classes", "channels"), [(2, 1), (3, 3), (100, 1)])
+@pytest.mark.parametrize("name", ["mail_trades", "gair_mart", "fat"])
+def test_any_number_of_classes_grey_or_colour_and_images_that_are_not_square(name, classes, channels, tmp_path):
+    rng = np.random.default_rng(0)
+    images = {s: rng.integers(0, 256, (2 * classes + 20, channels, 9, 14), dtype=np.uint8) for s in ("train", "test")}
+    labels = {s: np.arange(len(x)) % classes for s, x in images.items()}
+    np.savez(tmp_path / "set.npz", **{f"x_{s}": images[s] for s in images}, **{f"y_{s}": labels[s] for s in labels})
+    changes = [
+        f"data=npz('{tmp_path / 'set.npz'}', validation=9)", "model=small_cnn", "epochs=2", "burn_in=1", "batch=16",
+        "attack.steps=3", "evaluate=nat,pgd2,cw", "optimizer=SGD(lr=0.01)",
+    ]  # fmt: skip
+    changes += ["weight.steps=3"] if name == "gair_mart" else []
+    changes += ["burn_in=0"] if name == "fat" else []
+    records = list(run(override(load_recipe(name), changes), tmp_path / "run", name))
+    assert [r.n for r in records if isinstance(r, Attacked)] == [2 * classes + 20] * 3
 
 
 def test_a_margin_defined_in_the_recipe_file_needs_no_registration(slice_path, tmp_path):
