@@ -48,7 +48,9 @@ class AWP:
         finally:
             with torch.no_grad():
                 for w, before, shifted in zip(weights, original, perturbed, strict=True):
-                    w.copy_(before + (w - shifted))  # exactly `before` where nothing stepped
+                    # Exactly `before` where nothing stepped, also if the ascent's gradient was NaN.
+                    untouched = (w == shifted) | shifted.isnan()
+                    w.copy_(before.where(untouched, before + (w - shifted)))
 
 
 def _ascent(model: nn.Module, loss: Callable[[], Tensor], weights: list[nn.Parameter]) -> tuple[Tensor, ...]:

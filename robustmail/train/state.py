@@ -71,9 +71,9 @@ class State:
         with forked():
             reseed(recipe.seed, "init")
             model = build(recipe.model, images.classes, images.shape[0], recipe.normalize).to(device)
-        smallest = min(map(len, batches(len(train.y), recipe.batch, generator(0))))
-        sample = to_float(train.x[:smallest]).to(device)
-        try_out(model, describe(recipe.model).strip("'"), sample, images.classes)
+            smallest = min(map(len, batches(len(train.y), recipe.batch, generator(0))))
+            sample = to_float(train.x[:smallest]).to(device)
+            try_out(model, describe(recipe.model).strip("'"), sample, images.classes)
         optimizer = recipe.at(0).optimizer(model.parameters())
         average = ModelEmaV3(model, decay=recipe.ema) if recipe.ema else None
         parts = train.to(device), validation.to(device)
@@ -103,7 +103,10 @@ class State:
             "average": self.average.module.state_dict() if self.average else {},
         }  # fmt: skip
         write(self.folder / "state.pt", lambda path: torch.save(content, path))
-        write_text(self.folder / "metrics.csv", _csv(self.history))
+        self._write_metrics()
+
+    def _write_metrics(self) -> None:
+        write_text(_folder(self) / "metrics.csv", _csv(self.history))
 
     def save_if_due(self) -> None:
         """Save, if the last time was long ago."""
@@ -137,6 +140,7 @@ class State:
             self.note = f"begun with {content['threads']} threads, so the bits may differ from a run without a break"
         for name in ("epoch", "step", "sums", "history", "best", "best_epoch"):
             setattr(self, name, content[name])
+        self._write_metrics()  # a kill may have come between the state and its table
 
     def write_weights(self, name: str) -> None:
         """Write NAME.safetensors with what is needed to use it; without a folder, nothing."""

@@ -98,6 +98,13 @@ def test_awp_perturbs_each_weight_by_gamma_of_its_norm_and_restores_exactly(smal
     assert all(torch.equal(a, b) for a, b in zip(small.buffers(), statistics, strict=True))
 
 
+def test_awp_restores_exactly_also_from_a_gradient_that_is_nan(small, batch):
+    before = small.head.weight.detach().clone()
+    with AWP(gamma=0.01)(small, lambda: small(batch[0]).sum() * float("nan")):
+        assert small.head.weight.isnan().all()
+    assert torch.equal(small.head.weight, before)
+
+
 def test_awp_keeps_what_the_optimiser_did_inside(batch):
     assert not identical(trained(recipe(), batch), trained(recipe(perturb=AWP(gamma=0.05)), batch))
 

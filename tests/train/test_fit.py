@@ -329,6 +329,15 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path):
         state.load()
 
 
+def test_a_kill_between_the_state_and_its_table_leaves_no_gap(tmp_path):
+    state = State.fresh(recipe, tmp_path)
+    list(fit(recipe, state))
+    table = (tmp_path / "metrics.csv").read_bytes()
+    (tmp_path / "metrics.csv").unlink()
+    State.fresh(recipe, tmp_path).load()
+    assert (tmp_path / "metrics.csv").read_bytes() == table
+
+
 def test_a_damaged_state_is_one_error(tmp_path):
     state = State.fresh(recipe, tmp_path)
     state.save()
