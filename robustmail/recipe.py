@@ -157,6 +157,8 @@ class Recipe:
         weighted, plain = getattr(self.objective, "formula", (f"{label(self.objective)}.weighted", "plain"))
         inner = f"w * {weighted}" if self.weight else weighted
         text = f"loss = mean( {inner}{' + ' + plain if plain else ''} )"
+        if self.perturb is not None:
+            text += f"\n   at weights perturbed by {describe(self.perturb)}"
         if self.weight is None:
             return text
         weight = getattr(self.weight, "formula", describe(self.weight) + " of {m}").format(m=label(self.margin))
