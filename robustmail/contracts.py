@@ -254,6 +254,12 @@ def _weight_at(weight: Any, margin: Tensor) -> Tensor:
     return value
 
 
+def _counted(weight: Any) -> list[Tensor]:
+    """Numbers of steps, 0 ... K, for a weight that says that it counts them; others need only know [-1, 1]."""
+    steps = getattr(weight, "steps", None)
+    return [torch.arange(steps + 1.0)] if isinstance(steps, int) else []
+
+
 def _weight_shape(weight: Any) -> str | None:
     for n in (1, 2, 7):
         value = _weight_at(weight, torch.linspace(-1, 1, n))
@@ -263,7 +269,7 @@ def _weight_shape(weight: Any) -> str | None:
 
 
 def _weight_finite(weight: Any) -> str | None:
-    for margin in (MARGINS, torch.ones(4), -torch.ones(4), torch.arange(11.0), torch.zeros(1)):
+    for margin in (MARGINS, torch.ones(4), -torch.ones(4), torch.zeros(1), *_counted(weight)):
         value = _weight_at(weight, margin)
         if wrong := _all_finite(value):
             return f"{wrong} at margins {margin.tolist()}"
@@ -283,7 +289,7 @@ def _weight_mean(weight: Any) -> str | None:
 
 
 def _weight_monotone(weight: Any) -> str | None:
-    for margin in (torch.linspace(-1, 1, 33), torch.arange(11.0)):
+    for margin in (torch.linspace(-1, 1, 33), *_counted(weight)):
         value = _weight_at(weight, margin)
         if (value.diff() > 1e-6).any():
             return "grows with the margin, so it listens to the easy examples"

@@ -204,6 +204,21 @@ def test_check_passes_lawful_plugins_and_says_so(tmp_path: Path, monkeypatch, ca
     assert run(monkeypatch, capsys, "check", f"{file}:doubt")[0] == 0
 
 
+@dataclass(frozen=True)
+class Power:
+    """A weight made for margins in [-1, 1], which is all that it owes."""
+
+    p: float = 2.0
+
+    def __call__(self, margin: Tensor) -> Tensor:
+        u = (1.5 - margin) ** self.p
+        return u / u.mean()
+
+
+def test_a_weight_that_counts_no_steps_need_not_know_numbers_of_steps():
+    assert_lawful(Power())
+
+
 def test_one_line_in_a_plugin_authors_own_tests_is_enough():
     with pytest.raises(PluginError, match="breaks a law of plugins: 'finite at huge logits'"):
         assert_lawful(logit_ratio)
