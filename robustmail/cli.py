@@ -28,7 +28,7 @@ app = typer.Typer(
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A built-in recipe, a file, or FILE:VARIABLE.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[PATH=VALUE]...", help="For example weight.slope=5 epochs=3.")
+    list[str] | None, typer.Argument(metavar="[PATH=VALUE]...", help="For example weight.slope=5 epochs=30 burn_in=20.")
 ]
 WHAT = ("recipes", *catalogue.KINDS)
 

@@ -284,7 +284,8 @@ def _weight_mean(weight: Any) -> str | None:
     for n in (1, 5, 128):
         mean = _weight_at(weight, torch.rand(n) * 2 - 1).mean().item()
         if abs(mean - 1) > 1e-4:
-            return f"the mean over a batch of {n} is {mean:.4g}; give it a field `scale` if that is meant"
+            todo = "divide by the mean, or, if it is meant, give the weight a field `scale`"
+            return f"the mean over a batch of {n} is {mean:.4g}; {todo}"
     return None
 
 

@@ -163,6 +163,8 @@ class Recipe:
             return text
         weight = getattr(self.weight, "formula", describe(self.weight) + " of {m}").format(m=label(self.margin))
         start = f"; from epoch {self.burn_in + 1} on, 1 before" if self.burn_in else ""
+        if self.burn_in >= self.epochs:
+            start = f"; NEVER USED: burn_in={self.burn_in} covers all {self.epochs} epochs"
         return f"{text}\n   w = {weight}{start}"
 
     def _check_schedules(self) -> None:

@@ -133,10 +133,10 @@ def run(
     Raises RunError if the folder is in use or not this recipe's, Stopped after a signal, and whatever `fit` raises.
     Nothing is written before the recipe was rehearsed, the data loaded and the model built.
     """
+    preflight(recipe)
     if status(recipe, folder, fresh, yes) == "finished":
         yield _finished(folder, before=True)
         return
-    preflight(recipe)
     state = State.fresh(recipe)
     state.save_every = save_every
     recipe.rehearse(state.images.classes, state.images.shape)

@@ -75,6 +75,10 @@ def test_wrn_rows_and_presets_of_the_authors_code_are_sentences():
         assert code.weight is None or (code.weight.scale, code.burn_in) == (3.0, 76)
 
 
+def test_a_burn_in_that_covers_every_epoch_is_said_aloud():
+    assert "NEVER USED: burn_in=74 covers all 3 epochs" in override(load_recipe("mail_at"), ["epochs=3"]).formula
+
+
 def test_a_margin_that_needs_another_look_costs_a_forward():
     recipe = override(load_recipe("mail_at"), ["margin=pm_nat", "burn_in=1"])
     assert [p.total for p in recipe.rehearse().values()][:2] == [(11, 11), (12, 11)]
