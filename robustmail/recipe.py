@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from robustmail.attacks.view import Norm, check_budget, norm_of
-from robustmail.errors import PluginError, RecipeError, did_you_mean
+from robustmail.errors import RecipeError, did_you_mean
 from robustmail.optimizers import SGD, Optimizer
-from robustmail.rehearsal import Passes, ask, rehearse
+from robustmail.rehearsal import Passes, ask, broken, rehearse
 from robustmail.schedules import Schedule
 from robustmail.step import Attack, Margin, Objective, Perturbation, Step, Terms, Weighter
-from robustmail.values import check, describe, is_foreign, label, parts, schedules, transform, where
+from robustmail.values import check, describe, is_foreign, label, parts, schedules, transform
 
 __all__ = ["Loss", "Recipe"]
 
@@ -105,7 +105,7 @@ class Recipe:
         """
         terms = ask("objective", self.objective, step)
         if not isinstance(terms, Terms):
-            raise _broken("objective", self.objective, f"returned {type(terms).__name__}, not Terms(weighted, plain)")
+            raise broken("objective", self.objective, f"returned {type(terms).__name__}, not Terms(weighted, plain)")
         _expect_batch("objective", self.objective, terms.weighted, len(step.y))
         if not isinstance(terms.plain, (int, float)):
             _expect_batch("objective", self.objective, terms.plain, len(step.y))
@@ -217,13 +217,9 @@ class Recipe:
 
 def _expect_batch(kind: str, plugin: Any, value: Any, size: int) -> None:
     if not isinstance(value, Tensor):
-        raise _broken(kind, plugin, f"returned {type(value).__name__}, not a tensor of shape [B]")
+        raise broken(kind, plugin, f"returned {type(value).__name__}, not a tensor of shape [B]")
     if value.shape != (size,):
-        raise _broken(
+        raise broken(
             kind, plugin, f"returned shape {list(value.shape)} for a batch of {size}, expected [{size}]",
             "Return one number per example.",
         )  # fmt: skip
-
-
-def _broken(kind: str, plugin: Any, wrong: str, todo: str = "") -> PluginError:
-    return PluginError(f"{kind} {label(plugin)} ({where(plugin)})", wrong, todo)

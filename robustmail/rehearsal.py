@@ -18,7 +18,7 @@ from robustmail.values import label, raised_at, where
 if TYPE_CHECKING:
     from robustmail.recipe import Loss, Recipe
 
-__all__ = ["Passes", "ask", "attacked", "rehearse"]
+__all__ = ["Passes", "ask", "attacked", "broken", "rehearse"]
 
 T = TypeVar("T")
 
@@ -96,6 +96,11 @@ class _Counting(nn.Module):
         return forward, backward
 
 
+def broken(kind: str, plugin: Any, wrong: str, todo: str = "") -> PluginError:
+    """The error of a plugin that breaks its contract, with its name and place."""
+    return PluginError(f"{kind} {label(plugin)} ({where(plugin)})", wrong, todo)
+
+
 def ask(kind: str, plugin: Callable[..., T], *args: Any) -> T:
     """Call a plugin; should it fail, in whatever way, the error names it and its line (raises PluginError)."""
     try:
@@ -122,9 +127,6 @@ def _check_images(now: Recipe, x: Tensor, found: Tensor) -> None:
 
 
 def _check_loss(now: Recipe, loss: Loss) -> None:
-    def broken(kind: str, plugin: Any, wrong: str, todo: str = "") -> PluginError:
-        return PluginError(f"{kind} {label(plugin)} ({where(plugin)})", wrong, todo)
-
     if loss.margin is not None and not loss.margin.isfinite().all():
         raise broken("margin", now.margin, "returned NaN or infinity", "Look for a division or a logarithm of zero.")
     if now.weight is not None:
