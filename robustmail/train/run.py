@@ -20,7 +20,8 @@ from typing import Any, TextIO
 import torch
 
 from robustmail.errors import RunError
-from robustmail.evaluation.suite import plan, trial
+from robustmail.evaluation.plans import plan
+from robustmail.evaluation.suite import trial
 from robustmail.files import write_json, write_text
 from robustmail.models.classifier import check_name
 from robustmail.recipe import Recipe

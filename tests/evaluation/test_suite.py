@@ -12,7 +12,8 @@ from robustmail import PGD, AutoAttack, evaluate
 from robustmail.data.images import Part
 from robustmail.errors import AttackError, NonFiniteError, RecipeError
 from robustmail.evaluation import suite
-from robustmail.evaluation.suite import plan, wilson
+from robustmail.evaluation.plans import plan
+from robustmail.evaluation.statistics import wilson
 
 
 @pytest.fixture

@@ -1,0 +1,89 @@
+"""The model as the judge sees it: plain float32, in slices of one size, so that no verdict depends on the batch.
+
+A matrix product of 7 rows may round otherwise than the same rows among 32, and a hundred steps along the sign of a
+gradient turn a last bit into another image. Every pass here is made of slices of the same number of images, the last
+one filled up; then the bits of an image are its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustmail.attacks.view import View, viewed
+from robustmail.errors import ModelError
+
+__all__ = ["Room", "exact", "is_out_of_memory"]
+
+SLICE = {"cpu": 32, "cuda": 250}
+BATCH = {"cpu": 128, "cuda": 1000}
+
+
+class Room:
+    """How much fits into memory: `batch` images under attack at once, `slice` in one pass of the model.
+
+    The batch is free, and halved as often as need be; verdicts stay. The slice is halved only when a batch of one
+    slice is still too much, and then the last bits may change.
+    """
+
+    def __init__(self, device: torch.device, batch: int | None = None) -> None:
+        self.batch = batch or BATCH.get(device.type, 128)
+        self.slice = SLICE.get(device.type, 32)
+
+    def shrink(self, error: Exception) -> None:
+        """Make do with half. Raises ModelError where one image is too many."""
+        if self.batch > self.slice:
+            self.batch = max(self.slice, self.batch // 2)
+        elif self.slice > 1:
+            self.slice //= 2
+            self.batch = self.slice
+        else:
+            raise ModelError("evaluate", "out of memory with a single image", "Use a machine with more.") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Does an error, or one that it came from, say that memory ran out, on whatever device?"""
+    while True:
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+            return True
+        if isinstance(error, RuntimeError) and any(w in str(error) for w in ("out of memory", "can't allocate memory")):
+            return True
+        if error.__cause__ is None:
+            return False
+        error = error.__cause__
+
+
+class Sliced(nn.Module):
+    """A model whose every pass has exactly `size` images."""
+
+    def __init__(self, model: nn.Module, size: int) -> None:
+        super().__init__()
+        self.model, self.size = model, size
+        self.training = model.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, missing = len(x), -len(x) % self.size
+        if missing:
+            x = torch.cat([x, x[:1].detach().expand(missing, *x.shape[1:])])
+        logits = [self.model(part) for part in x.split(self.size)]
+        return (torch.cat(logits) if len(logits) > 1 else logits[0])[:n]
+
+
+@contextmanager
+def exact(model: nn.Module, size: int | None = None) -> Iterator[View]:
+    """A view in plain float32, in slices of `size`: no autocast of the caller's, no TF32 on a GPU."""
+    device = next((p.device.type for p in model.parameters()), "cpu")
+    backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul) if device == "cuda" else ()
+    before = [backend.allow_tf32 for backend in backends]
+    with viewed(model) as view, torch.autocast(device, enabled=False):
+        try:
+            for backend in backends:
+                backend.allow_tf32 = False
+            yield View(Sliced(view.model, size or SLICE.get(device, 32)))
+        finally:
+            for backend, allowed in zip(backends, before, strict=True):
+                backend.allow_tf32 = allowed
