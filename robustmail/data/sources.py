@@ -96,7 +96,13 @@ class digits:
         y = torch.from_numpy(labels.astype(np.int64))
         test = torch.arange(len(y)) % 5 == 4
         return Images(
-            "digits()", Part(x[~test], y[~test]), Part(x[test], y[test]), 10, self.pad, self.flip, self.validation,
+            "digits()",
+            Part(x[~test], y[~test]),
+            Part(x[test], y[test]),
+            10,
+            self.pad,
+            self.flip,
+            self.validation,
             tuple(map(str, range(10))),
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from robustmail.data.images import Images, Part
@@ -24,13 +24,15 @@ class TestSet:
     part: Part
     classes: int
     class_names: tuple[str, ...] | None = None
+    given: str | None = None
+    """how to come by them again: what was passed to --data"""
 
     def first(self, n: int | None) -> TestSet:
         """The first n images. Raises DataError where there are fewer."""
         there = len(self.part.y)
         if n is not None and n > there:
             raise DataError(f"{self.name} (given n={n})", f"has {there} images", f"Pass --n {there}, or leave it out.")
-        return TestSet(self.name, self.part.first(n), self.classes, self.class_names)
+        return replace(self, part=self.part.first(n))
 
 
 def of_images(images: Images) -> TestSet:

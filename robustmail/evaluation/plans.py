@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from robustmail.attacks.art import art
 from robustmail.attacks.autoattack import AutoAttack
 from robustmail.attacks.pgd import PGD
 from robustmail.attacks.torchattacks import torchattack
-from robustmail.attacks.view import Norm, slack
+from robustmail.attacks.view import Norm, distances, slack
 from robustmail.errors import RecipeError, did_you_mean
 from robustmail.step import Attack
 from robustmail.values import describe, label
@@ -39,6 +41,10 @@ class Plan(NamedTuple):
     def reach(self) -> float:
         """How far an adversarial image may lie, rounding included."""
         return self.eps + slack(self.eps)
+
+    def holds(self, x: Tensor, found: Tensor) -> Tensor:
+        """[B] bool: which images lie in the ball around x."""
+        return distances(x, found, self.norm) <= self.reach
 
     def independent(self, stage: str) -> bool:
         """Is what a stage does to an image independent of the images beside it?"""

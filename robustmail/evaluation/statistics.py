@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-__all__ = ["Paired", "paired", "wilson"]
+__all__ = ["Z95", "Paired", "paired", "wilson"]
 
 Z95 = 1.959963984540054
 

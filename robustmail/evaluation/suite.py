@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,18 @@ from robustmail.records import Attacked, Attacking
 from robustmail.scores import gap
 from robustmail.step import Adversarial, Attack
 
-__all__ = ["Evaluation", "attempt", "classes_of", "evaluate", "images", "look", "trial", "verdict", "worst_case"]
+__all__ = [
+    "Evaluation",
+    "attempt",
+    "classes_of",
+    "evaluate",
+    "floats",
+    "images",
+    "look",
+    "trial",
+    "verdict",
+    "worst_case",
+]
 
 CHUNK = 50  # images that an attack of somebody else's sees together; ours do not depend on the company
 
@@ -147,7 +159,18 @@ def attempt(
         before.append(stage)
 
 
-def verdict(ledger: Ledger, what: Plan, seed: int) -> Attacked:
+class Named(Protocol):
+    """As much of a plan as a verdict needs."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def stages(self) -> Iterable[str]: ...
+    @property
+    def settings(self) -> dict[str, str]: ...
+
+
+def verdict(ledger: Ledger, what: Named, seed: int) -> Attacked:
     """The row of a plan whose stages have all been tried."""
     left = {"natural": int(ledger.right.sum())}
     done: list[str] = []
@@ -155,10 +178,11 @@ def verdict(ledger: Ledger, what: Plan, seed: int) -> Attacked:
         done.append(stage)
         left[stage] = int(ledger.standing(done).sum())
     settings = dict(what.settings)
-    if what.stages:
+    if done:
         settings |= {"seed": str(seed), "standing": ", ".join(f"{n} after {stage}" for stage, n in left.items())}
-    seconds = sum(ledger.seconds.get(stage, 0.0) for stage in what.stages or ("natural",))
-    return counted(what.name, int(ledger.standing(what.stages).sum()), len(ledger), seconds, settings)
+    seconds = sum(ledger.seconds.get(stage, 0.0) for stage in done or ("natural",))
+    found = counted(what.name, int(ledger.standing(done).sum()), len(ledger), seconds, settings)
+    return replace(found, stages=tuple(done))
 
 
 def worst_case(ledger: Ledger) -> Attacked:
@@ -201,8 +225,12 @@ def images(model: nn.Module, part: Part, which: slice | Tensor) -> tuple[Tensor,
     x = part.x[which.to(part.x.device) if isinstance(which, Tensor) else which]
     y = part.y[which.to(part.y.device) if isinstance(which, Tensor) else which]
     device = next((p.device for p in model.parameters()), x.device)
-    x = x.to(device)
-    return (x if x.is_floating_point() else to_float(x)), y.to(device)
+    return floats(x.to(device)), y.to(device)
+
+
+def floats(x: Tensor) -> Tensor:
+    """Images as they are seen: bytes become [0, 1]."""
+    return x if x.is_floating_point() else to_float(x)
 
 
 def _batches(model: nn.Module, part: Part, room: Room) -> Iterator[tuple[Tensor, Tensor]]:
@@ -248,5 +276,4 @@ def _attack(
         with torch.no_grad():
             said = view(x_adv).argmax(1)
     far = distances(x, x_adv, what.norm)
-    inside = far <= what.reach
-    return ((said != y) & inside).cpu(), said.cpu(), far.cpu(), x_adv.cpu() if keep else None
+    return ((said != y) & what.holds(x, x_adv)).cpu(), said.cpu(), far.cpu(), x_adv.cpu() if keep else None

@@ -14,7 +14,7 @@ from robustmail.records import Attacked, Finished
 from robustmail.report.lines import percent, printable
 from robustmail.report.results import LIGHTS, Light, Results
 
-__all__ = ["BELIEVING", "COLOURS", "evaluation_table", "light_lines", "results_table"]
+__all__ = ["BELIEVING", "COLOURS", "comparison_table", "evaluation_table", "light_lines", "results_table"]
 
 BELIEVING = "docs/believing.md"  # a section per check, under the check's name
 COLOURS = {"green": "green", "yellow": "yellow", "red": "red", "grey": "bright_black"}
@@ -37,6 +37,30 @@ def evaluation_table(results: dict[str, Any], folder: Path = Path()) -> Renderab
         table.add_row(*_cells(row))
     said = [Text(printable(text)) for text in (f"{read.claim}.", *read.caveats)]
     return Group(table, *said, *(light_lines(read.light) if read.light else ()))
+
+
+def comparison_table(rows: Iterable[Any], first: str, second: str, notes: Iterable[str]) -> RenderableType:
+    """Paired differences (`evaluation.compare.Compared`), each with its interval and a verdict in words."""
+    rows = list(rows)
+    title = f"A: {printable(first)}\nB: {printable(second)}"
+    table = Table(title=title, title_justify="left", title_style="", header_style="")
+    table.add_column("stands under")
+    for name in ("A", "B", "A - B, 95 % interval", "p"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("verdict")
+    for row in rows:
+        found = row.paired
+        same = found.only_first + found.only_second == 0
+        verdict = "the same" if same else "tie" if found.tie else f"{'A' if found.difference > 0 else 'B'} is better"
+        difference, low, high = (f"{100 * v:+.1f}" for v in (found.difference, found.low, found.high))
+        cells = [percent(row.first), percent(row.second), f"{difference} [{low}, {high}]", f"{found.p:.2g}"]
+        table.add_row(row.name, *cells, verdict)
+    ties = [row for row in rows if row.paired.tie]
+    said = [f"p is McNemar's, exact, on {rows[0].paired.n:,} images"] if rows else []
+    said += ["a tie at this n is what chance alone would do as well"] if any(row.needed for row in ties) else []
+    said += [f"{row.name}: about {row.needed:,} images would tell so small a difference" for row in ties if row.needed]
+    notes = [*said, *notes]
+    return Group(table, *(Text(printable(f"{note}.")) for note in notes))
 
 
 def light_lines(light: Light) -> Iterable[RenderableType]:
