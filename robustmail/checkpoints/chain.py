@@ -177,7 +177,7 @@ def _solutions(links: Sequence[Link], convs: Sequence[Link], side: int) -> Itera
     """The cheapest ways to the side that the first linear layer expects."""
     partial = [Solution(0.0, (), side)]
     for i, link in enumerate(convs):
-        following = links[i + 1].layer if i + 1 < len(links) else None
+        following = links[i + 1] if i + 1 < len(links) else None
         grown: dict[int, list[Solution]] = {}
         for solution in partial:
             before = (convs[i - 1].layer, solution.steps[-1]) if i else None
@@ -192,7 +192,7 @@ def _solutions(links: Sequence[Link], convs: Sequence[Link], side: int) -> Itera
         return
     room = 9 if convs[-1].free is None else convs[-1].free - 2  # beside an activation and nn.Flatten
     for solution in partial:
-        price = _ending(solution.side, target)
+        price = _ending(solution.side, target, calm=4 if any(link.shortcut for link in convs) else 8)
         pools = bool(solution.steps[-1].pool) + (solution.side != target)
         if price is not None and pools <= room + (room < 0):
             unused = (
@@ -208,23 +208,28 @@ def _solutions(links: Sequence[Link], convs: Sequence[Link], side: int) -> Itera
             yield found
             if found.last == 1 and solution.side <= 8:
                 yield replace(
-                    found, cost=found.cost + (0.1 if any(link.shortcut for link in convs) else 1.2), peak=True
+                    found, cost=found.cost + (-0.1 if any(link.shortcut for link in convs) else 1.2), peak=True
                 )
 
 
-def _ending(side: int, target: int) -> float | None:
+def _ending(side: int, target: int, calm: int) -> float | None:
     """The price of averaging an image of one side to another; None where nobody does."""
     if side == target:
         return 0.0
     if target == 1:
-        return 0.4 + max(side - 8, 0) / 8
+        return 0.4 + max(side - calm, 0) / 8
     if side % target == 0:
         return 2.0 + side / target / 8
     return 2.5 if target in (6, 7) and side < target else None
 
 
-def _steps(link: Link, following: Layer | None, before: tuple[Layer, Step] | None) -> Iterator[tuple[float, Step]]:
-    widens = following is None or following.kind == "linear" or following.wide_out > link.layer.wide_out
+def _steps(link: Link, following: Link | None, before: tuple[Layer, Step] | None) -> Iterator[tuple[float, Step]]:
+    widens = (
+        following is None
+        or following.layer.kind == "linear"
+        or following.layer.wide_out > link.layer.wide_out
+        or bool(following.shortcut)
+    )
     kernel = link.layer.kernel
     if link.shortcut:
         yield 0.0, Step(1, kernel // 2)
@@ -253,11 +258,11 @@ def _paddings(kernel: int) -> list[tuple[float, int]]:
     return usual.get(kernel) or [(0.0, kernel // 2), (0.3, 0), (1.0, 2)]
 
 
-def _pools(link: Link, following: Layer | None, widens: bool, stride: int) -> list[tuple[float, int]]:
+def _pools(link: Link, following: Link | None, widens: bool, stride: int) -> list[tuple[float, int]]:
     """Prices of no pool, 2x2 and 3x3, given how many layers without parameters there is room for."""
     if following is None:
         return [(0.0, 0)]
-    if following.kind == "linear" and link.free is not None:
+    if following.layer.kind == "linear" and link.free is not None:
         return [(0.0, 0), (0.0, 2), (1.0, 3)]  # _solutions knows how many there is room for
     if link.free is None:
         price = (0.3 if widens else 0.9) + 0.7 * (stride > 1)

@@ -158,7 +158,7 @@ def _zip(path: Path, file: IO[bytes]) -> tuple[str, Any, dict[str, str]]:
     try:
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
-            if sum(m.file_size for m in members) > 1000 * os.fstat(file.fileno()).st_size if _on_disk(file) else False:
+            if sum(member.file_size for member in members) > 1000 * file.seek(0, os.SEEK_END):
                 raise ModelError(str(path), "a zip that unpacks to a thousand times its size", "It is no checkpoint.")
             names = [m.filename for m in members if not m.is_dir()]
             pickled = [n for n in names if n.endswith("/data.pkl") or n == "data.pkl"]
@@ -184,10 +184,6 @@ def _zip(path: Path, file: IO[bytes]) -> tuple[str, Any, dict[str, str]]:
     content = _torch_load(path, file)
     _check_storages(path, content, sizes)
     return "torch file (zip)", content, {}
-
-
-def _on_disk(file: IO[bytes]) -> bool:
-    return not isinstance(file, io.BytesIO)
 
 
 def _archive(path: Path, names: list[str]) -> ModelError:

@@ -80,7 +80,7 @@ def _fitting(
 
 
 def _title(name: str, knobs: Mapping[str, Any], who: str) -> str:
-    if who or name not in _OURS:
+    if who or name not in _OURS or "width" not in knobs:
         extra = [f"{key}={knobs[key]}" for key in ("img_size", "patch_size", "window_size") if key in knobs]
         return f"{who}{name}" + (f" ({', '.join(extra)})" if extra else "")
     if name == "cifar_wrn28_10":

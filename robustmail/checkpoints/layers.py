@@ -41,7 +41,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Proposal:
-    """A network that might fit: `make` builds it with its weights; what is `cheap` is likely."""
+    """A network that might fit: `make` builds it with its weights; the cheaper, the likelier."""
 
     name: str
     channels: int

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,11 +19,8 @@ Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 DEEPEST = 8
 """levels at which weights are looked for"""
 
-PREFERRED = (
-    "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema_model_state_dict", "ema", "averaged_model",
-    "state_dict", "model_state_dict", "model", "net", "network", "rmodel", "last", "weights", "params",
-)  # fmt: skip
-"""names under which weights are kept, the ones to take first; averages of the weights lead, as in timm"""
+PREFERRED = ("state_dict", "model_state_dict", "model", "net", "network", "rmodel", "last", "weights", "params")
+"""names under which weights are kept, the ones to take first; only averages of the weights lead, as in timm"""
 
 _NO_WEIGHTS = ("optim", "sched", "scaler", "grad", "momentum", "rng")
 MEANS = {
@@ -52,7 +50,7 @@ class Cleaned:
     prefixes: tuple[str, ...] = ()
     normalize: Normalisation | None = None
     notes: tuple[str, ...] = ()
-    ailments: tuple[str, ...] = field(default=())
+    ailments: tuple[str, ...] = ()
     """why the weights cannot be used"""
 
 
@@ -136,11 +134,14 @@ def choose(weights: Mapping[str, Any], wanted: str | None, who: str) -> tuple[st
         return named[0], "asked for"
     if len(weights) == 1:
         return next(iter(weights)), "the only one"
+    averages = [path for path in weights if "ema" in re.split(r"[^a-z]+", path.lower())]
+    if averages:
+        known = (p for name in ("state_dict_ema", "model_ema") for p in averages if name in p)
+        return next(known, averages[0]), "the average of the weights goes first"
+    steps = {path: re.split(r"[.\[]", path) for path in weights}
     for name in PREFERRED:
-        for path in weights:
-            if name in path.replace("[", ".[").split("."):
-                averaged = "ema" in name or "average" in name
-                return path, "the average of the weights goes first" if averaged else f"{name!r} is the usual name"
+        if path := next((path for path, parts in steps.items() if name in parts), ""):
+            return path, f"{name!r} is the usual name"
     if "" in weights:
         return "", "the file's own names go first"
     raise ModelError(

@@ -62,7 +62,8 @@ def measure(
     part = part.first(SAMPLE)
     sample = look(model, part, room)
     n = len(sample)
-    found: dict[str, Any] = {"n": n, **_outputs(model, part.first(64)), "zero_gradients": _zero_gradients(model, part)}
+    found: dict[str, Any] = {"n": n, **_outputs(model, part.first(64), room.slice),
+                             "zero_gradients": _zero_gradients(model, part, room.slice)}  # fmt: skip
     for name, what in {
         "pgd10": plan("pgd10", eps, 10, norm), "pgd100": plan("pgd100", eps, 10, norm),
         "margin": plan("cw", eps, 10, norm), "targeted": _targeted(eps, norm, found["classes"]),
@@ -123,10 +124,10 @@ def curve(measured: dict[str, Any]) -> dict[str, Any]:
     return {"attack": "PGD, 20 iterations of 2.5 eps / 20", "n": n, "points": points}
 
 
-def _outputs(model: nn.Module, part: Part) -> dict[str, Any]:
+def _outputs(model: nn.Module, part: Part, size: int) -> dict[str, Any]:
     """Is the answer the same when asked twice; is it probabilities; how large is it?"""
     x, _ = images(model, part, slice(None))
-    with exact(model) as view, torch.no_grad():
+    with exact(model, size) as view, torch.no_grad():
         once, again = view(x), view(x)
     scale = once.abs().amax().clamp(min=1e-9)
     sums = once.sum(1)
@@ -138,12 +139,12 @@ def _outputs(model: nn.Module, part: Part) -> dict[str, Any]:
     }
 
 
-def _zero_gradients(model: nn.Module, part: Part) -> float:
+def _zero_gradients(model: nn.Module, part: Part, size: int) -> float:
     """Share of the images at which the gradient of the cross-entropy is exactly zero."""
     x, y = images(model, part, slice(None))
     zero = []
-    for some, label in zip(x.split(32), y.split(32), strict=True):
-        with exact(model) as view:
+    for some, label in zip(x.split(size), y.split(size), strict=True):
+        with exact(model, size) as view:
             some = some.clone().requires_grad_()
             logits = view(some)
             if not logits.requires_grad:  # cut off on the way: no gradient at all

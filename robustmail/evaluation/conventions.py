@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -112,11 +112,11 @@ def _scored(
             continue
 
 
-def fitting(scores: Iterable[Score], part: Part) -> tuple[Score, list[Score], list[Score]]:
+def fitting(scores: Sequence[Score], part: Part) -> tuple[Score, list[Score], list[Score]]:
     """(the one that fits, those that cannot be told from it, all of them best first).
 
-    The most accurate wins; among those whose accuracy cannot be told apart, the one of the least cross-entropy, first
-    on the images scored and then, where that is close, on all of `part`. Raises ModelError where nothing had a score.
+    The most accurate wins; among those whose accuracy cannot be told apart, on all of `part`, the likelier network, and
+    of its conventions the one of the least cross-entropy. Raises ModelError where nothing had a score.
     """
     ranked = sorted(scores, key=lambda s: (-s.accuracy, s.loss.mean().item()))
     if not ranked:
@@ -127,6 +127,11 @@ def fitting(scores: Iterable[Score], part: Part) -> tuple[Score, list[Score], li
         close = sorted(again, key=lambda s: (-s.accuracy, s.loss.mean().item()))
         close = [s for s in close if _tie(close[0], s)]
     best = min(close, key=lambda s: s.loss.mean().item())
+    for network in dict.fromkeys(s.network for s in scores):  # the likelier reading has the benefit of the doubt
+        mine = min((s for s in close if s.network == network), key=lambda s: s.loss.mean().item(), default=None)
+        if mine is not None and not _worse(mine, best):
+            best = mine
+            break
     rivals = [s for s in close if s is not best and not _worse(s, best)]
     return best, rivals, ranked
 

@@ -7,9 +7,9 @@ one filled up; then the bits of an image are its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from robustmail.errors import ModelError
 
 __all__ = ["Room", "exact", "is_out_of_memory"]
 
+T = TypeVar("T")
 SLICE = {"cpu": 32, "cuda": 250}
 BATCH = {"cpu": 128, "cuda": 1000}
 
@@ -33,6 +34,16 @@ class Room:
     def __init__(self, device: torch.device, batch: int | None = None) -> None:
         self.batch = batch or BATCH.get(device.type, 128)
         self.slice = SLICE.get(device.type, 32)
+
+    def patiently(self, work: Callable[[], T]) -> T:
+        """Do some work, of which the batch or the slice is a part; where memory runs out, again with half."""
+        while True:
+            try:
+                return work()
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                self.shrink(error)
 
     def shrink(self, error: Exception) -> None:
         """Make do with half. Raises ModelError where one image is too many."""

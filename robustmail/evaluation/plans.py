@@ -74,7 +74,8 @@ def plan(attack: str | Attack, eps: float, classes: int, norm: Norm = "linf") ->
     10). Raises RecipeError for another name, or an attack that needs more classes.
     """
     if not isinstance(attack, str):
-        return Plan(label(attack), {label(attack): attack}, eps, norm)
+        name = str(getattr(attack, "__given__", (label(attack),))[0])  # a library's class by its own name
+        return Plan(name, {name: attack}, eps, norm)
     if attack == "nat":
         return Plan(attack, {}, eps, norm)
     if found := re.fullmatch(r"pgd([1-9]\d*)", attack):

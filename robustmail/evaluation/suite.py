@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -108,21 +109,27 @@ def look(model: nn.Module, part: Part, room: Room, index: Tensor | None = None) 
     Raises ModelError for a model that fails or gives no logits, NonFiniteError for NaN.
     """
     began = time.perf_counter()
-    predicted, margin = [], []
-    for x, y in _batches(model, part, room):
-        with exact(model, room.slice) as view, torch.no_grad():
-            logits = _logits(view, x)
-        if logits.shape[1] <= int(y.max()):
-            raise ModelError("evaluate", f"the model has {logits.shape[1]} classes, the data label {int(y.max())}",
-                             "Bring data of the model's own classes.")  # fmt: skip
-        if not logits.isfinite().all():
-            raise NonFiniteError("evaluate", "the model returns NaN or infinite logits", "Look for a broken layer.")
-        predicted.append(logits.argmax(1).cpu())
-        margin.append(gap(logits.softmax(1), y).cpu())
+    predicted, margin = torch.empty(0, dtype=torch.int64), torch.empty(0)
+    while (start := len(predicted)) < len(part.y):
+        said, lead = room.patiently(partial(_clean, model, part, start, room))
+        predicted, margin = torch.cat([predicted, said]), torch.cat([margin, lead])
     index = torch.arange(len(part.y)) if index is None else index
-    ledger = Ledger(index.cpu(), part.y.cpu(), torch.cat(predicted), torch.cat(margin))
+    ledger = Ledger(index.cpu(), part.y.cpu(), predicted, margin)
     ledger.seconds["natural"] = time.perf_counter() - began
     return ledger
+
+
+def _clean(model: nn.Module, part: Part, start: int, room: Room) -> tuple[Tensor, Tensor]:
+    """(class said, probabilistic margin) of a batch of images, on the CPU."""
+    x, y = images(model, part, slice(start, start + room.batch))
+    with exact(model, room.slice) as view, torch.no_grad():
+        logits = _logits(view, x)
+    if logits.shape[1] <= int(y.max()):
+        wrong = f"the model has {logits.shape[1]} classes, the data label {int(y.max())}"
+        raise ModelError("evaluate", wrong, "Bring data of the model's own classes.")
+    if not logits.isfinite().all():
+        raise NonFiniteError("evaluate", "the model returns NaN or infinite logits", "Look for a broken layer.")
+    return logits.argmax(1).cpu(), gap(logits.softmax(1), y).cpu()
 
 
 def attempt(
@@ -138,20 +145,19 @@ def attempt(
     before: list[str] = []
     for stage, attack in what.stages.items():
         standing = ledger.standing(before)
-        n, ours = int(standing.sum()), what.independent(stage)
+        n = int(standing.sum())
         todo = (standing & (ledger.outcome(stage) == UNTRIED)).nonzero().flatten()
         while len(todo):
             began = time.perf_counter()
             # An attack of which we do not know what it draws sees a fixed block of the set, whatever the batch.
             block = ledger.index[todo] // CHUNK
-            tried = todo[: room.batch] if ours else todo[block == block[0]]
-            try:
-                ledger.enter(stage, tried, *_attack(model, part, tried, attack, what, stage, seed, room, ours, keep))
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                room.shrink(error)
-                continue
+
+            def work(todo: Tensor = todo, block: Tensor = block, stage: str = stage, attack: Attack = attack) -> Tensor:
+                tried = todo[: room.batch] if what.independent(stage) else todo[block == block[0]]
+                ledger.enter(stage, tried, *_attack(model, part, tried, attack, what, stage, seed, room, keep))
+                return tried
+
+            tried = room.patiently(work)
             todo = todo[~torch.isin(todo, tried)]
             ledger.seconds[stage] = ledger.seconds.get(stage, 0.0) + time.perf_counter() - began
             before_and_this = int(ledger.standing([*before, stage]).sum())
@@ -210,9 +216,15 @@ def named(plans: list[Plan]) -> list[Plan]:
 
 def classes_of(model: nn.Module, part: Part) -> int:
     """How many logits the model gives. Raises ModelError where it fails or gives none."""
-    x, _ = next(_batches(model, part.first(1), Room(torch.device("cpu"), 1)))
-    with exact(model, 1) as view, torch.no_grad():
-        return int(_logits(view, x).shape[1])
+    x, _ = images(model, part, slice(0, 1))
+    room = Room(x.device, 1)
+    room.slice = 1
+
+    def work() -> int:
+        with exact(model, 1) as view, torch.no_grad():
+            return int(_logits(view, x).shape[1])
+
+    return room.patiently(work)
 
 
 def room_of(model: nn.Module, batch: int | None) -> Room:
@@ -231,11 +243,6 @@ def images(model: nn.Module, part: Part, which: slice | Tensor) -> tuple[Tensor,
 def floats(x: Tensor) -> Tensor:
     """Images as they are seen: bytes become [0, 1]."""
     return x if x.is_floating_point() else to_float(x)
-
-
-def _batches(model: nn.Module, part: Part, room: Room) -> Iterator[tuple[Tensor, Tensor]]:
-    for start in range(0, len(part.y), room.batch):
-        yield images(model, part, slice(start, start + room.batch))
 
 
 def _logits(view: View, x: Tensor) -> Tensor:
@@ -259,13 +266,13 @@ def _logits(view: View, x: Tensor) -> Tensor:
 
 def _attack(
     model: nn.Module, part: Part, tried: Tensor, attack: Attack, what: Plan, stage: str, seed: int, room: Room,
-    ours: bool, keep: bool,
+    keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
     """(broke, class said, distance, images or None) of the images at positions `tried`, on the CPU."""
     x, y = images(model, part, tried)
     with exact(model, room.slice) as view:
         reseed(seed, stage, int(tried[0]))
-        if ours:
+        if what.independent(stage):
             with noise_of_each(x, seed, stage):
                 found = attack(view, x, y)
         else:

@@ -54,7 +54,7 @@ def _csv(read: dict[str, Results]) -> str:
         "folder", "name", "attack", "accuracy", "low", "high", "correct", "n", "seconds", "eps", "norm", "seed",
         "shard", "complete", "light", "gap", "settings",
     ]  # fmt: skip
-    writer = csv.DictWriter(out, names, lineterminator="\n")
+    writer = csv.DictWriter(out, names, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for folder, r in read.items():
         for row in r.rows:

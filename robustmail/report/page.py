@@ -131,6 +131,10 @@ def _attacks(r: Results) -> Html | None:
     )
 
 
+FAR = 6.0
+"""times the evaluated eps: beyond that a point is told, not drawn"""
+
+
 def _curve(r: Results) -> Html | None:
     found = r.raw.get("curve")
     if not found or not found.get("points"):
@@ -140,6 +144,9 @@ def _curve(r: Results) -> Html | None:
     if r.quoted and r.eps is not None:
         quoted = plots.Point(r.eps, r.quoted.accuracy, r.quoted.low, r.quoted.high)
     says = f"Line: {found.get('attack', 'an attack')} on {found.get('n', '?')} images, with its 95 % interval."
+    far = [p for p in points if r.eps and p.eps > FAR * r.eps]  # would squeeze the rest into a corner
+    points = [p for p in points if p not in far]
+    says += "".join(f" At eps {budget(p.eps, r.norm)} {percent(p.accuracy)} stand." for p in far)
     if quoted and r.quoted:
         says += f" Dot: {r.quoted.name} on {r.quoted.n:,} images, at the eps that was evaluated."
     figure = tag("figure", plots.curve(points, quoted, r.norm), tag("figcaption", says))

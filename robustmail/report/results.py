@@ -260,7 +260,7 @@ def _ledger(path: Path) -> Ledger:
     with open(path, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         names = list(reader.fieldnames or ())
-        stages = tuple(names[names.index("distance") + 1 : names.index("image")])
+        stages = tuple(names[names.index("distance") + 1 : names.index("rounded")])
         return Ledger(stages, tuple(map(_verdict, reader)))
 
 

@@ -315,3 +315,62 @@ def seasoned(network: nn.Module) -> nn.Module:
                 nn.init.uniform_(module.weight, 0.5, 1.5)
                 nn.init.uniform_(module.bias, -0.3, 0.3)
     return network.eval()
+
+
+class SameBlock(nn.Module):
+    """DeepMind's: SiLU, and with stride 2 padding on the right and below only."""
+
+    def __init__(self, a: int, b: int, stride: int) -> None:
+        super().__init__()
+        self.batchnorm_0, self.conv_0 = nn.BatchNorm2d(a), nn.Conv2d(a, b, 3, stride, 0, bias=False)
+        self.batchnorm_1, self.conv_1 = nn.BatchNorm2d(b), nn.Conv2d(b, b, 3, 1, 1, bias=False)
+        self.shortcut = nn.Conv2d(a, b, 1, stride, bias=False) if a != b else None
+        self.pads = (1, 1, 1, 1) if stride == 1 else (0, 1, 0, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.silu(self.batchnorm_0(x))
+        kept = self.shortcut(y) if self.shortcut else x
+        return kept + self.conv_1(F.silu(self.batchnorm_1(self.conv_0(F.pad(y, self.pads)))))
+
+
+class SameNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.init_conv = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        pairs = ((16, 32, 1), (32, 64, 2), (64, 128, 2))
+        self.layer = nn.Sequential(*(nn.Sequential(SameBlock(a, b, s), SameBlock(b, b, 1)) for a, b, s in pairs))
+        self.batchnorm, self.logits = nn.BatchNorm2d(128), nn.Linear(128, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.logits(F.silu(self.batchnorm(self.layer(self.init_conv(x)))).mean((2, 3)))
+
+
+def step(a: int, b: int, pool: bool = False) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(a, b, 3, 1, 1), nn.BatchNorm2d(b), nn.ReLU(), nn.MaxPool2d(2) if pool else nn.Identity()
+    )
+
+
+class ResNet9(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = step(3, 8), step(8, 16, True)
+        self.res1 = nn.Sequential(step(16, 16), step(16, 16))
+        self.conv3, self.conv4 = step(16, 32, True), step(32, 64, True)
+        self.res2 = nn.Sequential(step(64, 64), step(64, 64))
+        self.classifier = nn.Sequential(nn.MaxPool2d(4), nn.Flatten(), nn.Linear(64, 10))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv2(self.conv1(x))
+        x = self.conv4(self.conv3(self.res1(x) + x))
+        return self.classifier(self.res2(x) + x)
+
+
+def strided() -> nn.Module:
+    """A global average hides the strides; BatchNorm has no weights."""
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 1, 1), nn.BatchNorm2d(8, affine=False), nn.ReLU(),
+        nn.Conv2d(8, 16, 3, 2, 1), nn.BatchNorm2d(16, affine=False), nn.ReLU(),
+        nn.Conv2d(16, 32, 3, 2, 1), nn.BatchNorm2d(32, affine=False), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
+    )  # fmt: skip

@@ -50,6 +50,7 @@ def test_weights_are_found_under_any_name(name: str, tmp_path: Path) -> None:
         (lambda w: {"model": {"net": w}}, "model.net"),
         (lambda w: {"state_dict": w, "model_ema": w}, "model_ema"),
         (lambda w: {"model": w, "state_dict_ema": w, "ema": w}, "state_dict_ema"),
+        (lambda w: {"net": w, "net_ema": w}, "net_ema"),
         (lambda w: {"last": w, "best": w}, "last"),
         (lambda w: {"model_state_dict": w, "other": w}, "model_state_dict"),
     ],

@@ -16,19 +16,6 @@ from robustmail.evaluation.plans import plan
 from robustmail.evaluation.statistics import wilson
 
 
-@pytest.fixture
-def victim(real):
-    """A model that fits sixteen real images, so that there is something to break; and its data."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 256, 10))
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    for _ in range(30):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(real[0]), real[1]).backward()
-        optimizer.step()
-    return model, Part((real[0] * 255).round().to(torch.uint8), real[1])
-
-
 def test_a_stronger_attack_leaves_fewer_standing_and_a_larger_ball_fewer_still(victim):
     model, part = victim
     rows = {r.name: r.correct for r in evaluate(model, part, ("nat", "pgd1", "pgd20", "cw", "apgd"), eps=2 / 255)}

@@ -20,7 +20,7 @@ def row(name: str, correct: int, n: int, **settings: str) -> dict[str, Any]:
     share, half = correct / n, 1 / (n + 4) ** 0.5
     low, high = max(0.0, share - half), min(1.0, share + half)
     return {"name": name, "correct": correct, "n": n, "accuracy": share, "low": low, "high": high, "seconds": 1.5,
-            "settings": settings}  # fmt: skip
+            "settings": settings, "stages": []}  # fmt: skip
 
 
 def evaluated(path: Path, n: int = 40, classes: int = 3, shape: tuple[int, int, int] = (3, 8, 8), right: float = 0.8,
@@ -32,7 +32,7 @@ def evaluated(path: Path, n: int = 40, classes: int = 3, shape: tuple[int, int, 
     fates = ["stands"] * standing + ["broken"] * (correct - standing) + ["wrong"] * (n - correct)
     with open(path / "ledger.csv", "w", newline="") as file:
         writer = csv.writer(file)
-        names = "index label predicted margin broken_by broken_as distance pgd100 apgd-t image example seal"
+        names = "index label predicted margin broken_by broken_as distance pgd100 apgd-t rounded image example seal"
         writer.writerow(names.split())
         for i, fate in enumerate(fates):
             label, other = i % classes, (i + 1) % classes
@@ -40,7 +40,7 @@ def evaluated(path: Path, n: int = 40, classes: int = 3, shape: tuple[int, int, 
             margin = -0.4 if fate == "wrong" else 0.3 + 0.7 * i / n
             tried = {"": ("stood", "stood"), "natural": ("", ""), "pgd100": ("broke", ""), "apgd-t": ("stood", "broke")}
             writer.writerow([i, label, other if fate == "wrong" else label, margin, by, other if by else "",
-                             EPS if fate == "broken" else "", *tried[by], "a", "b", "c"])  # fmt: skip
+                             EPS if fate == "broken" else "", *tried[by], "", "a", "b", "c"])  # fmt: skip
     broken = [i for i, fate in enumerate(fates) if fate == "broken"]
     original = rng.integers(0, 256, (len(broken), *shape), dtype=np.uint8)
     moved = rng.choice([-EPS, EPS], original.shape)
