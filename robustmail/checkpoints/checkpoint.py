@@ -109,7 +109,7 @@ def _facts(text: str) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         return {}
     facts: dict[str, Any] = {}
-    for name in ("model", "data"):
+    for name in ("model", "data", "source", "norm"):
         value = given.get(name)
         if isinstance(value, str) and value.isprintable() and len(value) <= 300:
             facts[name] = value

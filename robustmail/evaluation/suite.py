@@ -21,6 +21,7 @@ from robustmail.evaluation.plans import Plan, plan
 from robustmail.evaluation.statistics import wilson
 from robustmail.randomness import reseed
 from robustmail.records import Attacked, Attacking
+from robustmail.rehearsal import ask
 from robustmail.scores import gap
 from robustmail.step import Adversarial, Attack
 
@@ -274,9 +275,9 @@ def _attack(
         reseed(seed, stage, int(tried[0]))
         if what.independent(stage):
             with noise_of_each(x, seed, stage):
-                found = attack(view, x, y)
+                found = ask("attack", attack, view, x, y)
         else:
-            found = attack(view, x, y)
+            found = ask("attack", attack, view, x, y)
         x_adv = found.x if isinstance(found, Adversarial) else found
         bounded = what.bounds(stage)
         x_adv = settle(stage, view, x, x_adv, what.eps if bounded else None, what.norm)
