@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robustmail.errors import DataError, RecipeError, RunError, did_you_mean
+from robustmail.errors import DataError, RecipeError, RunError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,7 +88,7 @@ def eval_(
     budget = _number("--eps", eps) if eps else float(facts.get("eps") or {"linf": 8 / 255, "l2": 0.5}[measure])
     part = _shard(shard)
     folder = out or Path("evals") / (_name(file) + (f"-shard-{part[0]}-of-{part[1]}" if shard else ""))
-    names = tuple(_attack(name.strip()) for name in (attacks or STANDARD).split(",") if name.strip())
+    names = tuple(_attack(name) for name in _once((attacks or STANDARD).split(",")))
     command = shlex.join(["robustmail", *sys.argv[1:]])
     task = Task(subject, chosen, names, budget, measure, seed, part, _positive("--batch", batch), command)
     console = Console()
@@ -217,6 +217,15 @@ def _name(file: Path) -> str:
     return "-".join(re.sub(r"[^\w.+-]", "_", part) for part in parts)
 
 
+def _once(words: list[str]) -> list[str]:
+    names = [word.strip() for word in words if word.strip()]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise RecipeError("--attacks", f"{twice[0]} is named twice")
+    if not names:
+        raise RecipeError("--attacks", "names none", f"Write {STANDARD}.")
+    return names
+
+
 def _attack(name: str) -> Any:
     from robustmail.overrides import read
 
@@ -241,7 +250,7 @@ def _positive(option: str, value: int | None) -> int | None:
 def _norm(text: str) -> Any:
     norm = text.lower().replace("-", "")
     if norm not in ("linf", "l2"):
-        raise RecipeError(f"--norm {text}", "no such norm", did_you_mean(text, ("linf", "l2")))
+        raise RecipeError(f"--norm {text}", "no such norm", "There are: linf, l2.")
     return norm
 
 

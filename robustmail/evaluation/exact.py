@@ -1,6 +1,6 @@
 """The model as the judge sees it: plain float32, in slices of one size, so that no verdict depends on the batch.
 
-A matrix product of 7 rows may round otherwise than the same rows among 32, and a hundred steps along the sign of a
+A matrix product of 7 rows may round otherwise than the same rows among 16, and a hundred steps along the sign of a
 gradient turn a last bit into another image. Every pass here is made of slices of the same number of images, the last
 one filled up; then the bits of an image are its own.
 """
@@ -20,7 +20,7 @@ from robustmail.errors import ModelError
 __all__ = ["Room", "exact", "is_out_of_memory"]
 
 T = TypeVar("T")
-SLICE = {"cpu": 32, "cuda": 250}
+SLICE = {"cpu": 16, "cuda": 250}
 BATCH = {"cpu": 128, "cuda": 1000}
 
 

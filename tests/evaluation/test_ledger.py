@@ -186,11 +186,11 @@ def test_a_pass_of_any_number_of_images_is_made_of_slices_of_one_size(hardened):
 
 def test_when_memory_runs_out_the_batch_is_halved_and_the_verdicts_stay(hardened, hand):
     class Narrow(nn.Module):
-        """Takes four slices at once under attack, no more."""
+        """Takes ten images at once, no more."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.model, self.most, self.refused = hardened, 20, 0
+            self.model, self.most, self.refused = hardened, 10, 0
 
         def forward(self, x):
             if len(x) > self.most:
@@ -213,7 +213,7 @@ def test_room_shrinks_to_one_slice_before_the_slice_itself():
     for _ in range(4):
         room.shrink(MemoryError())
         sizes.append((room.batch, room.slice))
-    assert sizes == [(50, 32), (32, 32), (16, 16), (8, 8)]
+    assert sizes == [(50, 16), (25, 16), (16, 16), (8, 8)]
 
 
 # What a row says
