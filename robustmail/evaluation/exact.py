@@ -21,19 +21,28 @@ __all__ = ["Room", "exact", "is_out_of_memory"]
 
 T = TypeVar("T")
 SLICE = {"cpu": 16, "cuda": 250}
-BATCH = {"cpu": 128, "cuda": 1000}
+BATCH = {"cpu": (32, 128), "cuda": (500, 2000)}  # to begin with, at most
+SOON, LATE = 5.0, 30.0  # seconds for a batch: so much is lost where the process is killed, and seen late
 
 
 class Room:
-    """How much fits into memory: `batch` images under attack at once, `slice` in one pass of the model.
+    """How much is done at once: `batch` images under attack, `slice` in one pass of the model.
 
-    The batch is free, and halved as often as need be; verdicts stay. The slice is halved only when a batch of one
-    slice is still too much, and then the last bits may change.
+    The batch is free: halved where memory runs out, and, unless it was given, made to take some seconds; verdicts stay.
+    The slice is halved only when a batch of one slice is still too much, and then the last bits may change.
     """
 
     def __init__(self, device: torch.device, batch: int | None = None) -> None:
-        self.batch = batch or BATCH.get(device.type, 128)
-        self.slice = SLICE.get(device.type, 32)
+        first, most = BATCH.get(device.type, BATCH["cpu"])
+        self.slice = SLICE.get(device.type, SLICE["cpu"])
+        self.batch, self.most, self.given = batch or first, batch or most, batch is not None
+
+    def pace(self, seconds: float) -> None:
+        """A batch took so long: take more, or less, the next time."""
+        if seconds < SOON:
+            self.batch = min(2 * self.batch, self.most)
+        elif seconds > LATE and self.batch // 2 >= self.slice and not self.given:
+            self.batch //= 2
 
     def patiently(self, work: Callable[[], T]) -> T:
         """Do some work, of which the batch or the slice is a part; where memory runs out, again with half."""
@@ -48,10 +57,10 @@ class Room:
     def shrink(self, error: Exception) -> None:
         """Make do with half. Raises ModelError where one image is too many."""
         if self.batch > self.slice:
-            self.batch = max(self.slice, self.batch // 2)
+            self.batch = self.most = max(self.slice, self.batch // 2)
         elif self.slice > 1:
             self.slice //= 2
-            self.batch = self.slice
+            self.batch = self.most = self.slice
         else:
             raise ModelError("evaluate", "out of memory with a single image", "Use a machine with more.") from error
 

@@ -160,7 +160,9 @@ def attempt(
 
             tried = room.patiently(work)
             todo = todo[~torch.isin(todo, tried)]
-            ledger.seconds[stage] = ledger.seconds.get(stage, 0.0) + time.perf_counter() - began
+            took = time.perf_counter() - began
+            ledger.seconds[stage] = ledger.seconds.get(stage, 0.0) + took
+            room.pace(took)
             before_and_this = int(ledger.standing([*before, stage]).sum())
             yield Attacking(what.name, stage, n - len(todo), n, before_and_this)
         before.append(stage)
