@@ -68,6 +68,11 @@ class Task:
     plans: list[Plan] = field(init=False)
 
     def __post_init__(self) -> None:
+        blocks = -(-len(self.data.part.y) // CHUNK)
+        if self.shard[1] > blocks:
+            raise RunError(f"--shard {self.shard[0]}/{self.shard[1]}",
+                           f"{len(self.data.part.y)} images are {blocks} blocks of {CHUNK}, the smallest part",
+                           f"Use {blocks} shards at most.")  # fmt: skip
         classes = self.subject.classes
         self.plans = named([plan(attack, self.eps, classes, self.norm) for attack in self.attacks])
 
@@ -119,40 +124,49 @@ def examine(task: Task, folder: Path, fresh: bool = False) -> Iterator[Attacking
 
     Raises RunError for a folder of something else or one that was altered, and whatever an attack raises.
     """
-    began, room = time.perf_counter(), room_of(task.subject.model, task.batch)
-    held = None if fresh else _resume(task, folder)
-    make(folder, fresh)
+    make(folder)
     with locked(folder):
-        yield from _examine(task, folder, held, room, began)
+        if fresh:
+            _clear(folder)
+        held = _resume(task, folder)
+        if held and held.results["complete"] and held.results["spec"]["attacks"] == task.spec["attacks"]:
+            yield from (Attacked(**row) for row in held.results["attacks"])
+            return
+        yield from _examine(task, folder, held)
 
 
-def _examine(task: Task, folder: Path, held: Held | None, room: Room, began: float) -> Iterator[Attacking | Attacked]:
-    if held is not None and held.results["complete"] and held.results["spec"]["attacks"] == task.spec["attacks"]:
-        yield from (Attacked(**row) for row in held.results["attacks"])
-        return
-    part = task.part
-    ledger = held.ledger if held else look(task.subject.model, part, room, task.index)
-    spent = held.results["provenance"]["seconds"] if held else 0.0
-    saved = time.monotonic()
+def _examine(task: Task, folder: Path, held: Held | None) -> Iterator[Attacking | Attacked]:
+    model, part, room = task.subject.model, task.part, room_of(task.subject.model, task.batch)
+    began = time.perf_counter() - (held.results["provenance"]["seconds"] if held else 0.0)
+    ledger = held.ledger if held else look(model, part, room, task.index)
     rows: list[Attacked] = []
-    for what in task.plans:
-        for record in attempt(task.subject.model, part, ledger, what, task.seed, room):
-            if time.monotonic() - saved >= SAVE_EVERY:
-                _save(task, folder, ledger, rows, None, spent + time.perf_counter() - began)
-                saved = time.monotonic()
-            yield record
-        rows.append(verdict(ledger, what, task.seed))
-        yield rows[-1]
+
+    def save(measured: dict[str, Any] | None = None, complete: bool = False) -> float:
+        _save(task, folder, ledger, rows, measured, time.perf_counter() - began, complete)
+        return time.monotonic()
+
+    saved = time.monotonic()
+    try:
+        for what in task.plans:
+            for record in attempt(model, part, ledger, what, task.seed, room):
+                saved = save() if time.monotonic() - saved >= SAVE_EVERY else saved
+                yield record
+            rows.append(verdict(ledger, what, task.seed))
+            yield rows[-1]
+    except BaseException as stop:
+        if not isinstance(stop, Exception):  # asked to stop, rather than failed
+            save()
+        raise
     _round(task, ledger, part, room)
-    _save(task, folder, ledger, rows, None, spent + time.perf_counter() - began)
+    save()
     measured: dict[str, Any] | None = None
     if task.shard[0] == 1:
-        for found in measure(task.subject.model, task.data.part, ledger, task.eps, task.norm, task.seed, room):
+        for found in measure(model, task.data.part, ledger, task.eps, task.norm, task.seed, room):
             if isinstance(found, dict):
                 measured = found
             else:
                 yield found
-    _save(task, folder, ledger, rows, measured, spent + time.perf_counter() - began, complete=True)
+    save(measured, complete=True)
 
 
 def merge(folders: list[Path], to: Path) -> None:
@@ -177,7 +191,7 @@ def merge(folders: list[Path], to: Path) -> None:
     ledger = joined([other.ledger for other in held])
     place = {int(index): i for i, index in enumerate(ledger.index)}
     rows = sorted((row for other in held for row in other.rows), key=lambda row: int(row["index"]))
-    make(to, fresh=False)
+    make(to)
     if (to / "results.json").exists():
         raise RunError(str(to), "holds results already", "Pass another --out.")
     measured = next((other.results["measured"] for other in held if other.results["measured"]), None)
@@ -273,8 +287,8 @@ def _same(there: dict[str, Any], here: dict[str, Any], folder: Path, shard: bool
                        "Pass another --out, or --fresh to begin anew.")  # fmt: skip
 
 
-def make(folder: Path, fresh: bool) -> None:
-    """Make the folder, or see that it is an evaluation's (raises RunError); `fresh`: what is in it goes."""
+def make(folder: Path) -> None:
+    """Make the folder, or see that it is an evaluation's (raises RunError)."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         foreign = sorted(p.name for p in folder.iterdir() if p.name.removesuffix(".tmp") not in FILES)
@@ -283,9 +297,11 @@ def make(folder: Path, fresh: bool) -> None:
     if foreign:
         raise RunError(str(folder), f"holds things that are no evaluation's: {', '.join(foreign[:3])}",
                        "Pass an empty folder with --out.")  # fmt: skip
-    if fresh:
-        for name in ("results.json", "ledger.csv", "examples.safetensors", "report.html"):
-            (folder / name).unlink(missing_ok=True)
+
+
+def _clear(folder: Path) -> None:
+    for name in ("results.json", "ledger.csv", "examples.safetensors", "report.html"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _round(task: Task, ledger: Ledger, part: Part, room: Room) -> None:

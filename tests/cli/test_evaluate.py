@@ -167,6 +167,7 @@ WRONG = {
     "attack that leaves the box": (f"{GOOD},own.py:far", "far: left the box"),
     "attack that fails": (f"{GOOD},own.py:jump", "attack jump ... LookupError: planted"),
     "shard": (f"{GOOD} --shard 5/4", "--shard 5/4: must be K/N"),
+    "more shards than parts": (f"{GOOD} --shard 1/2", "20 images are 1 blocks of 50 ... Use 1 shards at most"),
     "device": (f"{GOOD} --device tpu", "device='tpu'"),
     # folders
     "folder in use": (f"{GOOD} --out taken", "taken: holds things that are no evaluation's: thesis.tex"),

@@ -133,6 +133,18 @@ def test_a_killed_evaluation_goes_on_to_the_same_ledger(hand, hardened, tmp_path
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
 
 
+def test_an_evaluation_that_is_asked_to_stop_saves_what_it_has(hardened, hand, done, tmp_path):
+    work = examine(task(hardened, hand, batch=20), tmp_path)
+    for _ in range(12):
+        next(work)
+    work.close()
+    held = read_folder(tmp_path, strict=True)
+    assert not held.results["complete"]
+    assert "cw" in held.ledger.stages
+    list(examine(task(hardened, hand), tmp_path))
+    assert bytes_of(tmp_path) == bytes_of(done)
+
+
 def test_attacks_can_be_added_to_a_finished_evaluation_but_not_taken_away(hardened, hand, done, tmp_path):
     list(examine(task(hardened, hand, attacks=ATTACKS[:3]), tmp_path))
     list(examine(task(hardened, hand), tmp_path))
