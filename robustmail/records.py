@@ -113,7 +113,7 @@ class Attacked:
     high: float
     seconds: float
     settings: dict[str, str] = field(default_factory=dict)
-    stages: tuple[str, ...] = ()
+    stages: list[str] = field(default_factory=list)
     """what it consists of: columns of the ledger"""
 
 

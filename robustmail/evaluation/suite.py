@@ -191,7 +191,7 @@ def verdict(ledger: Ledger, what: Named, seed: int) -> Attacked:
         settings |= {"seed": str(seed), "standing": ", ".join(f"{n} after {stage}" for stage, n in left.items())}
     seconds = sum(ledger.seconds.get(stage, 0.0) for stage in done or ("natural",))
     found = counted(what.name, int(ledger.standing(done).sum()), len(ledger), seconds, settings)
-    return replace(found, stages=tuple(done))
+    return replace(found, stages=done)
 
 
 def worst_case(ledger: Ledger) -> Attacked:
