@@ -108,6 +108,12 @@ def context_of(fingerprint: str, spec: dict[str, Any]) -> str:
     return f"{fingerprint}|{spec['eps']!r}|{spec['norm']}|{spec['n']}|{spec['seed']}"
 
 
+def sealed(results: dict[str, Any]) -> dict[str, Any]:
+    """The results with a hash of all that they say."""
+    content = {name: value for name, value in results.items() if name != "seal"}
+    return {**content, "seal": seal([json.dumps(content, sort_keys=True)], "results")}
+
+
 @dataclass(frozen=True)
 class Held:
     """What a folder holds: the results as they are written, the ledger with its examples, and its rows."""
@@ -205,7 +211,7 @@ def merge(folders: list[Path], to: Path) -> None:
     _write_examples(to, ledger, originals)
     header = ",".join(rows[0])
     write_text(to / "ledger.csv", "\n".join([header, *(",".join(row.values()) for row in rows)]) + "\n")
-    write_json(to / "results.json", results)
+    write_json(to / "results.json", sealed(results))
 
 
 def write_pngs(folder: Path) -> int:
@@ -248,12 +254,14 @@ def read_folder(folder: Path, strict: bool = False) -> Held:
     ledger, rows = read_rows(str(folder / "ledger.csv"), text)
     if strict:
         for k, row in enumerate(rows):
-            *values, sealed = row.values()
-            if seal(values, context) != sealed:
+            *values, said = row.values()
+            if seal(values, context) != said:
                 raise RunError(
                     f"{folder / 'ledger.csv'}, row {k + 1} (image {row['index']})",
                     "its seal is broken: the row, the eps or the weights were altered",
                 )
+    if strict and sealed(results) != results:
+        raise RunError(str(path), "its seal is broken: it was altered")
     ledger.seconds = {str(stage): float(s) for stage, s in results["seconds"].items()}
     originals = _read_examples(folder, ledger, rows)
     return Held(folder, results, ledger, rows, originals)
@@ -345,7 +353,7 @@ def _save(
         **summed(ledger, rows, task.subject.classes, measured),
         "provenance": {**provenance(task.subject.device), "seconds": round(seconds, 2), "command": task.command},
     }  # fmt: skip
-    write_json(folder / "results.json", results)
+    write_json(folder / "results.json", sealed(results))
 
 
 def summed(ledger: Ledger, rows: list[Attacked], classes: int, measured: dict[str, Any] | None) -> dict[str, Any]:
