@@ -211,7 +211,8 @@ def _write_results(
         },
         "attacks": [asdict(row) for row in rows],
         "provenance": {
-            "versions": _versions(), "commit": _commit(), "seed": recipe.seed, "hardware": _hardware(state.device),
+            "versions": _versions(), "commit": _commit(), "seed": recipe.seed,
+            "precision": state.forms.said, "hardware": _hardware(state.device),
             "data": {"name": state.images.name, "fingerprint": state.images.fingerprint},
             "recipe": flatten(recipe), "text": describe(recipe), "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         },
