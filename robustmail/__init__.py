@@ -14,10 +14,13 @@ if TYPE_CHECKING:
     from robustmail.attacks.lm_pgd import LMPGD
     from robustmail.attacks.pgd import PGD
     from robustmail.attacks.torchattacks import torchattack
+    from robustmail.checkpoints import inspect
     from robustmail.data.images import Images
     from robustmail.data.sources import cifar10, cifar100, digits, image_folder, npz, svhn
     from robustmail.errors import RobustmailError
+    from robustmail.evaluation.subject import open_data, open_subject
     from robustmail.evaluation.suite import evaluate
+    from robustmail.evaluation.verify import verify
     from robustmail.margins import kappa, lps, pm_adv, pm_dif, pm_nat
     from robustmail.models.classifier import Classifier, build
     from robustmail.objectives import AT, MART, TRADES
@@ -39,10 +42,13 @@ _HOME = {
     "attacks.lm_pgd": ["LMPGD"],
     "attacks.pgd": ["PGD"],
     "attacks.torchattacks": ["torchattack"],
+    "checkpoints": ["inspect"],
     "data.images": ["Images"],
     "data.sources": ["cifar10", "cifar100", "digits", "image_folder", "npz", "svhn"],
     "errors": ["RobustmailError"],
+    "evaluation.subject": ["open_data", "open_subject"],
     "evaluation.suite": ["evaluate"],
+    "evaluation.verify": ["verify"],
     "margins": ["kappa", "lps", "pm_adv", "pm_dif", "pm_nat"],
     "models.classifier": ["Classifier", "build"],
     "objectives": ["AT", "MART", "TRADES"],

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robustmail import __version__, catalogue
+from robustmail import __version__, catalogue, cli_evaluate
 from robustmail.errors import RecipeError, RobustmailError, RunError, did_you_mean
 
 if TYPE_CHECKING:
@@ -157,6 +157,9 @@ def copy(
         raise RunError(str(target.parent), "no such folder", "Make it first.")
     write_text(target, built_in[recipe].read_text())
     print(f"{target}: edit it, then robustmail run {target}")
+
+
+cli_evaluate.add_to(app)
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from robustmail.records import Attacked, Attacking, Begun, EpochDone, Finished, 
 from robustmail.report.lines import line, percent
 from robustmail.report.table import results_table
 
-__all__ = ["Dashboard", "Log", "Plain", "choose"]
+__all__ = ["Dashboard", "Log", "Plain", "Watch", "choose", "choose_watch"]
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 BELOW, ABOVE = "dark_orange3", "deep_sky_blue3"  # apart for the colour-blind
@@ -31,6 +31,41 @@ def choose(console: Console, plain: bool) -> Dashboard | Plain:
     """The live view on a terminal with colours, plain lines elsewhere."""
     live = console.is_terminal and not (plain or console.no_color or console.is_dumb_terminal)
     return Dashboard(console) if live else Plain(console)
+
+
+def choose_watch(console: Console, plain: bool) -> Watch | Plain:
+    """A bar for each stage of an evaluation on a terminal, plain lines elsewhere."""
+    return Watch(console) if console.is_terminal and not (plain or console.is_dumb_terminal) else Plain(console)
+
+
+class Watch:
+    """One bar for the stage under way, a line above it for each attack that is done."""
+
+    def __init__(self, console: Console) -> None:
+        self._bars = Progress(
+            TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.completed} / {task.total}"),
+            TextColumn("{task.fields[note]}"), TimeRemainingColumn(), TextColumn("left"),
+            console=console, expand=True, transient=True,
+        )  # fmt: skip
+
+    def __enter__(self) -> Watch:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def __call__(self, record: Record) -> None:
+        if isinstance(record, Attacking):
+            name = record.attack if record.attack == record.stage else f"{record.attack}: {record.stage}"
+            known = {task.description: task.id for task in self._bars.tasks}
+            for task in self._bars.tasks:
+                self._bars.update(task.id, visible=task.description == name)
+            if name not in known:
+                known[name] = self._bars.add_task(name, total=record.n, note="")
+            self._bars.update(known[name], completed=record.done, note=f"{record.standing} stand")
+        else:
+            self._bars.console.print(line(record), markup=False, highlight=False)
 
 
 class Plain:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from robustmail.errors import RunError
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
-__all__ = ["write", "write_json", "write_text"]
+__all__ = ["locked", "write", "write_json", "write_text"]
 
 
 def write(path: Path, fill: Callable[[Path], Any]) -> None:
@@ -45,3 +46,28 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Only one process at a time works in a folder; the lock falls with the process, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # no such thing on this platform
+        yield
+        return
+    with _open_lock(folder) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunError(
+                str(folder), "another process is working in it", "Wait for it, or pass another --out."
+            ) from error
+        yield
+
+
+def _open_lock(folder: Path) -> TextIO:
+    try:
+        return open(folder / "lock", "w")
+    except OSError as error:
+        raise RunError(str(folder), f"cannot be written ({error.strerror})", "Pass another --out.") from error

@@ -114,6 +114,8 @@ class Attacked:
     high: float
     seconds: float
     settings: dict[str, str] = field(default_factory=dict)
+    stages: tuple[str, ...] = ()
+    """what it consists of: columns of the ledger"""
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,7 @@ class AutoAttack:
 
     100 iterations, 1 restart, 9 target classes at most, Square with 5,000 queries and no rescaled schedule.
     With fewer than 4 classes the targeted DLR loss does not exist; APGD-T is then replaced by APGD-DLR (3 classes) or
-    left out (2 classes), and `replaced` says so. In l2, torchattacks' APGD-T takes the first image's step for the whole
-    batch, unlike the reference; `replaced` says that too.
+    left out (2 classes), and `replaced` says so.
     """
 
     eps: float = 8 / 255
@@ -56,7 +55,7 @@ class AutoAttack:
     def replaced(self, classes: int) -> str | None:
         """Where this is not quite the standard, or None."""
         if classes >= 4:
-            return "APGD-T steps by the first image's length (torchattacks)" if self.norm == "l2" else None
+            return None
         return f"APGD-T needs 4 classes, here are {classes}: " + ("APGD-DLR instead" if classes == 3 else "left out")
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Adversarial:

@@ -102,7 +102,7 @@ class PGD:
         if self.norm == "linf":
             return (x + torch.empty_like(x).uniform_(-self.eps, self.eps)).clamp(0, 1)
         noise = torch.randn_like(x)
-        radius = torch.rand(len(x), device=x.device, dtype=x.dtype)
+        radius = torch.rand_like(x).flatten(1)[:, 0]  # drawn as an image, so that it can be the image's own
         return (x + noise * _per_image(self.eps * radius / _length(noise))).clamp(0, 1)
 
     def _direction(self, gradient: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from robustmail.scores import precise
 from robustmail.step import mode
 
 __all__ = [
+    "distances",
     "norm_of",
     "reach",
     "slack",
@@ -101,10 +102,15 @@ def norm_of(attack: object) -> Norm | None:
     return "l2" if said in ("l2", "2", "2.0") else "linf"
 
 
+def distances(x: Tensor, found: Tensor, norm: str | None) -> Tensor:
+    """How far each image lies from its original, [B]."""
+    delta = (found - x.detach()).flatten(1)
+    return delta.norm(dim=1) if norm == "l2" else delta.abs().amax(1)
+
+
 def reach(x: Tensor, found: Tensor, norm: str | None) -> Tensor:
     """How far the farthest of some images lies from its original."""
-    delta = (found - x.detach()).flatten(1)
-    return delta.norm(dim=1).amax() if norm == "l2" else delta.abs().amax()
+    return distances(x, found, norm).amax()
 
 
 def slack(eps: float) -> float:

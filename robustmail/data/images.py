@@ -38,7 +38,8 @@ class Images:
     """What a data source returns.
 
     train, test: as stored. pad, flip: the augmentation that suits them: zero padding of a random crop, in pixels, and
-    whether mirror images are images of the same class. validation: how many of train to hold out.
+    whether mirror images are images of the same class. validation: how many of train to hold out. class_names: one per
+    class, where they are known.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Images:
     pad: int = 0
     flip: bool = False
     validation: int | None = None
+    class_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         for split, part in {"train": self.train, "test": self.test}.items():

@@ -96,7 +96,14 @@ class digits:
         y = torch.from_numpy(labels.astype(np.int64))
         test = torch.arange(len(y)) % 5 == 4
         return Images(
-            "digits()", Part(x[~test], y[~test]), Part(x[test], y[test]), 10, self.pad, self.flip, self.validation
+            "digits()",
+            Part(x[~test], y[~test]),
+            Part(x[test], y[test]),
+            10,
+            self.pad,
+            self.flip,
+            self.validation,
+            tuple(map(str, range(10))),
         )
 
 
@@ -119,7 +126,7 @@ class npz:
     def __call__(self) -> Images:
         who = f"npz({self.path!r})"
         arrays = _read_npz(who, Path(self.path))
-        train, test = (_part(f"{who} ({s})", arrays[f"x_{s}"], arrays[f"y_{s}"]) for s in ("train", "test"))
+        train, test = (as_part(f"{who} ({s})", arrays[f"x_{s}"], arrays[f"y_{s}"]) for s in ("train", "test"))
         classes = self.classes or (int(train.y.max()) + 1 if len(train.y) else 1)
         return Images(who, train, test, classes, self.pad, self.flip, self.validation)
 
@@ -141,13 +148,14 @@ class image_folder:
 
     def __call__(self) -> Images:
         who = f"image_folder({self.path!r})"
-        (train, names), (test, test_names) = (_read_folder(who, Path(self.path) / s) for s in ("train", "test"))
+        (train, names), (test, test_names) = (read_folder(who, Path(self.path) / s) for s in ("train", "test"))
         if set(test_names) - set(names):
             raise DataError(
                 who, f"test has classes that train lacks: {', '.join(sorted(set(test_names) - set(names)))}"
             )
         relabel = torch.tensor([names.index(n) for n in test_names])
-        return Images(who, train, Part(test.x, relabel[test.y]), len(names), self.pad, self.flip, self.validation)
+        test = Part(test.x, relabel[test.y])
+        return Images(who, train, test, len(names), self.pad, self.flip, self.validation, tuple(names))
 
 
 def _torchvision(source: Any, name: str, classes: int) -> Images:
@@ -170,30 +178,44 @@ def _torchvision(source: Any, name: str, classes: int) -> Images:
         ) from error  # fmt: skip
     except (RuntimeError, EOFError) as error:
         raise DataError(who, f"damaged: {error}", f"Delete torchvision's {name} files in {source.root}.") from error
-    train, test = [_part(who, np.asarray(s.data), np.asarray(s.labels if name == "SVHN" else s.targets)) for s in sets]
-    return Images(who, train, test, classes, source.pad, source.flip, source.validation)
+    labels = [s.labels if name == "SVHN" else s.targets for s in sets]
+    train, test = (as_part(who, np.asarray(s.data), np.asarray(y)) for s, y in zip(sets, labels, strict=True))
+    names = getattr(sets[0], "classes", None)  # SVHN has none: its classes are digits
+    names = tuple(map(str, names if names and len(names) == classes else range(classes)))
+    return Images(who, train, test, classes, source.pad, source.flip, source.validation, names)
 
 
-def _read_npz(who: str, path: Path) -> dict[str, Any]:
+def read_arrays(who: str, path: Path, keys: tuple[str, ...]) -> tuple[dict[str, Any], list[str]]:
+    """Those of `keys` that an npz file has, and all that it has. Raises DataError for a file that cannot be read."""
     if not path.is_file():
         raise DataError(who, "no such file")
-    keys = ("x_train", "y_train", "x_test", "y_test")
     try:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             there = list(file)
-            arrays = {key: np.asarray(file[key]) for key in keys if key in there}
+            return {key: np.asarray(file[key]) for key in keys if key in there}, there
     except Exception as error:  # a damaged archive fails in a dozen ways, from zlib's to the tokenizer's
         raise DataError(
             who, f"not a readable npz file ({error})", "It is truncated, damaged, or another kind."
         ) from error
+
+
+def _read_npz(who: str, path: Path) -> dict[str, Any]:
+    keys = ("x_train", "y_train", "x_test", "y_test")
+    arrays, there = read_arrays(who, path, keys)
     if missing := [key for key in keys if key not in arrays]:
         wanted = f"Its keys are {', '.join(there)}; Keras' are {', '.join(keys)}."
         raise DataError(who, f"has no {', '.join(missing)}", wanted)
     return arrays
 
 
-def _part(who: str, x: Any, y: Any) -> Part:
-    if x.dtype != np.uint8:
+def as_part(who: str, x: Any, y: Any, floats: bool = False) -> Part:
+    """Arrays in any usual order as a Part; `floats`: images in [0, 1] may stay as they are. Raises DataError."""
+    if floats and np.issubdtype(x.dtype, np.floating):
+        x = x.astype(np.float32)
+        if x.size and not (x.min() >= 0 and x.max() <= 1):  # also true of NaN
+            span = f"[{x.min():.3g}, {x.max():.3g}]"
+            raise DataError(who, f"images span {span}, outside [0, 1]", "Undo the normalisation, or divide by 255.")
+    elif x.dtype != np.uint8:
         raise DataError(who, f"images are {x.dtype}, expected uint8", "Multiply floats in [0, 1] by 255 and round.")
     if not np.issubdtype(y.dtype, np.integer):
         raise DataError(who, f"labels are {y.dtype}, expected integers")
@@ -207,7 +229,8 @@ def _part(who: str, x: Any, y: Any) -> Part:
     return Part(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y.astype(np.int64)))
 
 
-def _read_folder(who: str, folder: Path) -> tuple[Part, list[str]]:
+def read_folder(who: str, folder: Path) -> tuple[Part, list[str]]:
+    """(images, names of classes) of folder/<class>/*.png, all of one size. Raises DataError."""
     from torchvision.datasets import ImageFolder
 
     if not folder.is_dir():
@@ -223,7 +246,7 @@ def _read_folder(who: str, folder: Path) -> tuple[Part, list[str]]:
     if len(sizes) > 1:
         first, second = sorted(sizes)[:2]
         raise DataError(who, f"images differ in size: {list(first)} and {list(second)}", "Resize them beforehand.")
-    return _part(who, np.stack(images), np.asarray(found.targets)), list(found.classes)
+    return as_part(who, np.stack(images), np.asarray(found.targets)), list(found.classes)
 
 
 def _load_image(path: str) -> Any:

@@ -2,103 +2,67 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from robustmail.attacks.autoattack import AutoAttack
-from robustmail.attacks.pgd import PGD
-from robustmail.attacks.torchattacks import torchattack
-from robustmail.attacks.view import Norm, View, settle, viewed
+from robustmail.attacks.noise import noise_of_each
+from robustmail.attacks.view import Norm, View, distances, settle
 from robustmail.data.images import Part, to_float
-from robustmail.errors import NonFiniteError, RecipeError, did_you_mean
+from robustmail.errors import ModelError, NonFiniteError, RobustmailError
+from robustmail.evaluation.exact import Room, exact, is_out_of_memory
+from robustmail.evaluation.ledger import UNTRIED, Ledger
+from robustmail.evaluation.plans import Plan, plan
+from robustmail.evaluation.statistics import wilson
 from robustmail.randomness import reseed
 from robustmail.records import Attacked, Attacking
+from robustmail.rehearsal import ask
+from robustmail.scores import gap
 from robustmail.step import Adversarial, Attack
-from robustmail.values import describe, label
 
-__all__ = ["NAMES", "Plan", "cost", "evaluate", "plan", "trial", "wilson"]
+__all__ = [
+    "Evaluation",
+    "attempt",
+    "classes_of",
+    "evaluate",
+    "floats",
+    "images",
+    "look",
+    "trial",
+    "verdict",
+    "worst_case",
+]
 
-CHUNK = 250  # images per call of an attack: fixed, so that noise and verdicts do not depend on how it is run
-NAMES = ("nat", "pgd10", "pgd20", "pgd100", "cw", "apgd", "aa")
+CHUNK = 50  # images that an attack of somebody else's sees together; ours do not depend on the company
 
 
-class Plan(NamedTuple):
-    """What a name stands for: attacks in order, each on the survivors of the ones before."""
+@dataclass(frozen=True)
+class Evaluation:
+    """What came out: a row per attack, and the ledger of all images. `found["aa"].accuracy` is one number."""
 
-    name: str
-    stages: dict[str, Attack]
-    eps: float
-    norm: Norm
-    note: str | None = None
+    rows: tuple[Attacked, ...]
+    ledger: Ledger
+
+    def __iter__(self) -> Iterator[Attacked]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, which: int | str) -> Attacked:
+        if isinstance(which, int):
+            return self.rows[which]
+        return {row.name: row for row in self.rows}[which]
 
     @property
-    def settings(self) -> dict[str, str]:
-        """Every stage spelt out, for the results."""
-        said = {stage: describe(attack) for stage, attack in self.stages.items()}
-        return said | ({"note": self.note} if self.note else {})
-
-
-def plan(attack: str | Attack, eps: float, classes: int, norm: Norm = "linf") -> Plan:
-    """The attack of a name at a budget; an attack of one's own is taken as it is.
-
-    nat: no attack. pgdN: N iterations of PGD on the cross-entropy from a random start. cw: 20 iterations of PGD on
-    the margin max_{j != y} z_j - z_y, which papers on robustness call CW. apgd: APGD-CE, 100 iterations. aa: the
-    standard AutoAttack. cw steps by eps / 10, which is the 0.003 of the authors' evaluation at eps 0.031; pgdN by
-    max(eps / 10, 2.5 eps / N), the same for many iterations and Madry's rule for few (2/255 at 10).
-    Raises RecipeError for another name.
-    """
-    if not isinstance(attack, str):
-        return Plan(label(attack), {label(attack): attack}, eps, norm)
-    if attack == "nat":
-        return Plan(attack, {}, eps, norm)
-    if found := re.fullmatch(r"pgd([1-9]\d*)", attack):
-        steps = int(found[1])
-        knobs = {"eps": eps, "alpha": _step(eps, steps), "steps": steps}
-        return Plan(attack, {attack: torchattack("PGD" if norm == "linf" else "PGDL2", **knobs)}, eps, norm)
-    if attack == "cw":
-        return Plan(attack, {"cw": PGD(eps=eps, alpha=eps / 10, steps=20, norm=norm, loss="margin")}, eps, norm)
-    if attack == "apgd":
-        apgd = torchattack("APGD", norm={"linf": "Linf", "l2": "L2"}[norm], eps=eps, steps=100, loss="ce")
-        return Plan(attack, {"apgd-ce": apgd}, eps, norm)
-    if attack == "aa":
-        standard = AutoAttack(eps=eps, norm=norm)
-        return Plan(attack, standard.stages(classes), eps, norm, standard.replaced(classes))
-    raise RecipeError(
-        f"attack {attack!r}", "validation and evaluation have no such attack", did_you_mean(attack, NAMES)
-    )
-
-
-def trial(model: nn.Module, part: Part, what: Plan, seed: int = 0) -> Iterator[Attacking | Attacked]:
-    """Run one plan over a set of images, telling how far it is; the last record is the verdict.
-
-    Images that are misclassified as they are count as broken and are not attacked; each stage sees only what still
-    stands, regrouped over the whole set. Everything is judged in float32 on the image itself, inside the ball.
-    Nothing outside is changed: not the model, not its modes, not a generator.
-    """
-    began = time.perf_counter()
-    standing = _natural(model, part)
-    left = {"natural": len(standing)}
-    for stage, attack in what.stages.items():
-        tried = standing
-        for i, chunk in enumerate(tried.split(CHUNK) if len(tried) else ()):
-            with _exact(model) as view:
-                reseed(seed, what.name, stage, i)
-                broken = _broken(view, attack, part, chunk, what)
-            standing = standing[~torch.isin(standing, chunk[broken])]
-            yield Attacking(what.name, stage, min((i + 1) * CHUNK, len(tried)), len(tried), len(standing))
-        left[stage] = len(standing)
-    settings = dict(what.settings)
-    if what.stages:
-        settings |= {"seed": str(seed), "standing": ", ".join(f"{n} after {stage}" for stage, n in left.items())}
-    correct, n = len(standing), len(part.y)
-    low, high = wilson(correct, n)
-    yield Attacked(what.name, correct, n, correct / n, low, high, time.perf_counter() - began, settings)
+    def worst(self) -> Attacked:
+        """How many images stand under every attack that was run."""
+        return worst_case(self.ledger)
 
 
 def evaluate(
@@ -109,90 +73,217 @@ def evaluate(
     norm: Norm = "linf",
     n: int | None = None,
     seed: int = 0,
-    progress: Callable[[Attacking], Any] | None = None,
-) -> list[Attacked]:
-    """Robust accuracy of any nn.Module that takes images in [0, 1], one row per attack.
+    batch: int | None = None,
+    progress: Callable[[Attacking], object] | None = None,
+) -> Evaluation:
+    """Robust accuracy of any nn.Module that takes images in [0, 1] and returns logits, one row per attack.
 
-    data: (images, labels), uint8 or floats in [0, 1] [N, C, H, W] and integers [N]; n: only the first n.
-    progress: called with how far it is. Raises RecipeError for an unknown attack, AttackError for images outside
-    [0, 1].
+    data: (images, labels), uint8 or floats in [0, 1] [N, C, H, W] and integers [N]; n: only the first n. batch: images
+    under attack at once; it changes the memory that is needed and nothing else. progress: called with how far it is.
+    Raises RecipeError for an unknown attack, AttackError for images outside [0, 1] or an attack that leaves its ball,
+    ModelError for a model that fails or returns no logits, NonFiniteError for one that returns NaN.
     """
     part = Part(*data).first(n)
-    with viewed(model) as view, torch.no_grad():
-        classes = view(_images(view, part, slice(0, 2))).shape[1]
+    plans = named([plan(attack, eps, classes_of(model, part), norm) for attack in attacks])
+    room = room_of(model, batch)
+    ledger = look(model, part, room)
     rows = []
-    for what in [plan(attack, eps, classes, norm) for attack in attacks]:
-        for record in trial(model, part, what, seed):
-            if isinstance(record, Attacked):
-                rows.append(record)
-            elif progress:
+    for what in plans:
+        for record in attempt(model, part, ledger, what, seed, room):
+            if progress:
                 progress(record)
-    return rows
+        rows.append(verdict(ledger, what, seed))
+    return Evaluation(tuple(rows), ledger)
 
 
-def wilson(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(correct, n).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
-@contextmanager
-def _exact(model: nn.Module) -> Iterator[View]:
-    """A view in plain float32: no autocast of the caller's, no TF32 on a GPU."""
-    device = next((p.device.type for p in model.parameters()), "cpu")
-    backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul) if device == "cuda" else ()
-    before = [backend.allow_tf32 for backend in backends]
-    with viewed(model) as view, torch.autocast(device, enabled=False):
-        try:
-            for backend in backends:
-                backend.allow_tf32 = False
-            yield view
-        finally:
-            for backend, allowed in zip(backends, before, strict=True):
-                backend.allow_tf32 = allowed
+def trial(model: nn.Module, part: Part, what: Plan, seed: int = 0) -> Iterator[Attacking | Attacked]:
+    """Run one plan over a set of images, telling how far it is; the last record is the verdict."""
+    room = room_of(model, None)
+    ledger = look(model, part, room)
+    yield from attempt(model, part, ledger, what, seed, room, keep=False)
+    yield verdict(ledger, what, seed)
 
 
-def _natural(model: nn.Module, part: Part) -> Tensor:
-    """Indices, [correct], of the images that are classified correctly as they are."""
-    right = []
-    with _exact(model) as view, torch.no_grad():
-        for start in range(0, len(part.y), CHUNK):
-            here = slice(start, start + CHUNK)
-            x = _images(view, part, here)
-            right.append(view(x).argmax(1) == part.y[here].to(x.device))
-        if view.finite is not None and not view.finite:
-            raise NonFiniteError("evaluate", "the model returns NaN or infinite logits")
-    return torch.cat(right).nonzero().squeeze(1).to(part.y.device)
+def look(model: nn.Module, part: Part, room: Room, index: Tensor | None = None) -> Ledger:
+    """A ledger of what the model says of the images as they are.
+
+    Raises ModelError for a model that fails or gives no logits, NonFiniteError for NaN.
+    """
+    began = time.perf_counter()
+    predicted, margin = torch.empty(0, dtype=torch.int64), torch.empty(0)
+    while (start := len(predicted)) < len(part.y):
+        said, lead = room.patiently(partial(_clean, model, part, start, room))
+        predicted, margin = torch.cat([predicted, said]), torch.cat([margin, lead])
+    index = torch.arange(len(part.y)) if index is None else index
+    ledger = Ledger(index.cpu(), part.y.cpu(), predicted, margin)
+    ledger.seconds["natural"] = time.perf_counter() - began
+    return ledger
 
 
-def _broken(view: View, attack: Attack, part: Part, chunk: Tensor, what: Plan) -> Tensor:
-    """Which of a chunk's images the attack breaks, [chunk] bool."""
-    x = _images(view, part, chunk)
-    y = part.y[chunk].to(x.device)
-    found = attack(view, x, y)
-    x_adv = found.x if isinstance(found, Adversarial) else found
-    x_adv = settle(what.name, view, x, x_adv, what.eps, what.norm)
-    with torch.no_grad():
-        wrong: Tensor = view(x_adv).argmax(1) != y
-        return wrong.to(part.y.device)
+def _clean(model: nn.Module, part: Part, start: int, room: Room) -> tuple[Tensor, Tensor]:
+    """(class said, probabilistic margin) of a batch of images, on the CPU."""
+    x, y = images(model, part, slice(start, start + room.batch))
+    with exact(model, room.slice) as view, torch.no_grad():
+        logits = _logits(view, x)
+    if logits.shape[1] <= int(y.max()):
+        wrong = f"the model has {logits.shape[1]} classes, the data label {int(y.max())}"
+        raise ModelError("evaluate", wrong, "Bring data of the model's own classes.")
+    if not logits.isfinite().all():
+        raise NonFiniteError("evaluate", "the model returns NaN or infinite logits", "Look for a broken layer.")
+    return logits.argmax(1).cpu(), gap(logits.softmax(1), y).cpu()
 
 
-def _images(view: nn.Module, part: Part, which: slice | Tensor) -> Tensor:
-    x = part.x[which]
-    device = next((p.device for p in view.parameters()), x.device)
-    x = x.to(device)
+def attempt(
+    model: nn.Module, part: Part, ledger: Ledger, what: Plan, seed: int, room: Room, keep: bool = True
+) -> Iterator[Attacking]:
+    """Run one plan, entering into the ledger what each stage does; what is entered already is not done again.
+
+    Images that are misclassified as they are count as broken and are not attacked; each stage sees only what the ones
+    before left standing, regrouped over the whole set. Everything is judged in float32 on the image itself, inside
+    the ball and the box. Noise belongs to the image and every pass has the same size, so a verdict depends neither on
+    the batch nor on what else is in the set. Nothing outside is changed: not the model, nor its modes, nor a generator.
+    """
+    before: list[str] = []
+    for stage, attack in what.stages.items():
+        standing = ledger.standing(before)
+        n = int(standing.sum())
+        todo = (standing & (ledger.outcome(stage) == UNTRIED)).nonzero().flatten()
+        while len(todo):
+            began = time.perf_counter()
+            # An attack of which we do not know what it draws sees a fixed block of the set, whatever the batch.
+            block = ledger.index[todo] // CHUNK
+
+            def work(todo: Tensor = todo, block: Tensor = block, stage: str = stage, attack: Attack = attack) -> Tensor:
+                tried = todo[: room.batch] if what.independent(stage) else todo[block == block[0]]
+                ledger.enter(stage, tried, *_attack(model, part, tried, attack, what, stage, seed, room, keep))
+                return tried
+
+            tried = room.patiently(work)
+            todo = todo[~torch.isin(todo, tried)]
+            took = time.perf_counter() - began
+            ledger.seconds[stage] = ledger.seconds.get(stage, 0.0) + took
+            room.pace(took)
+            before_and_this = int(ledger.standing([*before, stage]).sum())
+            yield Attacking(what.name, stage, n - len(todo), n, before_and_this)
+        before.append(stage)
+
+
+class Named(Protocol):
+    """As much of a plan as a verdict needs."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def stages(self) -> Iterable[str]: ...
+    @property
+    def settings(self) -> dict[str, str]: ...
+
+
+def verdict(ledger: Ledger, what: Named, seed: int) -> Attacked:
+    """The row of a plan whose stages have all been tried."""
+    left = {"natural": int(ledger.right.sum())}
+    done: list[str] = []
+    for stage in what.stages:
+        done.append(stage)
+        left[stage] = int(ledger.standing(done).sum())
+    settings = dict(what.settings)
+    if done:
+        settings |= {"seed": str(seed), "standing": ", ".join(f"{n} after {stage}" for stage, n in left.items())}
+    seconds = sum(ledger.seconds.get(stage, 0.0) for stage in done or ("natural",))
+    found = counted(what.name, int(ledger.standing(done).sum()), len(ledger), seconds, settings)
+    return replace(found, stages=tuple(done))
+
+
+def worst_case(ledger: Ledger) -> Attacked:
+    """How many images stand under every stage that was tried."""
+    return counted("worst case", int(ledger.stands.sum()), len(ledger), sum(ledger.seconds.values()), {})
+
+
+def counted(name: str, correct: int, n: int, seconds: float = 0.0, settings: dict[str, str] | None = None) -> Attacked:
+    """A row of so many correct of n, with its interval."""
+    low, high = wilson(correct, n)
+    return Attacked(name, correct, n, correct / n, low, high, seconds, settings or {})
+
+
+def named(plans: list[Plan]) -> list[Plan]:
+    """The same plans, each name and each stage of one's own attacks once: a second PGD becomes PGD-2."""
+    seen: dict[str, Plan] = {}
+    for what in plans:
+        name, k = what.name, 1
+        while name in seen and seen[name].settings != what.settings:
+            k += 1
+            name = f"{what.name}-{k}"
+        seen.setdefault(name, what if k == 1 else what.renamed(name))
+    return list(seen.values())
+
+
+def classes_of(model: nn.Module, part: Part) -> int:
+    """How many logits the model gives. Raises ModelError where it fails or gives none."""
+    x, _ = images(model, part, slice(0, 1))
+    room = Room(x.device, 1)
+    room.slice = 1
+
+    def work() -> int:
+        with exact(model, 1) as view, torch.no_grad():
+            return int(_logits(view, x).shape[1])
+
+    return room.patiently(work)
+
+
+def room_of(model: nn.Module, batch: int | None) -> Room:
+    """What fits on the model's device, to begin with."""
+    return Room(next((p.device for p in model.parameters()), torch.device("cpu")), batch)
+
+
+def images(model: nn.Module, part: Part, which: slice | Tensor) -> tuple[Tensor, Tensor]:
+    """Some images as floats, [B, C, H, W] in [0, 1], and their labels, on the model's device."""
+    x = part.x[which.to(part.x.device) if isinstance(which, Tensor) else which]
+    y = part.y[which.to(part.y.device) if isinstance(which, Tensor) else which]
+    device = next((p.device for p in model.parameters()), x.device)
+    return floats(x.to(device)), y.to(device)
+
+
+def floats(x: Tensor) -> Tensor:
+    """Images as they are seen: bytes become [0, 1]."""
     return x if x.is_floating_point() else to_float(x)
 
 
-def _step(eps: float, steps: int) -> float:
-    return max(eps / 10, 2.5 * eps / steps)
+def _logits(view: View, x: Tensor) -> Tensor:
+    """[B, classes]; a model may fail in any way (raises ModelError)."""
+    try:
+        logits = view(x)
+    except (RobustmailError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        wrong = f"fails on images of {' x '.join(map(str, x.shape[1:]))}: {type(error).__name__}: "
+        raise ModelError(
+            "the model", wrong + " ".join(str(error).split())[:200], "It takes images in [0, 1]."
+        ) from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x) or logits.shape[1] < 2:
+        shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ModelError("the model", f"returned {shape} for {len(x)} images, expected logits [B, classes]")
+    return logits
 
 
-def cost(name: str) -> float:
-    """What an attack costs at most per image, in forward passes (a backward pass counts as two): for forecasts."""
-    if found := re.fullmatch(r"pgd(\d+)", name):
-        return 1 + 3.0 * int(found[1])
-    # aa: 100 + 9 x 100 iterations of APGD, 9 x 100 of FAB with two gradients each, 5,000 queries.
-    return {"nat": 1.0, "cw": 61.0, "apgd": 301.0, "aa": 3.0 * 1000 + 7.0 * 900 + 5000}.get(name, 100.0)
+def _attack(
+    model: nn.Module, part: Part, tried: Tensor, attack: Attack, what: Plan, stage: str, seed: int, room: Room,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """(broke, class said, distance, images or None) of the images at positions `tried`, on the CPU."""
+    x, y = images(model, part, tried)
+    with exact(model, room.slice) as view:
+        reseed(seed, stage, int(tried[0]))
+        if what.independent(stage):
+            with noise_of_each(x, seed, stage):
+                found = ask("attack", attack, view, x, y)
+        else:
+            found = ask("attack", attack, view, x, y)
+        x_adv = found.x if isinstance(found, Adversarial) else found
+        bounded = what.bounds(stage)
+        x_adv = settle(stage, view, x, x_adv, what.eps if bounded else None, what.norm)
+        with torch.no_grad():
+            said = view(x_adv).argmax(1)
+    far = distances(x, x_adv, what.norm)
+    return ((said != y) & what.holds(x, x_adv)).cpu(), said.cpu(), far.cpu(), x_adv.cpu() if keep else None

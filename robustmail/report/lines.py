@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from robustmail.records import Attacked, Attacking, Begun, EpochDone, Finished, Forecast, Record, StepDone
 
-__all__ = ["duration", "line", "percent"]
+__all__ = ["duration", "line", "percent", "printable"]
 
 LONG = 3 * 3600.0  # a CPU run beyond this deserves a word of warning
 
@@ -54,6 +54,11 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def printable(text: str) -> str:
+    """One line without control characters: a name from a file must not steer a terminal."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _begun(record: Begun) -> str:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from robustmail.data.images import augment, batches, to_float
 from robustmail.errors import NonFiniteError
-from robustmail.evaluation.suite import cost, plan, trial
+from robustmail.evaluation.plans import cost, plan
+from robustmail.evaluation.suite import trial
 from robustmail.models.classifier import build
 from robustmail.precision import Decision, Forms, backends, forms
 from robustmail.randomness import forked, generator, reseed

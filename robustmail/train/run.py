@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any
 
-import torch
-
+from robustmail.devices import pick_device
 from robustmail.errors import RunError
-from robustmail.evaluation.suite import plan, trial
-from robustmail.files import write_json, write_text
+from robustmail.evaluation.plans import plan
+from robustmail.evaluation.suite import trial
+from robustmail.files import locked, write_json, write_text
 from robustmail.models.classifier import check_name
+from robustmail.provenance import provenance
 from robustmail.recipe import Recipe
 from robustmail.records import Attacked, Finished, Record
 from robustmail.train.loop import fit
-from robustmail.train.state import State, pick_device
+from robustmail.train.state import State
 from robustmail.values import describe, flatten
 
 __all__ = ["Signals", "Stopped", "preflight", "run", "status"]
@@ -142,7 +137,7 @@ def run(
     recipe.rehearse(state.images.classes, state.images.shape)
     text = source.read_text() if source is not None else None
     _make(folder)
-    with _locked(folder):
+    with locked(folder):
         what = status(recipe, folder, fresh, yes)
         if what == "finished":  # by another process, while this one was loading
             yield _finished(folder, before=True)
@@ -211,10 +206,9 @@ def _write_results(
         },
         "attacks": [asdict(row) for row in rows],
         "provenance": {
-            "versions": _versions(), "commit": _commit(), "seed": recipe.seed,
-            "precision": state.forms.said, "hardware": _hardware(state.device),
+            **provenance(state.device), "seed": recipe.seed, "precision": state.forms.said,
             "data": {"name": state.images.name, "fingerprint": state.images.fingerprint},
-            "recipe": flatten(recipe), "text": describe(recipe), "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "recipe": flatten(recipe), "text": describe(recipe),
         },
     }  # fmt: skip
     write_json(folder / "results.json", content)
@@ -245,31 +239,6 @@ def _make(folder: Path) -> None:
         raise RunError(str(folder), f"cannot be made ({error.strerror})", "Pass another --out.") from error
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Only one process at a time works in a folder; the lock falls with the process, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # no such thing on this platform
-        yield
-        return
-    with _open_lock(folder) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RunError(
-                str(folder), "another process is working in it", "Wait for it, or pass another --out."
-            ) from error
-        yield
-
-
-def _open_lock(folder: Path) -> TextIO:
-    try:
-        return open(folder / "lock", "w")
-    except OSError as error:
-        raise RunError(str(folder), f"cannot be written ({error.strerror})", "Pass another --out.") from error
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
@@ -278,40 +247,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise RunError(str(path), f"damaged ({error})", "Begin anew with --fresh --yes.") from error
     return content if isinstance(content, dict) else {}
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    art = "adversarial-robustness-toolbox"
-    for package in ("robustmail", "torch", "torchvision", "torchattacks", art, "timm", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
-
-
-def _commit() -> str | None:
-    """The commit of this checkout, with a + where it has changes; None outside one."""
-    here = Path(__file__).resolve().parents[2]
-    if not (here / ".git").exists():
-        return None
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=20)
-        return done.stdout.strip()
-
-    try:
-        commit = git("rev-parse", "HEAD")
-        return (commit + "+" * bool(git("status", "--porcelain", "--untracked-files=no"))) or None
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _hardware(device: torch.device) -> dict[str, Any]:
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    cpu = platform.processor() or platform.machine()
-    if sys.platform == "linux":
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
-    return {"device": str(device), "gpu": gpu, "cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads()}

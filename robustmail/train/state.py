@@ -17,7 +17,8 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
 from robustmail.data.images import Images, Part, batches, hold_out, to_float
-from robustmail.errors import DeviceError, RecipeError, RunError
+from robustmail.devices import pick_device
+from robustmail.errors import RecipeError, RunError
 from robustmail.files import write, write_text
 from robustmail.models.classifier import Classifier, build, try_out
 from robustmail.precision import Decision, Forms, decide, forms
@@ -26,7 +27,7 @@ from robustmail.recipe import Recipe
 from robustmail.rehearsal import ask
 from robustmail.values import describe
 
-__all__ = ["State", "pick_device"]
+__all__ = ["State"]
 
 FORMAT = 1
 
@@ -163,6 +164,7 @@ class State:
             "model": describe(self.recipe.model).strip("'"), "classes": self.images.classes,
             "channels": self.images.shape[0], "shape": list(self.images.shape), "data": self.images.name,
             "normalize": self.recipe.normalize, "eps": self.recipe.budget, "epoch": self.epoch,
+            "norm": self.recipe.norm, "source": describe(self.recipe.data),
         }  # fmt: skip
         metadata = {"robustmail": json.dumps(facts)}  # one key: safetensors writes several in random order
         write(self.folder / f"{name}.safetensors", lambda path: save_file(weights, path, metadata))
@@ -189,23 +191,6 @@ class State:
         path = self.folder / "nonfinite.pt"
         write(path, lambda temporary: torch.save(content, temporary))
         return path
-
-
-def pick_device(name: str) -> torch.device:
-    """The first GPU for "auto", or the CPU. Raises DeviceError for one that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise DeviceError(f"device={name!r}", "no such device", "Use auto, cpu, cuda or cuda:1.") from error
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if (device.index or 0) >= count:
-            raise DeviceError(f"device={name!r}", f"this machine has {count} CUDA devices", "Use device=auto or cpu.")
-    elif device.type != "cpu":
-        raise DeviceError(f"device={name!r}", f"{device.type} is not supported", "Use auto, cpu, cuda or cuda:1.")
-    return device
 
 
 def _folder(state: State) -> Path:

@@ -12,20 +12,8 @@ from robustmail import PGD, AutoAttack, evaluate
 from robustmail.data.images import Part
 from robustmail.errors import AttackError, NonFiniteError, RecipeError
 from robustmail.evaluation import suite
-from robustmail.evaluation.suite import plan, wilson
-
-
-@pytest.fixture
-def victim(real):
-    """A model that fits sixteen real images, so that there is something to break; and its data."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 256, 10))
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    for _ in range(30):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(real[0]), real[1]).backward()
-        optimizer.step()
-    return model, Part((real[0] * 255).round().to(torch.uint8), real[1])
+from robustmail.evaluation.plans import plan
+from robustmail.evaluation.statistics import wilson
 
 
 def test_a_stronger_attack_leaves_fewer_standing_and_a_larger_ball_fewer_still(victim):

@@ -167,7 +167,7 @@ def test_a_run_folder_holds_what_it_promises(tmp_path):
     assert isinstance(records[-1], Finished)
     results = json.loads((folder / "results.json").read_text())
     assert [set(row) for row in results["attacks"]] == [
-        {"name", "correct", "n", "accuracy", "low", "high", "seconds", "settings"}
+        {"name", "correct", "n", "accuracy", "low", "high", "seconds", "settings", "stages"}
     ] * 2
     assert results["attacks"][0]["n"] == 100
     assert set(results["provenance"]) >= {"versions", "commit", "seed", "hardware", "recipe"}
@@ -256,7 +256,8 @@ def test_a_budget_that_grows_is_validated_and_evaluated_at_its_last_value(tmp_pa
 def test_a_recipe_in_l2_is_validated_and_evaluated_in_l2(attack, tmp_path):
     records = list(run(recipe.but(attack=attack, evaluate=("pgd2", "cw")), tmp_path / "run", "name"))
     settings = {r.name: str(r.settings) for r in records if isinstance(r, Attacked)}
-    assert "PGDL2', eps=0.5" in settings["pgd2"]
+    assert "PGD(eps=0.5," in settings["pgd2"]
+    assert "norm='l2'" in settings["pgd2"]
     assert "norm='l2'" in settings["cw"]
 
 

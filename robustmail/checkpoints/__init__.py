@@ -1,0 +1,18 @@
+"""Checkpoints of any origin: read without running their code, diagnosed, and loaded into networks."""
+
+from robustmail.checkpoints.architecture import Reading, readings
+from robustmail.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from robustmail.checkpoints.doctor import Report, inspect
+from robustmail.checkpoints.load import fit, make, normalisation_in
+
+__all__ = [
+    "Checkpoint",
+    "Reading",
+    "Report",
+    "fit",
+    "inspect",
+    "make",
+    "normalisation_in",
+    "open_checkpoint",
+    "readings",
+]

@@ -1,0 +1,212 @@
+"""Weights into a network that the user names or builds; strictly, with the likely reason where they do not fit."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from robustmail.checkpoints import known
+from robustmail.checkpoints.layers import natural
+from robustmail.checkpoints.state_dicts import MEANS, Normalisation, clean
+from robustmail.errors import ModelError
+from robustmail.models.classifier import check_name
+
+__all__ = ["fit", "make", "normalisation_in"]
+
+_COUNTER = "num_batches_tracked"
+_CLASSES = ("classes", "num_classes", "n_classes", "nclasses", "num_class")
+_CHANNELS = ("channels", "in_channels", "in_chans", "num_channels")
+
+
+def fit(tensors: Mapping[str, Tensor], network: nn.Module, who: str) -> nn.Module:
+    """Load a file's tensors into a network, in eval mode; whole prefixes are taken off or added where that fits.
+
+    Pass a checkpoint's raw_tensors: normalisation that is a part of the network is loaded too, any other left out.
+    Raises ModelError, with shapes on both sides and the likely reason.
+    """
+    own = network.state_dict()
+    variants = list(_variants(tensors, own))
+    for variant in variants:
+        if not _misfits(variant, own):
+            counters = {name: torch.zeros_like(t) for name, t in own.items() if name.endswith(_COUNTER)}
+            network.load_state_dict({**counters, **variant}, strict=True)
+            return network.eval()
+    nearest = max(variants, key=lambda variant: len(set(variant) & set(own)))
+    raise _misfit(nearest, own, who)
+
+
+def make(
+    model: str | Callable[..., Any],
+    tensors: Mapping[str, Tensor],
+    classes: int | None = None,
+    channels: int | None = None,
+) -> nn.Module:
+    """A fresh network: timm's or ours by name, or what a factory returns that takes () or (classes, channels).
+
+    Classes and channels are read off the tensors where they are not given. Raises ModelError: no such model, or a
+    factory that raises or returns no nn.Module.
+    """
+    first = next((t.shape[1] for t in tensors.values() if t.ndim == 4), None)
+    last = [len(t) for name, t in tensors.items() if t.ndim == 2 and name.endswith("weight")]
+    classes = classes or (last[-1] if last else 10)
+    channels = channels or first or 3
+    if not isinstance(model, str):
+        return _called(model, classes, channels)
+    check_name(model)
+    try:
+        return known.named(model, tensors, classes, channels)
+    except Exception as error:  # a constructor may fail in any way
+        wrong = f"cannot be built for {classes} classes and {channels} channels ({_short(error)})"
+        raise ModelError(f"model={model}", wrong) from error
+
+
+def normalisation_in(network: nn.Module) -> Normalisation | None:
+    """(mean, std) of a layer inside the network that normalises images, torchvision's Normalize for one; or None."""
+    for module in network.modules():
+        if isinstance(module, _NormBase):
+            continue
+        for mean_name, partners in MEANS.items():
+            mean = _few(getattr(module, mean_name, None))
+            stds = (_few(getattr(module, name, None)) for name in partners)
+            std = next((found for found in stds if found and all(s > 0 for s in found)), None)
+            if mean and std:
+                return mean, std
+    return None
+
+
+def _few(value: Any) -> tuple[float, ...] | None:
+    """One to four numbers, whatever they are kept in."""
+    try:
+        numbers = torch.as_tensor(value).double().flatten() if isinstance(value, (Tensor, list, tuple)) else None
+    except (ValueError, TypeError, RuntimeError):
+        return None
+    if numbers is None or not 1 <= len(numbers) <= 4 or not bool(torch.isfinite(numbers).all()):
+        return None
+    return tuple(float(f"{number:.7g}") for number in numbers.tolist())
+
+
+# Names
+
+
+def _variants(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The tensors under the names they may have had: as they are, with fewer and with more components in front."""
+    for base in (dict(tensors), clean(tensors).tensors):
+        names, values = list(base), list(base.values())
+        while names:
+            yield dict(zip(names, values, strict=True))
+            heads = {name.partition(".")[0] for name in names}
+            rest = [name.partition(".")[2] for name in names]
+            if len(heads) != 1 or not all(rest):
+                break
+            names = rest
+        heads = {name.partition(".")[0] for name in own}
+        prefix = ""
+        names = list(own)
+        while len(heads := {name.partition(".")[0] for name in names}) == 1 and all("." in name for name in names):
+            prefix += f"{heads.pop()}."
+            names = [name.partition(".")[2] for name in names]
+            yield {f"{prefix}{name}": tensor for name, tensor in base.items()}
+
+
+def _misfits(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """Names that only one side has, or with another shape; a counter of batches may be absent."""
+    either = {*tensors, *(name for name in own if not name.endswith(_COUNTER))}
+    return [n for n in either if n not in tensors or n not in own or tensors[n].shape != own[n].shape]
+
+
+def _misfit(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], who: str) -> ModelError:
+    wrong = sorted(_misfits(tensors, own), key=natural)
+    other = [name for name in wrong if name in tensors and name in own]
+    extra = [name for name in wrong if name not in own]
+    missing = [name for name in wrong if name not in tensors]
+    shown = [f"{n} is {_shape(tensors[n])} in the file, {_shape(own[n])} in the model" for n in other]
+    shown += [f"{n} {_shape(tensors[n])} is only in the file" for n in extra]
+    shown += [f"{n} {_shape(own[n])} is only in the model" for n in missing]
+    counts = f"{len(other)} tensors of another shape, {len(extra)} only in the file, {len(missing)} only in the model"
+    picked = [*shown[:1], *shown[1:][-2:]] if len(other) < len(wrong) else shown[:3]
+    return ModelError(
+        who, f"does not fit the model: {counts}: {'; '.join(picked)}", _reason(tensors, own, other, extra, missing)
+    )
+
+
+def _reason(
+    tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], other: list[str], extra: list[str], missing: list[str]
+) -> str:
+    same = len(set(tensors) & set(own))
+    if same < len(own) / 2:
+        return "It is of another architecture, or its names differ: see `robustmail inspect FILE`."
+    if not extra and not missing:
+        heads = [name for name in other if name.endswith(("weight", "bias"))]
+        last = {name.rpartition(".")[0] for name in heads}
+        if len(last) == 1 and own[heads[0]].ndim in (1, 2) and len(heads) == len(other):
+            return f"The file has {len(tensors[heads[0]])} classes, the model {len(own[heads[0]])}."
+        if len(other) == 1 and own[other[0]].ndim == 4:
+            return "The first convolution takes other channels, or has another kernel."
+        return "It is of another width."
+    ends = _ends(list(tensors)), _ends(list(own))
+    for stage in sorted(ends[0].keys() & ends[1].keys(), key=natural):
+        if ends[0][stage] != ends[1][stage]:
+            deep, end = ends[0][stage], ends[1][stage]
+            return f"It is of another depth: the file's {stage} ends at {stage}.{deep}, the model's at {stage}.{end}."
+    return "It is of another architecture: see `robustmail inspect FILE`."
+
+
+def _ends(names: list[str]) -> dict[str, int]:
+    """The last number in each numbered sequence: {"layer3": 5}."""
+    ends: dict[str, int] = {}
+    for name in names:
+        for match in re.finditer(r"\.(\d{1,6})(?=\.)", name):
+            stage = name[: match.start()]
+            ends[stage] = max(ends.get(stage, 0), int(match[1]))
+    return ends
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(list(tensor.shape))
+
+
+# Factories
+
+
+def _called(factory: Callable[..., Any], classes: int, channels: int) -> nn.Module:
+    name = getattr(factory, "__name__", type(factory).__name__)
+    args, knobs = _arguments(factory, f"model={name}", classes, channels)
+    try:
+        network = factory(*args, **knobs)
+    except Exception as error:  # somebody's code
+        raise ModelError(f"model={name}", f"raised {_short(error)}", "It is called to build the network.") from error
+    if not isinstance(network, nn.Module):
+        raise ModelError(f"model={name}", f"returned {type(network).__name__}, not an nn.Module")
+    return network
+
+
+def _arguments(factory: Callable[..., Any], who: str, classes: int, channels: int) -> tuple[list[int], dict[str, int]]:
+    """What a factory wants: (), (classes, channels), or these by the names people give them."""
+    try:
+        parameters = list(inspect.signature(factory).parameters.values())
+    except (TypeError, ValueError):
+        return [], {}
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [p for p in parameters if p.kind in kinds and p.default is p.empty]
+    knobs = {
+        p.name: classes if p.name in _CLASSES else channels
+        for p in parameters
+        if p.kind is not inspect.Parameter.POSITIONAL_ONLY and p.name in (*_CLASSES, *_CHANNELS)
+    }
+    if len(needed) == 2 and not {p.name for p in needed} & set(knobs):
+        return [classes, channels], {}
+    if any(p.name not in knobs for p in needed):
+        raise ModelError(
+            who, f"needs {', '.join(p.name for p in needed)}", "It is called as () or (classes, channels)."
+        )
+    return [], knobs
+
+
+def _short(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"

@@ -1,0 +1,263 @@
+"""The verbs that judge: inspect, eval, verify, compare, merge, report. Nothing heavy is imported early."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from robustmail.errors import DataError, RecipeError, RunError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["add_to"]
+
+STANDARD = "nat,pgd100,cw,apgd,aa"
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint of any kind, or a run's folder.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="An evaluation's folder.")]
+Folders = Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of evaluations or runs.")]
+Plain = Annotated[bool, typer.Option("--plain", help="Plain lines instead of a live view.")]
+Weights = Annotated[str | None, typer.Option(help="Which of a file's several sets of weights.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Give the command line these verbs."""
+    app.command("eval")(eval_)
+    for verb in (inspect, verify, compare, merge, report):
+        app.command()(verb)
+
+
+def inspect(
+    file: File,
+    weights: Weights = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a checkpoint is, without running any code in it: format, weights, architecture, normalisation."""
+    from robustmail.checkpoints import inspect as examine
+
+    found = examine(_weights_of(file), weights)
+    print(json.dumps(found.as_dict(), indent=2) if as_json else "\n".join(found.lines()))
+
+
+def eval_(
+    file: File,
+    model: Annotated[str | None, typer.Option(help="A timm name or file.py:factory.  [default: inferred]")] = None,
+    data: Annotated[str | None, typer.Option(help="As a recipe's data=, or an npz file, or an image folder.")] = None,
+    attacks: Annotated[str | None, typer.Option(help=f"Names, or file.py:attack.  [default: {STANDARD}]")] = None,
+    eps: Annotated[str | None, typer.Option(help="Budget in pixels of [0, 1].  [default: 8/255, in l2 0.5]")] = None,
+    norm: Annotated[str | None, typer.Option(help="linf or l2.  [default: linf]")] = None,
+    n: Annotated[int | None, typer.Option(help="Only the first so many images.")] = None,
+    normalize: Annotated[str | None, typer.Option(help="cifar10, imagenet, ..., mean/std or none.")] = None,
+    probe: Annotated[bool, typer.Option("--probe", help="Find the normalisation that fits, on 256 images.")] = False,
+    weights: Weights = None,
+    out: Annotated[Path | None, typer.Option(help="Where results go.  [default: evals/NAME]")] = None,
+    seed: Annotated[int, typer.Option(help="Of the attacks' noise.")] = 0,
+    batch: Annotated[int | None, typer.Option(help="Images under attack at once; changes no verdict.")] = None,
+    shard: Annotated[str | None, typer.Option(help="K/N: only the K-th of N parts; robustmail merge joins.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew, deleting what is in the folder.")] = False,
+    png: Annotated[bool, typer.Option("--png", help="Save the examples as 8-bit PNG files too.")] = False,
+    plain: Plain = False,
+) -> None:
+    """Attack a checkpoint and say how many images stand; the same command again continues."""
+    from rich.console import Console
+
+    from robustmail.dashboard import choose_watch
+    from robustmail.devices import pick_device
+    from robustmail.evaluation.folder import Task, examine
+    from robustmail.evaluation.subject import open_data, open_subject
+    from robustmail.train.run import Signals, Stopped
+
+    path, facts = _weights_of(file), _facts_of(file)
+    data = data or facts.get("source")
+    if data is None:
+        raise DataError(f"eval {file}", "does not say which data to attack", "Pass --data cifar10, or an npz file.")
+    everything = open_data(data)
+    chosen = everything.first(_positive("--n", n))
+    subject = open_subject(path, everything.first(min(1000, len(everything.part.y))), model, normalize, weights, probe,
+                           pick_device(device))  # fmt: skip
+    measure = _norm(norm or facts.get("norm") or "linf")
+    budget = _number("--eps", eps) if eps else float(facts.get("eps") or {"linf": 8 / 255, "l2": 0.5}[measure])
+    part = _shard(shard)
+    folder = out or Path("evals") / (_name(file) + (f"-shard-{part[0]}-of-{part[1]}" if shard else ""))
+    names = tuple(_attack(name) for name in _once((attacks or STANDARD).split(",")))
+    command = shlex.join(["robustmail", *sys.argv[1:]])
+    task = Task(subject, chosen, names, budget, measure, seed, part, _positive("--batch", batch), command)
+    console = Console()
+    for text in subject.said:
+        print(text)
+    signals = Signals()
+    try:
+        with signals.caught(), choose_watch(console, plain or bool(os.environ.get("CI"))) as show:
+            for record in examine(task, folder, fresh):
+                show(record)
+    except Stopped as stop:
+        print(f"robustmail: stopped; the same command goes on from {folder}", file=sys.stderr)
+        raise typer.Exit(128 + stop.signum) from None
+    _show(console, folder, task.shard != (1, 1))
+    if png:
+        from robustmail.evaluation.folder import write_pngs
+
+        print(f"{write_pngs(folder)} PNG files in {folder / 'png'}")
+
+
+def verify(
+    folder: Folder,
+    checkpoint: Annotated[Path | None, typer.Option(help="Where the weights lie now, if they have moved.")] = None,
+    data: Annotated[str | None, typer.Option(help="Where the data lie now, if they have moved.")] = None,
+) -> None:
+    """Judge an evaluation's stored examples again; anything that was altered is found, and its row named."""
+    from robustmail.evaluation.verify import verify as check
+
+    found = check(folder, checkpoint=checkpoint, data=data)
+    close = f"; {found.close} too close to call on this machine" if found.close else ""
+    print(f"{folder}: in order. {found.images} images, {found.examples} examples judged again{close}")
+
+
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="An evaluation's folder.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another's, on the same images.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare two evaluations image by image: the difference, its interval, and whether it is one."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from robustmail.evaluation.compare import compare as pair
+    from robustmail.evaluation.folder import read_folder
+    from robustmail.report.table import comparison_table
+
+    rows, notes = pair(read_folder(first, strict=True), read_folder(second, strict=True))
+    if as_json:
+        print(
+            json.dumps({"rows": [{**asdict(r), "paired": r.paired._asdict()} for r in rows], "notes": notes}, indent=2)
+        )
+        return
+    Console().print(comparison_table(rows, str(first), str(second), notes))
+
+
+def merge(
+    folders: Folders,
+    out: Annotated[Path, typer.Option(help="A new folder for the whole.")],
+) -> None:
+    """Join the shards of one evaluation."""
+    from rich.console import Console
+
+    from robustmail.evaluation.folder import merge as join
+
+    join(folders, out)
+    _show(Console(), out, shard=False)
+
+
+def report(
+    folders: Folders,
+    form: Annotated[str, typer.Option("--format", help="table, csv, markdown, latex, json or html.")] = "table",
+    out: Annotated[Path | None, typer.Option(help="A file instead of the terminal.")] = None,
+) -> None:
+    """Print results as a table, CSV, Markdown, LaTeX or JSON, or write each folder's page."""
+    from robustmail.files import write_text
+    from robustmail.report.export import export
+    from robustmail.report.page import write_page
+
+    if form == "html":
+        for folder in folders:
+            print(write_page(folder))
+        return
+    text = export(folders, form)
+    if out is None:
+        print(text.rstrip("\n"))
+    else:
+        write_text(out, text)
+
+
+def _show(console: Console, folder: Path, shard: bool) -> None:
+    from robustmail.report.page import write_page
+    from robustmail.report.results import read_results
+    from robustmail.report.table import evaluation_table
+
+    console.print(evaluation_table(read_results(folder).raw, folder))
+    page = write_page(folder)
+    print(f"{page}: the same with pictures. Ledger, examples and results are beside it; robustmail verify {folder}")
+    if shard:
+        print("This is one shard: robustmail merge DIR... --out DIR puts them together")
+
+
+def _weights_of(file: Path) -> Path:
+    """The file itself, or the chosen weights of a run's folder."""
+    if not file.is_dir():
+        return file
+    try:
+        chosen = json.loads((file / "results.json").read_text())["weights"]["file"]
+    except (OSError, ValueError, KeyError, TypeError):
+        chosen = "best.safetensors"
+    if not isinstance(chosen, str) or not (file / chosen).is_file():
+        raise RunError(str(file), "is a folder without weights of a run", "Pass a checkpoint file.")
+    return file / chosen
+
+
+def _facts_of(file: Path) -> dict[str, Any]:
+    """What a file that robustmail wrote says of its data and budget."""
+    from robustmail.checkpoints import open_checkpoint
+
+    return open_checkpoint(_weights_of(file)).facts if file.is_dir() or file.suffix == ".safetensors" else {}
+
+
+def _name(file: Path) -> str:
+    """A name for the results: the file's, with its run's folders where it is one of ours."""
+    parts = file.resolve().parts[-2:] if file.is_dir() else (file.stem,)
+    return "-".join(re.sub(r"[^\w.+-]", "_", part) for part in parts)
+
+
+def _once(words: list[str]) -> list[str]:
+    names = [word.strip() for word in words if word.strip()]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise RecipeError("--attacks", f"{twice[0]} is named twice")
+    if not names:
+        raise RecipeError("--attacks", "names none", f"Write {STANDARD}.")
+    return names
+
+
+def _attack(name: str) -> Any:
+    from robustmail.overrides import read
+
+    return read(name, "attacks") if ".py:" in name else name
+
+
+def _number(option: str, text: str) -> float:
+    from robustmail.overrides import read
+
+    value = read(text)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise RecipeError(f"{option} {text}", "is no number", "Write 8/255.")
+    return float(value)
+
+
+def _positive(option: str, value: int | None) -> int | None:
+    if value is not None and value < 1:
+        raise RecipeError(f"{option} {value}", "must be at least 1")
+    return value
+
+
+def _norm(text: str) -> Any:
+    norm = text.lower().replace("-", "")
+    if norm not in ("linf", "l2"):
+        raise RecipeError(f"--norm {text}", "no such norm", "There are: linf, l2.")
+    return norm
+
+
+def _shard(text: str | None) -> tuple[int, int]:
+    if text is None:
+        return 1, 1
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise RecipeError(f"--shard {text}", "must be K/N with 1 <= K <= N", "Write 1/4, 2/4, 3/4 and 4/4.")
+    return int(found[1]), int(found[2])

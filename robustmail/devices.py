@@ -1,0 +1,26 @@
+"""Which device to work on."""
+
+from __future__ import annotations
+
+import torch
+
+from robustmail.errors import DeviceError
+
+__all__ = ["pick_device"]
+
+
+def pick_device(name: str) -> torch.device:
+    """The first GPU for "auto", or the CPU. Raises DeviceError for one that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"device={name!r}", "no such device", "Use auto, cpu, cuda or cuda:1.") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise DeviceError(f"device={name!r}", f"this machine has {count} CUDA devices", "Use device=auto or cpu.")
+    elif device.type != "cpu":
+        raise DeviceError(f"device={name!r}", f"{device.type} is not supported", "Use auto, cpu, cuda or cuda:1.")
+    return device

@@ -1,0 +1,112 @@
+"""The model as the judge sees it: plain float32, in slices of one size, so that no verdict depends on the batch.
+
+A matrix product of 7 rows may round otherwise than the same rows among 16, and a hundred steps along the sign of a
+gradient turn a last bit into another image. Every pass here is made of slices of the same number of images, the last
+one filled up; then the bits of an image are its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from robustmail.attacks.view import View, viewed
+from robustmail.errors import ModelError
+
+__all__ = ["Room", "exact", "is_out_of_memory"]
+
+T = TypeVar("T")
+SLICE = {"cpu": 16, "cuda": 250}
+BATCH = {"cpu": (32, 128), "cuda": (500, 2000)}  # to begin with, at most
+SOON, LATE = 5.0, 30.0  # seconds for a batch: so much is lost where the process is killed, and seen late
+
+
+class Room:
+    """How much is done at once: `batch` images under attack, `slice` in one pass of the model.
+
+    The batch is free: halved where memory runs out, and, unless it was given, made to take some seconds; verdicts stay.
+    The slice is halved only when a batch of one slice is still too much, and then the last bits may change.
+    """
+
+    def __init__(self, device: torch.device, batch: int | None = None) -> None:
+        first, most = BATCH.get(device.type, BATCH["cpu"])
+        self.slice = SLICE.get(device.type, SLICE["cpu"])
+        self.batch, self.most, self.given = batch or first, batch or most, batch is not None
+
+    def pace(self, seconds: float) -> None:
+        """A batch took so long: take more, or less, the next time."""
+        if seconds < SOON:
+            self.batch = min(2 * self.batch, self.most)
+        elif seconds > LATE and self.batch // 2 >= self.slice and not self.given:
+            self.batch //= 2
+
+    def patiently(self, work: Callable[[], T]) -> T:
+        """Do some work, of which the batch or the slice is a part; where memory runs out, again with half."""
+        while True:
+            try:
+                return work()
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                self.shrink(error)
+
+    def shrink(self, error: Exception) -> None:
+        """Make do with half. Raises ModelError where one image is too many."""
+        if self.batch > self.slice:
+            self.batch = self.most = max(self.slice, self.batch // 2)
+        elif self.slice > 1:
+            self.slice //= 2
+            self.batch = self.most = self.slice
+        else:
+            raise ModelError("evaluate", "out of memory with a single image", "Use a machine with more.") from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Does an error, or one that it came from, say that memory ran out, on whatever device?"""
+    while True:
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+            return True
+        if isinstance(error, RuntimeError) and any(w in str(error) for w in ("out of memory", "can't allocate memory")):
+            return True
+        if error.__cause__ is None:
+            return False
+        error = error.__cause__
+
+
+class Sliced(nn.Module):
+    """A model whose every pass has exactly `size` images."""
+
+    def __init__(self, model: nn.Module, size: int) -> None:
+        super().__init__()
+        self.model, self.size = model, size
+        self.training = model.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, missing = len(x), -len(x) % self.size
+        if missing:
+            x = torch.cat([x, x[:1].detach().expand(missing, *x.shape[1:])])
+        parts = [self.model(part) for part in x.split(self.size)]
+        logits: Tensor = (torch.cat(parts) if len(parts) > 1 else parts[0])[:n]
+        if x.requires_grad and not logits.requires_grad:  # cut off within: then its gradient is zero, which is flagged
+            logits = logits + 0 * x[:n].flatten(1).sum(1, keepdim=True)
+        return logits
+
+
+@contextmanager
+def exact(model: nn.Module, size: int | None = None) -> Iterator[View]:
+    """A view in plain float32, in slices of `size`: no autocast of the caller's, no TF32 on a GPU."""
+    device = next((p.device.type for p in model.parameters()), "cpu")
+    backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul) if device == "cuda" else ()
+    before = [backend.allow_tf32 for backend in backends]
+    with viewed(model) as view, torch.autocast(device, enabled=False):
+        try:
+            for backend in backends:
+                backend.allow_tf32 = False
+            yield View(Sliced(view.model, size or SLICE.get(device, 32)))
+        finally:
+            for backend, allowed in zip(backends, before, strict=True):
+                backend.allow_tf32 = allowed

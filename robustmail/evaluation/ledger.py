@@ -1,0 +1,182 @@
+"""One row per image: what the model says of it, and which attack broke it first."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustmail.errors import RunError
+
+__all__ = ["BROKE", "STOOD", "UNTRIED", "Ledger", "digest", "read_rows", "seal", "write_rows"]
+
+UNTRIED, STOOD, BROKE = 0, 1, 2
+WORDS = {UNTRIED: "", STOOD: "stood", BROKE: "broke"}
+FIXED = ("index", "label", "predicted", "margin", "broken_by", "broken_as", "distance")
+LAST = ("rounded", "image", "example", "seal")
+
+
+@dataclass
+class Ledger:
+    """What is known of each of N images; all tensors are [N], on the CPU.
+
+    index: place in the data set. margin: p_y - max_{j != y} p_j of the clean image, in [-1, 1]. stages: what each
+    attack that was tried did to it. broken_by: the first attack that broke it ("natural" where no attack was needed,
+    "" while it stands); broken_as: the class predicted then, or -1; distance: how far that example lies, in pixels
+    of [0, 1]. rounded: whether it is still broken when the example is rounded to 8 bits.
+    """
+
+    index: Tensor
+    label: Tensor
+    predicted: Tensor
+    margin: Tensor
+    stages: dict[str, Tensor] = field(default_factory=dict)
+    broken_by: list[str] = field(default_factory=list)
+    broken_as: Tensor = field(default_factory=lambda: torch.empty(0))
+    distance: Tensor = field(default_factory=lambda: torch.empty(0))
+    rounded: Tensor = field(default_factory=lambda: torch.empty(0))
+    """[N] int8: does the example still break the image when it is rounded to 8 bits? UNTRIED where there is none"""
+    examples: dict[int, Tensor] = field(default_factory=dict)
+    """position -> the adversarial image, [C, H, W] float32"""
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.broken_by:
+            self.broken_by = ["" if right else "natural" for right in self.right.tolist()]
+            self.broken_as = self.predicted.where(~self.right, -1)
+            self.distance = torch.full((len(self),), float("nan"))
+        if not len(self.rounded):
+            self.rounded = torch.full((len(self),), UNTRIED, dtype=torch.int8)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def right(self) -> Tensor:
+        """[N] bool: is the image classified correctly as it is?"""
+        return self.predicted == self.label
+
+    @property
+    def stands(self) -> Tensor:
+        """[N] bool: has nothing that was tried broken it?"""
+        return torch.tensor([by == "" for by in self.broken_by], dtype=torch.bool)
+
+    def standing(self, stages: Iterable[str]) -> Tensor:
+        """[N] bool: right, and broken by none of these stages."""
+        mask = self.right.clone()
+        for stage in stages:
+            mask &= self.outcome(stage) != BROKE
+        return mask
+
+    def outcome(self, stage: str) -> Tensor:
+        """[N] int8: UNTRIED, STOOD or BROKE."""
+        if stage not in self.stages:
+            self.stages[stage] = torch.full((len(self),), UNTRIED, dtype=torch.int8)
+        return self.stages[stage]
+
+    def enter(self, stage: str, tried: Tensor, broke: Tensor, said: Tensor, far: Tensor, found: Tensor | None) -> None:
+        """A stage has tried the images at positions `tried`, [T]: which broke, what the model said, how far, and
+        the images themselves (None: not kept)."""
+        self.outcome(stage)[tried] = torch.where(broke, BROKE, STOOD).to(torch.int8)
+        for k in broke.nonzero().flatten().tolist():
+            at = int(tried[k])
+            if self.broken_by[at]:
+                continue
+            self.broken_by[at], self.broken_as[at], self.distance[at] = stage, said[k], far[k]
+            if found is not None:
+                self.examples[at] = found[k]
+
+    def take(self, positions: Tensor) -> Ledger:
+        """The rows at some positions, as a ledger of their own."""
+        where = positions.tolist()
+        return Ledger(
+            self.index[positions], self.label[positions], self.predicted[positions], self.margin[positions],
+            {stage: outcome[positions] for stage, outcome in self.stages.items()},
+            [self.broken_by[i] for i in where], self.broken_as[positions], self.distance[positions],
+            self.rounded[positions],
+            {k: self.examples[i] for k, i in enumerate(where) if i in self.examples}, dict(self.seconds),
+        )  # fmt: skip
+
+
+def joined(parts: list[Ledger]) -> Ledger:
+    """The rows of several ledgers in the order of their index."""
+    stages = list(dict.fromkeys(stage for part in parts for stage in part.stages))
+    columns = {f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Ledger)
+               if f.name in ("index", "label", "predicted", "margin", "broken_as", "distance", "rounded")}  # fmt: skip
+    starts = [sum(len(p) for p in parts[:k]) for k in range(len(parts))]
+    whole = Ledger(
+        **columns, stages={s: torch.cat([p.outcome(s) for p in parts]) for s in stages},
+        broken_by=[by for part in parts for by in part.broken_by],
+        examples={start + i: x for start, p in zip(starts, parts, strict=True) for i, x in p.examples.items()},
+        seconds={s: sum(p.seconds.get(s, 0.0) for p in parts) for s in stages},
+    )  # fmt: skip
+    return whole.take(whole.index.argsort())
+
+
+def digest(tensor: Tensor) -> str:
+    """A hash of a tensor's bytes, 16 hexadecimal digits."""
+    return hashlib.blake2b(tensor.detach().cpu().contiguous().numpy().tobytes(), digest_size=8).hexdigest()
+
+
+def write_rows(ledger: Ledger, images: Tensor, context: str) -> str:
+    """ledger.csv; `images`: the clean ones, [N, C, H, W]; `context`: what every row's seal covers besides the row."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*FIXED, *ledger.stages, *LAST])
+    for i, by in enumerate(ledger.broken_by):
+        example = digest(ledger.examples[i]) if i in ledger.examples else ""
+        row = [
+            int(ledger.index[i]), int(ledger.label[i]), int(ledger.predicted[i]), f"{float(ledger.margin[i]):.9g}",
+            by, int(ledger.broken_as[i]) if by else "", f"{float(ledger.distance[i]):.9g}" if example else "",
+            *(WORDS[int(outcome[i])] for outcome in ledger.stages.values()), WORDS[int(ledger.rounded[i])],
+            digest(images[i]), example,
+        ]  # fmt: skip
+        writer.writerow([*row, seal(row, context)])
+    return text.getvalue()
+
+
+def seal(row: Iterable[Any], context: str) -> str:
+    """A hash of a row and of what it was found with; it betrays a change, it does not prove who made it."""
+    return hashlib.blake2b("|".join([*map(str, row), context]).encode(), digest_size=8).hexdigest()
+
+
+def read_rows(who: str, text: str) -> tuple[Ledger, list[dict[str, str]]]:
+    """The ledger of a CSV text, without its examples, and its rows as they are written.
+
+    Raises RunError, naming the row, for one that cannot be read.
+    """
+    rows = list(csv.DictReader(io.StringIO(text)))
+    header = text.partition("\n")[0].split(",")
+    if not rows or tuple(header[: len(FIXED)]) != FIXED or tuple(header[-len(LAST) :]) != LAST:
+        raise RunError(who, "is no ledger, or an empty one")
+    stages = header[len(FIXED) : -len(LAST)]
+    codes = {word: code for code, word in WORDS.items()}
+    columns: dict[str, list[Any]] = {name: [] for name in (*FIXED, *stages, "rounded")}
+    for k, row in enumerate(rows):
+        try:
+            if None in row or None in row.values():
+                raise ValueError("another number of columns")
+            for name in ("index", "label", "predicted"):
+                columns[name].append(int(row[name]))
+            columns["margin"].append(float(row["margin"]))
+            columns["broken_by"].append(row["broken_by"])
+            columns["broken_as"].append(int(row["broken_as"] or -1))
+            columns["distance"].append(float(row["distance"] or "nan"))
+            for stage in (*stages, "rounded"):
+                columns[stage].append(codes[row[stage]])
+        except (ValueError, KeyError) as error:
+            raise RunError(f"{who}, row {k + 1} (image {row.get('index')})", f"cannot be read ({error})") from error
+    whole = {name: torch.tensor(columns[name], dtype=torch.int64) for name in ("index", "label", "predicted")}
+    ledger = Ledger(
+        whole["index"], whole["label"], whole["predicted"], torch.tensor(columns["margin"]),
+        {stage: torch.tensor(columns[stage], dtype=torch.int8) for stage in stages},
+        columns["broken_by"], torch.tensor(columns["broken_as"], dtype=torch.int64), torch.tensor(columns["distance"]),
+        torch.tensor(columns["rounded"], dtype=torch.int8),
+    )  # fmt: skip
+    return ledger, rows

@@ -1,0 +1,171 @@
+"""Judge a finished evaluation again, in two forward passes, and hold every number against what it was made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustmail.data.images import Part
+from robustmail.data.testsets import TestSet
+from robustmail.errors import RunError
+from robustmail.evaluation.exact import exact
+from robustmail.evaluation.folder import Held, fingerprint_of, read_folder, summed
+from robustmail.evaluation.ledger import BROKE, UNTRIED, Ledger, digest
+from robustmail.evaluation.plans import Plan
+from robustmail.evaluation.subject import Subject, open_data, reopen
+from robustmail.evaluation.suite import floats, look, room_of, verdict
+from robustmail.evaluation.suite import images as seen
+from robustmail.records import Attacked
+
+__all__ = ["Verified", "verify"]
+
+CLOSE = 1e-4  # two logits so near, relative to their size, may change places on another machine
+MARGIN = 1e-3
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was held up: so many images, so many examples; `close`: rows too close to call on this machine."""
+
+    images: int
+    examples: int
+    close: int
+
+
+def verify(
+    folder: str | Path,
+    model: nn.Module | None = None,
+    images: TestSet | tuple[Tensor, Tensor] | None = None,
+    *,
+    checkpoint: str | Path | None = None,
+    data: str | None = None,
+) -> Verified:
+    """Re-judge an evaluation in two forward passes, with the model and the data that it names itself, or these.
+
+    Raises RunError, naming the row, where the weights, the data, an image, an example, its distance, a verdict, eps or
+    a number in results.json is not what it was.
+    """
+    held = read_folder(Path(folder), strict=True)
+    if isinstance(images, tuple):
+        part = Part(*images)
+        images = TestSet("images", part, int(part.y.max()) + 1)
+    found = images or open_data(data or held.results["spec"]["data_given"])
+    there = Path(checkpoint) if checkpoint else None
+    subject = Subject.of(model, found) if model is not None else reopen(held.results["spec"], found, there)
+    return _verify(
+        held, subject, found.first(min(len(found.part.y), held.results["spec"]["n"])), moved=there is not None
+    )
+
+
+def _verify(held: Held, subject: Subject, data: TestSet, moved: bool) -> Verified:
+    results, ledger = held.results, held.ledger
+    where = held.folder / "ledger.csv"
+
+    def fail(at: int, wrong: str) -> RunError:
+        return RunError(f"{where}, row {at + 1} (image {int(ledger.index[at])})", wrong)
+
+    _check_sums(held)
+    if not moved and subject.sha256 and results["weights"]["sha256"] != subject.sha256:
+        raise RunError(str(subject.described["checkpoint"]), "is not the file that was evaluated: its bytes differ")
+    if results["weights"]["fingerprint"] != subject.fingerprint:
+        raise RunError(str(subject.described["checkpoint"]), "holds other weights than those that were evaluated")
+    if int(ledger.index.max()) >= len(data.part.y):
+        raise RunError(
+            data.name, f"has {len(data.part.y)} images, the ledger speaks of image {int(ledger.index.max())}"
+        )
+    part = data.part
+    for at, row in enumerate(held.rows):
+        i = int(ledger.index[at])
+        if digest(floats(part.x[i])) != row["image"]:
+            raise fail(at, f"the image in {data.name} is another one")
+        if int(part.y[i]) != int(ledger.label[at]):
+            raise fail(at, f"the label in {data.name} is {int(part.y[i])}, not {int(ledger.label[at])}")
+    if fingerprint_of(part) != results["data"]["fingerprint"]:
+        raise RunError(data.name, "its images or labels are not those that were evaluated")
+    mine = type(part)(part.x[ledger.index], part.y[ledger.index])
+    room = room_of(subject.model, None)
+    clean = look(subject.model, mine, room, ledger.index)
+    close = _check_clean(ledger, clean, fail)
+    close += _check_examples(held, subject, mine, room.slice, fail)
+    return Verified(len(ledger), len(ledger.examples), close)
+
+
+def _check_sums(held: Held) -> None:
+    """Do the numbers of results.json follow from the ledger, and the ledger's columns from one another?"""
+    results, ledger = held.results, held.ledger
+    path = str(held.folder / "results.json")
+    if not results["complete"]:
+        raise RunError(path, "is not finished", "Run the same robustmail eval command again.")
+    for at, by in enumerate(ledger.broken_by):
+        broke = [stage for stage, outcome in ledger.stages.items() if int(outcome[at]) == BROKE]
+        wrong = int(ledger.predicted[at]) != int(ledger.label[at])
+        if (by == "natural") != wrong or (by not in ("", "natural") and by not in broke) or (by == "" and broke):
+            said = f"broken_by says {by or 'stands'!r}, its columns {', '.join(broke) or 'nothing'}"
+            raise RunError(f"{held.folder / 'ledger.csv'}, row {at + 1} (image {int(ledger.index[at])})", said)
+    rows = [Attacked(**row) for row in results["attacks"]]
+    for row in rows:
+        if any((ledger.outcome(stage) == UNTRIED).all() and bool(ledger.right.any()) for stage in row.stages[:1]):
+            raise RunError(path, f"says that {row.name} was run, the ledger knows nothing of it")
+    again = [verdict(ledger, row, results["spec"]["seed"]) for row in rows]
+    expected = summed(ledger, again, results["data"]["classes"], results["measured"])
+    for name, value in expected.items():
+        if name != "seconds" and _plain(value) != _plain(results.get(name)):
+            raise RunError(path, f"{name} does not follow from the ledger: it was altered")
+    if [row.name for row in rows] != results["spec"]["attacks"] or results["n"] != len(ledger):
+        raise RunError(path, "the attacks or the number of images do not fit the ledger: it was altered")
+
+
+def _plain(value: Any) -> Any:
+    """Without times, and with tuples as JSON reads them."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items() if k != "seconds"}
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _check_clean(ledger: Ledger, clean: Ledger, fail: Any) -> int:
+    close = 0
+    for at in (clean.predicted != ledger.predicted).nonzero().flatten().tolist():
+        if abs(float(clean.margin[at])) > MARGIN:
+            raise fail(at, f"the model says {int(clean.predicted[at])}, not {int(ledger.predicted[at])}")
+        close += 1
+    far = (clean.margin - ledger.margin).abs() > MARGIN
+    if far.any():
+        at = int(far.nonzero()[0])
+        raise fail(at, f"its margin is {float(clean.margin[at]):.4f}, not {float(ledger.margin[at]):.4f}")
+    return close
+
+
+def _check_examples(held: Held, subject: Subject, part: Any, size: int, fail: Any) -> int:
+    ledger, close = held.ledger, 0
+    what = Plan("verify", {}, held.results["spec"]["eps"], held.results["spec"]["norm"])
+    broken = [at for at, by in enumerate(ledger.broken_by) if by not in ("", "natural")]
+    if missing := [at for at in broken if at not in ledger.examples]:
+        raise fail(missing[0], "was broken, but has no example")
+    if extra := [at for at in ledger.examples if at not in broken]:
+        raise fail(extra[0], "has an example, but was not broken by an attack")
+    for some in torch.tensor(broken, dtype=torch.int64).split(256) if broken else ():
+        x, y = seen(subject.model, part, some)
+        found = torch.stack([ledger.examples[int(at)] for at in some]).to(x)
+        with exact(subject.model, size) as view, torch.no_grad():
+            logits = view(found)
+        said, far = logits.argmax(1).cpu(), (found - x).flatten(1)
+        far = (far.norm(dim=1) if what.norm == "l2" else far.abs().amax(1)).cpu()
+        inside = what.holds(x, found).cpu() & ((found >= 0) & (found <= 1)).flatten(1).all(1).cpu()
+        for k, at in enumerate(some.tolist()):
+            if not inside[k]:
+                raise fail(at, f"its example lies {float(far[k]):.6f} away, eps is {what.eps:.6f}; or it left [0, 1]")
+            if abs(float(far[k] - ledger.distance[at])) > 1e-6:
+                raise fail(at, f"its example lies {float(far[k]):.6f} away, not {float(ledger.distance[at]):.6f}")
+            if int(said[k]) != int(ledger.broken_as[at]) or int(said[k]) == int(y[k]):
+                if not _near(logits[k], int(ledger.broken_as[at])):
+                    raise fail(at, f"the model says {int(said[k])} of its example, not {int(ledger.broken_as[at])}")
+                close += 1
+    return close
+
+
+def _near(logits: Tensor, recorded: int) -> bool:
+    return float(logits.max() - logits[recorded]) <= CLOSE * max(1.0, float(logits.abs().max()))

@@ -1,0 +1,295 @@
+"""report.html: an evaluation or a training run as one page that needs nothing else."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from robustmail.files import write_text
+from robustmail.report import plots
+from robustmail.report.lines import duration, percent
+from robustmail.report.markup import Html, table, tag
+from robustmail.report.pictures import Example, data_uri, magnification, png, read_examples
+from robustmail.report.results import (
+    LIGHTS,
+    Check,
+    Ledger,
+    Results,
+    Verdict,
+    budget,
+    read_ledger,
+    read_results,
+    undamaged,
+)
+from robustmail.report.table import BELIEVING
+
+__all__ = ["write_page"]
+
+ROWS = 20  # of the table of classes; more of them are no picture
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # the page asks nobody for anything
+SIGNS = {"green": "✓", "yellow": "!", "red": "✗", "grey": "?"}
+
+
+def write_page(folder: Path) -> Path:
+    """Write the folder's report.html; raises RunError where the folder's files are missing or damaged."""
+    results, ledger = read_results(folder), read_ledger(folder)
+    page = undamaged(folder / "results.json", lambda: _page(results, ledger, folder))
+    path = folder / "report.html"
+    write_text(path, f"<!DOCTYPE html>\n{page}\n")
+    return path
+
+
+def _page(results: Results, ledger: Ledger | None, folder: Path) -> Html:
+    sections = [
+        _light(results), _attacks(results),
+        tag("div", _curve(results), _first(ledger), class_="pair"),
+        tag("div", _margins(results), _fates(ledger), class_="pair"),
+        _classes(results), _examples(results, ledger, folder), _training(folder), _settings(results),
+        _provenance(results, folder),
+    ]  # fmt: skip
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("title", f"{results.name}: {results.claim}"),
+        tag("style", Html(files("robustmail.report").joinpath("page.css").read_text(encoding="utf-8"))),
+    )
+    return tag("html", head, tag("body", _header(results), tag("main", *sections)), lang="en")
+
+
+def _header(r: Results) -> Html:
+    model, data = (r.raw.get("spec") or {}).get("model"), r.data.get("name")
+    about = ", ".join(filter(None, (model and str(model), data and f"on {data}", r.setting)))
+    number = None
+    if row := r.quoted:
+        interval = f"95 % interval {percent(row.low)} to {percent(row.high)}; {row.correct:,} of {row.n:,}."
+        number = tag(
+            "div",
+            tag("strong", percent(row.accuracy)),
+            tag(
+                "p",
+                r.claim.removeprefix(f"{percent(row.accuracy)} ") + ".",
+                tag("br"),
+                tag("span", interval, class_="quiet"),
+            ),
+            class_="number",
+        )
+    caveats = tag("ul", *(tag("li", text) for text in r.caveats), class_="caveats quiet") if r.caveats else None
+    return tag("header", tag("h1", r.name), tag("p", about, class_="quiet"), number, caveats)
+
+
+def _light(r: Results) -> Html | None:
+    if (light := r.light) is None:
+        return None
+    gap = None
+    if light.gap is not None:
+        gap = tag("p", f"From the best PGD number to the strongest attack: {light.gap:.1f} points.", class_="quiet")
+    passed = None
+    if light.examined:
+        checks = tag("ul", *map(_check, light.examined), class_="flags")
+        passed = tag("details", tag("summary", f"checks that found nothing: {len(light.examined)}"), checks)
+    return _section(
+        "Can the number be believed?",
+        tag(
+            "div",
+            tag("p", tag("b", f"{SIGNS[light.colour]} {light.colour}"), f": {LIGHTS[light.colour]}."),
+            gap,
+            tag("ul", *map(_check, light.flags), class_="flags") if light.flags else None,
+            passed,
+            class_=f"light {light.colour}",
+        ),
+    )
+
+
+def _check(check: Check) -> Html:
+    light = check.light if check.light in LIGHTS else "grey"
+    link = tag("a", check.name, href=f"{BELIEVING}#{quote(check.name)}")
+    what = "; ".join(filter(None, (check.measured, check.meaning))).rstrip(".")
+    return tag("li", tag("b", f"{SIGNS[light]} "), link, f" ({check.light}): {what}.", class_=f"flag {light}")
+
+
+def _attacks(r: Results) -> Html | None:
+    if not r.rows:
+        return None
+    rows: list[list[object]] = [
+        [
+            row.name, percent(row.accuracy),
+            tag("div", plots.whisker(row.low, row.accuracy, row.high), class_="worst" if row is r.quoted else None),
+            f"{percent(row.low)} – {percent(row.high)}", f"{row.correct:,} / {row.n:,}", duration(row.seconds),
+        ]
+        for row in r.rows
+    ]  # fmt: skip
+    heads = ["attack", "accuracy", "-graph", "95 % interval", "correct / n", "time"]
+    return _section(
+        "Attacks", table("Images still classified correctly; the line runs from 0 to 100 %.", heads, rows, "wide")
+    )
+
+
+FAR = 6.0
+"""times the evaluated eps: beyond that a point is told, not drawn"""
+
+
+def _curve(r: Results) -> Html | None:
+    found = r.raw.get("curve")
+    if not found or not found.get("points"):
+        return None
+    points = [plots.Point(*(float(p[key]) for key in ("eps", "accuracy", "low", "high"))) for p in found["points"]]
+    quoted = None
+    if r.quoted and r.eps is not None:
+        quoted = plots.Point(r.eps, r.quoted.accuracy, r.quoted.low, r.quoted.high)
+    says = f"Line: {found.get('attack', 'an attack')} on {found.get('n', '?')} images, with its 95 % interval."
+    far = [p for p in points if r.eps and p.eps > FAR * r.eps]  # would squeeze the rest into a corner
+    points = [p for p in points if p not in far]
+    says += "".join(f" At eps {budget(p.eps, r.norm)} {percent(p.accuracy)} stand." for p in far)
+    if quoted and r.quoted:
+        says += f" Dot: {r.quoted.name} on {r.quoted.n:,} images, at the eps that was evaluated."
+    figure = tag("figure", plots.curve(points, quoted, r.norm), tag("figcaption", says))
+    return _section("Accuracy by eps", figure)
+
+
+def _first(ledger: Ledger | None) -> Html | None:
+    if not ledger or not ledger.verdicts:
+        return None
+    by = Counter(v.broken_by for v in ledger.verdicts if v.fate == "broken")
+    fates = Counter(v.fate for v in ledger.verdicts)
+    counts = [("wrong as it is", fates["wrong"], "wrong")]
+    counts += [(name, by[name], "broken") for name in dict.fromkeys((*ledger.stages, *by))]
+    counts += [("stands", fates["stands"], "stands")]
+    n = len(ledger.verdicts)
+    rows: list[list[object]] = [
+        [name, plots.bar(count / n, kind), f"{count:,}", percent(count / n)] for name, count, kind in counts
+    ]
+    says = "Every image once: by the first that broke it, in the order of the attacks."
+    return _section("What broke the images", table(says, ["first broken by", "-graph", "images", "share"], rows))
+
+
+def _classes(r: Results) -> Html | None:
+    found = sorted(r.raw.get("per_class") or (), key=lambda row: row["robust"])
+    rows: list[list[object]] = [
+        [_class(r, row["class"]), *_natural_and_robust(row), f"{row['n']:,}"] for row in found[:ROWS]
+    ]
+    says = "The least robust classes first"
+    says += f"; {ROWS} of {len(found)}, the others are in results.json." if len(found) > ROWS else "."
+    return _natural_robust("By class", says, "class", rows)
+
+
+def _margins(r: Results) -> Html | None:
+    rows: list[list[object]] = [
+        [f"{row['low']:.2f} to {row['high']:.2f}".replace("-", "−"), *_natural_and_robust(row), f"{row['n']:,}"]
+        for row in r.raw.get("margins") or ()
+    ]
+    says = "How far the true class leads on the clean image, in quantiles: p(true) − max p(other)."
+    return _natural_robust("By margin", says, "clean margin", rows)
+
+
+def _fates(ledger: Ledger | None) -> Html | None:
+    if not ledger or not ledger.verdicts:
+        return None
+    groups = {fate: [v.margin for v in ledger.verdicts if v.fate == fate] for fate in ("stands", "broken", "wrong")}
+    keys = _keys(stands="stands", broken="broken by an attack", wrong="wrong as it is")
+    return _section("Margins and fates", tag("figure", keys, plots.histogram(groups)))
+
+
+def _natural_robust(title: str, says: str, first: str, rows: list[list[object]]) -> Html | None:
+    if not rows:
+        return None
+    keys = _keys(natural="natural accuracy", robust="robust accuracy")
+    return _section(title, keys, table(says, [first, "-graph", "natural", "robust", "n"], rows))
+
+
+def _natural_and_robust(row: dict[str, Any]) -> tuple[object, ...]:
+    natural, robust = row["natural"], row["robust"]
+    return plots.bullet(natural, robust), percent(natural), percent(robust)
+
+
+def _examples(r: Results, ledger: Ledger | None, folder: Path) -> Html | None:
+    examples, total = read_examples(folder)
+    if not examples:
+        return None
+    verdicts = {v.index: v for v in ledger.verdicts} if ledger else {}
+    scale = magnification(examples)
+    figures = [_example(r, example, verdicts.get(example.index), scale) for example in examples]
+    which = (
+        f"{len(examples)} of {total:,} broken images, evenly spread over the set" if total > len(examples) else "All"
+    )
+    says = (
+        f"{which}. From left to right: the original, the perturbation {scale} times larger around grey, "
+        "the two together as the model saw them."
+    )
+    return _section("Broken images", tag("p", says, class_="quiet"), tag("div", *figures, class_="examples"))
+
+
+def _example(r: Results, example: Example, verdict: Verdict | None, scale: int) -> Html:
+    distance = example.distance(r.norm)
+    far = f"{255 * distance:.1f}/255 Linf" if r.norm == "linf" else f"{distance:.3g} {r.norm.capitalize()}"
+    true = became = "?"
+    by = "an attack"
+    if verdict:
+        true, by = _class(r, verdict.label), verdict.broken_by
+        became = "?" if verdict.broken_as is None else _class(r, verdict.broken_as)
+    images = (
+        tag("img", src=png(example.original), alt=f"image {example.index}, {true}"),
+        tag("img", src=png(example.moved(scale), exact=True), alt=f"its perturbation, {scale} times larger"),
+        tag("img", src=png(example.broken), alt=f"the same image attacked, taken for {became}"),
+    )
+    caption = tag("figcaption", tag("b", f"{true} → {became}"), tag("br"), f"image {example.index}, {by}, {far}")
+    return tag("figure", tag("div", *images, class_="trio"), caption)
+
+
+def _training(folder: Path) -> Html | None:
+    path = folder / "curves.png"
+    if not path.exists():
+        return None
+    alt = "Accuracies, losses and weights by epoch; the numbers are in metrics.csv."
+    return _section("Training", tag("img", src=data_uri(path.read_bytes()), alt=alt, class_="picture"))
+
+
+def _settings(r: Results) -> Html | None:
+    spelt = [(row.name, row.settings) for row in r.rows if row.settings]
+    if not spelt:
+        return None
+    lists = [tag("div", tag("h3", name), _facts(settings)) for name, settings in spelt]
+    return _section("Settings", tag("details", tag("summary", "Every attack spelt out"), *lists))
+
+
+def _provenance(r: Results, folder: Path) -> Html:
+    facts = {k: v for k, v in (r.raw.get("spec") or {}).items() if k not in ("eps", "norm")}
+    data = {k: v for k, v in r.data.items() if k != "class_names"}
+    facts |= {"budget": budget(r.eps, r.norm), "weights": r.raw.get("weights")} | r.provenance
+    facts |= {"data": data or facts.get("data"), "recipe": None, "text": None}
+    recipe = r.provenance.get("recipe")
+    spelt = tag("details", tag("summary", "The recipe with every default"), _facts(recipe)) if recipe else None
+    command = tag("p", tag("code", f"robustmail verify {shlex.quote(str(folder))}"), class_="command")
+    verify = (tag("p", "Judge the stored examples again, without attacking:"), command)
+    return _section("Where it comes from", *(verify if r.kind == "evaluation" else ()), _facts(facts), spelt)
+
+
+def _facts(facts: dict[str, Any]) -> Html:
+    pairs = ((name, _said(value)) for name, value in facts.items() if value not in (None, "", {}, []))
+    return tag("dl", *(part for name, text in pairs for part in (tag("dt", name), tag("dd", tag("code", text)))))
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_said(part)}" for name, part in value.items() if part not in (None, "", {}, []))
+    return ", ".join(map(_said, value)) if isinstance(value, list) else str(value)
+
+
+def _section(title: str, *inside: object) -> Html:
+    return tag("section", tag("h2", title), *inside)
+
+
+def _keys(**names: str) -> Html:
+    keys: Iterator[Html] = (tag("span", tag("i", class_=f"key fill {kind}"), name) for kind, name in names.items())
+    return tag("div", *keys, class_="keys")
+
+
+def _class(r: Results, number: int) -> str:
+    names = r.data.get("class_names") or ()
+    return str(names[number]) if 0 <= number < len(names) else f"class {number}"

@@ -1,0 +1,120 @@
+"""Planted maskers are flagged by name; a model trained against attacks is not."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from robustmail import evaluate
+from robustmail.evaluation import believable
+from robustmail.evaluation.believable import Flag, curve, judge, measure
+from robustmail.evaluation.ledger import Ledger
+from robustmail.evaluation.suite import room_of
+from robustmail.step import mode
+
+EPS = 0.1
+DOCS = Path(__file__).parents[2] / "docs" / "believing.md"
+
+
+class Masked(nn.Module):
+    """A model behind something that makes attacks fail without making it robust."""
+
+    def __init__(self, model: nn.Module, how) -> None:
+        super().__init__()
+        self.model, self.how = model, how
+
+    def forward(self, x):
+        return self.how(self.model, x)
+
+
+MASKS = {
+    "logits times 1000": (lambda m, x: 1000 * m(x), "zero-gradients"),
+    "rounded input": (lambda m, x: m((8 * x).round() / 8), "zero-gradients"),
+    "detached": (lambda m, x: m(x.detach()), "zero-gradients"),
+    "softmax inside": (lambda m, x: m(x).softmax(1), "probabilities"),
+    "noise layer": (lambda m, x: m(x + 0.05 * torch.randn_like(x)), "randomised-output"),
+    "dropout left on": (lambda m, x: nn.functional.dropout(m(x), 0.1), "randomised-output"),
+}
+
+
+def examined(model, hand, seed=0):
+    found = evaluate(model, hand.part.first(64), ("nat", "pgd10", "pgd100"), EPS)
+    *_, measured = measure(model, hand.part.first(64), found.ledger, EPS, "linf", seed, room_of(model, None))
+    return measured, judge(measured, found.ledger, ["pgd10", "pgd100"])
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_a_planted_masker_is_flagged_by_name(hardened, hand, name):
+    how, expected = MASKS[name]
+    _, verdict = examined(Masked(hardened, how), hand)
+    assert verdict["light"] == "red"
+    assert expected in [flag["name"] for flag in verdict["flags"]]
+
+
+def test_gradients_that_are_rounded_away_leave_a_black_box_and_a_huge_ball_as_witnesses(hardened, hand):
+    measured, verdict = examined(Masked(hardened, MASKS["rounded input"][0]), hand)
+    assert measured["zero_gradients"] == 1.0
+    assert {"zero-gradients", "huge-eps"} <= {flag["name"] for flag in verdict["flags"]}
+
+
+def test_a_model_trained_against_pgd_is_not_flagged(hardened, hand):
+    measured, verdict = examined(hardened, hand)
+    assert (verdict["light"], verdict["flags"]) == ("green", [])
+    assert len(verdict["examined"]) >= 7
+    accuracies = [point["accuracy"] for point in curve(measured)["points"]]
+    assert accuracies[0] > 0.8 > 0.05 > accuracies[-1]
+
+
+def test_examining_leaves_no_mark(hardened, hand):
+    before, state = torch.get_rng_state(), {k: v.clone() for k, v in hardened.state_dict().items()}
+    with mode(hardened, "train"):
+        examined(hardened, hand)
+        assert hardened.training
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(v, state[k]) for k, v in hardened.state_dict().items())
+
+
+def ledger(n: int, pgd: int, worst: int) -> Ledger:
+    """n images, all right; so many stand under PGD, so many under everything."""
+    found = Ledger(torch.arange(n), torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int64), torch.ones(n))
+    for stage, stand in {"pgd100": pgd, "apgd-t": worst}.items():
+        broke = torch.arange(n) >= stand
+        found.enter(stage, torch.arange(n), broke, torch.ones(n, dtype=torch.int64), torch.zeros(n), None)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("pgd", "worst", "light"),
+    [(489, 449, "green"), (527, 481, "green"), (552, 442, "yellow"), (548, 333, "red")],
+    ids=["AT", "TRADES", "MAIL-AT", "GAIRAT"],
+)
+def test_the_papers_own_gaps_light_up_where_its_methods_flatter_pgd(pgd, worst, light):
+    verdict = judge(None, ledger(1000, pgd, worst), ["pgd100"])
+    assert verdict["gap"] == pytest.approx((pgd - worst) / 10)
+    said = {flag["name"]: flag["light"] for flag in [*verdict["flags"], *verdict["examined"]]}
+    assert said["pgd-to-strongest-gap"] == light
+    assert verdict["light"] == "grey", "nothing was asked of the model"
+
+
+def test_accuracy_at_chance_is_flagged():
+    n = 200
+    found = Ledger(torch.arange(n), torch.arange(n) % 10, torch.zeros(n, dtype=torch.int64), torch.zeros(n))
+    assert "chance-accuracy" in [flag["name"] for flag in judge(None, found, [])["flags"]]
+
+
+def test_every_check_has_a_section_in_the_documentation(hardened, hand):
+    _, verdict = examined(hardened, hand)
+    heads = set(re.findall(r"^## (\S+)$", DOCS.read_text(), re.M))
+    names = {flag["name"] for flag in [*verdict["flags"], *verdict["examined"]]} | {"eight-bit"}
+    assert names <= heads
+    text = DOCS.read_text()
+    for number in (believable.GAP[0], believable.GAP[1], believable.SAMPLE):
+        assert f"{number:g}" in text
+
+
+def test_the_light_is_that_of_the_worst_check():
+    assert believable.light([Flag("a", "green", ""), Flag("b", "yellow", ""), Flag("c", "green", "")]) == "yellow"

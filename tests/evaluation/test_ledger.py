@@ -1,0 +1,437 @@
+"""A verdict belongs to its image: not to the batch, the shard, the process or the day on which it was reached."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from robustmail import PGD, evaluate, torchattack
+from robustmail.attacks.noise import noise_of_each
+from robustmail.data.images import Part
+from robustmail.errors import AttackError, ModelError, RunError
+from robustmail.evaluation import folder as folders
+from robustmail.evaluation.compare import compare
+from robustmail.evaluation.exact import Room, exact
+from robustmail.evaluation.folder import Task, examine, merge, read_folder, write_pngs
+from robustmail.evaluation.ledger import BROKE, STOOD
+from robustmail.evaluation.statistics import paired
+from robustmail.evaluation.subject import Subject
+from robustmail.evaluation.verify import verify
+
+EPS = 0.1
+ATTACKS = (
+    "nat", "pgd10", "cw", torchattack("APGD", eps=EPS, steps=15), torchattack("APGDT", eps=EPS, steps=6),
+    torchattack("Square", eps=EPS, n_queries=40),
+)  # fmt: skip
+NAMES = ("nat", "pgd10", "cw", "APGD", "APGDT", "Square")
+
+
+def task(model, data, **knobs) -> Task:
+    return Task(Subject.of(model, data), data, knobs.pop("attacks", ATTACKS), knobs.pop("eps", EPS), **knobs)
+
+
+@pytest.fixture(scope="module")
+def done(hardened, hand, tmp_path_factory) -> Path:
+    """A finished evaluation of 160 digits."""
+    folder = tmp_path_factory.mktemp("done") / "whole"
+    list(examine(task(hardened, hand), folder))
+    return folder
+
+
+@pytest.fixture
+def copy(done, tmp_path) -> Path:
+    return Path(shutil.copytree(done, tmp_path / "copy"))
+
+
+def bytes_of(folder: Path) -> tuple[bytes, bytes]:
+    return (folder / "ledger.csv").read_bytes(), (folder / "examples.safetensors").read_bytes()
+
+
+# The same to the bit
+
+
+@pytest.mark.parametrize("batch", [20, 64])
+def test_the_ledger_is_the_same_to_the_byte_for_any_batch(hardened, hand, done, tmp_path, batch):
+    list(examine(task(hardened, hand, batch=batch), tmp_path))
+    assert bytes_of(tmp_path) == bytes_of(done)
+
+
+def test_shards_merge_into_the_ledger_of_a_single_process(hardened, hand, done, tmp_path):
+    parts = [tmp_path / str(k) for k in (1, 2, 3)]
+    for k, part in enumerate(parts, start=1):
+        list(examine(task(hardened, hand, shard=(k, 3)), part))
+    merge(parts[::-1], tmp_path / "merged")
+    assert bytes_of(tmp_path / "merged") == bytes_of(done)
+    mine, whole = (json.loads((f / "results.json").read_text()) for f in (tmp_path / "merged", done))
+    for name in ("n", "shard", "worst_case", "eight_bit", "per_class", "margins", "curve", "believable", "measured"):
+        strip = lambda v: {k: w for k, w in v.items() if k != "seconds"} if isinstance(v, dict) else v  # noqa: E731
+        assert strip(mine[name]) == strip(whole[name]), name
+
+
+def test_some_but_not_all_shards_are_not_merged(hardened, hand, tmp_path):
+    list(examine(task(hardened, hand, shard=(1, 3), attacks=("nat",)), tmp_path / "1"))
+    with pytest.raises(RunError, match=r"given the shards 1 of 3.*Name each of 1 ... 3 once"):
+        merge([tmp_path / "1"], tmp_path / "merged")
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_an_image_meets_the_same_fate_alone_and_in_company(hardened, hand, norm):
+    part, eps = hand.part.first(40), 0.1 if norm == "linf" else 0.6
+    library = {"norm": {"linf": "Linf", "l2": "L2"}[norm], "eps": eps}
+    attacks = ("pgd10", "cw", torchattack("APGDT", steps=5, **library), torchattack("Square", n_queries=20, **library),
+               torchattack("FAB", steps=3, multi_targeted=True, **library))  # fmt: skip
+    whole = evaluate(hardened, part, attacks, eps, norm).ledger
+    alone = Part(part.x[23:31], part.y[23:31])
+    few = evaluate(hardened, alone, attacks, eps, norm, batch=3).ledger
+    for stage, outcome in few.stages.items():
+        assert torch.equal(outcome, whole.stages[stage][23:31]), stage
+    assert few.broken_by == whole.broken_by[23:31]
+    assert "" in few.broken_by or set(few.broken_by) != {"natural"}
+    for at, found in few.examples.items():
+        assert torch.equal(found, whole.examples[at + 23])
+
+
+def test_a_killed_evaluation_goes_on_to_the_same_ledger(hand, hardened, tmp_path):
+    """A real process, killed for real, twice, while an attack is under way."""
+    attacks = ("nat", "pgd100", "cw", "apgd")
+    list(examine(task(hardened, hand, attacks=attacks), tmp_path / "whole"))
+    torch.save(hardened.net.state_dict(), tmp_path / "hardened.pth")
+    words = [sys.executable, "-m", "robustmail", "eval", str(tmp_path / "hardened.pth"), "--model", "small_cnn",
+             "--normalize", "none", "--data", "digits()", "--n", "160", "--eps", str(EPS),
+             "--attacks", ",".join(attacks), "--out", str(tmp_path / "out"), "--batch", "16", "--plain"]  # fmt: skip
+    script = (
+        "import sys; from robustmail.evaluation import folder; folder.SAVE_EVERY = 0.0; "
+        "sys.argv = ['robustmail', *sys.argv[1:]]; from robustmail.cli import main; main()"
+    )
+    words[1:3] = ["-c", script]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for stage in ("pgd100", "apgd-ce"):
+        process = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        ledger, until = tmp_path / "out" / "ledger.csv", time.monotonic() + 120
+        while time.monotonic() < until and process.poll() is None:
+            begun = ledger.exists() and (tmp_path / "out" / "results.json").exists()
+            if begun and ("stood" in (text := ledger.read_text())) and stage in text.partition("\n")[0]:
+                break
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        said = process.communicate()[1]
+        assert process.returncode == -signal.SIGKILL, said
+        assert not json.loads((tmp_path / "out" / "results.json").read_text())["complete"]
+    last = subprocess.run(words, env=env, capture_output=True, text=True, timeout=300)
+    assert last.returncode == 0, last.stderr
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
+
+
+def test_an_evaluation_that_is_asked_to_stop_saves_what_it_has(hardened, hand, done, tmp_path):
+    work = examine(task(hardened, hand, batch=20), tmp_path)
+    for _ in range(12):
+        next(work)
+    work.close()
+    held = read_folder(tmp_path, strict=True)
+    assert not held.results["complete"]
+    assert "cw" in held.ledger.stages
+    list(examine(task(hardened, hand), tmp_path))
+    assert bytes_of(tmp_path) == bytes_of(done)
+
+
+def test_attacks_can_be_added_to_a_finished_evaluation_but_not_taken_away(hardened, hand, done, tmp_path):
+    list(examine(task(hardened, hand, attacks=ATTACKS[:3]), tmp_path))
+    list(examine(task(hardened, hand), tmp_path))
+    assert bytes_of(tmp_path) == bytes_of(done)
+    with pytest.raises(RunError, match="Attacks can be added at the end"):
+        list(examine(task(hardened, hand, attacks=("nat", "cw")), tmp_path))
+
+
+def test_a_folder_of_another_evaluation_is_refused_with_what_differs(hardened, hand, copy):
+    with pytest.raises(RunError, match=r"holds another evaluation \(eps: 0.1 there, 0.2 here\)"):
+        list(examine(task(hardened, hand, eps=0.2), copy))
+    with pytest.raises(RunError, match="other weights"):
+        list(examine(task(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), hand), copy))
+
+
+def test_a_foreign_attack_sees_the_same_blocks_whatever_the_batch(hardened, hand):
+    seen: list[list[int]] = []
+
+    def noisy(model, x, y):
+        seen.append([len(x)])
+        return (x + 0.1 * torch.randn_like(x).sign()).clamp(0, 1)
+
+    first = evaluate(hardened, hand.part, (noisy,), EPS, batch=200).ledger
+    sizes, seen[:] = list(seen), []
+    second = evaluate(hardened, hand.part, (noisy,), EPS, batch=11).ledger
+    assert sizes == seen
+    assert torch.equal(first.stages["noisy"], second.stages["noisy"])
+
+
+def test_noise_of_each_is_a_function_of_the_image_and_differs_between_images():
+    x = torch.rand(5, 1, 4, 4)
+    with noise_of_each(x, 0, "start"):
+        whole = torch.rand(x.shape)
+    with noise_of_each(x[3:], 0, "start"):
+        part = torch.rand(x[3:].shape)
+    assert torch.equal(whole[3:], part)
+    assert not torch.equal(whole[0], whole[1])
+    with noise_of_each(x, 1, "start"):
+        assert not torch.equal(whole, torch.rand(x.shape))
+    assert torch.rand(2).shape == (2,)  # torch's own again
+
+
+def test_a_pass_of_any_number_of_images_is_made_of_slices_of_one_size(hardened):
+    sizes: list[int] = []
+    handle = hardened.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    with exact(hardened, 8) as view:
+        logits = view(torch.rand(21, 1, 8, 8))
+    handle.remove()
+    assert (sizes, len(logits)) == ([8, 8, 8], 21)
+
+
+def test_when_memory_runs_out_the_batch_is_halved_and_the_verdicts_stay(hardened, hand):
+    class Narrow(nn.Module):
+        """Takes ten images at once, no more."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model, self.most, self.refused = hardened, 10, 0
+
+        def forward(self, x):
+            if len(x) > self.most:
+                self.refused += 1
+                raise torch.OutOfMemoryError(f"tried to allocate for {len(x)} images")
+            return self.model(x)
+
+    narrow = Narrow()
+    free, tight = (evaluate(m, hand.part.first(60), ("pgd10", "cw"), EPS) for m in (hardened, narrow))
+    assert narrow.refused > 0
+    assert free.ledger.broken_by == tight.ledger.broken_by
+    narrow.most = 0
+    with pytest.raises(ModelError, match="out of memory with a single image"):
+        evaluate(narrow, hand.part.first(4), ("nat",), EPS)
+
+
+def test_room_shrinks_to_one_slice_before_the_slice_itself():
+    room = Room(torch.device("cpu"), 100)
+    sizes = []
+    for _ in range(4):
+        room.shrink(MemoryError())
+        sizes.append((room.batch, room.slice))
+    assert sizes == [(50, 16), (25, 16), (16, 16), (8, 8)]
+
+
+# What a row says
+
+
+def test_examples_are_inside_the_ball_and_break_their_image(hardened, done, hand):
+    held = read_folder(done, strict=True)
+    assert len(held.ledger.examples) > 10
+    for at, found in held.ledger.examples.items():
+        clean = hand.part.x[at].float() / 255
+        assert (found - clean).abs().max() <= EPS + 1e-5
+        assert hardened(found[None]).argmax() == held.ledger.broken_as[at] != held.ledger.label[at]
+        assert held.ledger.broken_by[at] in held.ledger.stages
+
+
+def test_an_image_is_charged_to_the_first_attack_that_broke_it(done):
+    ledger = read_folder(done).ledger
+    for at, by in enumerate(ledger.broken_by):
+        tried = [stage for stage, outcome in ledger.stages.items() if outcome[at] == BROKE]
+        assert by == ("natural" if ledger.predicted[at] != ledger.label[at] else tried[0] if tried else "")
+
+
+def test_the_worst_case_counts_images_that_stand_under_everything(done):
+    results, ledger = json.loads((done / "results.json").read_text()), read_folder(done).ledger
+    stands = ledger.right.clone()
+    for outcome in ledger.stages.values():
+        stands &= outcome == STOOD
+    assert results["worst_case"]["correct"] == int(stands.sum()) <= min(a["correct"] for a in results["attacks"])
+
+
+def test_rounded_examples_are_whole_bytes_inside_the_ball(copy, hand):
+    from PIL import Image
+
+    assert write_pngs(copy) == len(read_folder(copy).ledger.examples)
+    for path in sorted((copy / "png").iterdir()):
+        with Image.open(path) as image:
+            pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(8, 8)
+        assert (pixels / 255 - hand.part.x[int(path.stem)][0] / 255).abs().max() <= EPS + 1e-6
+
+
+def test_what_lies_outside_the_ball_does_not_count(hardened, hand):
+    def far(model, x, y):  # looks for the nearest example and says no eps
+        return (x + 0.3).clamp(0, 1)
+
+    found = evaluate(hardened, hand.part.first(30), (far,), EPS)
+    assert found["far"].correct == found.ledger.right.sum()
+
+    class Leaves:
+        eps = EPS
+
+        def __call__(self, model, x, y):
+            return (x + 0.3).clamp(0, 1)
+
+    with pytest.raises(AttackError, match="left its ball"):
+        evaluate(hardened, hand.part.first(30), (Leaves(),), EPS)
+
+
+def test_two_attacks_of_one_name_are_told_apart(hardened, hand):
+    weak, strong = PGD(eps=EPS, alpha=0.01, steps=1), PGD(eps=EPS, alpha=0.02, steps=20)
+    rows = evaluate(hardened, hand.part.first(60), (weak, strong), EPS)
+    assert [row.name for row in rows] == ["PGD", "PGD-2"]
+    assert rows[1].correct <= rows[0].correct
+
+
+# Verify
+
+
+def test_what_was_written_verifies(done, hardened, hand):
+    found = verify(done, hardened, hand)
+    assert (found.images, found.close) == (160, 0)
+    assert found.examples == len(read_folder(done).ledger.examples)
+
+
+def edited(folder: Path, row: int, **cells: str) -> None:
+    lines = (folder / "ledger.csv").read_text().splitlines()
+    names, values = lines[0].split(","), lines[row].split(",")
+    for name, value in cells.items():
+        values[names.index(name)] = value
+    lines[row] = ",".join(values)
+    (folder / "ledger.csv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize(
+    "cells", [{"predicted": "7"}, {"broken_by": "pgd10"}, {"margin": "0.5"}, {"distance": "0.01"}, {"seal": "0" * 16},
+              {"pgd10": "broke"}, {"label": "1"}, {"image": "0" * 16}],
+    ids=lambda cells: next(iter(cells)),
+)  # fmt: skip
+def test_a_changed_cell_is_found_and_its_row_named(copy, hardened, hand, cells):
+    edited(copy, 3, **cells)
+    with pytest.raises(RunError, match=r"row 3 \(image 2\)"):
+        verify(copy, hardened, hand)
+
+
+@pytest.mark.parametrize("value", [0.05, 0.2])
+def test_a_changed_eps_breaks_every_seal(copy, hardened, hand, value):
+    results = json.loads((copy / "results.json").read_text())
+    results["spec"]["eps"] = value
+    (copy / "results.json").write_text(json.dumps(results))
+    with pytest.raises(RunError, match=r"row 1 \(image 0\).*eps or the weights were altered"):
+        verify(copy, hardened, hand)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [(("attacks", 1, "correct"), 159), (("attacks", 2, "accuracy"), 0.99), (("worst_case", "high"), 1.0), (("n",), 99),
+     (("eight_bit", "correct"), 160), (("per_class", 0, "robust"), 0.123), (("believable", "light"), "yellow"),
+     (("believable", "gap"), -1.0)],
+    ids=str,
+)  # fmt: skip
+def test_a_number_that_does_not_follow_from_the_ledger_is_found(copy, hardened, hand, path, value):
+    results = json.loads((copy / "results.json").read_text())
+    *way, last = path
+    place = results
+    for key in way:
+        place = place[key]
+    assert place[last] != value
+    place[last] = value
+    (copy / "results.json").write_text(json.dumps(results))
+    with pytest.raises(RunError, match="altered"):
+        verify(copy, hardened, hand)
+
+
+def test_a_changed_example_is_found_even_if_it_still_fools(copy, hardened, hand):
+    path = copy / "examples.safetensors"
+    content = load_file(path)
+    index = int(content["index"][2])
+    content["x"][2, 0, 4, 4] = torch.nextafter(content["x"][2, 0, 4, 4], torch.tensor(0.5))
+    save_file(content, path)
+    with pytest.raises(RunError, match=rf"\(image {index}\): its example was altered"):
+        verify(copy, hardened, hand)
+
+
+def test_flipped_bytes_are_found_wherever_they_are(done, hardened, hand, tmp_path):
+    rng = torch.Generator().manual_seed(0)
+    for k in range(30):
+        copy = Path(shutil.copytree(done, tmp_path / str(k)))
+        for name in ("ledger.csv", "examples.safetensors"):
+            path, content = copy / name, bytearray((done / name).read_bytes())
+            content[int(torch.randint(len(content), (), generator=rng))] ^= 1 << int(
+                torch.randint(7, (), generator=rng)
+            )
+            path.write_bytes(bytes(content))
+            with pytest.raises(RunError):
+                verify(copy, hardened, hand)
+            shutil.copy(done / name, path)
+
+
+def test_other_weights_and_other_images_are_found(copy, hardened, hand):
+    other = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with pytest.raises(RunError, match="holds other weights"):
+        verify(copy, other, hand)
+    x = hand.part.x.clone()
+    x[5, 0, 0, 0] ^= 1
+    with pytest.raises(RunError, match=r"row 6 \(image 5\): the image in .* is another one"):
+        verify(copy, hardened, (x, hand.part.y))
+    y = hand.part.y.clone()
+    y[9] = (y[9] + 1) % 10
+    with pytest.raises(RunError, match=r"row 10 \(image 9\): the label"):
+        verify(copy, hardened, (hand.part.x, y))
+
+
+def test_a_verdict_forged_with_a_seal_of_its_own_is_found_by_judging_again(copy, hardened, hand):
+    """Whoever can write the seals cannot write an example that fools the model."""
+    held = read_folder(copy, strict=True)
+    at = int(held.ledger.stands.nonzero()[0])
+    ledger = held.ledger
+    clean = hand.part.x[at].float() / 255
+    ledger.enter("pgd10", torch.tensor([at]), torch.tensor([True]), torch.tensor([(int(ledger.label[at]) + 1) % 10]),
+                 torch.tensor([0.0]), clean[None])  # fmt: skip
+    forged = task(hardened, hand)
+    rows = [folders.verdict(ledger, what, 0) for what in forged.plans]
+    folders._save(forged, copy, ledger, rows, held.results["measured"], 1.0, complete=True)
+    with pytest.raises(RunError, match=rf"\(image {at}\): the model says"):
+        verify(copy, hardened, hand)
+
+
+# Compare
+
+
+def test_the_same_evaluation_twice_is_never_a_difference(done):
+    rows, notes = compare(read_folder(done), read_folder(done))
+    assert all(row.paired.tie and row.paired.difference == 0 for row in rows)
+    assert [row.name for row in rows] == ["natural", *NAMES[1:], "worst case"]
+    assert notes == []
+
+
+def test_a_model_that_is_broken_more_often_compares_as_worse(done, hand, tmp_path):
+    torch.manual_seed(0)
+    weak = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    optimizer = torch.optim.Adam(weak.parameters(), 1e-2)
+    for _ in range(100):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(weak(hand.part.x.float() / 255), hand.part.y).backward()
+        optimizer.step()
+    list(examine(task(weak, hand, attacks=("nat", "pgd10")), tmp_path))
+    rows, notes = compare(read_folder(done), read_folder(tmp_path))
+    found = {row.name: row.paired for row in rows}
+    assert found["pgd10"].difference > 0.1
+    assert not found["pgd10"].tie
+    assert found["pgd10"].low > 0
+    assert notes == ["the worst case is over different attacks"]
+
+
+def test_paired_numbers_are_mcnemars_and_agresti_mins():
+    found = paired(100, 12, 3)
+    assert found.p == pytest.approx(2 * sum([1, 15, 105, 455]) / 2**15)  # both tails of Binomial(15, 1/2)
+    middle, spread = (12.5 - 3.5) / 102, (16 - (12.5 - 3.5) ** 2 / 102) ** 0.5 / 102
+    assert (found.low, found.high) == pytest.approx((middle - 1.959964 * spread, middle + 1.959964 * spread))
+    assert paired(50, 0, 0).p == 1.0

@@ -1,0 +1,223 @@
+"""What people bring becomes a model that can be judged; what is not known is said or asked, never guessed unsaid."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from robustmail.data.images import Part
+from robustmail.data.testsets import TestSet, of_path
+from robustmail.errors import DataError, ModelError
+from robustmail.evaluation.conventions import CONVENTIONS, plausible, read_convention, spelt
+from robustmail.evaluation.plans import NAMES, plan
+from robustmail.evaluation.subject import open_data, open_subject, reopen
+from robustmail.evaluation.suite import evaluate
+from robustmail.models.classifier import Classifier, build
+
+CHECKPOINTS = Path(__file__).parents[3] / "shared" / "checkpoints"
+FACTS = {  # file: (correct of the first 1,000, convention); measured with networks written by hand
+    "resnet20-12fca82f.th": (915, "imagenet"),
+    "resnet4b.pth": (771, "cifar10"),
+    "cifar_conv_small_pgd.pth": (630, "cifar10-per-image"),
+}
+
+
+@pytest.fixture(scope="module")
+def trained(slice_path) -> tuple[nn.Module, TestSet]:
+    """A small network that knows 80 real images when they are normalised as ImageNet's are."""
+    data = open_data(str(slice_path))
+    torch.manual_seed(0)
+    model = build("small_cnn", 10, 3, CONVENTIONS["imagenet"])
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    x = data.part.x.float() / 255
+    for _ in range(40):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model.train()(x), data.part.y).backward()
+        optimizer.step()
+    return model.net, data
+
+
+@pytest.fixture
+def file(trained, tmp_path) -> Path:
+    path = tmp_path / "small.pth"
+    torch.save({"state_dict": trained[0].state_dict()}, path)
+    return path
+
+
+@pytest.mark.parametrize("name", FACTS)
+def test_third_party_checkpoints_are_read_without_help(name, mini_path):
+    if not (CHECKPOINTS / name).is_file():
+        pytest.skip("needs three checkpoints in ../shared/checkpoints")
+    data = open_data(str(mini_path)).first(1000)
+    subject = open_subject(CHECKPOINTS / name, data, probe=True)
+    correct, convention = FACTS[name]
+    assert subject.described["normalize"] == convention
+    assert evaluate(subject.model, data.part, ("nat",))["nat"].correct == pytest.approx(correct, abs=1)
+    again = reopen(subject.described, data)
+    assert again.fingerprint == subject.fingerprint
+    assert again.sha256 == subject.sha256
+
+
+def test_without_a_word_on_normalisation_it_is_asked_for(file, trained):
+    with pytest.raises(ModelError, match=r"does not say how images are normalised.*--probe"):
+        open_subject(file, trained[1])
+
+
+def test_probing_finds_the_convention_and_says_how(file, trained):
+    subject = open_subject(file, trained[1], probe=True)
+    assert subject.described["normalize"] in ("imagenet", "cifar10", "cifar100", "svhn", "cifar10-per-image")
+    assert any("input convention, tried on 80 images" in text for text in subject.said)
+    assert any(text.startswith("read off the tensors: small_cnn") for text in subject.said)
+
+
+def test_what_the_user_says_is_taken(file, trained):
+    subject = open_subject(file, trained[1], normalize="0.485,0.456,0.406/0.229,0.224,0.225")
+    assert subject.described["normalize"] == "imagenet"
+    torch.testing.assert_close(subject.model.std.flatten(), torch.tensor([0.229, 0.224, 0.225]))
+
+
+class Normalising(nn.Module):
+    def __init__(self, net: nn.Module, inline: bool) -> None:
+        super().__init__()
+        self.net, self.inline = net, inline
+        if not inline:
+            self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
+            self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
+
+    def forward(self, x):
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in CONVENTIONS["imagenet"])
+        return self.net((x - mean) / std)
+
+
+@pytest.mark.parametrize("inline", [False, True], ids=["as buffers", "inside forward"])
+def test_normalising_twice_is_refused(trained, tmp_path, inline):
+    net, data = trained
+    torch.save(Normalising(net, inline).state_dict(), tmp_path / "file.pth")
+    (tmp_path / "own.py").write_text(
+        "from tests.evaluation.test_subject import Normalising\nfrom robustmail.models.classifier import build\n"
+        f"def factory():\n    return Normalising(build('small_cnn', 10, 3).net, {inline})\n"
+    )
+    model = f"{tmp_path / 'own.py'}:factory"
+    bare = open_subject(tmp_path / "file.pth", data, model, normalize="none")
+    assert evaluate(bare.model, data.part, ("nat",))["nat"].accuracy > 0.8
+    with pytest.raises(ModelError, match="normalise"):
+        open_subject(tmp_path / "file.pth", data, model, normalize="imagenet")
+    if not inline:
+        assert "the network normalises by itself" in open_subject(tmp_path / "file.pth", data, model).said[0]
+
+
+def test_normalisation_in_the_file_is_used_and_not_doubled(trained, tmp_path):
+    net, data = trained
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in CONVENTIONS["imagenet"])
+    content = {"0.mean": mean, "0.std": std, **{f"1.{k}": v for k, v in net.state_dict().items()}}
+    torch.save(content, tmp_path / "both.pth")
+    subject = open_subject(tmp_path / "both.pth", data)
+    assert evaluate(subject.model, data.part, ("nat",))["nat"].accuracy > 0.8
+    assert any("normalisation in the file" in text for text in subject.said)
+    with pytest.raises(ModelError, match=r"normalises already \(mean and std imagenet\).*Drop --normalize"):
+        open_subject(tmp_path / "both.pth", data, normalize="cifar10")
+
+
+def test_weights_of_another_network_or_class_count_are_refused_with_the_tensors(file, trained, tmp_path):
+    with pytest.raises(ModelError, match=r"conv1.weight"):
+        open_subject(file, trained[1], "cifar_resnet18_w8", normalize="none")
+    (tmp_path / "own.py").write_text(
+        "from robustmail.models.classifier import build\ndef factory(): return build('small_cnn', 7, 3).net"
+    )
+    with pytest.raises(ModelError, match=r"10 classes.*7"):
+        open_subject(file, trained[1], f"{tmp_path / 'own.py'}:factory", normalize="none")
+
+
+def test_a_fingerprint_covers_weights_statistics_and_normalisation(file, trained):
+    prints = {open_subject(file, trained[1], normalize=c).fingerprint for c in ("none", "imagenet", "cifar10")}
+    assert len(prints) == 3
+
+
+def test_every_convention_can_be_named_and_spelt():
+    for name, convention in CONVENTIONS.items():
+        channels = len(convention[0]) if convention else 3
+        assert read_convention(name, channels) == convention
+        assert spelt(convention) == name
+        assert read_convention(spelt(((0.1, 0.2), (0.3, 0.4))), 2) == ((0.1, 0.2), (0.3, 0.4))
+    assert set(plausible(1)) == {"none", "half", "mnist", "bytes"}
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [("cifar11", "Did you mean 'cifar10'"), ("0.5,0.5/0.2,0.2", "each of 3 channels"), ("0.5/0", "must be positive"),
+     ("0.5/1/2", "Or write mean/std"), ("/", "Or write mean/std")],
+)  # fmt: skip
+def test_a_convention_that_is_none_is_refused(text, wrong):
+    with pytest.raises(ModelError, match=wrong):
+        read_convention(text, 3)
+
+
+# Data
+
+
+def test_test_images_come_from_files_of_several_kinds(tmp_path, slice_path):
+    images = np.load(slice_path)
+    x, y = images["x_test"], images["y_test"].astype(np.int64)
+    kinds = {
+        "keras": {"x_test": x, "y_test": y}, "short": {"x": x, "y": y[:, None]},
+        "nchw": {"images": x.transpose(0, 3, 1, 2), "labels": y}, "float": {"data": x / 255, "targets": y},
+    }  # fmt: skip
+    expected = of_path(slice_path).part
+    for name, content in kinds.items():
+        np.savez(tmp_path / name, **content)
+        part = of_path(tmp_path / f"{name}.npz").part
+        found = part.x if part.x.dtype == torch.uint8 else (part.x * 255).round().to(torch.uint8)
+        assert torch.equal(found, expected.x), name
+        assert torch.equal(part.y, expected.y), name
+
+
+def test_images_outside_the_unit_range_and_too_few_are_refused(tmp_path, slice_path):
+    x = np.load(slice_path)["x_test"].astype(np.float32)
+    np.savez(tmp_path / "wide.npz", x=x, y=np.zeros(len(x), np.int64))
+    with pytest.raises(DataError, match=r"images span \[0, 255\], outside \[0, 1\]"):
+        open_data(str(tmp_path / "wide.npz"))
+    with pytest.raises(DataError, match=r"has 80 images.*Pass --n 80"):
+        open_data(str(slice_path)).first(81)
+
+
+# Names of attacks
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 10, 100])
+def test_names_mean_the_same_stages_for_any_number_of_classes(classes):
+    aa = plan("aa", 8 / 255, classes)
+    assert plan("apgd", 8 / 255, classes).stages == {"apgd-ce": aa.stages["apgd-ce"]}
+    second = {2: None, 3: "apgd-dlr"}.get(classes, "apgd-t")
+    assert list(aa.stages) == ["apgd-ce", *([second] if second else []), "fab-t", "square"]
+    assert bool(aa.note) == (classes < 4)
+    assert all(aa.independent(stage) for stage in aa.stages)
+
+
+def test_every_name_is_an_attack():
+    for name in NAMES:
+        found = plan(name, 8 / 255, 10)
+        assert found.name == name
+        assert all(found.settings.values())
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_arts_carlini_and_wagner_counts_only_inside_the_ball(hardened, hand, norm, monkeypatch):
+    from robustmail.attacks.art import art
+    from robustmail.evaluation import plans
+
+    knobs = {"linf": ("CarliniLInfMethod", {}), "l2": ("CarliniL2Method", {"binary_search_steps": 1})}[norm]
+    monkeypatch.setattr(plans, "_nearest", lambda _: art(knobs[0], max_iter=5, learning_rate=0.05, **knobs[1]))
+    found = evaluate(hardened, hand.part.first(6), ("nat", "cw-art"), eps=0.2, norm=norm)
+    assert found["cw-art"].correct <= found["nat"].correct
+    assert all(far <= 0.2 + 1e-4 for far, at in zip(found.ledger.distance, found.ledger.broken_by, strict=True)
+               if at == "cw-art")  # fmt: skip
+
+
+def test_a_classifier_of_a_subject_takes_grey_and_colour():
+    part = Part(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64))
+    model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)))
+    assert len(evaluate(model, part, ("nat",)).ledger) == 3
