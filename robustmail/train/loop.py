@@ -111,7 +111,7 @@ def _train_step(now: Recipe, state: State, indices: Tensor) -> StepDone:
     state.optimizer.zero_grad(set_to_none=True)
     try:
         with forked(), torch.enable_grad(), backends():
-            step, loss = work_through(now, model, x, y, where, _updater(now, state.optimizer), state.forms)
+            step, loss = work_through(now, model, x, y, where, updater(now, state.optimizer), state.forms)
     except NonFiniteError as error:
         with torch.no_grad():
             for buffer, before in statistics:  # the forward pass has moved them
@@ -128,7 +128,7 @@ def _train_step(now: Recipe, state: State, indices: Tensor) -> StepDone:
     return done
 
 
-def _updater(now: Recipe, optimizer: torch.optim.Optimizer) -> Callable[[Loss], None]:
+def updater(now: Recipe, optimizer: torch.optim.Optimizer) -> Callable[[Loss], None]:
     def update(loss: Loss) -> None:
         loss.total.backward()  # type: ignore[no-untyped-call]
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
