@@ -101,6 +101,10 @@ class FoldedConv(nn.Module):
         x = x.to(torch.bfloat16)
         if x.device.type == "cpu":
             return cast(Tensor, _Fused.apply(x, other, self))  # type: ignore[no-untyped-call]
+        return self.plain(x, other)
+
+    def plain(self, x: Tensor, other: Tensor | None) -> Tensor:
+        """The same in torch's own operators."""
         padding, stride, dilation = self.geometry
         y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, self.groups)
         y = y if other is None else y + other

@@ -80,6 +80,14 @@ def test_every_kind_of_convolution_has_its_gradient(first, size):
     assert alike(gradient(twin, x, y), gradient(model, x, y)) > 0.99
 
 
+@pytest.mark.parametrize("name", OURS)
+def test_oneDNNs_operators_do_what_torchs_own_do_elsewhere(name, images, monkeypatch):
+    twin = Twin(made(name), images[0])
+    fused = gradient(twin, *images)
+    monkeypatch.setattr(FoldedConv, "forward", lambda self, x, other=None: self.plain(x.bfloat16(), other))
+    assert alike(fused, gradient(twin, *images)) > 0.95
+
+
 def test_every_batchnorm_behind_a_convolution_every_sum_and_every_relu_is_folded():
     twin = Twin(made("cifar_resnet18_w8"), torch.rand(2, 3, 32, 32))
     assert {type(part).__name__ for part in twin.graph.children()} == {"FoldedConv", "Linear"}
