@@ -162,6 +162,37 @@ def copy(
 cli_evaluate.add_to(app)
 
 
+@app.command("bench")
+def bench_(
+    model: Annotated[
+        str, typer.Option(help="A timm name, ours included, for images of 3 x 32 x 32.")
+    ] = "cifar_resnet18",
+    batch: Annotated[int, typer.Option(min=2, help="Images in a batch.")] = 128,
+    repeats: Annotated[int, typer.Option(min=1, help="Turns that everybody gets, after one to warm up.")] = 3,
+    precision: Annotated[str, typer.Option(help="Ours: auto, bf16 or fp32.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
+    out: Annotated[Path, typer.Option(help="Where bench-MODEL-BATCH.json and .png go.")] = Path("bench"),
+    quick: Annotated[bool, typer.Option("--quick", help="A narrow model and a small batch: under a minute.")] = False,
+) -> None:
+    """Measure images a second side by side with plain loops, torchattacks and ART."""
+    from rich.console import Console
+
+    from robustmail.bench import bench, save, table
+
+    if precision not in (known := ("auto", "bf16", "fp32")):
+        raise RecipeError(f"bench --precision {precision}", "no such precision", did_you_mean(precision, known))
+    console = Console()
+    size = ("cifar_resnet18_w16", 32) if quick else (model, batch)
+    with console.status("building") as status:
+        report = bench(
+            *size, repeats, precision=precision, device=device,  # type: ignore[arg-type]
+            progress=status.update,
+        )  # fmt: skip
+    console.print(table(report))
+    for path in save(report, out):
+        print(path)
+
+
 def main() -> None:
     """Run the command line; every error that a user can cause is one line and exit code 2."""
     words = sys.argv[1:] or ["--help"]

@@ -213,6 +213,7 @@ class Dashboard:
         text = Text(begun.formula, style="bold")
         text.append(f"\n{begun.model} ({begun.parameters:,} parameters), {begun.device}\n", style="not bold")
         text.append(f"{begun.data}: {train:,} train, {validation:,} validation, {test:,} test", style="not bold")
+        text.append(f"\nprecision: {begun.precision}" if begun.precision else "", style="not bold")
         if self._forecast is not None:
             text.append(f"\n{line(self._forecast)}", style="italic not bold")
         return Panel(text, title=begun.name, title_align="left")

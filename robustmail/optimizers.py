@@ -41,6 +41,8 @@ class SGD:
             raise RecipeError("SGD (given nesterov=True, momentum=0)", "Nesterov's step needs a momentum")
 
     def __call__(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        parameters = list(parameters)
         return torch.optim.SGD(
-            parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
-        )
+            parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov,
+            fused=all(p.is_cuda for p in parameters) or None,  # one kernel for all parameters
+        )  # fmt: skip

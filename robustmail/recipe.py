@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from robustmail.attacks.view import Norm, check_budget, norm_of
 from robustmail.errors import RecipeError, did_you_mean
 from robustmail.optimizers import SGD, Optimizer
+from robustmail.precision import Precision
 from robustmail.rehearsal import Passes, ask, broken, rehearse
 from robustmail.schedules import Schedule
 from robustmail.step import Attack, Margin, Objective, Perturbation, Step, Terms, Weighter
@@ -44,8 +45,10 @@ class Recipe:
     while attacking. validate: the attack that picks the best epoch on images held out of the training set.
     ema: decay of an exponential moving average of the weights, which is then what is validated, kept and evaluated.
     evaluate: what is run on the test set at the end, on the weights that `select` names; test_size: on the first so
-    many test images only. Fields of attack, objective, weight, perturb and optimizer may be schedules such as Stairs,
-    and so may attack, objective, margin, weight and perturb themselves.
+    many test images only. precision: of training alone, evaluation is always exact: "fp32"; "bf16", in autocast and
+    with a folded twin for attacks; or "auto", what suits device and model.
+    Fields of attack, objective, weight, perturb and optimizer may be schedules such as Stairs, and so may attack,
+    objective, margin, weight and perturb themselves.
     """
 
     data: Callable[[], Any]
@@ -68,6 +71,7 @@ class Recipe:
     select: str = "best"
     test_size: int | None = None
     device: str = "auto"
+    precision: Precision = "auto"
     seed: int = 1
 
     def __post_init__(self) -> None:

@@ -29,6 +29,7 @@ class Begun:
     step: int = 0
     folder: str = ""
     note: str = ""
+    precision: str = ""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustmail.errors import AttackError, NonFiniteError, RecipeError
+from robustmail.models.twin import Twin
 from robustmail.randomness import forked
 from robustmail.scores import precise
 from robustmail.step import mode
@@ -64,11 +65,14 @@ def viewed(model: nn.Module, which: str = "eval") -> Iterator[View]:
     Inside: all modules in eval (or "train") mode, parameters that need no gradient, gradients enabled, the global
     generators forked. Afterwards modes (of each module), `.grad`, `requires_grad`, buffers and generators are as
     they were. A noise that an attack draws is thus a function of the generator's state, which a caller must move on
-    (as `fit` does) to get another one. Lending a view again is free and changes nothing.
+    (as `fit` does) to get another one. Lending a view again is free and changes nothing. A twin follows the live
+    weights here, each time it is lent.
     """
     if isinstance(model, View):
         yield model
         return
+    if isinstance(model, Twin):
+        model.refresh()
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     buffers = [(b, b.detach().clone()) for b in model.buffers()]
     with forked(), mode(model, which), torch.inference_mode(False), torch.enable_grad():

@@ -32,10 +32,14 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] in [0, 1] -> [B, classes]"""
+        logits: Tensor = self.net(self.prepare(x))
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """What the network gets of an image: normalised, channels-last."""
         if self.normalize is not None:
             x = (x - self.mean) / self.std
-        logits: Tensor = self.net(x.contiguous(memory_format=torch.channels_last))
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return x.contiguous(memory_format=torch.channels_last)
 
 
 def build(

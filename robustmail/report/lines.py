@@ -69,7 +69,9 @@ def _begun(record: Begun) -> str:
         f"{record.name}: {record.model} ({record.parameters:,} parameters) on {record.data}, {record.device}{where}\n"
         f"{record.formula}\n"
         f"{train:,} images to train on, {validation:,} to validate, {test:,} to test; "
-        f"{record.epochs} epochs of {record.steps} steps" + (f"\n{record.note}" if record.note else "")
+        f"{record.epochs} epochs of {record.steps} steps"
+        + (f"\nprecision: {record.precision}" if record.precision else "")
+        + (f"\n{record.note}" if record.note else "")
     )
 
 

@@ -16,6 +16,7 @@ from robustmail.errors import NonFiniteError
 from robustmail.evaluation.plans import cost, plan
 from robustmail.evaluation.suite import trial
 from robustmail.models.classifier import build
+from robustmail.precision import Decision, Forms, backends, forms
 from robustmail.randomness import forked, generator, reseed
 from robustmail.recipe import Loss, Recipe
 from robustmail.records import Attacked, Begun, EpochDone, Forecast, Record, StepDone
@@ -53,15 +54,18 @@ def fit(recipe: Recipe, state: State | None = None, name: str = "recipe") -> Ite
 
 
 def work_through(
-    now: Recipe, model: nn.Module, x: Tensor, y: Tensor, where: tuple[int, int], update: Callable[[Loss], None]
-) -> tuple[Step, Loss]:
+    now: Recipe, model: nn.Module, x: Tensor, y: Tensor, where: tuple[int, int], update: Callable[[Loss], None],
+    forms: Forms | None = None,
+) -> tuple[Step, Loss]:  # fmt: skip
     """The batch of (epoch, step): attack it, reckon its loss, and hand that to `update`, inside the perturbation of
-    the weights. Attack and update draw from generators of their own; the caller has forked them and cleared gradients.
+    the weights. Attack and loss call the model in its `forms`, or as it is.
+    Attack and update draw from generators of their own; the caller has forked them and cleared gradients.
     """
+    attackable, trainable = (forms.attack, forms.loss) if forms else (model, model)
     reseed(now.seed, "attack", *where)
-    found = attacked(now, model, x, y)
+    found = attacked(now, attackable, x, y)
     reseed(now.seed, "update", *where)
-    step = Step(model, x, y, found.x, found.trace)
+    step = Step(trainable, x, y, found.x, found.trace)
     model.train()
     around: AbstractContextManager[None] = nullcontext()
     if now.perturb is not None:
@@ -82,8 +86,9 @@ def reproduce(dump: str | Path, recipe: Recipe) -> float:
     x, y, epoch, step = (content[name] for name in ("x", "y", "epoch", "step"))
     model = build(recipe.model, content["classes"], x.shape[1], recipe.normalize)
     model.load_state_dict(content["model"])
+    made = forms(model, Decision(content["precision"], "as it was"), recipe.attack_mode, x[:2])
     with forked():
-        _, loss = work_through(recipe.at(epoch), model, x, y, (epoch, step), lambda _: None)
+        _, loss = work_through(recipe.at(epoch), model, x, y, (epoch, step), lambda _: None, made)
     return loss.total.item()
 
 
@@ -105,8 +110,8 @@ def _train_step(now: Recipe, state: State, indices: Tensor) -> StepDone:
     statistics = [(buffer, buffer.clone()) for buffer in model.buffers()]
     state.optimizer.zero_grad(set_to_none=True)
     try:
-        with forked(), torch.enable_grad():
-            step, loss = work_through(now, model, x, y, where, _updater(now, state.optimizer))
+        with forked(), torch.enable_grad(), backends():
+            step, loss = work_through(now, model, x, y, where, updater(now, state.optimizer), state.forms)
     except NonFiniteError as error:
         with torch.no_grad():
             for buffer, before in statistics:  # the forward pass has moved them
@@ -123,7 +128,7 @@ def _train_step(now: Recipe, state: State, indices: Tensor) -> StepDone:
     return done
 
 
-def _updater(now: Recipe, optimizer: torch.optim.Optimizer) -> Callable[[Loss], None]:
+def updater(now: Recipe, optimizer: torch.optim.Optimizer) -> Callable[[Loss], None]:
     def update(loss: Loss) -> None:
         loss.total.backward()  # type: ignore[no-untyped-call]
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -181,6 +186,7 @@ def _begun(recipe: Recipe, state: State, steps: int, name: str) -> Begun:
         parameters=sum(p.numel() for p in state.model.parameters()), data=state.images.name, sizes=sizes,
         device=_device_name(state.device), epochs=recipe.epochs, steps=steps, burn_in=recipe.burn_in,
         epoch=state.epoch, step=state.step, folder=str(state.folder or ""), note=state.note,
+        precision=state.forms.said,
     )  # fmt: skip
 
 

@@ -206,7 +206,7 @@ def _write_results(
         },
         "attacks": [asdict(row) for row in rows],
         "provenance": {
-            **provenance(state.device), "seed": recipe.seed,
+            **provenance(state.device), "seed": recipe.seed, "precision": state.forms.said,
             "data": {"name": state.images.name, "fingerprint": state.images.fingerprint},
             "recipe": flatten(recipe), "text": describe(recipe),
         },

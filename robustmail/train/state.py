@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import time
@@ -20,6 +21,7 @@ from robustmail.devices import pick_device
 from robustmail.errors import RecipeError, RunError
 from robustmail.files import write, write_text
 from robustmail.models.classifier import Classifier, build, try_out
+from robustmail.precision import Decision, Forms, decide, forms
 from robustmail.randomness import forked, generator, reseed
 from robustmail.recipe import Recipe
 from robustmail.rehearsal import ask
@@ -45,6 +47,7 @@ class State:
     train: Part
     validation: Part
     device: torch.device
+    precision: Decision
     average: ModelEmaV3 | None = None
     folder: Path | None = None
     epoch: int = 0
@@ -78,7 +81,13 @@ class State:
         optimizer = recipe.at(0).optimizer(model.parameters())
         average = ModelEmaV3(model, decay=recipe.ema) if recipe.ema else None
         parts = train.to(device), validation.to(device)
-        return cls(recipe, model, optimizer, images, *parts, device, average, folder)
+        precision = decide(recipe.precision, model, sample)
+        return cls(recipe, model, optimizer, images, *parts, device, precision, average, folder)
+
+    @functools.cached_property
+    def forms(self) -> Forms:
+        """The model as attacks and the loss call it."""
+        return forms(self.model, self.precision, self.recipe.attack_mode, to_float(self.train.x[:2]))
 
     @property
     def kept(self) -> nn.Module:
@@ -100,6 +109,7 @@ class State:
             "format": FORMAT, "data": self.images.fingerprint,
             "epoch": self.epoch, "step": self.step, "sums": self.sums, "history": self.history,
             "best": self.best, "best_epoch": self.best_epoch, "threads": torch.get_num_threads(),
+            "precision": self.precision.name,
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "average": self.average.module.state_dict() if self.average else {},
         }  # fmt: skip
@@ -139,6 +149,8 @@ class State:
             raise RunError(str(path), wrong, "Begin anew with --fresh --yes.") from error
         if content["threads"] != torch.get_num_threads() and self.device.type == "cpu":
             self.note = f"begun with {content['threads']} threads, so the bits may differ from a run without a break"
+        if content["precision"] != self.precision.name:
+            self.precision = Decision(content["precision"], "as this run began")
         for name in ("epoch", "step", "sums", "history", "best", "best_epoch"):
             setattr(self, name, content[name])
         self._write_metrics()  # a kill may have come between the state and its table
@@ -174,7 +186,7 @@ class State:
             return None
         content = {
             "epoch": self.epoch, "step": self.step, "indices": indices.cpu(), "x": x.cpu(), "y": y.cpu(),
-            "model": self.model.state_dict(), "classes": self.images.classes,
+            "model": self.model.state_dict(), "classes": self.images.classes, "precision": self.precision.name,
         }  # fmt: skip
         path = self.folder / "nonfinite.pt"
         write(path, lambda temporary: torch.save(content, temporary))

@@ -1,0 +1,384 @@
+"""Speed, side by side: robustmail, the plain loop as papers publish it, torchattacks and ART, on the machine at hand.
+
+Everybody gets the same network, batch, budget, steps and threads, and in each repeat everybody has a turn, so that a
+ratio compares what was measured within the same minute.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robustmail.attacks.art import art
+from robustmail.attacks.pgd import PGD
+from robustmail.attacks.torchattacks import torchattack
+from robustmail.attacks.view import viewed
+from robustmail.data.sources import digits
+from robustmail.devices import pick_device
+from robustmail.errors import RunError
+from robustmail.files import write, write_json
+from robustmail.margins import pm_adv
+from robustmail.models.classifier import Classifier, build
+from robustmail.objectives import AT, TRADES
+from robustmail.optimizers import SGD
+from robustmail.precision import Precision, backends, decide, flops, forms
+from robustmail.provenance import provenance
+from robustmail.randomness import forked
+from robustmail.recipe import Recipe
+from robustmail.train.loop import updater, work_through
+from robustmail.weights import Sigmoid
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["Report", "Row", "bench", "draw", "save", "table"]
+
+EPS, ALPHA, BETA = 8 / 255, 2 / 255, 5.0
+PLAIN = "plain loop"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender in one task, over the repeats."""
+
+    task: str
+    who: str
+    seconds: list[float]
+    images_per_second: float
+    """median"""
+    ratio: float
+    """of the plain loop's seconds to its own within a repeat: median, lowest and highest"""
+    low: float
+    high: float
+    gflops: float | None
+    """useful ones a second: what the method needs, whatever is done besides; None where that depends on the images"""
+    share: float | None
+    """of what the machine's matrix product does in bf16, or fp32 where that is faster"""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was measured, and where."""
+
+    settings: dict[str, Any]
+    machine: dict[str, float]
+    """GFLOP/s of a matrix product"""
+    rows: list[Row]
+    provenance: dict[str, Any]
+
+
+class Contender(NamedTuple):
+    """Somebody who does a task once when called."""
+
+    task: str
+    who: str
+    turn: Callable[[], object]
+    passes: int | None
+    """of the batch, a forward as one, that the task needs"""
+
+
+def bench(
+    model: str = "cifar_resnet18", batch: int = 128, repeats: int = 3, steps: int = 10, targeted_steps: int = 3,
+    precision: Precision = "auto", device: str = "auto", progress: Callable[[str], object] = lambda _: None,
+) -> Report:  # fmt: skip
+    """Measure every contender in every task, `repeats` times in turn after one turn to warm up.
+
+    Random images of 3 x 32 x 32: speed does not depend on what is in them. Raises ModelError, DeviceError.
+    """
+    where = pick_device(device)
+    x, y = torch.rand(batch, 3, 32, 32, device=where), torch.randint(10, (batch,), device=where)
+    contenders = list(_contenders(model, x, y, steps, targeted_steps, precision))
+    machine = {"fp32": _rate(torch.float32, where), "bf16": _rate(torch.bfloat16, where)}
+    seconds: dict[Contender, list[float]] = {who: [] for who in contenders}
+    for repeat in range(repeats + 1):
+        for who in contenders:
+            progress(f"{'warming up' if not repeat else f'repeat {repeat} of {repeats}'}: {who.task}, {who.who}")
+            taken = _timed(who.turn, where)
+            if repeat:
+                seconds[who].append(taken)
+    work = flops(build(model, 10, 3), torch.rand(1, 3, 32, 32))
+    said = forms(made := build(model, 10, 3).to(where), decide(precision, made, x[:2]), "eval", x[:2]).said
+    settings = {"model": model, "batch": batch, "repeats": repeats, "eps": EPS, "alpha": ALPHA, "steps": steps,
+                "targeted_steps": targeted_steps, "forward_flops": work, "precision": said}  # fmt: skip
+    return Report(settings, machine, _rows(seconds, batch, work, max(machine.values())), provenance(where))
+
+
+def _contenders(
+    name: str, x: Tensor, y: Tensor, steps: int, targeted: int, precision: Precision
+) -> Iterator[Contender]:
+    pgd = torchattack("PGD", eps=EPS, alpha=ALPHA, steps=steps)
+    tpgd = torchattack("TPGD", eps=EPS, alpha=ALPHA, steps=steps)
+    apgdt = {"eps": EPS, "steps": targeted, "n_classes": 10, "seed": 0}
+    at = Recipe(
+        data=digits(), model=name, attack=pgd, objective=AT(), margin=pm_adv, epochs=1,
+        weight=Sigmoid(slope=10.0, bias=-0.5), precision=precision,
+    )  # fmt: skip
+    trades = at.but(attack=tpgd, objective=TRADES(beta=BETA), weight=Sigmoid(slope=2.0, bias=0.0))
+    needs = {"MAIL-AT step": 2 * steps + 3, "MAIL-TRADES step": 2 * steps + 1 + 6, f"PGD-{steps}": 2 * steps}
+
+    task = "MAIL-AT step"
+    yield Contender(task, "robustmail", _our_step(at, x, y), needs[task])
+    yield Contender(task, PLAIN, _plain_step(name, x, y, _plain_pgd, steps, _mail_at), needs[task])
+    library = _plain_step(name, x, y, _library_attack("PGD"), steps, _mail_at)
+    yield Contender(task, "torchattacks", library, needs[task])
+    yield Contender(task, "ART (AT)", _art_trainer(name, x, y, steps, trades=False), needs[task])
+    task = "MAIL-TRADES step"
+    yield Contender(task, "robustmail", _our_step(trades, x, y), needs[task])
+    yield Contender(task, PLAIN, _plain_step(name, x, y, _plain_tpgd, steps, _mail_trades), needs[task])
+    library = _plain_step(name, x, y, _library_attack("TPGD"), steps, _mail_trades)
+    yield Contender(task, "torchattacks", library, needs[task])
+    yield Contender(task, "ART (TRADES)", _art_trainer(name, x, y, steps, trades=True), needs[task])
+    task = f"PGD-{steps}"
+    plain, model = _plain(name).to(x.device).eval(), _network(name).to(x.device)
+    view = forms(model, decide(precision, model, x[:2]), "eval", x[:2]).attack
+    ours, art_pgd = PGD(eps=EPS, alpha=ALPHA, steps=steps), art(
+        "ProjectedGradientDescentPyTorch", eps=EPS, eps_step=ALPHA, max_iter=steps, num_random_init=1
+    )  # fmt: skip
+    yield Contender(task, "robustmail", lambda: ours(view, x, y), needs[task])
+    yield Contender(task, PLAIN, lambda: _plain_pgd(plain, x, y, steps), needs[task])
+    yield Contender(task, "plain loop, our view", lambda: _on_view(view, x, y, steps), needs[task])
+    yield Contender(task, "torchattacks, our view", lambda: pgd(view, x, y), needs[task])
+    yield Contender(task, "torchattacks", lambda: _library_attack("PGD")(plain, x, y, steps), needs[task])
+    yield Contender(task, "ART", lambda: art_pgd(plain, x, y), needs[task])
+    task = f"APGD-T, {targeted} steps"
+    fast = torchattack("APGDT", **apgdt)
+    with torch.no_grad():
+        own = plain(x).argmax(1)  # what is wrong already is not attacked
+    yield Contender(task, "torchattacks, our view", lambda: fast(view, x, own), None)
+    yield Contender(task, PLAIN, lambda: _library_apgdt(plain, x, own, apgdt), None)
+
+
+def _our_step(recipe: Recipe, x: Tensor, y: Tensor) -> Callable[[], object]:
+    model = _network(str(recipe.model)).to(x.device)
+    form = forms(model, decide(recipe.precision, model, x[:2]), recipe.attack_mode, x[:2])
+    now, optimizer = recipe.at(0), SGD()(model.parameters())
+
+    def turn() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with forked(), backends():
+            work_through(now, model, x, y, (0, 0), updater(now, optimizer), form)
+
+    return turn
+
+
+def _plain_step(
+    name: str, x: Tensor, y: Tensor, attack: Callable[..., Tensor], steps: int, loss: Callable[..., Tensor]
+) -> Callable[[], object]:
+    model = _plain(name).to(x.device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=3.5e-3)
+
+    def turn() -> float:
+        model.eval()
+        x_adv = attack(model, x, y, steps)
+        model.train()
+        optimizer.zero_grad()
+        total = loss(model, x, x_adv, y)
+        total.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        return total.item()
+
+    return turn
+
+
+def _plain_pgd(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> Tensor:
+    """PGD as in the repositories of the papers: the parameters keep requiring gradients."""
+    x_adv = x + 0.001 * torch.randn_like(x)
+    for _ in range(steps):
+        x_adv.requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(model(x_adv), y), x_adv)
+        x_adv = x_adv.detach() + ALPHA * gradient.sign()
+        x_adv = torch.min(torch.max(x_adv, x - EPS), x + EPS).clamp(0, 1)
+    return x_adv.detach()
+
+
+def _plain_tpgd(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> Tensor:
+    """TRADES' inner loop as its authors wrote it: the natural images go through the model at every step."""
+    x_adv = x + 0.001 * torch.randn_like(x)
+    for _ in range(steps):
+        x_adv.requires_grad_()
+        natural = model(x).softmax(1)
+        divergence = F.kl_div(model(x_adv).log_softmax(1), natural, reduction="sum")
+        (gradient,) = torch.autograd.grad(divergence, x_adv)
+        x_adv = x_adv.detach() + ALPHA * gradient.sign()
+        x_adv = torch.min(torch.max(x_adv, x - EPS), x + EPS).clamp(0, 1)
+    return x_adv.detach()
+
+
+def _mail_at(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
+    logits = model(x_adv)
+    weights = torch.sigmoid(-10 * (_margin(logits, y) + 0.5))
+    return (weights / weights.mean() * F.cross_entropy(logits, y, reduction="none")).mean()
+
+
+def _mail_trades(model: nn.Module, x: Tensor, x_adv: Tensor, y: Tensor) -> Tensor:
+    natural, logits = model(x), model(x_adv)
+    weights = torch.sigmoid(-2 * _margin(logits, y))
+    divergence = F.kl_div(logits.log_softmax(1), natural.softmax(1), reduction="none").sum(1)
+    return F.cross_entropy(natural, y) + BETA * (weights / weights.mean() * divergence).mean()
+
+
+def _margin(logits: Tensor, y: Tensor) -> Tensor:
+    p = logits.detach().softmax(1)
+    true = p.gather(1, y[:, None]).squeeze(1)
+    return true - p.scatter(1, y[:, None], -1.0).amax(1)
+
+
+def _on_view(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> Tensor:
+    """The shortest loop there is, on the model as our attacks get it."""
+    with viewed(model) as view:
+        return _plain_pgd(view, x, y, steps)
+
+
+def _library_attack(which: str) -> Callable[..., Tensor]:
+    import torchattacks
+
+    def attack(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> Tensor:
+        found: Tensor = getattr(torchattacks, which)(model, eps=EPS, alpha=ALPHA, steps=steps)(x, y)
+        return found
+
+    return attack
+
+
+def _library_apgdt(model: nn.Module, x: Tensor, y: Tensor, knobs: dict[str, Any]) -> Tensor:
+    import torchattacks
+
+    with forked():
+        found: Tensor = torchattacks.APGDT(model, **knobs)(x, y)
+    return found.detach()
+
+
+def _art_trainer(name: str, x: Tensor, y: Tensor, steps: int, trades: bool) -> Callable[[], object]:
+    """ART's own trainers on one batch: Madry's, and TRADES with the attack ART gives it."""
+    from robustmail.attacks.art import _evasion
+
+    evasion, model = _evasion(), _plain(name)
+    from art.defences import trainer
+    from art.estimators.classification import PyTorchClassifier
+
+    classifier = PyTorchClassifier(
+        model=model, loss=nn.CrossEntropyLoss(), input_shape=tuple(x.shape[1:]), nb_classes=10, clip_values=(0.0, 1.0),
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=3.5e-3),
+        device_type="cpu" if x.device.type == "cpu" else "gpu",
+    )  # fmt: skip
+    attack = evasion.ProjectedGradientDescent(
+        classifier, eps=EPS, eps_step=ALPHA, max_iter=steps, num_random_init=1, batch_size=len(x), verbose=False
+    )
+    made = (
+        trainer.AdversarialTrainerTRADESPyTorch(classifier, attack, beta=BETA)
+        if trades else trainer.AdversarialTrainer(classifier, attack, ratio=1.0)
+    )  # fmt: skip
+    images, labels = x.cpu().numpy(), F.one_hot(y, 10).cpu().numpy()
+
+    def turn() -> None:
+        with contextlib.redirect_stderr(io.StringIO()), forked():  # progress bars
+            made.fit(images, labels, batch_size=len(x), nb_epochs=1)
+
+    return turn
+
+
+def _network(name: str) -> Classifier:
+    with forked():
+        torch.manual_seed(0)
+        return build(name, 10, 3)
+
+
+def _plain(name: str) -> nn.Module:
+    """The bare network, float32, channels first."""
+    return _network(name).net.to(memory_format=torch.contiguous_format)  # type: ignore[no-any-return,call-overload]
+
+
+def _timed(turn: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    turn()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
+
+
+def _rate(dtype: torch.dtype, device: torch.device, n: int = 2048) -> float:
+    """GFLOP/s of a square matrix product, the best of some."""
+    a, b = torch.rand(n, n, dtype=dtype, device=device), torch.rand(n, n, dtype=dtype, device=device)
+    return max(2 * n**3 / _timed(lambda: a @ b, device) for _ in range(8)) / 1e9
+
+
+def _rows(seconds: dict[Contender, list[float]], batch: int, work: int, rate: float) -> list[Row]:
+    rows = []
+    for who, taken in seconds.items():
+        (plain,) = (s for other, s in seconds.items() if (other.task, other.who) == (who.task, PLAIN))
+        ratios = [theirs / ours for theirs, ours in zip(plain, taken, strict=True)]
+        gflops = None if who.passes is None else who.passes * work * batch / median(taken) / 1e9
+        rows.append(Row(who.task, who.who, taken, batch / median(taken), median(ratios), min(ratios), max(ratios),
+                        gflops, None if gflops is None else gflops / rate))  # fmt: skip
+    return rows
+
+
+def table(report: Report) -> Table:
+    """A rich table of a report."""
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    s = report.settings
+    title = f"{s['model']}, batch {s['batch']}, {s['repeats']} repeats, {torch.get_num_threads()} threads"
+    rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in report.machine.items())
+    shown = Table(
+        title=title,
+        box=SIMPLE,
+        caption=f"{s['precision']}\na matrix product does {rates} GFLOP/s; share is of the most",
+    )
+    for name in ("who", "images/s", "x plain", "spread", "GFLOP/s", "share"):
+        shown.add_column(name, justify="left" if name == "who" else "right", no_wrap=True)
+    for task in dict.fromkeys(row.task for row in report.rows):
+        shown.add_section()
+        shown.add_row(task, style="bold")
+        for row in (row for row in report.rows if row.task == task):
+            work = ("", "") if row.gflops is None else (f"{row.gflops:.0f}", f"{100 * (row.share or 0):.0f}%")
+            spread = f"{row.low:.2f}–{row.high:.2f}"
+            shown.add_row(row.who, f"{row.images_per_second:.1f}", f"{row.ratio:.2f}", spread, *work)
+    return shown
+
+
+def draw(report: Report, path: Path) -> None:
+    """A bar chart of the ratios with their spread, as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    tasks = list(dict.fromkeys(row.task for row in report.rows))
+    figure = Figure(figsize=(3.2 * len(tasks), 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
+        rows = [row for row in report.rows if row.task == task]
+        spread = [[r.ratio - r.low for r in rows], [r.high - r.ratio for r in rows]]
+        colours = ["#1f77b4" if "robustmail" in r.who or "our view" in r.who else "#aaaaaa" for r in rows]
+        bars = axes.bar([r.who for r in rows], [r.ratio for r in rows], yerr=spread, color=colours, capsize=3)
+        axes.bar_label(bars, [f"{r.ratio:.1f}x\n{r.images_per_second:.0f}/s" for r in rows], fontsize=8)
+        axes.set_title(task, fontsize=10)
+        axes.tick_params("x", rotation=60, labelsize=8)
+        axes.margins(y=0.2)
+    s = report.settings
+    figure.suptitle(f"images/s over those of the {PLAIN}: {s['model']}, batch {s['batch']}", fontsize=11)
+    write(path, lambda temporary: figure.savefig(temporary, dpi=150, format="png"))
+
+
+def save(report: Report, folder: Path) -> list[Path]:
+    """Write bench.json and bench.png; returns where. Raises RunError where that cannot be done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(str(folder), f"cannot be made ({error.strerror})", "Pass another --out.") from error
+    stem = f"bench-{report.settings['model']}-{report.settings['batch']}"
+    numbers, picture = folder / f"{stem}.json", folder / f"{stem}.png"
+    write_json(numbers, asdict(report))
+    draw(report, picture)
+    return [numbers, picture]
