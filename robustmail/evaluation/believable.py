@@ -76,9 +76,10 @@ def measure(
     left = sample.take(rest)
     yield from attempt(model, Part(part.x[rest], part.y[rest]), left, black, seed, room, keep=False)
     found["black_box"] = int((left.outcome("square") == BROKE).sum()) / n
-    found["huge"] = HUGE if norm == "linf" else HUGE * math.sqrt(part.x[0].numel())
+    most = 1.0 if norm == "linf" else 16.0  # what an attack takes for a budget
+    found["huge"] = HUGE if norm == "linf" else min(HUGE * math.sqrt(part.x[0].numel()), most)
     points = [{"eps": 0.0, "correct": int(sample.right.sum())}]
-    for radius in sorted({*(factor * eps for factor in CURVE), found["huge"]}):
+    for radius in sorted({*(min(factor * eps, most) for factor in CURVE), found["huge"]}):
         attack = PGD(eps=radius, alpha=2.5 * radius / 20, steps=20, norm=norm)
         what = Plan("curve", {f"pgd20 at {radius:.3g}": attack}, radius, norm)
         yield from attempt(model, part, sample, what, seed, room, keep=False)
@@ -105,8 +106,9 @@ def judge(measured: dict[str, Any] | None, ledger: Ledger, pgd: list[str]) -> di
     checks = [*_of_ledger(ledger, gap), *(_of_sample(measured) if measured else [])]
     flags = [asdict(check) for check in checks if check.light != "green"]
     passed = [asdict(check) for check in checks if check.light == "green"]
-    return {"light": light(checks) if measured else "grey", "gap": None if gap is None else round(gap[0], 2),
-            "flags": flags, "examined": passed}  # fmt: skip
+    said = light(checks) if measured and ledger.stages else "grey"  # without an attack there is nothing to believe
+    gap_said = None if gap is None else round(gap[0], 2)
+    return {"light": said, "gap": gap_said, "flags": flags, "examined": passed}
 
 
 def light(checks: list[Flag]) -> str:

@@ -54,9 +54,10 @@ class Plan(NamedTuple):
         return library or (isinstance(attack, PGD) and not attack.noise)
 
     def bounds(self, stage: str) -> bool:
-        """Does a stage keep to a ball of its own accord? One that looks for the nearest example may return any; what
-        lies outside does not count."""
-        return hasattr(self.stages[stage], "eps")
+        """Must a stage keep to the ball? All but a library's that looks for the nearest example: of that, what lies
+        outside does not count."""
+        library = type(self.stages[stage]).__module__.startswith("robustmail.attacks")
+        return hasattr(self.stages[stage], "eps") or not library
 
     def renamed(self, name: str) -> Plan:
         """The same attack of one stage under another name."""
@@ -111,7 +112,7 @@ def _nearest(norm: Norm) -> Any:
 
 
 def _step(eps: float, steps: int) -> float:
-    return max(eps / 10, 2.5 * eps / steps)
+    return min(max(eps / 10, 2.5 * eps / steps), eps)
 
 
 def cost(name: str) -> float:

@@ -17,7 +17,7 @@ from robustmail.evaluation.folder import Held, fingerprint_of, read_folder, summ
 from robustmail.evaluation.ledger import BROKE, UNTRIED, Ledger, digest
 from robustmail.evaluation.plans import Plan
 from robustmail.evaluation.subject import Subject, open_data, reopen
-from robustmail.evaluation.suite import floats, look, room_of, verdict
+from robustmail.evaluation.suite import CHUNK, floats, look, room_of, verdict
 from robustmail.evaluation.suite import images as seen
 from robustmail.records import Attacked
 
@@ -73,6 +73,13 @@ def _verify(held: Held, subject: Subject, data: TestSet, moved: bool) -> Verifie
         raise RunError(str(subject.described["checkpoint"]), "is not the file that was evaluated: its bytes differ")
     if results["weights"]["fingerprint"] != subject.fingerprint:
         raise RunError(str(subject.described["checkpoint"]), "holds other weights than those that were evaluated")
+    k, of = results["shard"] or (1, 1)
+    places = [i for i in range(results["spec"]["n"]) if (i // CHUNK) % of == k - 1]
+    for at, index in enumerate(ledger.index.tolist()):
+        if at >= len(places) or index != places[at]:
+            raise fail(at, "is out of its place: rows were moved, doubled or left out")
+    if len(places) != len(ledger):
+        raise RunError(str(where), f"has {len(ledger)} rows of {len(places)}: some were left out")
     if int(ledger.index.max()) >= len(data.part.y):
         raise RunError(
             data.name, f"has {len(data.part.y)} images, the ledger speaks of image {int(ledger.index.max())}"

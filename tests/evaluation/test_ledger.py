@@ -266,12 +266,12 @@ def test_rounded_examples_are_whole_bytes_inside_the_ball(copy, hand):
         assert (pixels / 255 - hand.part.x[int(path.stem)][0] / 255).abs().max() <= EPS + 1e-6
 
 
-def test_what_lies_outside_the_ball_does_not_count(hardened, hand):
-    def far(model, x, y):  # looks for the nearest example and says no eps
+def test_an_attack_that_leaves_the_ball_is_refused_whether_it_has_an_eps_or_not(hardened, hand):
+    def far(model, x, y):
         return (x + 0.3).clamp(0, 1)
 
-    found = evaluate(hardened, hand.part.first(30), (far,), EPS)
-    assert found["far"].correct == found.ledger.right.sum()
+    with pytest.raises(AttackError, match="left its ball"):
+        evaluate(hardened, hand.part.first(30), (far,), EPS)
 
     class Leaves:
         eps = EPS
@@ -403,6 +403,21 @@ def test_a_verdict_forged_with_a_seal_of_its_own_is_found_by_judging_again(copy,
     folders._save(forged, copy, ledger, rows, held.results["measured"], 1.0, complete=True)
     with pytest.raises(RunError, match=rf"\(image {at}\): the model says"):
         verify(copy, hardened, hand)
+
+
+def test_rows_that_were_moved_are_found(copy, hardened, hand):
+    lines = (copy / "ledger.csv").read_text().splitlines()
+    lines[4], lines[9] = lines[9], lines[4]
+    (copy / "ledger.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(RunError, match=r"row 4 \(image 8\): is out of its place"):
+        verify(copy, hardened, hand)
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("l2", 0.5), ("linf", 0.3), ("linf", 1.0)])
+def test_any_budget_comes_to_an_end(hardened, hand, tmp_path, norm, eps):
+    few = hand.first(20)
+    list(examine(task(hardened, few, attacks=("nat", "pgd2"), eps=eps, norm=norm), tmp_path))
+    assert verify(tmp_path, hardened, few).images == 20
 
 
 # Compare
