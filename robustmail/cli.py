@@ -55,6 +55,7 @@ def run_(
     """Train a recipe and evaluate it; the same command again continues it."""
     from rich.console import Console
 
+    from robustmail import distributed
     from robustmail.plugins import recipe_path
     from robustmail.train.run import Signals, Stopped, run
 
@@ -67,13 +68,21 @@ def run_(
 
     console, log, signals = Console(), Log(folder / "log.txt"), Signals()
     try:
-        with signals.caught(), choose(console, plain or bool(os.environ.get("CI"))) as show:
-            for record in run(made, folder, name, path, fresh, yes, signals):
-                log(record)
-                show(record)
+        with distributed.joined(made.device), signals.caught():
+            records = run(made, folder, name, path, fresh, yes, signals)
+            if not distributed.leads():
+                for _ in records:
+                    pass
+                return
+            with choose(console, plain or bool(os.environ.get("CI"))) as show:
+                for record in records:
+                    log(record)
+                    show(record)
             if not (folder / "curves.png").exists():
                 draw_curves(folder, name)
     except Stopped as stop:
+        if not distributed.leads():
+            raise typer.Exit(128 + stop.signum) from None
         again = shlex.join(["robustmail", *_without(sys.argv[1:], "--fresh", "--yes")])
         saved = f"saved in {folder}. Go on with: {again}" if (folder / "state.pt").exists() else "nothing was begun"
         print(f"robustmail: stopped by {signal.Signals(stop.signum).name}; {saved}", file=sys.stderr)
@@ -228,7 +237,7 @@ def _usage(error: Exception) -> str | None:
 def _complain(text: str, loud: bool) -> None:
     if loud:
         traceback.print_exc()
-    print(f"robustmail: {text}", file=sys.stderr)
+    print(f"robustmail: {text}", file=sys.stderr, flush=True)
 
 
 def _load(name: str, overrides: list[str] | None) -> Recipe:

@@ -68,6 +68,8 @@ def _value(value: str, owner: type, field: str, text: str) -> Any:
     hint = typing.get_type_hints(owner).get(field, Any)
     if hint is not Any and fits("text", hint) and ".py:" not in value and re.fullmatch(r"[\w.:/-]+", value):
         return value
+    if hint is not Any and not fits("text", hint) and fits(value, hint):  # one of a few words: precision=fp32
+        return value
     if hint is not Any and fits(("text",), hint) and re.fullmatch(r"[\w-]+(\s*,\s*[\w-]+)*,?", value):
         return tuple(word.strip() for word in value.split(",") if word.strip())
     try:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from robustmail.distributed import summed
 from robustmail.values import check, check_range
 
 __all__ = ["AWP"]
@@ -56,7 +57,7 @@ class AWP:
 def _ascent(model: nn.Module, loss: Callable[[], Tensor], weights: list[nn.Parameter]) -> tuple[Tensor, ...]:
     statistics = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     try:
-        return torch.autograd.grad(loss(), weights)
+        return summed(*torch.autograd.grad(loss(), weights))
     finally:
         with torch.no_grad():
             for buffer, before in statistics:

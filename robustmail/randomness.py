@@ -5,13 +5,18 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
+from torch import Tensor
 
-__all__ = ["forked", "generator", "key", "reseed"]
+__all__ = ["drawn_by", "forked", "generator", "key", "reseed"]
+
+_RAND, _RANDN = torch.rand, torch.randn  # torch's own, which are replaced for a while
 
 
 def key(*where: int | str) -> int:
@@ -44,3 +49,31 @@ def forked() -> Iterator[None]:
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
+
+
+@contextmanager
+def drawn_by(draw: Callable[..., Tensor]) -> Iterator[None]:
+    """Inside, draw(how, shape, like, **options) makes the tensors of torch.rand, torch.randn, their _like and uniform_.
+
+    how: torch's own rand or randn, which takes (shape, **options) too; like: the tensor that it shall be like, or None.
+    """
+
+    def fresh(how: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *size, **options: draw(how, _shape(size), None, **options)
+
+    def alike(how: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda other, **_: draw(how, tuple(other.shape), other)
+
+    def filled(self: Tensor, low: float = 0.0, high: float = 1.0, **_: Any) -> Tensor:
+        return self.copy_(low + (high - low) * draw(_RAND, tuple(self.shape), self))
+
+    with ExitStack() as stack:
+        for name, value in {"rand": fresh(_RAND), "randn": fresh(_RANDN), "rand_like": alike(_RAND),
+                            "randn_like": alike(_RANDN)}.items():  # fmt: skip
+            stack.enter_context(mock.patch.object(torch, name, value))
+        stack.enter_context(mock.patch.object(torch.Tensor, "uniform_", filled))
+        yield
+
+
+def _shape(size: tuple[Any, ...]) -> tuple[int, ...]:
+    return tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else tuple(size)

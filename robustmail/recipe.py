@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from robustmail import distributed
 from robustmail.attacks.view import Norm, check_budget, norm_of
 from robustmail.errors import RecipeError, did_you_mean
 from robustmail.optimizers import SGD, Optimizer
@@ -114,13 +115,15 @@ class Recipe:
         if not isinstance(terms.plain, (int, float)):
             _expect_batch("objective", self.objective, terms.plain, len(step.y))
         if self.margin is None or self.weight is None:
-            return Loss((terms.weighted + terms.plain).mean(), terms)
+            return Loss(distributed.mean(terms.weighted + terms.plain), terms)
         with torch.no_grad():
             margin = ask("margin", self.margin, step.detached())
             _expect_batch("margin", self.margin, margin, len(step.y))
-            weights = ask("weight", self.weight, margin)
-            _expect_batch("weight", self.weight, weights, len(step.y))
-        return Loss((weights * terms.weighted + terms.plain).mean(), terms, margin, weights)
+            whole = distributed.everyone(margin)  # weights have mean one over the batch of all processes
+            weights = ask("weight", self.weight, whole)
+            _expect_batch("weight", self.weight, weights, len(whole))
+            weights = distributed.mine(weights)
+        return Loss(distributed.mean(weights * terms.weighted + terms.plain), terms, margin, weights)
 
     def loss(self, step: Step) -> Tensor:
         """The loss of one batch: mean(w * weighted + plain), w = weight(margin), detached."""

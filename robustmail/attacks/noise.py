@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
 
-from robustmail.randomness import key
+from robustmail.randomness import drawn_by, key
 
 __all__ = ["in_own_noise", "noise_of_each"]
 
 Draw = Callable[..., Tensor]
-_RAND, _RANDN, _NOTHING = torch.rand, torch.randn, torch.empty(0)  # torch's own, which are replaced for a while
 
 
 class Noise:
@@ -73,38 +71,19 @@ def in_own_noise(attack: Any) -> Any:
     return attack
 
 
-@contextmanager
-def _patched(noise: Noise, x: Tensor) -> Iterator[None]:
+def _patched(noise: Noise, x: Tensor) -> AbstractContextManager[None]:
     generators = [noise.of(image) for image in x]
 
-    def draw(how: Draw, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    def draw(how: Draw, shape: tuple[int, ...], like: Tensor | None, **_: Any) -> Tensor:
         if len(shape) == 4 and shape[0] == len(generators) and shape[-1] > 1:
             drawn = torch.stack([how(shape[1:], generator=own) for own in generators])
         elif len(shape) == 4:  # of a part of the batch, which part is not known
             drawn = how((1, *shape[1:]), generator=noise.shared).expand(shape).clone()
         else:
             drawn = how(shape, generator=noise.shared)
-        return drawn.to(like) if like.numel() else drawn
+        return drawn if like is None else drawn.to(like)
 
-    def fresh(how: Draw) -> Callable[..., Tensor]:
-        return lambda *size, **_: draw(how, _shape(size), _NOTHING)
-
-    def alike(how: Draw) -> Callable[..., Tensor]:
-        return lambda other, **_: draw(how, tuple(other.shape), other)
-
-    def filled(self: Tensor, low: float = 0.0, high: float = 1.0, **_: Any) -> Tensor:
-        return self.copy_(low + (high - low) * draw(_RAND, tuple(self.shape), self))
-
-    with ExitStack() as stack:
-        for name, value in {"rand": fresh(_RAND), "randn": fresh(_RANDN), "rand_like": alike(_RAND),
-                            "randn_like": alike(_RANDN)}.items():  # fmt: skip
-            stack.enter_context(mock.patch.object(torch, name, value))
-        stack.enter_context(mock.patch.object(torch.Tensor, "uniform_", filled))
-        yield
-
-
-def _shape(size: tuple[Any, ...]) -> tuple[int, ...]:
-    return tuple(size[0]) if len(size) == 1 and not isinstance(size[0], int) else tuple(size)
+    return drawn_by(draw)
 
 
 def _generator(where: tuple[int | str, ...]) -> torch.Generator:

@@ -11,12 +11,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from robustmail import distributed
 from robustmail.attacks.noise import noise_of_each
 from robustmail.attacks.view import Norm, View, distances, settle
 from robustmail.data.images import Part, to_float
 from robustmail.errors import ModelError, NonFiniteError, RobustmailError
 from robustmail.evaluation.exact import Room, exact, is_out_of_memory
-from robustmail.evaluation.ledger import UNTRIED, Ledger
+from robustmail.evaluation.ledger import UNTRIED, Ledger, joined
 from robustmail.evaluation.plans import Plan, plan
 from robustmail.evaluation.statistics import wilson
 from robustmail.randomness import reseed
@@ -97,11 +98,17 @@ def evaluate(
 
 
 def trial(model: nn.Module, part: Part, what: Plan, seed: int = 0) -> Iterator[Attacking | Attacked]:
-    """Run one plan over a set of images, telling how far it is; the last record is the verdict."""
+    """Run one plan over a set of images, telling how far it is; the last record is the verdict.
+
+    Several processes share the images, in blocks of CHUNK, so that each is attacked as if it were with all.
+    """
     room = room_of(model, None)
-    ledger = look(model, part, room)
-    yield from attempt(model, part, ledger, what, seed, room, keep=False)
-    yield verdict(ledger, what, seed)
+    index = torch.arange(len(part.y))
+    index = index[index // CHUNK % distributed.world() == distributed.rank()]
+    mine = Part(part.x[index.to(part.x.device)], part.y[index.to(part.y.device)])
+    ledger = look(model, mine, room, index)
+    yield from attempt(model, mine, ledger, what, seed, room, keep=False)
+    yield verdict(joined(distributed.together([ledger])), what, seed)
 
 
 def look(model: nn.Module, part: Part, room: Room, index: Tensor | None = None) -> Ledger:
@@ -155,7 +162,8 @@ def attempt(
 
             def work(todo: Tensor = todo, block: Tensor = block, stage: str = stage, attack: Attack = attack) -> Tensor:
                 tried = todo[: room.batch] if what.independent(stage) else todo[block == block[0]]
-                ledger.enter(stage, tried, *_attack(model, part, tried, attack, what, stage, seed, room, keep))
+                place = int(ledger.index[tried[0]])
+                ledger.enter(stage, tried, *_attack(model, part, tried, place, attack, what, stage, seed, room, keep))
                 return tried
 
             tried = room.patiently(work)
@@ -268,13 +276,13 @@ def _logits(view: View, x: Tensor) -> Tensor:
 
 
 def _attack(
-    model: nn.Module, part: Part, tried: Tensor, attack: Attack, what: Plan, stage: str, seed: int, room: Room,
-    keep: bool,
+    model: nn.Module, part: Part, tried: Tensor, place: int, attack: Attack, what: Plan, stage: str, seed: int,
+    room: Room, keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
     """(broke, class said, distance, images or None) of the images at positions `tried`, on the CPU."""
     x, y = images(model, part, tried)
     with exact(model, room.slice) as view:
-        reseed(seed, stage, int(tried[0]))
+        reseed(seed, stage, place)
         if what.independent(stage):
             with noise_of_each(x, seed, stage):
                 found = ask("attack", attack, view, x, y)

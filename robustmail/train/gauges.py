@@ -8,6 +8,7 @@ import time
 import torch
 from torch import Tensor
 
+from robustmail.distributed import everyone, summed
 from robustmail.recipe import Loss, Recipe
 from robustmail.records import StepDone, WeightStats
 from robustmail.scores import gap, precise
@@ -28,18 +29,19 @@ def gauge(now: Recipe, step: Step, loss: Loss, where: tuple[int, int], rate: flo
     y = step.y
     natural = None
     if step.has("nat") or where[1] % LOOK_AT_NATURAL == 0:
-        natural = (view.logits_nat.argmax(1) == y).float().mean().item()
-    right = view.logits_adv.argmax(1) == y
-    margin = precise(gap(view.probs_adv, y) if loss.margin is None else loss.margin)
+        natural = everyone(view.logits_nat.argmax(1) == y).float().mean().item()
+    right = everyone(view.logits_adv.argmax(1) == y)
+    margin = everyone(precise(gap(view.probs_adv, y) if loss.margin is None else loss.margin))
     histogram, span = _histogram(margin)
-    plain, weighted = loss.terms.plain, precise(loss.terms.weighted)
+    plain, weighted = loss.terms.plain, everyone(precise(loss.terms.weighted))
+    weights = None if loss.weights is None else everyone(loss.weights)
     return StepDone(
-        epoch=where[0], step=where[1] + 1, images=len(y), lr=rate, loss=loss.total.item(),
-        weighted=(weighted if loss.weights is None else loss.weights * weighted).mean().item(),
-        plain=plain.mean().item() if isinstance(plain, Tensor) else float(plain),
+        epoch=where[0], step=where[1] + 1, images=len(right), lr=rate, loss=summed(loss.total.detach())[0].item(),
+        weighted=(weighted if weights is None else weights * weighted).mean().item(),
+        plain=everyone(plain).mean().item() if isinstance(plain, Tensor) else float(plain),
         adv=right.float().mean().item(), nat=natural,
         margin="pm_adv" if loss.margin is None else label(now.margin), histogram=histogram, span=span,
-        weights=None if loss.weights is None else weight_stats(loss.weights, weighted, right),
+        weights=None if weights is None else weight_stats(weights, weighted, right),
         seconds=time.perf_counter() - began,
     )  # fmt: skip
 

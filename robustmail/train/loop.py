@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robustmail.data.images import augment, batches, to_float
+from robustmail.distributed import one_batch, summed, world
 from robustmail.errors import NonFiniteError
 from robustmail.evaluation.plans import cost, plan
 from robustmail.evaluation.suite import trial
@@ -105,21 +106,21 @@ def _train_step(now: Recipe, state: State, indices: Tensor) -> StepDone:
     where = (state.epoch, state.step)
     part, model = state.train, state.model
     rng = generator(now.seed, "augment", *where)
-    x = to_float(augment(part.x[indices.to(state.device)], state.images.pad, state.images.flip, rng))
-    y = part.y[indices.to(state.device)]
+    x_all = to_float(augment(part.x[indices.to(state.device)], state.images.pad, state.images.flip, rng))
+    y_all = part.y[indices.to(state.device)]
     statistics = [(buffer, buffer.clone()) for buffer in model.buffers()]
     state.optimizer.zero_grad(set_to_none=True)
     try:
-        with forked(), torch.enable_grad(), backends():
+        with forked(), torch.enable_grad(), backends(), one_batch(len(indices)) as rows:
+            x, y = x_all[rows], y_all[rows]
             step, loss = work_through(now, model, x, y, where, updater(now, state.optimizer), state.forms)
+            state.advance()
+            done = gauge(now, step, loss, where, float(state.optimizer.param_groups[0]["lr"]), began)
     except NonFiniteError as error:
         with torch.no_grad():
             for buffer, before in statistics:  # the forward pass has moved them
                 buffer.copy_(before)
-        raise _stopped(error, state, indices, x, y) from error
-    state.advance()
-    rate = float(state.optimizer.param_groups[0]["lr"])
-    done = gauge(now, step, loss, where, rate, began)
+        raise _stopped(error, state, indices, x_all, y_all) from error
     for metric, value in _metrics(done).items():
         total = state.sums.setdefault(metric, [0.0, 0.0])
         total[0] += value * done.images
@@ -131,12 +132,15 @@ def _train_step(now: Recipe, state: State, indices: Tensor) -> StepDone:
 def updater(now: Recipe, optimizer: torch.optim.Optimizer) -> Callable[[Loss], None]:
     def update(loss: Loss) -> None:
         loss.total.backward()  # type: ignore[no-untyped-call]
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        length = nn.utils.get_total_norm(gradients) if gradients else loss.total.detach()
-        if not (loss.total.detach() + length).isfinite():  # one look at the device for both
-            if loss.total.isfinite():
+        trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        total, *gradients = summed(loss.total.detach(), *(p.grad for p in trained))
+        for p, gradient in zip(trained, gradients, strict=True):
+            p.grad = gradient
+        length = nn.utils.get_total_norm(gradients) if gradients else total
+        if not (total + length).isfinite():  # one look at the device for both
+            if total.isfinite():
                 raise NonFiniteError("the gradient", "is not finite")
-            raise NonFiniteError("the loss", f"is {loss.total.item()}{_culprit(now, loss)}")
+            raise NonFiniteError("the loss", f"is {total.item()}{_culprit(now, loss)}")
         optimizer.step()
 
     return update
@@ -191,9 +195,10 @@ def _begun(recipe: Recipe, state: State, steps: int, name: str) -> Begun:
 
 
 def _device_name(device: torch.device) -> str:
+    each = f", {world()} processes" if world() > 1 else ""
     if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"cpu ({torch.get_num_threads()} threads)"
+        return f"{device} ({torch.cuda.get_device_name(device)}){each}"
+    return f"cpu ({torch.get_num_threads()} threads){each}"
 
 
 def _culprit(now: Recipe, loss: Loss) -> str:

@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 from robustmail.devices import pick_device
+from robustmail.distributed import leads, together, told, world
 from robustmail.errors import RunError
 from robustmail.evaluation.plans import plan
 from robustmail.evaluation.suite import trial
@@ -68,8 +69,8 @@ class Signals:
             self._deferring = False
 
     def _handle(self, signum: int, _: FrameType | None) -> None:
-        if self._deferring and self.asked is None:
-            self.asked = signum
+        if self._deferring and (self.asked is None or world() > 1):  # torchrun sends one of its own after Ctrl-C
+            self.asked = self.asked or signum
         else:
             raise Stopped(signum)
 
@@ -129,23 +130,37 @@ def run(
     Nothing is written before the recipe was rehearsed, the data loaded and the model built.
     """
     preflight(recipe)
-    if status(recipe, folder, fresh, yes) == "finished":
+    if told(lambda: status(recipe, folder, fresh, yes)) == "finished":
         yield _finished(folder, before=True)
         return
     state = State.fresh(recipe)
     state.save_every = save_every
     recipe.rehearse(state.images.classes, state.images.shape)
     text = source.read_text() if source is not None else None
+    if not leads():
+        yield from _follow(recipe, state, folder, name, signals or Signals())
+        return
     _make(folder)
     with locked(folder):
         what = status(recipe, folder, fresh, yes)
         if what == "finished":  # by another process, while this one was loading
+            told(lambda: False)
             yield _finished(folder, before=True)
             return
         _enter(recipe, state, folder, what, text)
+        told(lambda: True)
         yield from _train(recipe, state, name, signals or Signals())
         yield from _evaluate(recipe, state, folder)
         yield _finished(folder)
+
+
+def _follow(recipe: Recipe, state: State, folder: Path, name: str, signals: Signals) -> Iterator[Record]:
+    """The part of the processes that neither write nor decide; they begin where the first one says they do."""
+    if told(lambda: True):
+        state.folder = folder
+        state.load()
+        yield from _train(recipe, state, name, signals)
+        yield from _evaluate(recipe, state, folder)
 
 
 def _enter(recipe: Recipe, state: State, folder: Path, what: str, source: str | None) -> None:
@@ -168,17 +183,17 @@ def _train(recipe: Recipe, state: State, name: str, signals: Signals) -> Iterato
     with signals.deferred():
         for record in fit(recipe, state, name):
             yield record
-            if signals.asked is not None:
+            if (asked := max(together([signals.asked or 0]))) != 0:  # all stop after the same step
                 state.save()
-                raise Stopped(signals.asked)
+                raise Stopped(asked)
 
 
 def _evaluate(recipe: Recipe, state: State, folder: Path) -> Iterator[Record]:
     """Attack the test set, once; a verdict that is in results.json already is not computed again."""
     chosen = state.best_epoch if recipe.select == "best" else recipe.epochs - 1
+    rows = told(lambda: [Attacked(**row) for row in _read_json(folder / "results.json").get("attacks", [])])
     state.read_weights(recipe.select)
     test = state.images.test.first(recipe.test_size).to(state.device)
-    rows = [Attacked(**row) for row in _read_json(folder / "results.json").get("attacks", [])]
     done = {row.name for row in rows}
     yield from rows
     for name in recipe.evaluate:
@@ -211,7 +226,8 @@ def _write_results(
             "recipe": flatten(recipe), "text": describe(recipe),
         },
     }  # fmt: skip
-    write_json(folder / "results.json", content)
+    if leads():
+        write_json(folder / "results.json", content)
 
 
 def _finished(folder: Path, before: bool = False) -> Finished:

@@ -18,6 +18,7 @@ from torch import nn
 
 from robustmail.data.images import Images, Part, batches, hold_out, to_float
 from robustmail.devices import pick_device
+from robustmail.distributed import first_alone, leads, world
 from robustmail.errors import RecipeError, RunError
 from robustmail.files import write, write_text
 from robustmail.models.classifier import Classifier, build, try_out
@@ -68,7 +69,8 @@ class State:
         Raises DeviceError, DataError or ModelError; nothing has been written then.
         """
         device = pick_device(recipe.device)
-        images = ask("data", recipe.data)
+        with first_alone():
+            images = ask("data", recipe.data)
         if not isinstance(images, Images):
             raise RecipeError(f"data={describe(recipe.data)}", f"returned {type(images).__name__}, not Images")
         train, validation = hold_out(images, recipe.seed)
@@ -103,13 +105,13 @@ class State:
     def save(self) -> None:
         """Write state.pt and metrics.csv, each at once; without a folder, nothing."""
         self.saved_at = time.monotonic()
-        if self.folder is None:
+        if self.folder is None or not leads():
             return
         content = {
             "format": FORMAT, "data": self.images.fingerprint,
             "epoch": self.epoch, "step": self.step, "sums": self.sums, "history": self.history,
             "best": self.best, "best_epoch": self.best_epoch, "threads": torch.get_num_threads(),
-            "precision": self.precision.name,
+            "precision": self.precision.name, "processes": world(),
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "average": self.average.module.state_dict() if self.average else {},
         }  # fmt: skip
@@ -117,7 +119,8 @@ class State:
         self._write_metrics()
 
     def _write_metrics(self) -> None:
-        write_text(_folder(self) / "metrics.csv", _csv(self.history))
+        if leads():
+            write_text(_folder(self) / "metrics.csv", _csv(self.history))
 
     def save_if_due(self) -> None:
         """Save, if the last time was long ago."""
@@ -149,6 +152,8 @@ class State:
             raise RunError(str(path), wrong, "Begin anew with --fresh --yes.") from error
         if content["threads"] != torch.get_num_threads() and self.device.type == "cpu":
             self.note = f"begun with {content['threads']} threads, so the bits may differ from a run without a break"
+        if (before := content.get("processes", 1)) != world():
+            self.note = f"begun in {before} processes, now {world()}: the last bits differ from a run without a break"
         if content["precision"] != self.precision.name:
             self.precision = Decision(content["precision"], "as this run began")
         for name in ("epoch", "step", "sums", "history", "best", "best_epoch"):
@@ -157,7 +162,7 @@ class State:
 
     def write_weights(self, name: str) -> None:
         """Write NAME.safetensors with what is needed to use it; without a folder, nothing."""
-        if self.folder is None:
+        if self.folder is None or not leads():
             return
         weights = {key: value.detach().cpu().contiguous() for key, value in self.kept.state_dict().items()}
         facts = {
@@ -182,7 +187,7 @@ class State:
 
     def dump(self, indices: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> Path | None:
         """Write nonfinite.pt: the batch and the model with which `reproduce` fails in the same way."""
-        if self.folder is None:
+        if self.folder is None or not leads():
             return None
         content = {
             "epoch": self.epoch, "step": self.step, "indices": indices.cpu(), "x": x.cpu(), "y": y.cpu(),

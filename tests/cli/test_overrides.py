@@ -39,6 +39,7 @@ from robustmail import (
 )
 from robustmail.errors import PluginError, RecipeError
 from robustmail.overrides import override, read
+from robustmail.plugins import load_recipe
 from robustmail.values import describe
 
 
@@ -294,3 +295,9 @@ def test_a_broken_plugin_is_named_with_its_package_and_its_reason(
 def test_a_broken_plugin_elsewhere_does_not_stop_ours(recipe: Recipe) -> None:
     assert override(recipe, ["margin=pm_nat", "objective=AT"]).margin is pm_nat
     assert "broken_doubt" in catalogue.entries("margins")
+
+
+@pytest.mark.parametrize("text", ["precision=fp32", "attack_mode=train", "select=last"])
+def test_a_word_of_a_few_needs_no_quotes(text: str) -> None:
+    field, word = text.split("=")
+    assert getattr(override(load_recipe("at"), [text]), field) == word

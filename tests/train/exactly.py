@@ -1,0 +1,47 @@
+"""One process of many: fifty steps in double precision, in which rounding is too small to be amplified into view."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from robustmail import distributed
+from robustmail.data.images import batches
+from robustmail.models.classifier import build
+from robustmail.overrides import override
+from robustmail.plugins import load_recipe
+from robustmail.randomness import forked, generator, reseed
+from robustmail.train.loop import updater, work_through
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    to, size, name, *changes = sys.argv[1:]
+    recipe = override(load_recipe(name), changes)
+    with distributed.joined("cpu"), forked():
+        reseed(0, "data")
+        x, y = torch.rand(54, 3, 8, 8, dtype=torch.float64), torch.arange(54) % 10
+        reseed(0, "init")
+        model = build(recipe.model, 10, 3).double()
+        optimizer = recipe.at(0).optimizer(model.parameters())
+        losses = []
+        for step in range(50):
+            indices = batches(54, int(size), generator(step))[0]
+            optimizer.zero_grad(set_to_none=True)
+            with distributed.one_batch(len(indices)) as rows:
+                mine = indices[rows]
+                _, loss = work_through(
+                    recipe.at(0), model, x[mine], y[mine], (0, step), updater(recipe.at(0), optimizer)
+                )
+                losses.append(float(distributed.summed(loss.total.detach())[0]))
+        if distributed.leads():
+            torch.save({"losses": losses, "model": model.state_dict()}, to)
+        print(json.dumps(losses[-1]))
+        Path(f"{to}.{distributed.rank()}").write_text(
+            str([t.double().sum().item() for t in model.state_dict().values()])
+        )
+
+
+if __name__ == "__main__":
+    main()
