@@ -21,7 +21,8 @@ def test_seeds_are_a_slice_or_a_list(text, found):
     ("text", "said"),
     [
         ("5:0", "names no seed. Write 0:5."), ("3:3", "names no seed"), ("", "is no list of seeds. Write 0:5"),
-        ("a", "is no list"), ("-1", "is no list"), ("0:", "is no list"), ("0:5:2", "is no list"), ("1,,2", "is no list"),
+        ("a", "is no list"), ("-1", "is no list"), ("0:", "is no list"), ("0:5:2", "is no list"),
+        ("1,,2", "is no list"),
         ("1,2,1", "1 is named twice"),
     ],
 )  # fmt: skip
@@ -34,7 +35,8 @@ def test_wrong_seeds_are_refused(text, said):
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("a,b", ["a", "b"]), ("", [""]), ("f(1,2),g", ["f(1,2)", "g"]), ("Stairs({0: 1, 2: 3}),4", ["Stairs({0: 1, 2: 3})", "4"]),
+        ("a,b", ["a", "b"]), ("", [""]), ("f(1,2),g", ["f(1,2)", "g"]),
+        ("Stairs({0: 1, 2: 3}),4", ["Stairs({0: 1, 2: 3})", "4"]),
         ("'a,b',c", ["'a,b'", "c"]), ("f(')',1),b", ["f(')',1)", "b"]), ("((1,),(2,)),x", ["((1,),(2,))", "x"]),
         ("mine.py:f,pm_adv", ["mine.py:f", "pm_adv"]),
     ],
