@@ -100,11 +100,13 @@ def table(
     folder = out or Path("tables") / scale
     command = ["robustmail", "table", str(number), "--scale", scale, "--seeds", seeds or f"0:{size.seeds}"]
     command += ["--out", str(folder), "--run", *(overrides or [])]
-    cells = grid.of_table(chosen, size, wanted, tuple(overrides or ()))
-    study = Study(cells, folder, f"table-{number}.json", shlex.join(command))
+    changed = overrides or []
+    cells = grid.of_table(chosen, size, wanted, changed)
+    kin = [cell for other in paper.kin(chosen) for cell in grid.of_table(other, size, wanted, changed)]
+    study = Study(cells, folder, f"table-{number}.json", shlex.join(command), kin)
     failed = _carry_out(study, executor, jobs, knobs, plain) if run else False
     n = next(iter(study.recipes.values())).test_size
-    text = paper_table(number, chosen, size, study.rows(), wanted, n, shlex.join(command), form)
+    text = paper_table(number, chosen, size, changed, study.rows(), wanted, n, shlex.join(command), form)
     print(text.rstrip("\n"))
     if run:
         _close(study, failed)

@@ -41,19 +41,20 @@ def trials_table(rows: Sequence[Row], seeds: Sequence[int], width: int | None = 
 
 
 def paper_table(
-    number: int, table: PaperTable, scale: Scale, rows: Sequence[Row], seeds: Sequence[int], n: int | None,
-    command: str, form: str = "rich", width: int | None = None,
+    number: int, table: PaperTable, scale: Scale, changed: Sequence[str], rows: Sequence[Row], seeds: Sequence[int],
+    n: int | None, command: str, form: str = "rich", width: int | None = None,
 ) -> str:  # fmt: skip
     """The paper's rows and columns, three lines each: ours, the paper's, and the difference. What is missing is a dash.
 
-    n: test images; None for all. Raises RunError for an unknown format.
+    changed: overrides that came on top of the scale. n: test images; None for all. A terminal gets one decimal, for
+    want of room. Raises RunError for an unknown format.
     """
     if form not in FORMATS:
         raise RunError(f"--format {form}", "no such format", did_you_mean(form, FORMATS))
     by_name = {row.name: row for row in rows}
     if form == "csv":
         return _csv(table, by_name, seeds, n)
-    grid = _grid(number, table, scale, by_name, seeds, n, command)
+    grid = _grid(number, table, scale, changed, by_name, seeds, n, command, 1 if form == "rich" else 2)
     write: dict[str, Callable[[Grid], str]] = {
         "rich": lambda grid: as_table(grid, width), "md": as_markdown, "latex": as_latex,
     }  # fmt: skip
@@ -71,24 +72,24 @@ def saving(shared: Mapping[str, Any]) -> str:
 
 
 def _grid(
-    number: int, table: PaperTable, scale: Scale, rows: Mapping[str, Row], seeds: Sequence[int], n: int | None,
-    command: str,
+    number: int, table: PaperTable, scale: Scale, changed: Sequence[str], rows: Mapping[str, Row],
+    seeds: Sequence[int], n: int | None, command: str, digits: int,
 ) -> Grid:  # fmt: skip
     body = []
     for line in table.lines:
         row = rows[line.row]
         ours = [row.metrics.get(METRICS[column]) for column in table.columns]
-        body.append([line.name, f"ours, {_count(row, seeds)}", *(_cell(one, 2, {}) for one in ours)])
-        body.append(["", "paper", *(f"{mean:.2f} ±{std:.2f}" for mean, std in line.paper)])
-        body.append(
-            ["", "difference", *(_difference(one, there[0]) for one, there in zip(ours, line.paper, strict=True))]
-        )
+        differences = [_difference(one, there, digits) for one, (there, _) in zip(ours, line.paper, strict=True)]
+        body.append([line.name, "ours", *(_cell(one, digits, {}) for one in ours)])
+        body.append([_count(row, seeds), "paper", *(f"{m:.{digits}f} ±{s:.{digits}f}" for m, s in line.paper)])
+        body.append(["", "apart", *differences])
     images = "all test images" if n is None else f"the first {n:,} test images"
+    how = f", but with {' '.join(changed)}" if changed else ""
     asked = {line.row: row for line in table.lines if (row := rows[line.row]).missing}
     holes = sum(len(row.missing) for row in asked.values())
     notes = [
-        f"Table {number}: {table.title}, CIFAR-10. Scale {scale.title}; accuracy in % on {images}, mean ± standard "
-        f"deviation over seeds {_listed(seeds)}; the paper's over five",
+        f"Table {number}: {table.title}, CIFAR-10. Scale {scale.title}{how}; accuracy in % on {images}, mean ± "
+        f"standard deviation over seeds {_listed(seeds)}; the paper's over five; how far ours is apart from it",
         *([
             "A scale of its own: differences from the paper say how far small runs are from the real thing, not "
             "whether it can be reproduced"
@@ -147,8 +148,8 @@ def _interval(found: Measured | None) -> str:
     return f"[{100 * found.spread.low:.1f}, {100 * found.spread.high:.1f}]"
 
 
-def _difference(found: Measured | None, paper: float) -> str:
-    return "–" if found is None else f"{100 * found.spread.mean - paper:+.2f}".replace("-", "−")
+def _difference(found: Measured | None, paper: float, digits: int) -> str:
+    return "–" if found is None else f"{100 * found.spread.mean - paper:+.{digits}f}".replace("-", "−")
 
 
 def _percent(share: float | None) -> str:

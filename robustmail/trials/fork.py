@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from robustmail.recipe import Recipe
 from robustmail.schedules import Stairs
 from robustmail.train.run import make_folder, write_recipe
 from robustmail.trials.grid import Cell
-from robustmail.values import parts, transform
+from robustmail.values import parts, schedules, transform
 
-__all__ = ["Job", "begun", "fork", "plan"]
+__all__ = ["Job", "begun", "fork", "own", "plan"]
 
 ONLY_LATER = ("epochs", "burn_in", "eps", "evaluate", "select", "test_size")
 """Fields that say when something happens, or what happens afterwards; `eps` counts as `budget`."""
@@ -53,6 +53,18 @@ def plan(recipes: Mapping[Cell, Recipe], folders: Mapping[Cell, Path], out: Path
     """The jobs of a grid, every trunk before what goes on from it."""
     planner = _Planner(recipes, folders, out / "trunks")
     return list(planner.branch(list(recipes), 0, None))
+
+
+def own(jobs: Sequence[Job], cells: Container[Cell]) -> list[Job]:
+    """Of the jobs of several grids those that some of the cells need; trunks count these cells alone."""
+    users: dict[Path | None, int] = {}
+    found = []
+    for job in reversed(jobs):  # a trunk comes before what goes on from it
+        needed = users.get(job.folder, 0) if job.until is not None else int(job.cell in cells)
+        if needed:
+            found.append(replace(job, cells=needed))
+            users[job.trunk] = users.get(job.trunk, 0) + needed
+    return found[::-1]
 
 
 def begun(folder: Path) -> bool:
@@ -114,8 +126,11 @@ class _Planner:
             return False
 
     def _way(self, cell: Cell, epoch: int) -> dict[str, Any]:
+        recipe = self._recipes[cell]
+        if all(isinstance(schedule, Stairs) for schedule in schedules(recipe)):  # then nothing moves between turns
+            epoch = max(turn for turn in recipe.turns() if turn <= epoch)
         if (cell, epoch) not in self._ways:
-            self._ways[cell, epoch] = way(self._recipes[cell], epoch)
+            self._ways[cell, epoch] = way(recipe, epoch)
         return self._ways[cell, epoch]
 
 

@@ -15,7 +15,7 @@ from robustmail.provenance import provenance
 from robustmail.records import CellBegun, CellDone
 from robustmail.train.run import make_folder
 from robustmail.trials.execute import Submit, check, in_order, missing
-from robustmail.trials.fork import plan
+from robustmail.trials.fork import own, plan
 from robustmail.trials.grid import Cell, folders, recipes
 from robustmail.trials.summary import Row, read_accuracies, rows
 from robustmail.values import describe
@@ -28,15 +28,21 @@ FORMAT = 1
 class Study:
     """The runs of a grid below `out`, and `file`, which says what came of them.
 
+    kin: cells of other grids in the same folder, so that what they share with these is trained only once for all.
     Raises RecipeError or PluginError for a cell that cannot be made, RunError where a folder holds another run.
     """
 
-    def __init__(self, cells: Sequence[Cell], out: Path, file: str, command: str) -> None:
+    def __init__(
+        self, cells: Sequence[Cell], out: Path, file: str, command: str, kin: Sequence[Cell] = ()
+    ) -> None:  # fmt: skip
         self.out, self.file, self.command = out, out / file, command
-        self.recipes = recipes(cells)
-        self.folders = folders(cells, out)
-        self.jobs = plan(self.recipes, self.folders, out)
-        self.missing = missing(self.jobs, self.recipes)
+        every = dict.fromkeys(kin) | dict.fromkeys(cells) if kin else cells
+        self._every = recipes(every)
+        self.recipes = {cell: self._every[cell] for cell in cells}
+        places = folders(every, out)
+        self.folders = {cell: places[cell] for cell in cells}
+        self.jobs = own(plan(self._every, places, out), self.recipes)
+        self.missing = missing(self.jobs, self._every)
         self.errors: dict[Cell, str] = {}
         self.trunks = self._before()
 
@@ -47,7 +53,7 @@ class Study:
 
     def check(self) -> None:
         """Find what can be known to be wrong before anything is trained; raises the error of whatever is wrong."""
-        check(self.recipes, self.jobs)
+        check(self._every, self.jobs)
 
     def carry_out(self, submit: Submit, width: int = 1) -> Iterator[CellBegun | CellDone]:
         """Make the runs that are missing; a failed one is told, and the others go on. Raises RunError if in use."""
