@@ -17,6 +17,8 @@ import typer
 from robustmail.errors import RecipeError, RobustmailError, did_you_mean
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from robustmail.records import Record
     from robustmail.train.run import Signals
     from robustmail.trials.execute import Outcome
@@ -52,6 +54,8 @@ def trials(
     plain: Plain = False,
 ) -> None:
     """Run recipes x settings x seeds, and say what holds over seeds; the same command again goes on."""
+    from rich.console import Console
+
     from robustmail.report.trials import trials_table
     from robustmail.trials import grid
     from robustmail.trials.study import Study
@@ -63,7 +67,7 @@ def trials(
     wanted = grid.seeds(seeds)
     folder = out or Path("trials") / "-".join(re.sub(r"\W+", "_", Path(name).name.replace(".py", "")) for name in names)
     study = Study(grid.cells(names, over or [], overrides, wanted), folder, "trials.json", _command())
-    failed = _carry_out(study, executor, jobs, knobs, plain)
+    failed = _carry_out(study, executor, jobs, knobs, Console(), plain)
     print(trials_table(study.rows(), wanted).rstrip("\n"))
     _close(study, failed)
 
@@ -85,6 +89,8 @@ def table(
     plain: Plain = False,
 ) -> None:
     """Print a table of the paper with our numbers beside the paper's; with --run, make them."""
+    from rich.console import Console
+
     from robustmail.report.trials import FORMATS, paper_table
     from robustmail.trials import grid, paper
     from robustmail.trials.study import Study
@@ -104,12 +110,13 @@ def table(
     cells = grid.of_table(chosen, size, wanted, changed)
     kin = [cell for other in paper.kin(chosen) for cell in grid.of_table(other, size, wanted, changed)]
     study = Study(cells, folder, f"table-{number}.json", shlex.join(command), kin)
-    failed = _carry_out(study, executor, jobs, knobs, plain) if run else False
+    console = Console(stderr=form != "rich")  # so that a file takes the table alone
+    failed = _carry_out(study, executor, jobs, knobs, console, plain) if run else False
     n = next(iter(study.recipes.values())).test_size
     text = paper_table(number, chosen, size, changed, study.rows(), wanted, n, shlex.join(command), form)
     print(text.rstrip("\n"))
     if run:
-        _close(study, failed)
+        _close(study, failed, quiet=form != "rich")
 
 
 def elsewhere(job: Job, threads: int) -> Outcome:
@@ -154,17 +161,17 @@ def _perform(job: Job, signals: Signals, show: Callable[[Record], Any]) -> Outco
     return Outcome("", steps, time.perf_counter() - began)
 
 
-def _carry_out(study: Study, executor: str, jobs: int, knobs: list[str] | None, plain: bool) -> bool:
+def _carry_out(
+    study: Study, executor: str, jobs: int, knobs: list[str] | None, console: Console, plain: bool
+) -> bool:  # fmt: skip
     """Make the missing runs, showing how far it is; did any fail?"""
-    from rich.console import Console
-
     from robustmail.dashboard import Cells
     from robustmail.records import CellDone
     from robustmail.train.run import Signals, Stopped
     from robustmail.trials import execute
 
     signals, failed = Signals(), False
-    with Cells(Console(), plain or bool(os.environ.get("CI"))) as show:
+    with Cells(console, plain or bool(os.environ.get("CI"))) as show:
         if executor == "here":
             submit = execute.here(lambda job: _perform(job, signals, show))
         else:
@@ -185,12 +192,14 @@ def _carry_out(study: Study, executor: str, jobs: int, knobs: list[str] | None, 
     return failed
 
 
-def _close(study: Study, failed: bool) -> None:
+def _close(study: Study, failed: bool, quiet: bool = False) -> None:
+    """Say what sharing saved and where everything is; exit with 1 where a run failed."""
     from robustmail.report.trials import saving
 
-    if said := saving(study.saved()):
-        print(f"{said}.")
-    print(f"{study.file}: every number with its provenance")
+    if not quiet:
+        if said := saving(study.saved()):
+            print(f"{said}.")
+        print(f"{study.file}: every number with its provenance")
     if failed:
         raise typer.Exit(1)
 

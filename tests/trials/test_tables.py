@@ -114,3 +114,20 @@ def test_a_table_is_printed_without_training_or_writing(made):
     before = sorted(made.rglob("*"))
     assert call(made, *WORDS).returncode == 0
     assert sorted(made.rglob("*")) == before
+
+
+def test_a_table_that_is_run_makes_what_is_missing_and_prints_nothing_else_into_a_file(tmp_path):
+    few = ("epochs=1", "optimizer.lr=0.02", "evaluate=nat")
+    done = call(
+        tmp_path, "table", "2", "--scale", "mini", "--seeds", "1", "--run", "--format", "csv", *TINY_TABLE, *few
+    )
+    assert done.returncode == 0, done.stderr
+    found = {(row["method"], row["metric"]): row["n"] for row in csv.DictReader(io.StringIO(done.stdout))}
+    assert len(found) == 8 * 5
+    assert all(n == ("1" if metric == "NAT" else "0") for (_, metric), n in found.items())
+    assert "MAIL-TRADES, seed 1: done" in done.stderr
+    summary = json.loads((tmp_path / "tables" / "mini" / "table-2.json").read_text())
+    assert summary["complete"]
+    assert summary["provenance"]["command"].startswith(
+        "robustmail table 2 --scale mini --seeds 1 --out tables/mini --run"
+    )
