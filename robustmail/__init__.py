@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from robustmail.attacks.torchattacks import torchattack
     from robustmail.checkpoints import inspect
     from robustmail.data.images import Images
-    from robustmail.data.sources import cifar10, cifar100, digits, image_folder, npz, svhn
+    from robustmail.data.sources import cifar10, cifar100, digits, image_folder, npz, subset, svhn
     from robustmail.errors import RobustmailError
     from robustmail.evaluation.subject import open_data, open_subject
     from robustmail.evaluation.suite import evaluate
@@ -44,7 +44,7 @@ _HOME = {
     "attacks.torchattacks": ["torchattack"],
     "checkpoints": ["inspect"],
     "data.images": ["Images"],
-    "data.sources": ["cifar10", "cifar100", "digits", "image_folder", "npz", "svhn"],
+    "data.sources": ["cifar10", "cifar100", "digits", "image_folder", "npz", "subset", "svhn"],
     "errors": ["RobustmailError"],
     "evaluation.subject": ["open_data", "open_subject"],
     "evaluation.suite": ["evaluate"],

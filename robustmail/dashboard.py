@@ -16,11 +16,22 @@ from rich.table import Table
 from rich.text import Text
 
 from robustmail.errors import RunError
-from robustmail.records import Attacked, Attacking, Begun, EpochDone, Finished, Forecast, Record, StepDone
+from robustmail.records import (
+    Attacked,
+    Attacking,
+    Begun,
+    CellBegun,
+    CellDone,
+    EpochDone,
+    Finished,
+    Forecast,
+    Record,
+    StepDone,
+)  # fmt: skip
 from robustmail.report.lines import line, percent
 from robustmail.report.table import results_table
 
-__all__ = ["Dashboard", "Log", "Plain", "Watch", "choose", "choose_watch"]
+__all__ = ["Cells", "Dashboard", "Log", "Plain", "Watch", "choose", "choose_watch"]
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 BELOW, ABOVE = "dark_orange3", "deep_sky_blue3"  # apart for the colour-blind
@@ -66,6 +77,45 @@ class Watch:
             self._bars.update(known[name], completed=record.done, note=f"{record.standing} stand")
         else:
             self._bars.console.print(line(record), markup=False, highlight=False)
+
+
+class Cells:
+    """A grid of runs: a bar for all, one for the run under way, and a line for each that is done; without the bars
+    where there is no terminal, but with a line for each epoch and attack."""
+
+    def __init__(self, console: Console, plain: bool) -> None:
+        self._console, self._live = console, console.is_terminal and not (plain or console.is_dumb_terminal)
+        self._bars = Progress(
+            TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.completed} / {task.total}"),
+            TextColumn("{task.fields[note]}"), TimeRemainingColumn(), TextColumn("left"),
+            console=console, expand=True, transient=True, disable=not self._live,
+        )  # fmt: skip
+        self._all = self._bars.add_task("runs", total=None, note="")
+        self._one = self._bars.add_task("", total=None, note="", visible=False)
+
+    def __enter__(self) -> Cells:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def __call__(self, record: Record) -> None:
+        match record:
+            case CellBegun():
+                self._bars.update(self._all, total=record.of, note=record.name)
+            case CellDone():
+                self._bars.update(self._all, total=record.of, completed=record.done)
+            case Begun():
+                self._bars.reset(self._one, total=record.epochs * record.steps, description="training", visible=True)
+                self._steps = record.steps
+            case StepDone():
+                self._bars.update(self._one, completed=record.epoch * self._steps + record.step)
+            case Attacking():
+                self._bars.update(self._one, description=record.attack, total=record.n, completed=record.done)
+        said = (CellDone,) if self._live else (CellBegun, CellDone, EpochDone, Attacked)
+        if isinstance(record, said):
+            self._console.print(line(record), markup=False, highlight=False, soft_wrap=True)
 
 
 class Plain:

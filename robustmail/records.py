@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = [
-    "Attacked", "Attacking", "Begun", "EpochDone", "Finished", "Forecast", "Record", "StepDone", "WeightStats",
+    "Attacked", "Attacking", "Begun", "CellBegun", "CellDone", "EpochDone", "Finished", "Forecast", "Record",
+    "StepDone", "WeightStats",
 ]  # fmt: skip
 
 
@@ -131,4 +132,25 @@ class Finished:
     """it had been finished before, and nothing was done"""
 
 
-Record = Begun | Forecast | StepDone | EpochDone | Attacking | Attacked | Finished
+@dataclass(frozen=True)
+class CellBegun:
+    """A grid of runs goes on with one of them."""
+
+    name: str
+    number: int
+    """1 for the first"""
+    of: int
+
+
+@dataclass(frozen=True)
+class CellDone:
+    """One run of a grid is over, well or not."""
+
+    name: str
+    error: str
+    """the line that says why it failed; empty where it did not"""
+    done: int
+    of: int
+
+
+Record = Begun | Forecast | StepDone | EpochDone | Attacking | Attacked | Finished | CellBegun | CellDone

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ from robustmail.data.images import Images, Part
 from robustmail.errors import DataError, RecipeError
 from robustmail.values import check
 
-__all__ = ["cifar10", "cifar100", "digits", "image_folder", "npz", "svhn"]
+__all__ = ["cifar10", "cifar100", "digits", "image_folder", "npz", "subset", "svhn"]
 
 
 def _check_knobs(source: Any) -> None:
     """Refuse knobs of the wrong type or out of range (raises RecipeError)."""
     check(source)
-    for name, least in {"pad": 0, "validation": 1, "classes": 1}.items():
+    for name, least in {"pad": 0, "validation": 1, "classes": 1, "train": 1}.items():
         value = getattr(source, name, None)
         if value is not None and value < least:
             raise RecipeError(f"{type(source).__name__} (given {name}={value})", f"{name} must be at least {least}")
@@ -156,6 +157,26 @@ class image_folder:
         relabel = torch.tensor([names.index(n) for n in test_names])
         test = Part(test.x, relabel[test.y])
         return Images(who, train, test, len(names), self.pad, self.flip, self.validation, tuple(names))
+
+
+@dataclass(frozen=True)
+class subset:
+    """The first `train` training images of another source, with all of its test images.
+
+    What is held out for validation is taken from them.
+    """
+
+    of: Callable[[], Any]
+    train: int
+
+    def __post_init__(self) -> None:
+        _check_knobs(self)
+
+    def __call__(self) -> Images:
+        images: Images = self.of()
+        if self.train > len(images.train.y):
+            raise DataError(f"subset (given train={self.train})", f"{images.name} has {len(images.train.y)} images")
+        return replace(images, name=f"{images.name}, first {self.train:,}", train=images.train.first(self.train))
 
 
 def _torchvision(source: Any, name: str, classes: int) -> Images:

@@ -5,24 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from robustmail.errors import RunError, did_you_mean
 from robustmail.records import Attacked
+from robustmail.report.grids import Grid, as_latex, as_markdown, as_table
 from robustmail.report.lines import printable
 from robustmail.report.results import Results, budget, read_results
 
 __all__ = ["FORMATS", "export"]
 
-NUMBER = re.compile(r"[\d,.]+( ±[\d.]+)?|–|")
 Fact = Callable[[Results], str]
 FACTS: dict[str, Fact] = {
     "n": lambda r: f"{r.n:,}",
@@ -44,7 +38,7 @@ def export(folders: Sequence[Path], format: str, width: int | None = None) -> st
         raise RunError(f"export {format!r}", "no such format", did_you_mean(format, FORMATS))
     read = {str(folder): read_results(folder) for folder in folders}
     if format == "table":
-        return _rich(read, width)
+        return as_table(_grid(read), width)
     return FORMATS[format](read)
 
 
@@ -73,54 +67,9 @@ def _json(read: dict[str, Results]) -> str:
     return json.dumps({"format": 1, "rows": rows, "notes": _notes(read)}, indent=2) + "\n"
 
 
-def _markdown(read: dict[str, Results]) -> str:
-    head, body = _grid(read)
-    safe = [[re.sub(r"([\\`*_|<>\[\]~])", r"\\\1", cell) for cell in row] for row in (head, *body)]
-    rule = [":--", *["--:"] * (len(head) - 1)]
-    lines = [f"| {' | '.join(row)} |" for row in (safe[0], rule, *safe[1:])]
-    notes = [re.sub(r"([\\`*_<>\[\]~])", r"\\\1", note) for note in _notes(read)]
-    return "\n".join(lines) + "\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
-
-
-def _latex(read: dict[str, Results]) -> str:
-    head, body = _grid(read)
-    names = [f"\\shortstack[r]{{{_tex(name)}}}".replace(" ", r"\\") if " " in name else _tex(name) for name in head]
-    cells = [[re.sub(r" \$\\pm\$([\d.]+)$", r"$_{\\pm\1}$", _tex(cell)) for cell in row] for row in body]
-    rows = [" & ".join(row) + r" \\" for row in (names, *cells)]
-    about, *more = (note.rstrip(".") + "." for note in map(_tex, _notes(read)))
-    return "\n".join(
-        [
-            r"% needs \usepackage{booktabs}",
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{about}}}",
-            r"\footnotesize\setlength{\tabcolsep}{3pt}",
-            rf"\begin{{tabular}}{{@{{}}l{'r' * (len(head) - 1)}@{{}}}}",
-            r"\toprule", rows[0], r"\midrule", *rows[1:], r"\bottomrule",
-            r"\end{tabular}",
-            rf"\par\smallskip\raggedright\footnotesize {' '.join(more)}",
-            r"\end{table}",
-        ]
-    ) + "\n"  # fmt: skip
-
-
-def _rich(read: dict[str, Results], width: int | None = None) -> str:
-    head, body = _grid(read)
-    table = Table(header_style="", box=SIMPLE_HEAD, pad_edge=False)
-    for i, name in enumerate(head):
-        number = all(NUMBER.fullmatch(row[i]) for row in body)
-        room = min(16, max(len(row[i]) for row in body)) if i == 0 else None
-        table.add_column(Text(name), justify="right" if number else "left", overflow="fold", min_width=room)
-    for row in body:
-        table.add_row(*map(Text, row))
-    console = Console(file=io.StringIO(), width=width, color_system=None)
-    console.print(table, *map(Text, _notes(read)), sep="\n")
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
-
-
 FORMATS: dict[str, Callable[[dict[str, Results]], str]] = {
-    "table": _rich, "csv": _csv, "markdown": _markdown, "latex": _latex, "json": _json,
+    "table": lambda read: as_table(_grid(read)), "csv": _csv, "markdown": lambda read: as_markdown(_grid(read)),
+    "latex": lambda read: as_latex(_grid(read)), "json": _json,
 }  # fmt: skip
 
 
@@ -131,8 +80,8 @@ def _about(r: Results) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _grid(read: dict[str, Results]) -> tuple[list[str], list[list[str]]]:
-    """The cells of the head and of every row; settings that all rows share are left to the notes."""
+def _grid(read: dict[str, Results]) -> Grid:
+    """A row for each folder; settings that all rows share are left to the notes."""
     several = list(read.values())
     attacks = _union(several)
     facts = [name for name in SHOWN if len(_said(several, name)) > 1]
@@ -147,7 +96,7 @@ def _grid(read: dict[str, Results]) -> tuple[list[str], list[list[str]]]:
         ]
         body.append(cells + ([r.light.colour if r.light else "–"] if lit else []))
     head = ["name", *facts, *attacks, *(["light"] if lit else [])]
-    return [printable(cell) for cell in head], [[printable(cell) for cell in row] for row in body]
+    return Grid(head, body, _notes(read))
 
 
 def _union(several: Iterable[Results]) -> list[str]:
@@ -211,12 +160,3 @@ def _called(read: dict[str, Results], folder: str) -> str:
 
 def _fingerprint(r: Results) -> str:
     return str(r.data.get("fingerprint", "–"))[:8]
-
-
-def _tex(text: str) -> str:
-    special = {c: f"\\{c}" for c in "&%$#_{}"} | {
-        "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
-        ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$", "–": "--", '"': r"\textquotedbl{}",
-    }  # fmt: skip
-    special |= {c: f"{{{c}}}" for c in "[]*"}  # after a line's end these would be its options
-    return "".join(special.get(c, c) for c in text)

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from robustmail.records import Attacked, Attacking, Begun, EpochDone, Finished, Forecast, Record, StepDone
+from robustmail.records import (
+    Attacked,
+    Attacking,
+    Begun,
+    CellBegun,
+    CellDone,
+    EpochDone,
+    Finished,
+    Forecast,
+    Record,
+    StepDone,
+)  # fmt: skip
 
 __all__ = ["duration", "line", "percent", "printable"]
 
@@ -41,6 +52,10 @@ def line(record: Record) -> str:
         case Finished():
             before = " had been finished before; --fresh begins anew" if record.before else " finished"
             return f"{record.folder}:{before}"
+        case CellBegun():
+            return f"{record.number} of {record.of}: {record.name}"
+        case CellDone():
+            return f"{record.name}: FAILED: {record.error}" if record.error else f"{record.name}: done"
 
 
 def percent(share: float) -> str:

@@ -25,7 +25,7 @@ from robustmail.train.loop import fit
 from robustmail.train.state import State
 from robustmail.values import describe, flatten
 
-__all__ = ["Signals", "Stopped", "preflight", "run", "status"]
+__all__ = ["Signals", "Stopped", "make_folder", "preflight", "run", "status", "write_recipe"]
 
 OURS = (  # the state first: what begins anew takes that away before anything else
     "state.pt", "recipe.py", "recipe.json", "metrics.csv", "log.txt", "best.safetensors", "last.safetensors",
@@ -140,7 +140,7 @@ def run(
     if not leads():
         yield from _follow(recipe, state, folder, name, signals or Signals())
         return
-    _make(folder)
+    make_folder(folder)
     with locked(folder):
         what = status(recipe, folder, fresh, yes)
         if what == "finished":  # by another process, while this one was loading
@@ -173,10 +173,15 @@ def _enter(recipe: Recipe, state: State, folder: Path, what: str, source: str | 
         if name != "lock":
             (folder / name).unlink(missing_ok=True)
             (folder / f"{name}.tmp").unlink(missing_ok=True)
+    write_recipe(recipe, folder, source)
+    state.save()
+
+
+def write_recipe(recipe: Recipe, folder: Path, source: str | None) -> None:
+    """Say in the folder which run it is: every field resolved, and the file that it was read from."""
     write_json(folder / "recipe.json", flatten(recipe))
     if source is not None:
         write_text(folder / "recipe.py", source)
-    state.save()
 
 
 def _train(recipe: Recipe, state: State, name: str, signals: Signals) -> Iterator[Record]:
@@ -248,7 +253,8 @@ def _refuse_another(recipe: Recipe, there: dict[str, Any], folder: Path) -> None
         )  # fmt: skip
 
 
-def _make(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Make the folder of a run, if it is not there yet; raises RunError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -18,7 +18,10 @@ import torch
 import torchvision
 from PIL import Image
 
-from robustmail import Images, cifar10, cifar100, digits, image_folder, npz, svhn
+from robustmail import Images, cifar10, cifar100, digits, image_folder, load_recipe, npz, subset, svhn
+from robustmail.errors import DataError, RecipeError
+from robustmail.overrides import override, read
+from robustmail.values import describe
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 
@@ -382,3 +385,21 @@ def test_a_damaged_file_that_torchvision_does_not_fetch_again_says_to_delete_it(
     said = refusal(cifar10(str(tmp_path)))
     assert "damaged: Dataset metadata file not found or corrupted" in said
     assert f"Delete torchvision's CIFAR10 files in {tmp_path}." in said
+
+
+def test_a_subset_is_the_first_training_images_and_every_test_image():
+    whole, part = digits(validation=20)(), subset(digits(validation=20), train=100)()
+    assert torch.equal(part.train.x, whole.train.x[:100])
+    assert torch.equal(part.train.y, whole.train.y[:100])
+    assert torch.equal(part.test.x, whole.test.x)
+    assert (part.name, part.validation, part.pad) == ("digits(), first 100", 20, 1)
+    with pytest.raises(DataError, match=r"subset \(given train=9999\): digits\(\) has 1438 images"):
+        subset(digits(), train=9999)()
+    with pytest.raises(RecipeError, match="train must be at least 1"):
+        subset(digits(), train=0)
+
+
+def test_the_source_inside_a_subset_is_an_override_away():
+    recipe = load_recipe("quickstart").but(data=subset(digits(), train=100))
+    assert override(recipe, ["data.of.validation=7", "data.train=50"]).data == subset(digits(validation=7), train=50)
+    assert read(describe(recipe.data)) == recipe.data

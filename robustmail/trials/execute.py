@@ -1,0 +1,179 @@
+"""Carrying out the jobs of a grid: one after another here, or several at once through submitit."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from robustmail.errors import RobustmailError, RunError, did_you_mean
+from robustmail.plugins import recipe_path
+from robustmail.recipe import Recipe
+from robustmail.records import Begun, CellBegun, EpochDone, Record
+from robustmail.train.run import Signals, preflight, run, status
+from robustmail.trials.fork import Job, begun, fork
+
+__all__ = ["EXECUTORS", "Future", "Outcome", "check", "executor", "here", "in_order", "missing", "work"]
+
+EXECUTORS = ("here", "local", "slurm")
+LOOK_EVERY = 0.2  # seconds between two looks at what runs elsewhere
+WEEK = 7 * 24 * 60  # minutes; a job that is cut off goes on with the next call
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job."""
+
+    error: str = ""
+    """one line; empty where nothing went wrong"""
+    steps: int = 0
+    """of an epoch"""
+    seconds: float = 0.0
+
+
+class Future(Protocol):
+    """A job that may run elsewhere."""
+
+    def done(self) -> bool: ...
+
+    def result(self) -> Outcome: ...
+
+
+Submit = Callable[[Job], Future]
+
+
+def work(job: Job, signals: Signals, save_every: float = 30.0) -> Iterator[Record]:
+    """Make the run of one job, or go on with it; raises what `run` raises."""
+    recipe = job.cell.load()
+    source, _ = recipe_path(job.cell.recipe)
+    if job.trunk is not None and not begun(job.folder):
+        fork(recipe, job.trunk, job.folder, source)
+    records = run(recipe, job.folder, job.name, source, signals=signals, save_every=save_every)
+    with closing(cast(Generator[Record, None, None], records)):  # so that a trunk lets go of its folder
+        for record in records:
+            yield record
+            if job.until is not None and _reached(record, job.until):
+                return
+
+
+def in_order(jobs: Sequence[Job], submit: Submit, width: int = 1) -> Iterator[CellBegun | tuple[Job, Outcome]]:
+    """Submit the jobs, at most `width` at once, each after its trunk; what grows on a failed trunk fails with it."""
+    waiting, running = list(jobs), dict[Job, Future]()
+    failed: dict[Path, str] = {}
+    number = 0
+    try:
+        while waiting or running:
+            for job in [job for job, future in running.items() if future.done()]:
+                outcome = _outcome(running.pop(job))
+                if outcome.error:
+                    failed[job.folder] = outcome.error
+                yield job, outcome
+            for job in [job for job in waiting if job.trunk in failed]:
+                waiting.remove(job)
+                failed[job.folder] = failed[cast(Path, job.trunk)]
+                yield job, Outcome(failed[job.folder])
+            unmade = {job.folder for job in (*waiting, *running)}
+            ready = next((job for job in waiting if job.trunk not in unmade), None)
+            if ready is not None and len(running) < width:
+                waiting.remove(ready)
+                number += 1
+                yield CellBegun(ready.name, number, len(jobs))
+                running[ready] = submit(ready)
+            elif running and not any(future.done() for future in running.values()):
+                time.sleep(LOOK_EVERY)
+    finally:
+        for future in running.values():  # nobody waits for them any more; what they saved stays
+            cancel = getattr(future, "cancel", None)
+            if cancel is not None:
+                cancel()
+
+
+def missing(jobs: Sequence[Job], recipes: Mapping[Any, Recipe]) -> list[Job]:
+    """The jobs that are still to be done: unfinished cells, and the trunks that such a cell has not left yet."""
+    wanted: list[Job] = []
+    for job in reversed(jobs):  # a trunk comes before what needs it
+        if job.until is None:
+            needed = status(recipes[job.cell], job.folder) != "finished"
+        else:
+            needed = any(other.trunk == job.folder and not begun(other.folder) for other in wanted)
+        if needed:
+            wanted.append(job)
+    return wanted[::-1]
+
+
+def check(recipes: Mapping[Any, Recipe], jobs: Sequence[Job]) -> None:
+    """What can be known to be wrong before anything is trained: names, devices, folders of others, and every row of
+    the grid in a rehearsal. Writes nothing; raises the error of whatever is wrong."""
+    rehearsed = set()
+    for job in jobs:
+        recipe = recipes[job.cell]
+        status(recipe, job.folder)
+        if job.cell.row in rehearsed:
+            continue
+        rehearsed.add(job.cell.row)
+        try:
+            preflight(recipe)
+            recipe.rehearse()
+        except RobustmailError as error:
+            raise type(error)(f"trials ({job.cell.row}): {error.who}", error.wrong, error.todo) from error
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A future that is over before it is asked for."""
+
+    outcome: Outcome
+
+    def done(self) -> bool:
+        return True
+
+    def result(self) -> Outcome:
+        return self.outcome
+
+
+def here(perform: Callable[[Job], Outcome]) -> Submit:
+    """Do each job in this process, at once."""
+    return lambda job: _Done(perform(job))
+
+
+def executor(
+    kind: str, perform: Callable[[Job, int], Outcome], folder: Path, jobs: int, knobs: Mapping[str, Any]
+) -> Submit:
+    """Hand jobs to processes of this machine ("local") or to a cluster ("slurm"), through submitit.
+
+    perform: a function that can be imported there, called with a job and its number of threads (0: as it comes).
+    knobs: submitit's parameters, e.g. slurm_partition. Raises RunError where submitit is not there or refuses them.
+    """
+    if kind not in EXECUTORS:
+        raise RunError(f"--executor {kind}", "no such executor", did_you_mean(kind, EXECUTORS))
+    try:
+        import submitit
+    except ImportError as error:
+        raise RunError(
+            f"--executor {kind}", "needs submitit, which is not installed", "pip install 'robustmail[trials]'"
+        ) from error
+    threads = max(1, (os.cpu_count() or 1) // jobs) if kind == "local" and "OMP_NUM_THREADS" not in os.environ else 0
+    try:
+        made = submitit.AutoExecutor(folder=folder, cluster=kind)
+        made.update_parameters(**{"timeout_min": WEEK, "name": "robustmail", **knobs})
+    except Exception as error:  # no sbatch, or a parameter that it does not have
+        raise RunError(f"--executor {kind}", " ".join(str(error).split())) from error
+    return lambda job: cast(Future, made.submit(perform, job, threads))
+
+
+def _reached(record: Record, until: int) -> bool:
+    """Are so many epochs trained and saved?"""
+    if isinstance(record, Begun):
+        return record.epoch >= until
+    return isinstance(record, EpochDone) and record.row["epoch"] + 1 >= until
+
+
+def _outcome(future: Future) -> Outcome:
+    try:
+        return future.result()
+    except Exception as error:  # the process has died
+        return Outcome(f"its process died ({type(error).__name__}: {' '.join(str(error).split())[:160]})")

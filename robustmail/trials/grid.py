@@ -1,0 +1,154 @@
+"""The cells of a grid: recipes x settings x seeds, read from texts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, product
+from pathlib import Path
+
+from robustmail.errors import RecipeError
+from robustmail.overrides import override
+from robustmail.plugins import load_recipe
+from robustmail.recipe import Recipe
+from robustmail.trials.paper import PaperTable, Scale
+from robustmail.values import flatten
+
+__all__ = ["Cell", "cells", "folders", "of_table", "recipes", "seeds", "split", "variants"]
+
+OPENING, CLOSING, QUOTES = "([{", ")]}", "'\""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a grid: a row with a seed. It is made of texts, so that it can be handed to another process."""
+
+    row: str
+    """what the cells of all seeds are called, e.g. `mail_at margin=pm_nat`"""
+    recipe: str
+    """a built-in recipe, a file, or either with :variable"""
+    overrides: tuple[str, ...]
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The row and the seed, for people."""
+        return f"{self.row}, seed {self.seed}"
+
+    def load(self) -> Recipe:
+        """The recipe itself; raises RecipeError or PluginError, naming the row."""
+        return _made(self, load_recipe(self.recipe))
+
+
+def seeds(text: str) -> tuple[int, ...]:
+    """`0:5` -> 0 ... 4, as in a slice; `1,2,7` and `3` as they are. Raises RecipeError."""
+    if found := re.fullmatch(r"(\d+):(\d+)", text.strip()):
+        low, high = int(found[1]), int(found[2])
+        if low >= high:
+            raise RecipeError(f"--seeds {text}", "names no seed", f"Write {high}:{low}." if low > high else "")
+        return tuple(range(low, high))
+    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
+        raise RecipeError(f"--seeds {text}", "is no list of seeds", "Write 0:5 for 0, 1, 2, 3, 4, or 1,2,7.")
+    found_seeds = tuple(map(int, text.split(",")))
+    if twice := [seed for seed in found_seeds if found_seeds.count(seed) > 1]:
+        raise RecipeError(f"--seeds {text}", f"{twice[0]} is named twice")
+    return found_seeds
+
+
+def variants(text: str) -> list[str]:
+    """`margin=pm_adv,pm_nat` -> [`margin=pm_adv`, `margin=pm_nat`]: overrides, one for each value.
+
+    A comma inside brackets or quotes belongs to its value. Raises RecipeError.
+    """
+    path, equals, values = text.partition("=")
+    found = [value.strip() for value in split(values)]
+    if not equals or not all(found):
+        raise RecipeError(f"--over {text}", "is not path=value,value,...", "Write e.g. margin=pm_adv,pm_nat.")
+    return [f"{path.strip()}={value}" for value in found]
+
+
+def split(text: str) -> list[str]:
+    """The parts of a text between the commas that stand outside of brackets and quotes."""
+    parts, depth, quote = [""], 0, ""
+    for letter in text:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in QUOTES:
+            quote = letter
+        else:
+            depth += (letter in OPENING) - (letter in CLOSING)
+        if letter == "," and not (depth or quote):
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
+def cells(names: Sequence[str], overs: Iterable[str], overrides: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
+    """The grid: every recipe with every combination of settings and every seed."""
+    return [
+        Cell(" ".join((name, *chosen)), name, (*overrides, *chosen), seed)
+        for name in names
+        for chosen in product(*map(variants, overs))
+        for seed in seeds
+    ]
+
+
+def of_table(table: PaperTable, scale: Scale, seeds: Sequence[int], overrides: Sequence[str] = ()) -> list[Cell]:
+    """The grid that makes a table of the paper at a scale; `overrides` come last. Raises RecipeError."""
+    if scale.narrow and any(line.recipe.endswith(":wrn") for line in table.lines):
+        raise RecipeError(
+            "table --scale mini", "a WRN-32-10 is not for a CPU", "Tables 1 and 2 have that scale; this one has paper."
+        )
+    return [
+        Cell(line.row, line.recipe, (*scale.common, *changed, *line.overrides, *overrides), seed)
+        for line in table.lines
+        for changed in [scale.recipes.get(line.recipe, ())]
+        for seed in seeds
+    ]
+
+
+def recipes(grid: Iterable[Cell]) -> dict[Cell, Recipe]:
+    """The recipe of each cell; each file is read once.
+
+    Raises RecipeError or PluginError for a cell that cannot be made, or that is there twice, naming its row.
+    """
+    bare: dict[str, Recipe] = {}
+    found: dict[Cell, Recipe] = {}
+    for cell in grid:
+        if cell in found:
+            raise RecipeError(f"trials ({cell.row})", "is there twice", "Name each recipe and each value once.")
+        if cell.recipe not in bare:
+            bare[cell.recipe] = load_recipe(cell.recipe)
+        found[cell] = _made(cell, bare[cell.recipe])
+    _refuse_twins({cell: recipe for cell, recipe in found.items() if cell.seed == next(iter(found)).seed})
+    return found
+
+
+def folders(grid: Iterable[Cell], out: Path) -> dict[Cell, Path]:
+    """Where each cell lives: out/runs/ROW/SEED, with the row's odd characters replaced."""
+    names: dict[str, str] = {}
+    for cell in grid:
+        if cell.row not in names:
+            plain = re.sub(r"[^\w.=+-]+", "-", cell.row).strip("-.") or "row"
+            taken = set(names.values())
+            numbered = (f"{plain}-{i}" for i in range(2, len(taken) + 3))
+            names[cell.row] = next(name for name in (plain, *numbered) if name not in taken)
+    return {cell: out / "runs" / names[cell.row] / str(cell.seed) for cell in grid}
+
+
+def _made(cell: Cell, recipe: Recipe) -> Recipe:
+    if any(text.partition("=")[0].strip() == "seed" for text in cell.overrides):
+        raise RecipeError(f"trials ({cell.row})", "sets the seed", "Seeds go into --seeds.")
+    return override(recipe, (*cell.overrides, f"seed={cell.seed}"))
+
+
+def _refuse_twins(found: Mapping[Cell, Recipe]) -> None:
+    """Two rows of one recipe would be the same runs under two names."""
+    flat = {cell.row: flatten(recipe) for cell, recipe in found.items()}
+    for first, second in combinations(flat, 2):
+        if flat[first] == flat[second]:
+            raise RecipeError(
+                f"trials ({first}; {second})", "are the same recipe", "Name each recipe and each value once."
+            )

@@ -1,0 +1,134 @@
+"""A grid in a folder: what is to be done, what was done, and the file that sums it up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from robustmail.devices import pick_device
+from robustmail.errors import RunError
+from robustmail.files import locked, write_json
+from robustmail.provenance import provenance
+from robustmail.records import CellBegun, CellDone
+from robustmail.train.run import make_folder
+from robustmail.trials.execute import Submit, check, in_order, missing
+from robustmail.trials.fork import own, plan
+from robustmail.trials.grid import Cell, folders, recipes
+from robustmail.trials.summary import Row, read_accuracies, rows
+from robustmail.values import describe
+
+__all__ = ["Study"]
+
+FORMAT = 1
+
+
+class Study:
+    """The runs of a grid below `out`, and `file`, which says what came of them.
+
+    kin: cells of other grids in the same folder, so that what they share with these is trained only once for all.
+    Raises RecipeError or PluginError for a cell that cannot be made, RunError where a folder holds another run.
+    """
+
+    def __init__(
+        self, cells: Sequence[Cell], out: Path, file: str, command: str, kin: Sequence[Cell] = ()
+    ) -> None:  # fmt: skip
+        self.out, self.file, self.command = out, out / file, command
+        every = dict.fromkeys(kin) | dict.fromkeys(cells) if kin else cells
+        self._every = recipes(every)
+        self.recipes = {cell: self._every[cell] for cell in cells}
+        places = folders(every, out)
+        self.folders = {cell: places[cell] for cell in cells}
+        self.jobs = own(plan(self._every, places, out), self.recipes)
+        self.missing = missing(self.jobs, self._every)
+        self.errors: dict[Cell, str] = {}
+        self.trunks = self._before()
+
+    @property
+    def seeds(self) -> list[int]:
+        """Every seed, in order."""
+        return list(dict.fromkeys(cell.seed for cell in self.recipes))
+
+    def check(self) -> None:
+        """Find what can be known to be wrong before anything is trained; raises the error of whatever is wrong."""
+        check(self._every, self.jobs)
+
+    def carry_out(self, submit: Submit, width: int = 1) -> Iterator[CellBegun | CellDone]:
+        """Make the runs that are missing; a failed one is told, and the others go on. Raises RunError if in use."""
+        make_folder(self.out)
+        with locked(self.out):
+            done, of = 0, len(self.missing)
+            self.save()
+            for event in in_order(self.missing, submit, width):
+                if isinstance(event, CellBegun):
+                    yield event
+                    continue
+                job, outcome = event
+                done += 1
+                if job.until is None and outcome.error:
+                    self.errors[job.cell] = outcome.error
+                elif job.until is not None and not outcome.error:
+                    self._trained(str(job.folder.relative_to(self.out)), job.until - job.begin, job.cells, outcome)
+                self.save()
+                yield CellDone(job.name, outcome.error, done, of)
+
+    def rows(self) -> list[Row]:
+        """The results as they are now: over seeds, with what is missing and what failed."""
+        found = {(cell.row, cell.seed): read_accuracies(folder) for cell, folder in self.folders.items()}
+        failed = {(cell.row, cell.seed): error for cell, error in self.errors.items()}
+        names = dict.fromkeys(cell.row for cell in self.recipes)
+        return rows(names, self.seeds, {key: value for key, value in found.items() if value is not None}, failed)
+
+    def saved(self) -> dict[str, Any]:
+        """What the shared epochs have saved: trunks, steps and seconds not spent a second time."""
+        trunks = list(self.trunks.values())
+        again = [(trunk, trunk["cells"] - 1) for trunk in trunks]
+        return {
+            "trunks": trunks,
+            "steps_saved": sum(times * trunk["epochs"] * trunk["steps"] for trunk, times in again),
+            "seconds_saved": round(sum(times * trunk["seconds"] for trunk, times in again), 1),
+        }
+
+    def save(self) -> None:
+        """Write the summary."""
+        found = self.rows()
+        texts = {cell.row: describe(recipe) for cell, recipe in self.recipes.items()}
+        device = pick_device(next(iter(self.recipes.values())).device)
+        write_json(self.file, {
+            "format": FORMAT,
+            "complete": not any(row.missing for row in found),
+            "seeds": self.seeds,
+            "rows": [asdict(row) for row in found],
+            "cells": [self._cell(cell, folder) for cell, folder in self.folders.items()],
+            "shared": self.saved(),
+            "recipes": texts,
+            "provenance": {**provenance(device), "command": self.command},
+        })  # fmt: skip
+
+    def _cell(self, cell: Cell, folder: Path) -> dict[str, Any]:
+        return {
+            **asdict(cell), "folder": str(folder.relative_to(self.out)), "error": self.errors.get(cell),
+            "accuracy": read_accuracies(folder),
+        }  # fmt: skip
+
+    def _trained(self, folder: str, epochs: int, cells: int, outcome: Any) -> None:
+        """A trunk that took several calls adds up; what a killed one took is lost, so the saving is a lower bound."""
+        before = self.trunks.get(folder, {"seconds": 0.0})["seconds"]
+        self.trunks[folder] = {
+            "folder": folder, "cells": cells, "epochs": epochs, "steps": outcome.steps,
+            "seconds": round(before + outcome.seconds, 2),
+        }  # fmt: skip
+
+    def _before(self) -> dict[str, dict[str, Any]]:
+        """The trunks of earlier calls."""
+        try:
+            trunks = json.loads(self.file.read_text())["shared"]["trunks"]
+            return {trunk["folder"]: trunk for trunk in trunks}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, TypeError, LookupError) as error:
+            raise RunError(
+                str(self.file), f"is damaged ({type(error).__name__})", "Delete it; the runs below it stay."
+            ) from error

@@ -1,0 +1,38 @@
+"""A tiny recipe on digits, and the command line as a real process."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+TINY = (
+    "model=cifar_resnet18_w8", "data.validation=30", "attack=PGD(eps=0.1, alpha=0.05, steps=2)", "epochs=3",
+    "burn_in=2", "batch=512", "optimizer.lr=Stairs({0: 0.05, 2: 0.01})", "validate=pgd2",
+    "evaluate=nat,pgd2", "test_size=40",
+    "precision='fp32'",
+)  # fmt: skip
+KEPT = ("last.safetensors", "best.safetensors", "metrics.csv")
+
+Script = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def call(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a folder, to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "robustmail", *words], cwd=folder, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture
+def robustmail(tmp_path: Path) -> Script:
+    """Run the command line in an empty folder, to its end."""
+    return lambda *words: call(tmp_path, *words)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in KEPT}

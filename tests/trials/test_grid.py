@@ -1,0 +1,93 @@
+"""The texts of a grid: seeds, settings, cells; and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from robustmail.errors import RecipeError, RobustmailError
+from robustmail.trials.grid import Cell, cells, folders, recipes, seeds, split, variants
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("0:5", (0, 1, 2, 3, 4)), ("3:4", (3,)), ("7", (7,)), ("1,2, 9", (1, 2, 9)), ("2,0", (2, 0))]
+)
+def test_seeds_are_a_slice_or_a_list(text, found):
+    assert seeds(text) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("5:0", "names no seed. Write 0:5."), ("3:3", "names no seed"), ("", "is no list of seeds. Write 0:5"),
+        ("a", "is no list"), ("-1", "is no list"), ("0:", "is no list"), ("0:5:2", "is no list"),
+        ("1,,2", "is no list"),
+        ("1,2,1", "1 is named twice"),
+    ],
+)  # fmt: skip
+def test_wrong_seeds_are_refused(text, said):
+    with pytest.raises(RecipeError, match=f"--seeds {text}: ") as error:
+        seeds(text)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("a,b", ["a", "b"]), ("", [""]), ("f(1,2),g", ["f(1,2)", "g"]),
+        ("Stairs({0: 1, 2: 3}),4", ["Stairs({0: 1, 2: 3})", "4"]),
+        ("'a,b',c", ["'a,b'", "c"]), ("f(')',1),b", ["f(')',1)", "b"]), ("((1,),(2,)),x", ["((1,),(2,))", "x"]),
+        ("mine.py:f,pm_adv", ["mine.py:f", "pm_adv"]),
+    ],
+)  # fmt: skip
+def test_commas_inside_brackets_and_quotes_belong_to_the_value(text, parts):
+    assert split(text) == parts
+
+
+def test_a_setting_is_one_override_for_each_value():
+    assert variants("weight=Sigmoid(slope=2, bias=0), Tanh()") == ["weight=Sigmoid(slope=2, bias=0)", "weight=Tanh()"]
+
+
+@pytest.mark.parametrize("text", ["margin", "margin=", "margin=a,", "=3,"])
+def test_a_setting_without_values_is_refused(text):
+    with pytest.raises(RecipeError, match="is not path=value,value"):
+        [variants(text), recipes(cells(["quickstart"], [text], [], [0]))]
+
+
+def test_a_grid_is_the_product_of_recipes_settings_and_seeds():
+    grid = cells(["at", "mail_at"], ["batch=64,128", "optimizer.lr=0.1,0.2"], ["epochs=80"], [3, 4])
+    assert len(grid) == 2 * 2 * 2 * 2
+    assert grid[0] == Cell("at batch=64 optimizer.lr=0.1", "at", ("epochs=80", "batch=64", "optimizer.lr=0.1"), 3)
+    made = recipes(grid)[grid[-1]]
+    assert (made.batch, made.optimizer.lr, made.epochs, made.seed) == (128, 0.2, 80, 4)
+
+
+def test_recipes_of_cells_are_the_ones_that_another_process_loads():
+    for one, recipe in recipes(cells(["at", "mail_at"], ["batch=64,128"], [], [3])).items():
+        assert one.load() == recipe
+
+
+@pytest.mark.parametrize(
+    ("names", "overs", "said"),
+    [
+        (["at", "at"], [], "is there twice"), (["at"], ["batch=64,64"], "is there twice"),
+        (["at", "at:recipe"], [], "are the same recipe"), (["at"], ["eps=8/255,16/510"], "are the same recipe"),
+        (["at"], ["seed=1,2"], "sets the seed. Seeds go into --seeds."),
+        (["at"], ["bacth=64,128"], "the recipe has no 'bacth'. Did you mean 'batch'?"),
+        (["att"], [], "no such file, nor a built-in recipe. Did you mean 'at'?"),
+        (["mail_at"], ["margin=pm_adv,pm_naat"], "Did you mean 'pm_nat'?"),
+    ],
+)  # fmt: skip
+def test_cells_that_are_there_twice_or_cannot_be_made_are_refused(names, overs, said):
+    with pytest.raises(RobustmailError) as error:
+        recipes(cells(names, overs, [], [0, 1]))
+    assert said in str(error.value)
+
+
+def test_folders_are_plain_and_never_shared():
+    grid = [Cell(row, "at", (), 2) for row in ("at x=f(1, 2)", "at x=f[1; 2]", "at/../..", "ä")]
+    places = list(folders(grid, Path("out")).values())
+    assert places[:2] == [Path("out/runs/at-x=f-1-2/2"), Path("out/runs/at-x=f-1-2-2/2")]
+    assert len(set(places)) == 4
+    assert all(place.parent.parent == Path("out/runs") and ".." not in place.parts for place in places)
