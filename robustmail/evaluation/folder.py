@@ -271,6 +271,8 @@ def read_folder(folder: Path, strict: bool = False) -> Held:
         text = (folder / "ledger.csv").read_bytes().decode()  # as it is: read_text would turn line ends into ours
     except (OSError, ValueError) as error:
         raise RunError(str(folder / "ledger.csv"), f"cannot be read ({error})") from error
+    if "\r" in text:
+        raise RunError(str(folder / "ledger.csv"), "is not written as robustmail writes it: other line ends")
     ledger, rows = read_rows(str(folder / "ledger.csv"), text)
     if strict:
         for k, row in enumerate(rows):

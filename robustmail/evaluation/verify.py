@@ -110,6 +110,9 @@ def _verify(held: Held, subject: Subject, data: TestSet, moved: bool) -> Verifie
         raise RunError(str(where), "is not what robustmail writes of these verdicts: it was altered")
     room = room_of(subject.model, None)
     clean = look(subject.model, mine, room, ledger.index)
+    if not torch.equal(clean.margin, look(subject.model, mine, room, ledger.index).margin):
+        raise RunError(str(held.folder), "cannot be judged again: asked twice, the model answers differently",
+                       "Switch off what is random in it, or what depends on the passes before.")  # fmt: skip
     close = _check_clean(ledger, clean, fail)
     close += _check_examples(held, subject, mine, room.slice, fail)
     return Verified(len(ledger), len(ledger.examples), close, tuple(_unchecked(held)))

@@ -177,7 +177,7 @@ WRONG = {
     "eps in words": (f"{GOOD} --eps eight", "--eps eight: is no number. Write 8/255"),
     "infinite eps": (f"{GOOD} --eps inf", "is no finite number"),
     "eps beyond floats": (f"{GOOD} --eps 1e400", "is no finite number"),
-    "eps of no attack": ("eval small.pth --data ten.npz --normalize none --attacks nat --eps 8", "evaluate (given eps=8)"),
+    "eps of no attack": (f"{GOOD[:-5]} --eps 8", "evaluate (given eps=8)"),
     "no attack named": ("eval small.pth --data ten.npz --normalize none --attacks ''", "--attacks: names none"),
     "attack of nothing": (f"{GOOD},own.py:idle", "returned NoneType, expected images"),
     "model that leaves": (f"{WRAPPED}:leaves", "SystemExit"),

@@ -474,6 +474,22 @@ def test_what_no_file_can_prove_is_said(done, hardened, hand):
     assert "the settings of APGD, APGDT, Square" in said
 
 
+def test_a_model_that_answers_differently_each_time_is_not_called_altered(hardened, hand, tmp_path):
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model, self.calls = hardened, 0
+
+        def forward(self, x):
+            self.calls += 1
+            return self.model(x) * (1 + 1e-3 * self.calls)
+
+    few, noisy = hand.first(20), Noisy()
+    list(examine(task(noisy, few, attacks=("nat", "pgd2")), tmp_path))
+    with pytest.raises(RunError, match=r"asked twice, the model answers differently"):
+        verify(tmp_path, noisy, few)
+
+
 def test_a_ledger_without_its_results_is_not_begun_anew(copy, hardened, hand):
     (copy / "results.json").unlink()
     with pytest.raises(RunError, match=r"has a ledger, but its results.json is missing"):
