@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robustmail.errors import DataError, RecipeError, RunError
+from robustmail.errors import DataError, RecipeError, RobustmailError, RunError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,7 +88,7 @@ def eval_(
     budget = _number("--eps", eps) if eps else float(facts.get("eps") or {"linf": 8 / 255, "l2": 0.5}[measure])
     part = _shard(shard)
     folder = out or Path("evals") / (_name(file) + (f"-shard-{part[0]}-of-{part[1]}" if shard else ""))
-    names = tuple(_attack(name) for name in _once((attacks or STANDARD).split(",")))
+    names = tuple(_attack(name) for name in _once((STANDARD if attacks is None else attacks).split(",")))
     command = shlex.join(["robustmail", *sys.argv[1:]])
     task = Task(subject, chosen, names, budget, measure, seed, part, _positive("--batch", batch), command)
     console = Console()
@@ -120,6 +120,7 @@ def verify(
     found = check(folder, checkpoint=checkpoint, data=data)
     close = f"; {found.close} too close to call on this machine" if found.close else ""
     print(f"{folder}: in order. {found.images} images, {found.examples} examples judged again{close}")
+    print("not to be told from files: " + "; ".join(found.unchecked))
 
 
 def compare(
@@ -168,6 +169,9 @@ def report(
     from robustmail.report.export import export
     from robustmail.report.page import write_page
 
+    for folder in folders:
+        if (folder / "ledger.csv").exists():  # an evaluation's: nothing is shown of files that do not agree
+            _sound(folder)
     if form == "html":
         for folder in folders:
             print(write_page(folder))
@@ -177,6 +181,13 @@ def report(
         print(text.rstrip("\n"))
     else:
         write_text(out, text)
+
+
+def _sound(folder: Path) -> None:
+    """Refuse a folder whose files are damaged (raises RunError, naming the row)."""
+    from robustmail.evaluation.folder import read_folder
+
+    read_folder(folder, strict=True)
 
 
 def _show(console: Console, folder: Path, shard: bool) -> None:
@@ -235,10 +246,16 @@ def _attack(name: str) -> Any:
 def _number(option: str, text: str) -> float:
     from robustmail.overrides import read
 
-    value = read(text)
+    try:
+        value = read(text)
+    except RobustmailError:
+        value = None
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise RecipeError(f"{option} {text}", "is no number", "Write 8/255.")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise RecipeError(f"{option} {text}", "is no finite number", "Write 8/255.") from None
 
 
 def _positive(option: str, value: int | None) -> int | None:

@@ -35,7 +35,10 @@ def fit(tensors: Mapping[str, Tensor], network: nn.Module, who: str) -> nn.Modul
     for variant in variants:
         if not _misfits(variant, own):
             counters = {name: torch.zeros_like(t) for name, t in own.items() if name.endswith(_COUNTER)}
-            network.load_state_dict({**counters, **variant}, strict=True)
+            try:
+                network.load_state_dict({**counters, **variant}, strict=True)
+            except (Exception, SystemExit) as error:  # a method of somebody's own
+                raise ModelError(who, f"the model's load_state_dict raised {_short(error)}") from error
             return network.eval()
     nearest = max(variants, key=lambda variant: len(set(variant) & set(own)))
     raise _misfit(nearest, own, who)
@@ -179,7 +182,7 @@ def _called(factory: Callable[..., Any], classes: int, channels: int) -> nn.Modu
     args, knobs = _arguments(factory, f"model={name}", classes, channels)
     try:
         network = factory(*args, **knobs)
-    except Exception as error:  # somebody's code
+    except (Exception, SystemExit) as error:  # somebody's code
         raise ModelError(f"model={name}", f"raised {_short(error)}", "It is called to build the network.") from error
     if not isinstance(network, nn.Module):
         raise ModelError(f"model={name}", f"returned {type(network).__name__}, not an nn.Module")

@@ -97,13 +97,13 @@ def _recall(sample: Ledger, known: Ledger, stages: list[str]) -> None:
             sample.outcome(stage)[here] = known.stages[stage][there]
 
 
-def judge(measured: dict[str, Any] | None, ledger: Ledger, pgd: list[str]) -> dict[str, Any]:
+def judge(measured: dict[str, Any] | None, ledger: Ledger, pgd: list[str], classes: int) -> dict[str, Any]:
     """The light, the gap in points, and every check as a flag or as passed; plain values.
 
-    pgd: the stages that are PGD on the cross-entropy.
+    pgd: the stages that are PGD on the cross-entropy. classes: of the model, whichever of them are among the labels.
     """
     gap = _gap(ledger, pgd)
-    checks = [*_of_ledger(ledger, gap), *(_of_sample(measured) if measured else [])]
+    checks = [*_of_ledger(ledger, gap, classes), *(_of_sample(measured) if measured else [])]
     flags = [asdict(check) for check in checks if check.light != "green"]
     passed = [asdict(check) for check in checks if check.light == "green"]
     said = light(checks) if measured and ledger.stages else "grey"  # without an attack there is nothing to believe
@@ -169,8 +169,9 @@ def _square(eps: float, norm: Norm) -> Any:
 
 
 def _gap(ledger: Ledger, pgd: list[str]) -> tuple[float, float] | None:
-    """(points between the best PGD and the worst case, lower end of its interval); None without a PGD."""
-    if not pgd:
+    """(points between the best PGD and the worst case, lower end of its interval); None without a PGD, or
+    with nothing beside it."""
+    if not pgd or set(ledger.stages) == set(pgd):
         return None
     best = min(pgd, key=lambda stage: int(ledger.standing([stage]).sum()))
     stands, worst = ledger.standing([best]), ledger.stands
@@ -178,9 +179,8 @@ def _gap(ledger: Ledger, pgd: list[str]) -> tuple[float, float] | None:
     return 100 * found.difference, 100 * found.low
 
 
-def _of_ledger(ledger: Ledger, gap: tuple[float, float] | None) -> Iterator[Flag]:
+def _of_ledger(ledger: Ledger, gap: tuple[float, float] | None, classes: int) -> Iterator[Flag]:
     n, right = len(ledger), int(ledger.right.sum())
-    classes = max(2, int(ledger.label.max()) + 1)
     low, _ = wilson(right, n)
     yield Flag("chance-accuracy", "green" if low > 1 / classes else "red",
                f"{100 * right / n:.1f} % of the clean images are right, chance is {100 / classes:.1f} %",

@@ -20,8 +20,19 @@ from robustmail.data.testsets import TestSet
 from robustmail.errors import RunError
 from robustmail.evaluation.believable import curve, judge, measure
 from robustmail.evaluation.exact import Room, exact
-from robustmail.evaluation.ledger import BROKE, STOOD, UNTRIED, Ledger, digest, joined, read_rows, seal, write_rows
-from robustmail.evaluation.plans import Plan, plan
+from robustmail.evaluation.ledger import (
+    BROKE,
+    STOOD,
+    UNTRIED,
+    Ledger,
+    digest,
+    joined,
+    read_rows,
+    seal,
+    text_of,
+    write_rows,
+)
+from robustmail.evaluation.plans import Plan, check_eps, plan
 from robustmail.evaluation.subject import Subject
 from robustmail.evaluation.suite import (
     CHUNK,
@@ -40,10 +51,10 @@ from robustmail.provenance import provenance
 from robustmail.records import Attacked, Attacking
 from robustmail.step import Attack
 
-__all__ = ["FILES", "Held", "Task", "examine", "fingerprint_of", "merge", "read_folder", "summed"]
+__all__ = ["FILES", "Held", "Task", "examine", "fingerprint_of", "merge", "read_folder", "summed", "told_of"]
 
 FILES = ("results.json", "ledger.csv", "examples.safetensors", "report.html", "png", "lock")
-FORMAT = 1
+FORMAT = 2  # raised whenever older folders can no longer be judged by what is written here
 SAVE_EVERY = 20.0  # seconds
 QUANTILES = 5
 MAY_DIFFER = ("checkpoint", "data", "data_given", "attacks")  # where files lie, and attacks that are added later
@@ -68,11 +79,13 @@ class Task:
     plans: list[Plan] = field(init=False)
 
     def __post_init__(self) -> None:
+        check_eps(self.eps, self.norm)
         blocks = -(-len(self.data.part.y) // CHUNK)
         if self.shard[1] > blocks:
             raise RunError(f"--shard {self.shard[0]}/{self.shard[1]}",
-                           f"{len(self.data.part.y)} images are {blocks} blocks of {CHUNK}, the smallest part",
-                           f"Use {blocks} shards at most.")  # fmt: skip
+                           f"{len(self.data.part.y)} images make {blocks} block{'s' * (blocks != 1)} of {CHUNK}, "
+                           "and a shard has at least one",
+                           f"Use {blocks} shard{'s' * (blocks != 1)} at most.")  # fmt: skip
         classes = self.subject.classes
         self.plans = named([plan(attack, self.eps, classes, self.norm) for attack in self.attacks])
 
@@ -123,6 +136,8 @@ class Held:
     ledger: Ledger
     rows: list[dict[str, str]]
     originals: dict[int, Tensor]
+    stored: tuple[int, ...]
+    """the images of which there are examples in the file, whether the ledger speaks of them or not"""
 
 
 def examine(task: Task, folder: Path, fresh: bool = False) -> Iterator[Attacking | Attacked]:
@@ -209,8 +224,7 @@ def merge(folders: list[Path], to: Path) -> None:
     }  # fmt: skip
     originals = {place[i]: x for other in held for i, x in _by_index(other).items()}
     _write_examples(to, ledger, originals)
-    header = ",".join(rows[0])
-    write_text(to / "ledger.csv", "\n".join([header, *(",".join(row.values()) for row in rows)]) + "\n")
+    write_text(to / "ledger.csv", text_of(rows))
     write_json(to / "results.json", sealed(results))
 
 
@@ -242,15 +256,23 @@ def read_folder(folder: Path, strict: bool = False) -> Held:
         spec, fingerprint, _ = results["spec"], results["weights"]["fingerprint"], results["seconds"].items()
         context = context_of(fingerprint, spec)
         if results["format"] != FORMAT:
-            raise RunError(str(path), f"has format {results['format']}, this version reads {FORMAT}")
+            age = "an older" if isinstance(results["format"], int) and results["format"] < FORMAT else "another"
+            wrong = f"was made by {age} version (format {results['format']}, this one reads {FORMAT})"
+            raise RunError(str(path), wrong, "Evaluate again into another folder, or read it with that version.")
+        if results["kind"] != "evaluation":
+            raise RunError(str(path), f"is of kind {results['kind']!r}, not an evaluation's")
+        for row in results["attacks"]:
+            Attacked(**row)
     except FileNotFoundError as error:
         raise RunError(str(folder), "holds no evaluation", "Make one with robustmail eval.") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(str(path), f"damaged, or not an evaluation's ({type(error).__name__}: {error})") from error
     try:
-        text = (folder / "ledger.csv").read_text()
+        text = (folder / "ledger.csv").read_bytes().decode()  # as it is: read_text would turn line ends into ours
     except (OSError, ValueError) as error:
         raise RunError(str(folder / "ledger.csv"), f"cannot be read ({error})") from error
+    if "\r" in text:
+        raise RunError(str(folder / "ledger.csv"), "is not written as robustmail writes it: other line ends")
     ledger, rows = read_rows(str(folder / "ledger.csv"), text)
     if strict:
         for k, row in enumerate(rows):
@@ -260,16 +282,21 @@ def read_folder(folder: Path, strict: bool = False) -> Held:
                     f"{folder / 'ledger.csv'}, row {k + 1} (image {row['index']})",
                     "its seal is broken: the row, the eps or the weights were altered",
                 )
+    if strict and text_of(rows) != text:
+        raise RunError(str(folder / "ledger.csv"), "is not written as robustmail writes it: it was altered")
     if strict and sealed(results) != results:
         raise RunError(str(path), "its seal is broken: it was altered")
     ledger.seconds = {str(stage): float(s) for stage, s in results["seconds"].items()}
-    originals = _read_examples(folder, ledger, rows)
-    return Held(folder, results, ledger, rows, originals)
+    originals, stored = _read_examples(folder, ledger, rows)
+    return Held(folder, results, ledger, rows, originals, stored)
 
 
 def _resume(task: Task, folder: Path) -> Held | None:
     """What the folder holds of this very evaluation, or None where it holds nothing."""
     if not (folder / "results.json").exists():
+        if (folder / "ledger.csv").exists():
+            raise RunError(str(folder), "has a ledger, but its results.json is missing",
+                           "Restore it, pass another --out, or --fresh to begin anew.")  # fmt: skip
         return None
     held = read_folder(folder, strict=True)
     mine = {"spec": task.spec, "weights": {"fingerprint": task.subject.fingerprint},
@@ -346,14 +373,18 @@ def _save(
     results = {
         "format": FORMAT, "kind": "evaluation", "complete": complete, "name": task.subject.name, "n": len(ledger),
         "shard": _shard(task), "spec": task.spec, "weights": task.subject.weights,
-        "data": {
-            "name": task.data.name, "classes": task.subject.classes, "class_names": task.data.class_names,
-            "shape": list(part.x.shape[1:]), "fingerprint": fingerprint_of(task.data.part),
-        },
+        "data": told_of(task.data, task.subject.classes),
         **summed(ledger, rows, task.subject.classes, measured),
         "provenance": {**provenance(task.subject.device), "seconds": round(seconds, 2), "command": task.command},
     }  # fmt: skip
     write_json(folder / "results.json", sealed(results))
+
+
+def told_of(data: TestSet, classes: int) -> dict[str, Any]:
+    """What the results say of the images; `classes`: of the model."""
+    names = None if data.class_names is None else list(data.class_names)
+    return {"name": data.name, "classes": classes, "class_names": names, "shape": list(data.part.x.shape[1:]),
+            "fingerprint": fingerprint_of(data.part)}  # fmt: skip
 
 
 def summed(ledger: Ledger, rows: list[Attacked], classes: int, measured: dict[str, Any] | None) -> dict[str, Any]:
@@ -366,7 +397,7 @@ def summed(ledger: Ledger, rows: list[Attacked], classes: int, measured: dict[st
     return {
         "attacks": [asdict(row) for row in rows], "worst_case": asdict(worst_case(ledger)), "eight_bit": bytes_,
         "per_class": _per_class(ledger, classes), "margins": _by_margin(ledger),
-        "curve": curve(measured) if measured else None, "believable": judge(measured, ledger, pgd),
+        "curve": curve(measured) if measured else None, "believable": judge(measured, ledger, pgd, classes),
         "measured": measured, "seconds": {k: round(v, 3) for k, v in ledger.seconds.items()},
     }  # fmt: skip
 
@@ -405,8 +436,11 @@ def _write_examples(folder: Path, ledger: Ledger, originals: dict[int, Tensor]) 
     )
 
 
-def _read_examples(folder: Path, ledger: Ledger, rows: list[dict[str, str]]) -> dict[int, Tensor]:
-    """Put the examples into the ledger whose rows speak of them; the originals of these, by position.
+def _read_examples(
+    folder: Path, ledger: Ledger, rows: list[dict[str, str]]
+) -> tuple[dict[int, Tensor], tuple[int, ...]]:
+    """Put the examples into the ledger whose rows speak of them; the originals of these, by position, and all
+    images of which the file has an example.
 
     Raises RunError, naming the row, where one is missing or is not the one that was written.
     """
@@ -415,6 +449,8 @@ def _read_examples(folder: Path, ledger: Ledger, rows: list[dict[str, str]]) -> 
         content = load_file(path)
         index, x, original = (content[name] for name in ("index", "x", "original"))
         place = {int(i): k for k, i in enumerate(index)}
+        if extra := sorted(set(content) - {"index", "x", "original"}):
+            raise ValueError(f"holds {extra[0]!r}, which no evaluation writes")
     except Exception as error:  # missing, or damaged in any way
         raise RunError(str(path), f"damaged or missing ({type(error).__name__}: {error})") from error
     originals = {}
@@ -429,7 +465,7 @@ def _read_examples(folder: Path, ledger: Ledger, rows: list[dict[str, str]]) -> 
         if digest(floats(clean)) != row["image"]:
             raise RunError(who, "its original image was altered")
         ledger.examples[at], originals[at] = x[k], clean
-    return originals
+    return originals, tuple(map(int, index))
 
 
 def _by_index(held: Held) -> dict[int, Tensor]:

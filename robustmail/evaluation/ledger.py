@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robustmail.errors import RunError
 
-__all__ = ["BROKE", "STOOD", "UNTRIED", "Ledger", "digest", "read_rows", "seal", "write_rows"]
+__all__ = ["BROKE", "STOOD", "UNTRIED", "Ledger", "digest", "read_rows", "seal", "text_of", "write_rows"]
 
 UNTRIED, STOOD, BROKE = 0, 1, 2
 WORDS = {UNTRIED: "", STOOD: "stood", BROKE: "broke"}
@@ -144,6 +144,11 @@ def write_rows(ledger: Ledger, images: Tensor, context: str) -> str:
 def seal(row: Iterable[Any], context: str) -> str:
     """A hash of a row and of what it was found with; it betrays a change, it does not prove who made it."""
     return hashlib.blake2b("|".join([*map(str, row), context]).encode(), digest_size=8).hexdigest()
+
+
+def text_of(rows: list[dict[str, str]]) -> str:
+    """ledger.csv of rows as `read_rows` returns them, byte for byte as robustmail writes it."""
+    return "".join(f"{','.join(cells)}\n" for cells in (rows[0], *(row.values() for row in rows)))
 
 
 def read_rows(who: str, text: str) -> tuple[Ledger, list[dict[str, str]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, NamedTuple
 
@@ -11,12 +12,12 @@ from robustmail.attacks.art import art
 from robustmail.attacks.autoattack import AutoAttack
 from robustmail.attacks.pgd import PGD
 from robustmail.attacks.torchattacks import torchattack
-from robustmail.attacks.view import Norm, distances, slack
+from robustmail.attacks.view import Norm, check_budget, distances, slack
 from robustmail.errors import RecipeError, did_you_mean
 from robustmail.step import Attack
 from robustmail.values import describe, label
 
-__all__ = ["NAMES", "Plan", "cost", "plan"]
+__all__ = ["NAMES", "Plan", "check_eps", "cost", "is_ours", "plan"]
 
 NAMES = ("nat", "pgd10", "pgd20", "pgd100", "cw", "cw-art", "apgd", "apgd-t", "fab-t", "square", "aa")
 INDEPENDENT = ("PGD", "APGD", "APGDT", "FAB", "Square")  # whose draws `noise_of_each` knows
@@ -64,6 +65,18 @@ class Plan(NamedTuple):
         return self._replace(name=name, stages={name: next(iter(self.stages.values()))})
 
 
+def is_ours(name: str) -> bool:
+    """Does the name alone say which attack it is?"""
+    return name in NAMES or re.fullmatch(r"pgd[1-9]\d*", name) is not None
+
+
+def check_eps(eps: float, norm: Norm) -> None:
+    """Refuse a budget that is no distance between images, before anything is attacked (raises RecipeError)."""
+    if not math.isfinite(eps):
+        raise RecipeError(f"eps={eps}", "is no finite number", "Write 8/255.")
+    check_budget("evaluate", norm, eps=eps)
+
+
 def plan(attack: str | Attack, eps: float, classes: int, norm: Norm = "linf") -> Plan:
     """The attack of a name at a budget; an attack of one's own is taken as it is.
 
@@ -72,10 +85,12 @@ def plan(attack: str | Attack, eps: float, classes: int, norm: Norm = "linf") ->
     for the nearest example and is slow. apgd: APGD-CE, 100 iterations. apgd-t, fab-t, square: the other stages of
     AutoAttack, alone. aa: the standard AutoAttack. cw steps by eps / 10, which is the 0.003 of the authors' evaluation
     at eps 0.031; pgdN by max(eps / 10, 2.5 eps / N), the same for many iterations and Madry's rule for few (2/255 at
-    10). Raises RecipeError for another name, or an attack that needs more classes.
+    10), and never by more than eps. Raises RecipeError for another name, or an attack that needs more classes.
     """
     if not isinstance(attack, str):
         name = str(getattr(attack, "__given__", (label(attack),))[0])  # a library's class by its own name
+        if is_ours(name):
+            raise RecipeError(f"attack {name}", "an attack of one's own has the name of a built-in one", "Rename it.")
         return Plan(name, {name: attack}, eps, norm)
     if attack == "nat":
         return Plan(attack, {}, eps, norm)

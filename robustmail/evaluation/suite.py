@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +15,15 @@ from robustmail import distributed
 from robustmail.attacks.noise import noise_of_each
 from robustmail.attacks.view import Norm, View, distances, settle
 from robustmail.data.images import Part, to_float
+from robustmail.data.testsets import of_arrays
 from robustmail.errors import ModelError, NonFiniteError, RobustmailError
 from robustmail.evaluation.exact import Room, exact, is_out_of_memory
 from robustmail.evaluation.ledger import UNTRIED, Ledger, joined
-from robustmail.evaluation.plans import Plan, plan
+from robustmail.evaluation.plans import Plan, check_eps, plan
 from robustmail.evaluation.statistics import wilson
 from robustmail.randomness import reseed
 from robustmail.records import Attacked, Attacking
-from robustmail.rehearsal import ask
+from robustmail.rehearsal import ask, broken
 from robustmail.scores import gap
 from robustmail.step import Adversarial, Attack
 
@@ -68,8 +69,8 @@ class Evaluation:
 
 def evaluate(
     model: nn.Module,
-    data: Part | tuple[Tensor, Tensor],
-    attacks: Iterable[str | Attack] = ("nat", "pgd100"),
+    data: Part | tuple[Any, Any],
+    attacks: str | Iterable[str | Attack] = ("nat", "pgd100"),
     eps: float = 8 / 255,
     norm: Norm = "linf",
     n: int | None = None,
@@ -79,12 +80,19 @@ def evaluate(
 ) -> Evaluation:
     """Robust accuracy of any nn.Module that takes images in [0, 1] and returns logits, one row per attack.
 
-    data: (images, labels), uint8 or floats in [0, 1] [N, C, H, W] and integers [N]; n: only the first n. batch: images
+    data: (images, labels), tensors or numpy arrays, uint8 or floats in [0, 1] [N, C, H, W] and integers [N]; n: only
+    the first n. attacks: also as one text, "nat,pgd100". batch: images
     under attack at once; it changes the memory that is needed and nothing else. progress: called with how far it is.
-    Raises RecipeError for an unknown attack, AttackError for images outside [0, 1] or an attack that leaves its ball,
+    Raises RecipeError for an unknown attack or a budget that is none, DataError for data that are not such, AttackError
+    for an attack that leaves its ball,
     ModelError for a model that fails or returns no logits, NonFiniteError for one that returns NaN.
     """
-    part = Part(*data).first(n)
+    if not isinstance(model, nn.Module):
+        raise ModelError("evaluate", f"the model is a {type(model).__name__}, not an nn.Module", "Wrap it in one.")
+    check_eps(eps, norm)
+    part = of_arrays(data, n)
+    if isinstance(attacks, str):
+        attacks = tuple(name.strip() for name in attacks.split(","))
     plans = named([plan(attack, eps, classes_of(model, part), norm) for attack in attacks])
     room = room_of(model, batch)
     ledger = look(model, part, room)
@@ -289,6 +297,8 @@ def _attack(
         else:
             found = ask("attack", attack, view, x, y)
         x_adv = found.x if isinstance(found, Adversarial) else found
+        if not isinstance(x_adv, Tensor):
+            raise broken("attack", attack, f"returned {type(x_adv).__name__}, expected images of {list(x.shape)}")
         bounded = what.bounds(stage)
         x_adv = settle(stage, view, x, x_adv, what.eps if bounded else None, what.norm)
         with torch.no_grad():

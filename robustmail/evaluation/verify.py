@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustmail.data.images import Part
-from robustmail.data.testsets import TestSet
+from robustmail.data.testsets import TestSet, of_arrays
 from robustmail.errors import RunError
 from robustmail.evaluation.exact import exact
-from robustmail.evaluation.folder import Held, fingerprint_of, read_folder, summed
-from robustmail.evaluation.ledger import BROKE, UNTRIED, Ledger, digest
-from robustmail.evaluation.plans import Plan
+from robustmail.evaluation.folder import Held, context_of, fingerprint_of, read_folder, summed, told_of
+from robustmail.evaluation.ledger import BROKE, UNTRIED, Ledger, digest, write_rows
+from robustmail.evaluation.plans import Plan, is_ours, plan
 from robustmail.evaluation.subject import Subject, open_data, reopen
 from robustmail.evaluation.suite import CHUNK, floats, look, room_of, verdict
 from robustmail.evaluation.suite import images as seen
@@ -34,6 +34,8 @@ class Verified:
     images: int
     examples: int
     close: int
+    unchecked: tuple[str, ...] = ()
+    """what no file can prove, in sentences"""
 
 
 def verify(
@@ -51,7 +53,7 @@ def verify(
     """
     held = read_folder(Path(folder), strict=True)
     if isinstance(images, tuple):
-        part = Part(*images)
+        part = of_arrays(images)
         images = TestSet("images", part, int(part.y.max()) + 1)
     found = images or open_data(data or held.results["spec"]["data_given"])
     there = Path(checkpoint) if checkpoint else None
@@ -68,12 +70,18 @@ def _verify(held: Held, subject: Subject, data: TestSet, moved: bool) -> Verifie
     def fail(at: int, wrong: str) -> RunError:
         return RunError(f"{where}, row {at + 1} (image {int(ledger.index[at])})", wrong)
 
-    _check_sums(held)
+    try:
+        _check_sums(held, subject.classes)
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:  # of another structure
+        wrong = f"is damaged or was altered ({type(error).__name__}: {error})"
+        raise RunError(str(held.folder / "results.json"), wrong) from error
     if not moved and subject.sha256 and results["weights"]["sha256"] != subject.sha256:
         raise RunError(str(subject.described["checkpoint"]), "is not the file that was evaluated: its bytes differ")
     if results["weights"]["fingerprint"] != subject.fingerprint:
         raise RunError(str(subject.described["checkpoint"]), "holds other weights than those that were evaluated")
     k, of = results["shard"] or (1, 1)
+    if (results["shard"] and not 1 <= k <= of <= -(-results["spec"]["n"] // CHUNK)) or results["shard"] == [1, 1]:
+        raise RunError(str(held.folder / "results.json"), f"says it is shard {k} of {of}, which there is not")
     places = [i for i in range(results["spec"]["n"]) if (i // CHUNK) % of == k - 1]
     for at, index in enumerate(ledger.index.tolist()):
         if at >= len(places) or index != places[at]:
@@ -93,15 +101,52 @@ def _verify(held: Held, subject: Subject, data: TestSet, moved: bool) -> Verifie
             raise fail(at, f"the label in {data.name} is {int(part.y[i])}, not {int(ledger.label[at])}")
     if fingerprint_of(part) != results["data"]["fingerprint"]:
         raise RunError(data.name, "its images or labels are not those that were evaluated")
+    _check_told(held, subject, data)
+    if held.stored != tuple(ledger.index[sorted(ledger.examples)].tolist()):
+        raise RunError(str(held.folder / "examples.safetensors"), "holds examples that the ledger does not speak of")
     mine = type(part)(part.x[ledger.index], part.y[ledger.index])
+    text = write_rows(ledger, floats(mine.x), context_of(subject.fingerprint, results["spec"]))
+    if text != (held.folder / "ledger.csv").read_bytes().decode():
+        raise RunError(str(where), "is not what robustmail writes of these verdicts: it was altered")
     room = room_of(subject.model, None)
     clean = look(subject.model, mine, room, ledger.index)
+    if not torch.equal(clean.margin, look(subject.model, mine, room, ledger.index).margin):
+        raise RunError(str(held.folder), "cannot be judged again: asked twice, the model answers differently",
+                       "Switch off what is random in it, or what depends on the passes before.")  # fmt: skip
     close = _check_clean(ledger, clean, fail)
     close += _check_examples(held, subject, mine, room.slice, fail)
-    return Verified(len(ledger), len(ledger.examples), close)
+    return Verified(len(ledger), len(ledger.examples), close, tuple(_unchecked(held)))
 
 
-def _check_sums(held: Held) -> None:
+def _check_told(held: Held, subject: Subject, data: TestSet) -> None:
+    """Is what the results say of the model and the images what they are?"""
+    results, expected = held.results, told_of(data, subject.classes)
+    if data.given is None or data.given != results["spec"]["data_given"]:  # brought along, under whatever name
+        expected |= {name: results["data"][name] for name in ("name", "class_names")}
+    said = {**expected, "spec": results["data"]["name"]}
+    for name, value in {**results["data"], "spec": results["spec"]["data"]}.items():
+        if said.get(name) != value:
+            wrong = f"says of the data: {name} {value}, they have {said.get(name)}: it was altered"
+            raise RunError(str(held.folder / "results.json"), wrong)
+    if results["weights"]["file"] != results["spec"]["checkpoint"]:
+        raise RunError(str(held.folder / "results.json"), "names two files of weights: it was altered")
+    if subject.described["checkpoint"] not in (None, results["spec"]["checkpoint"]):
+        return  # moved, so that its name may be another
+    if subject.described["checkpoint"] and subject.name != results["name"]:
+        raise RunError(str(held.folder / "results.json"), f"is called {results['name']!r}, not {subject.name!r}")
+
+
+def _unchecked(held: Held) -> Iterator[str]:
+    """What must be taken on trust."""
+    yield "that images which stand were attacked at all, with these settings: only attacking them again can tell"
+    if held.results["measured"]:
+        yield "what the model was asked for the light, and the curve of accuracy by eps"
+    if own := [row["name"] for row in held.results["attacks"] if not is_ours(row["name"])]:
+        yield f"the settings of {', '.join(own)}, which are no attacks of ours"
+    yield "times, versions, the machine and the command"
+
+
+def _check_sums(held: Held, classes: int) -> None:
     """Do the numbers of results.json follow from the ledger, and the ledger's columns from one another?"""
     results, ledger = held.results, held.ledger
     path = str(held.folder / "results.json")
@@ -117,13 +162,32 @@ def _check_sums(held: Held) -> None:
     for row in rows:
         if any((ledger.outcome(stage) == UNTRIED).all() and bool(ledger.right.any()) for stage in row.stages[:1]):
             raise RunError(path, f"says that {row.name} was run, the ledger knows nothing of it")
-    again = [verdict(ledger, row, results["spec"]["seed"]) for row in rows]
-    expected = summed(ledger, again, results["data"]["classes"], results["measured"])
+    if list(dict.fromkeys(stage for row in rows for stage in row.stages)) != list(ledger.stages):
+        raise RunError(path, f"its attacks are not those of the ledger, {', '.join(ledger.stages) or 'none'}")
+    spec, again = results["spec"], []
+    for row in rows:
+        what = plan(row.name, spec["eps"], classes, spec["norm"]) if is_ours(row.name) else row
+        again.append(verdict(ledger, what, spec["seed"]))
+        if again[-1].stages != row.stages or again[-1].settings != row.settings:
+            raise RunError(path, f"its stages or settings are not those of {row.name}: it was altered, or the attack "
+                           "is another one in this version")  # fmt: skip
+        _check_tried(held, row)
+    expected = summed(ledger, again, classes, results["measured"])
     for name, value in expected.items():
         if name != "seconds" and _plain(value) != _plain(results.get(name)):
             raise RunError(path, f"{name} does not follow from the ledger: it was altered")
     if [row.name for row in rows] != results["spec"]["attacks"] or results["n"] != len(ledger):
         raise RunError(path, "the attacks or the number of images do not fit the ledger: it was altered")
+
+
+def _check_tried(held: Held, row: Attacked) -> None:
+    """Was every image that stood tried by every stage?"""
+    for k, stage in enumerate(row.stages):
+        skipped = held.ledger.standing(row.stages[:k]) & (held.ledger.outcome(stage) == UNTRIED)
+        if skipped.any():
+            at = int(skipped.nonzero()[0])
+            raise RunError(f"{held.folder / 'ledger.csv'}, row {at + 1} (image {int(held.ledger.index[at])})",
+                           f"stood before {stage} of {row.name}, but was not tried")  # fmt: skip
 
 
 def _plain(value: Any) -> Any:

@@ -77,6 +77,19 @@ class Far:
         return (x + 0.3).clamp(0, 1)
 
 
+def idle(model, x, y):
+    return None
+
+
+def leaves():
+    raise SystemExit(0)
+
+
+class Stubborn(Wrapped):
+    def load_state_dict(self, *args, **knobs):
+        raise KeyError("planted")
+
+
 def jump(model, x, y):
     raise LookupError("planted")
 """
@@ -161,13 +174,20 @@ WRONG = {
     "attack twice": (f"{GOOD},nat", "nat is named twice"),
     "eps in bytes": (f"{GOOD} --eps 8", "images live in [0, 1] ... Write eps=8/255"),
     "negative eps": (f"{GOOD} --eps=-1/255", "eps is negative"),
-    "eps in words": (f"{GOOD} --eps eight", "'eight'"),
+    "eps in words": (f"{GOOD} --eps eight", "--eps eight: is no number. Write 8/255"),
+    "infinite eps": (f"{GOOD} --eps inf", "is no finite number"),
+    "eps beyond floats": (f"{GOOD} --eps 1e400", "is no finite number"),
+    "eps of no attack": (f"{GOOD[:-5]} --eps 8", "evaluate (given eps=8)"),
+    "no attack named": ("eval small.pth --data ten.npz --normalize none --attacks ''", "--attacks: names none"),
+    "attack of nothing": (f"{GOOD},own.py:idle", "returned NoneType, expected images"),
+    "model that leaves": (f"{WRAPPED}:leaves", "SystemExit"),
+    "model that cannot load": (f"{WRAPPED}:Stubborn", "load_state_dict raised KeyError"),
     "norm": (f"{GOOD} --norm l3", "--norm l3: no such norm. There are: linf, l2"),
     "attack that leaves its ball": (f"{GOOD},own.py:Far --eps 0.1", "Far: left its ball: an image lies 76.50/255 away"),
     "attack that leaves the box": (f"{GOOD},own.py:far", "far: left the box"),
     "attack that fails": (f"{GOOD},own.py:jump", "attack jump ... LookupError: planted"),
     "shard": (f"{GOOD} --shard 5/4", "--shard 5/4: must be K/N"),
-    "more shards than parts": (f"{GOOD} --shard 1/2", "20 images are 1 blocks of 50 ... Use 1 shards at most"),
+    "more shards than parts": (f"{GOOD} --shard 1/2", "20 images make 1 block of 50 ... Use 1 shard at most"),
     "device": (f"{GOOD} --device tpu", "device='tpu'"),
     # folders
     "folder in use": (f"{GOOD} --out taken", "taken: holds things that are no evaluation's: thesis.tex"),
@@ -239,6 +259,12 @@ def test_altered_weights_and_data_are_found(done, robustmail, name):  # noqa: F8
     content[len(content) // 2] ^= 1
     path.write_bytes(bytes(content))
     assert robustmail("verify a").code == 2
+
+
+def test_damaged_results_are_not_reported(done, robustmail):  # noqa: F811
+    path = done / "a" / "examples.safetensors"
+    path.write_bytes(b"")
+    assert_refused(robustmail("report a"), "examples.safetensors: damaged or missing")
 
 
 def test_memory_that_runs_out_changes_no_verdict(bench, robustmail):  # noqa: F811

@@ -39,7 +39,6 @@ from robustmail import (
 )
 from robustmail.errors import PluginError, RecipeError
 from robustmail.overrides import override, read
-from robustmail.plugins import load_recipe
 from robustmail.values import describe
 
 

@@ -44,7 +44,7 @@ MASKS = {
 def examined(model, hand, seed=0):
     found = evaluate(model, hand.part.first(64), ("nat", "pgd10", "pgd100"), EPS)
     *_, measured = measure(model, hand.part.first(64), found.ledger, EPS, "linf", seed, room_of(model, None))
-    return measured, judge(measured, found.ledger, ["pgd10", "pgd100"])
+    return measured, judge(measured, found.ledger, ["pgd10", "pgd100"], 10)
 
 
 @pytest.mark.parametrize("name", MASKS)
@@ -93,7 +93,7 @@ def ledger(n: int, pgd: int, worst: int) -> Ledger:
     ids=["AT", "TRADES", "MAIL-AT", "GAIRAT"],
 )
 def test_the_papers_own_gaps_light_up_where_its_methods_flatter_pgd(pgd, worst, light):
-    verdict = judge(None, ledger(1000, pgd, worst), ["pgd100"])
+    verdict = judge(None, ledger(1000, pgd, worst), ["pgd100"], 10)
     assert verdict["gap"] == pytest.approx((pgd - worst) / 10)
     said = {flag["name"]: flag["light"] for flag in [*verdict["flags"], *verdict["examined"]]}
     assert said["pgd-to-strongest-gap"] == light
@@ -103,7 +103,7 @@ def test_the_papers_own_gaps_light_up_where_its_methods_flatter_pgd(pgd, worst, 
 def test_accuracy_at_chance_is_flagged():
     n = 200
     found = Ledger(torch.arange(n), torch.arange(n) % 10, torch.zeros(n, dtype=torch.int64), torch.zeros(n))
-    assert "chance-accuracy" in [flag["name"] for flag in judge(None, found, [])["flags"]]
+    assert "chance-accuracy" in [flag["name"] for flag in judge(None, found, [], 10)["flags"]]
 
 
 def test_every_check_has_a_section_in_the_documentation(hardened, hand):
@@ -118,3 +118,18 @@ def test_every_check_has_a_section_in_the_documentation(hardened, hand):
 
 def test_the_light_is_that_of_the_worst_check():
     assert believable.light([Flag("a", "green", ""), Flag("b", "yellow", ""), Flag("c", "green", "")]) == "yellow"
+
+
+def test_chance_is_that_of_the_models_classes_not_of_the_labels_at_hand():
+    n = 100
+    found = Ledger(torch.arange(n), torch.arange(n) % 2, torch.zeros(n, dtype=torch.int64), torch.zeros(n))
+    for classes, light in ((2, "red"), (10, "green")):
+        verdict = judge(None, found, [], classes)
+        said = {flag["name"]: flag["light"] for flag in [*verdict["flags"], *verdict["examined"]]}
+        assert said["chance-accuracy"] == light
+
+
+def test_pgd_alone_has_no_gap_to_anything():
+    found = ledger(100, 60, 50)
+    del found.stages["apgd-t"]
+    assert judge(None, found, ["pgd100"], 10)["gap"] is None

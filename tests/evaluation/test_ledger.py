@@ -19,7 +19,7 @@ from torch import nn
 from robustmail import PGD, evaluate, torchattack
 from robustmail.attacks.noise import noise_of_each
 from robustmail.data.images import Part
-from robustmail.errors import AttackError, ModelError, RunError
+from robustmail.errors import AttackError, ModelError, RecipeError, RunError
 from robustmail.evaluation import folder as folders
 from robustmail.evaluation.compare import compare
 from robustmail.evaluation.exact import Room, exact
@@ -403,6 +403,105 @@ def test_a_verdict_forged_with_a_seal_of_its_own_is_found_by_judging_again(copy,
     folders._save(forged, copy, ledger, rows, held.results["measured"], 1.0, complete=True)
     with pytest.raises(RunError, match=rf"\(image {at}\): the model says"):
         verify(copy, hardened, hand)
+
+
+def resealed(folder: Path, change) -> None:
+    """Edit results.json as somebody would who knows how it is sealed."""
+    results = json.loads((folder / "results.json").read_text())
+    change(results)
+    (folder / "results.json").write_text(json.dumps(folders.sealed(results)))
+
+
+def renamed(results) -> None:
+    results["attacks"][1]["name"] = results["spec"]["attacks"][1] = "aa"
+
+
+def dropped(results) -> None:
+    del results["attacks"][3], results["spec"]["attacks"][3]
+
+
+FORGERIES = {
+    "an attack renamed": (renamed, "its stages or settings are not those of aa"),
+    "settings": (lambda r: r["attacks"][1]["settings"].update(pgd10="PGD, a million steps"), "not those of pgd10"),
+    "an attack dropped": (dropped, "its attacks are not those of the ledger"),
+    "no attacks": (lambda r: r.update(attacks=None), "damaged"),
+    "measured of nothing": (lambda r: r.update(measured={"n": 1}), "damaged or was altered"),
+    "shard": (lambda r: r.update(shard=[1, 1]), "says it is shard 1 of 1"),
+    "data": (lambda r: r["data"].update(name="imagenet"), "says of the data: name imagenet"),
+    "classes": (lambda r: r["data"].update(classes=7), "says of the data: classes 7"),
+    "shape": (lambda r: r["data"].update(shape=[3, 8, 8]), "says of the data: shape"),
+    "kind": (lambda r: r.update(kind="run"), "is of kind 'run'"),
+    "an older version": (lambda r: r.update(format=1), r"was made by an older version \(format 1"),
+}
+
+
+@pytest.mark.parametrize(("change", "wrong"), FORGERIES.values(), ids=FORGERIES)
+def test_a_forgery_with_a_seal_of_its_own_is_found(copy, hardened, hand, change, wrong):
+    resealed(copy, change)
+    with pytest.raises(RunError, match=wrong):
+        verify(copy, hardened, hand)
+
+
+def test_other_line_ends_are_found(copy, hardened, hand):
+    path = copy / "ledger.csv"
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    with pytest.raises(RunError, match=r"not written as robustmail writes it"):
+        verify(copy, hardened, hand)
+
+
+def test_an_example_or_a_tensor_too_many_is_found(copy, hardened, hand):
+    path = copy / "examples.safetensors"
+    content = load_file(path)
+    save_file({**content, "more": torch.zeros(1)}, path)
+    with pytest.raises(RunError, match="holds 'more', which no evaluation writes"):
+        verify(copy, hardened, hand)
+    stands = int(read_folder_index(copy))
+    one = {"index": torch.tensor([stands]), "x": content["x"][:1], "original": content["original"][:1]}
+    save_file({name: torch.cat([content[name], one[name]]) for name in content}, path)
+    with pytest.raises(RunError, match="holds examples that the ledger does not speak of"):
+        verify(copy, hardened, hand)
+
+
+def read_folder_index(folder: Path) -> int:
+    """An image that stands."""
+    lines = [line.split(",") for line in (folder / "ledger.csv").read_text().splitlines()[1:]]
+    return next(int(cells[0]) for cells in lines if cells[4] == "")
+
+
+def test_what_no_file_can_prove_is_said(done, hardened, hand):
+    said = " ".join(verify(done, hardened, hand).unchecked)
+    assert "only attacking them again can tell" in said
+    assert "the settings of APGD, APGDT, Square" in said
+
+
+def test_a_model_that_answers_differently_each_time_is_not_called_altered(hardened, hand, tmp_path):
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model, self.calls = hardened, 0
+
+        def forward(self, x):
+            self.calls += 1
+            return self.model(x) * (1 + 1e-3 * self.calls)
+
+    few, noisy = hand.first(20), Noisy()
+    list(examine(task(noisy, few, attacks=("nat", "pgd2")), tmp_path))
+    with pytest.raises(RunError, match=r"asked twice, the model answers differently"):
+        verify(tmp_path, noisy, few)
+
+
+def test_a_ledger_without_its_results_is_not_begun_anew(copy, hardened, hand):
+    (copy / "results.json").unlink()
+    with pytest.raises(RunError, match=r"has a ledger, but its results.json is missing"):
+        list(examine(task(hardened, hand), copy))
+
+
+def test_an_attack_of_ones_own_cannot_take_a_built_in_name(hardened, hand):
+    def aa(model, x, y):
+        return x
+
+    with pytest.raises(RecipeError, match="has the name of a built-in one"):
+        evaluate(hardened, hand.part.first(4), (aa,), EPS)
 
 
 def test_rows_that_were_moved_are_found(copy, hardened, hand):

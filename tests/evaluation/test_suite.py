@@ -10,7 +10,7 @@ from torch import nn
 
 from robustmail import PGD, AutoAttack, evaluate
 from robustmail.data.images import Part
-from robustmail.errors import AttackError, NonFiniteError, RecipeError
+from robustmail.errors import DataError, ModelError, NonFiniteError, PluginError, RecipeError
 from robustmail.evaluation import suite
 from robustmail.evaluation.plans import plan
 from robustmail.evaluation.statistics import wilson
@@ -88,8 +88,40 @@ def test_images_may_be_bytes_or_floats(victim):
     model, part = victim
     floats = Part(part.x.float() / 255, part.y)
     assert [r.correct for r in evaluate(model, part)] == [r.correct for r in evaluate(model, floats)]
-    with pytest.raises(AttackError, match=r"\[0, 1\]"):
-        evaluate(model, (part.x.float(), part.y), ("pgd2",))
+
+
+def test_data_that_can_only_mean_one_thing_are_taken(victim):
+    model, part = victim
+    expected = [r.correct for r in evaluate(model, part, ("nat", "pgd2"))]
+    for x, y in ((part.x.numpy(), part.y.numpy()), (part.x.double() / 255, part.y.to(torch.uint8)),
+                 (part.x, part.y.to(torch.int32)[:, None])):  # fmt: skip
+        assert [r.correct for r in evaluate(model, (x, y), "nat,pgd2")] == expected
+
+
+@pytest.mark.parametrize(
+    ("spoil", "wrong"),
+    [(lambda x, y: (x.float(), y), r"outside \[0, 1\]"), (lambda x, y: (x / 255 * math.nan, y), "images span"),
+     (lambda x, y: (x[0], y), "images are uint8 of shape"), (lambda x, y: (x[:0], y[:0]), "of shape"),
+     (lambda x, y: (x, nn.functional.one_hot(y, 10)), r"one-hot"), (lambda x, y: (x, y - 99), "has the label -"),
+     (lambda x, y: (x, y[:-1]), "16 images, but 15 labels"), (lambda x, y: (x, y.float()), "labels are float32"),
+     (lambda x, y: x, "data are a Tensor"), (lambda x, y: (x, ["a"]), "data are no arrays")],
+)  # fmt: skip
+def test_data_that_are_none_are_refused_in_one_line(victim, spoil, wrong):
+    model, part = victim
+    with pytest.raises(DataError, match=wrong):
+        evaluate(model, spoil(part.x, part.y), ("nat",))
+
+
+def test_what_cannot_be_evaluated_is_refused_before_anything_is_attacked(victim):
+    model, part = victim
+    with pytest.raises(DataError, match="there are 16 images"):
+        evaluate(model, part, ("nat",), n=17)
+    with pytest.raises(RecipeError, match=r"images live in \[0, 1\]"):
+        evaluate(model, part, ("nat",), eps=8)
+    with pytest.raises(ModelError, match=r"is a function, not an nn.Module"):
+        evaluate(lambda x: model(x), part, ("nat",))
+    with pytest.raises(PluginError, match="returned NoneType, expected images"):
+        evaluate(model, part, (lambda m, x, y: None,))
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(10, 2 / 255), (20, 1 / 255), (100, 0.8 / 255)])
