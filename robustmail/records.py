@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = [
-    "Attacked", "Attacking", "Begun", "EpochDone", "Finished", "Forecast", "Record", "StepDone", "WeightStats",
+    "Attacked", "Attacking", "Begun", "EpochDone", "Finished", "Forecast", "Measuring", "Record", "StepDone",
+    "WeightStats",
 ]  # fmt: skip
 
 
@@ -102,6 +103,15 @@ class Attacking:
 
 
 @dataclass(frozen=True)
+class Measuring:
+    """Something else under way: `done` of `n` images."""
+
+    what: str
+    done: int
+    n: int
+
+
+@dataclass(frozen=True)
 class Attacked:
     """The verdict of one attack over the test set."""
 
@@ -131,4 +141,4 @@ class Finished:
     """it had been finished before, and nothing was done"""
 
 
-Record = Begun | Forecast | StepDone | EpochDone | Attacking | Attacked | Finished
+Record = Begun | Forecast | StepDone | EpochDone | Attacking | Attacked | Measuring | Finished

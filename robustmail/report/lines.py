@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from robustmail.records import Attacked, Attacking, Begun, EpochDone, Finished, Forecast, Record, StepDone
+from robustmail.records import Attacked, Attacking, Begun, EpochDone, Finished, Forecast, Measuring, Record, StepDone
 
 __all__ = ["duration", "line", "percent", "printable"]
 
@@ -32,6 +32,8 @@ def line(record: Record) -> str:
             )
         case Attacking():
             return f"{record.attack} ({record.stage}): {record.done} of {record.n} tried, {record.standing} stand"
+        case Measuring():
+            return f"{record.what}: {record.done} of {record.n}"
         case Attacked():
             interval = f"[{percent(record.low)}, {percent(record.high)}]"
             return (
