@@ -27,35 +27,45 @@ def read_lab(folder: Path) -> Lab:
 
 
 def lab_table(lab: Lab) -> RenderableType:
-    """A row per margin, the best first; below it the areas, and what must be said with the numbers."""
+    """A row per margin in two tables, the best first; below them the areas, and what must be said with the numbers."""
     norm, eps = lab.spec["norm"], lab.spec["eps"]
-    title = Text(printable(f"{lab.name}: {lab.n:,} images, eps {budget(eps, norm)}, seed {lab.spec['seed']}"))
-    table = Table(title=title, title_justify="left", title_style="", header_style="")
-    table.add_column("margin")
-    table.add_column("values", min_width=26)
-    for name in ("other path\nsame end", "other\nend", "AUROC\n95 % interval", "rank corr.\nwith distance",
-                 "critical\nat maximum", "AUROC of\ncritical", "extra\npasses"):  # fmt: skip
-        table.add_column(name, justify="right", no_wrap=True)
+    title = printable(f"{lab.name}: {lab.n:,} images, eps {budget(eps, norm)}, seed {lab.spec['seed']}")
+    shape = _table(title, "values", "other path\nsame end", "other\nend", "extra\npasses")
+    true = _table("a low margin foretells ...", "who is broken\nAUROC", "how far away\nrank correlation",
+                  "critical\nat maximum", "who is critical\nAUROC")  # fmt: skip
     for found in lab.findings:
-        table.add_row(*_cells(found, lab.critical))
-    return Group(table, *(Text(printable(text)) for text in _said(lab)))
+        shape.add_row(*_shape(found))
+        if not found.wrong:
+            true.add_row(*_true(found, lab.critical))
+    return Group(shape, true, *(Text(printable(text)) for text in _said(lab)))
 
 
-def _cells(found: Findings, critical: int) -> Iterator[RenderableType]:
-    yield Text(printable(found.margin) + (" =" if found.tied_with_best else ""))
-    if not (found.continuity and found.hidden and found.everywhere):
-        yield Text(found.wrong, style="yellow")
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=Text(title), title_justify="left", title_style="", header_style="")
+    table.add_column("margin", overflow="fold")
+    for name in columns:
+        table.add_column(name, justify="left" if name == "values" else "right")
+    return table
+
+
+def _shape(found: Findings) -> Iterator[RenderableType]:
+    yield Text(printable(found.margin))
+    cost = f"{found.cost.forward} + {found.cost.backward}"
+    if (some := found.continuity) is None:
+        yield from (Text(found.wrong, style="yellow"), "–", "–", cost)
         return
-    some = found.continuity
     how = [some.verdict, "path-dependent" if found.path_dependent else "", "random" if found.random else ""]
     yield "\n".join([", ".join(filter(None, how)), f"{some.distinct:,} values, {percent(some.ties)} tied"])
-    for cause in ("path", "end"):
-        yield percent(found.spread[cause].rank)
-    yield _estimate(found.everywhere.auroc)
-    yield _estimate(found.everywhere.distance)
+    yield from (percent(found.spread["path"].rank), percent(found.spread["end"].rank), cost)
+
+
+def _true(found: Findings, critical: int) -> Iterator[RenderableType]:
+    assert found.everywhere is not None
+    assert found.hidden is not None
+    yield Text(printable(found.margin) + (" =" if found.tied_with_best else ""))
+    yield from map(_estimate, (found.everywhere.auroc, found.everywhere.distance))
     yield f"{found.hidden.critical_at_maximum} of {critical}"
     yield _estimate(found.hidden.auroc)
-    yield f"{found.cost.forward} + {found.cost.backward}"
 
 
 def _estimate(some: Estimate) -> str:

@@ -39,8 +39,8 @@ def _continuity(lab: Lab, found: Sequence[Findings], stem: Path, made: list[Path
             values = np.array(lab.margins[one.margin])
             edges = np.histogram_bin_edges(values, BINS)
             axis.hist([values[~broken], values[broken]], edges, stacked=True, color=[BLUE, ORANGE], linewidth=0)
-            for patch in axis.containers[1] if len(axis.containers) > 1 else []:
-                patch.set_hatch(HATCH)
+            for bar in axis.containers[1] if len(axis.containers) > 1 else []:
+                bar.set_hatch(HATCH)
             some = one.continuity
             axis.set_title(f"{one.margin}: {some.distinct:,} values, {100 * some.ties:.0f} % tied" if some else "")
             axis.set(xlabel="value of the margin", ylabel="images")
