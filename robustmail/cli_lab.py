@@ -140,9 +140,8 @@ def _margins(text: str) -> dict[str, Any]:
     found = {}
     for name, brief in zip(names, short, strict=True):
         margin = read(name, "margins")
-        if not callable(margin) or isinstance(margin, type):
-            todo = f"Write {name}(...) with its knobs." if isinstance(margin, type) else "A margin takes a step."
-            raise PluginError(f"--margins {name}", "is no function of a step", todo)
+        if not callable(margin):
+            raise PluginError(f"--margins {name}", "is no function of a step", "Name one that takes a step.")
         found[name if short.count(brief) > 1 else brief] = margin
     return found
 

@@ -28,7 +28,7 @@ from robustmail.report.lab_pictures import PICTURES, draw_lab
 from robustmail.scores import gap
 from robustmail.step import Trace
 
-STRONG = PGD(eps=0.1, alpha=0.02, steps=8, start="none", loss="margin")
+STRONG = PGD(eps=0.1, alpha=0.02, steps=5, start="none", loss="margin")
 
 
 def strong(step):
