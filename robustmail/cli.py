@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robustmail import __version__, catalogue, cli_evaluate, cli_trials
+from robustmail import __version__, catalogue, cli_evaluate, cli_lab, cli_trials
 from robustmail.errors import RecipeError, RobustmailError, RunError, did_you_mean
 
 if TYPE_CHECKING:
@@ -170,6 +170,7 @@ def copy(
 
 cli_evaluate.add_to(app)
 cli_trials.add_to(app)
+cli_lab.add_to(app)
 
 
 @app.command("bench")

@@ -17,7 +17,11 @@ from robustmail.errors import DataError, RecipeError, RobustmailError, RunError
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["add_to"]
+    from robustmail.attacks.view import Norm
+    from robustmail.data.testsets import TestSet
+    from robustmail.evaluation.subject import Subject
+
+__all__ = ["File", "Plain", "Weights", "add_to", "attack_of", "name_of", "once", "opened", "positive"]
 
 STANDARD = "nat,pgd100,cw,apgd,aa"
 
@@ -71,26 +75,15 @@ def eval_(
     from rich.console import Console
 
     from robustmail.dashboard import choose_watch
-    from robustmail.devices import pick_device
     from robustmail.evaluation.folder import Task, examine
-    from robustmail.evaluation.subject import open_data, open_subject
     from robustmail.train.run import Signals, Stopped
 
-    path, facts = _weights_of(file), _facts_of(file)
-    data = data or facts.get("source")
-    if data is None:
-        raise DataError(f"eval {file}", "does not say which data to attack", "Pass --data cifar10, or an npz file.")
-    everything = open_data(data)
-    chosen = everything.first(_positive("--n", n))
-    subject = open_subject(path, everything.first(min(1000, len(everything.part.y))), model, normalize, weights, probe,
-                           pick_device(device))  # fmt: skip
-    measure = _norm(norm or facts.get("norm") or "linf")
-    budget = _number("--eps", eps) if eps else float(facts.get("eps") or {"linf": 8 / 255, "l2": 0.5}[measure])
+    subject, chosen, budget, measure = opened(file, data, n, model, normalize, weights, probe, device, eps, norm)
     part = _shard(shard)
-    folder = out or Path("evals") / (_name(file) + (f"-shard-{part[0]}-of-{part[1]}" if shard else ""))
-    names = tuple(_attack(name) for name in _once((STANDARD if attacks is None else attacks).split(",")))
+    folder = out or Path("evals") / (name_of(file) + (f"-shard-{part[0]}-of-{part[1]}" if shard else ""))
+    names = tuple(attack_of(name) for name in once("--attacks", STANDARD if attacks is None else attacks, STANDARD))
     command = shlex.join(["robustmail", *sys.argv[1:]])
-    task = Task(subject, chosen, names, budget, measure, seed, part, _positive("--batch", batch), command)
+    task = Task(subject, chosen, names, budget, measure, seed, part, positive("--batch", batch), command)
     console = Console()
     for text in subject.said:
         print(text)
@@ -202,6 +195,28 @@ def _show(console: Console, folder: Path, shard: bool) -> None:
         print("This is one shard: robustmail merge DIR... --out DIR puts them together")
 
 
+def opened(
+    file: Path, data: str | None = None, n: int | None = None, model: str | None = None, normalize: str | None = None,
+    weights: str | None = None, probe: bool = False, device: str = "auto", eps: str | None = None,
+    norm: str | None = None,
+) -> tuple[Subject, TestSet, float, Norm]:  # fmt: skip
+    """(model, images, eps, norm) of what the options of `eval` name; what is left out is the file's own, if it says."""
+    from robustmail.devices import pick_device
+    from robustmail.evaluation.subject import open_data, open_subject
+
+    path, facts = _weights_of(file), _facts_of(file)
+    data = data or facts.get("source")
+    if data is None:
+        raise DataError(str(file), "does not say which data to attack", "Pass --data cifar10, or an npz file.")
+    everything = open_data(data)
+    chosen = everything.first(positive("--n", n))
+    subject = open_subject(path, everything.first(min(1000, len(everything.part.y))), model, normalize, weights, probe,
+                           pick_device(device))  # fmt: skip
+    measure = _norm(norm or facts.get("norm") or "linf")
+    budget = _number("--eps", eps) if eps else float(facts.get("eps") or {"linf": 8 / 255, "l2": 0.5}[measure])
+    return subject, chosen, budget, measure
+
+
 def _weights_of(file: Path) -> Path:
     """The file itself, or the chosen weights of a run's folder."""
     if not file.is_dir():
@@ -222,22 +237,24 @@ def _facts_of(file: Path) -> dict[str, Any]:
     return open_checkpoint(_weights_of(file)).facts if file.is_dir() or file.suffix == ".safetensors" else {}
 
 
-def _name(file: Path) -> str:
+def name_of(file: Path) -> str:
     """A name for the results: the file's, with its run's folders where it is one of ours."""
     parts = file.resolve().parts[-2:] if file.is_dir() else (file.stem,)
     return "-".join(re.sub(r"[^\w.+-]", "_", part) for part in parts)
 
 
-def _once(words: list[str]) -> list[str]:
-    names = [word.strip() for word in words if word.strip()]
+def once(option: str, text: str, usual: str) -> list[str]:
+    """The names in a list with commas, each once (raises RecipeError); usual: what one would write."""
+    names = [word.strip() for word in text.split(",") if word.strip()]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise RecipeError("--attacks", f"{twice[0]} is named twice")
+        raise RecipeError(option, f"{twice[0]} is named twice")
     if not names:
-        raise RecipeError("--attacks", "names none", f"Write {STANDARD}.")
+        raise RecipeError(option, "names none", f"Write {usual}.")
     return names
 
 
-def _attack(name: str) -> Any:
+def attack_of(name: str) -> Any:
+    """The attack of a name: one of one's own from its file, or the name itself."""
     from robustmail.overrides import read
 
     return read(name, "attacks") if ".py:" in name else name
@@ -258,7 +275,8 @@ def _number(option: str, text: str) -> float:
         raise RecipeError(f"{option} {text}", "is no finite number", "Write 8/255.") from None
 
 
-def _positive(option: str, value: int | None) -> int | None:
+def positive(option: str, value: int | None) -> int | None:
+    """A count that is none or at least one (raises RecipeError)."""
     if value is not None and value < 1:
         raise RecipeError(f"{option} {value}", "must be at least 1")
     return value

@@ -25,6 +25,7 @@ from robustmail.records import (
     EpochDone,
     Finished,
     Forecast,
+    Measuring,
     Record,
     StepDone,
 )  # fmt: skip
@@ -69,14 +70,19 @@ class Watch:
     def __call__(self, record: Record) -> None:
         if isinstance(record, Attacking):
             name = record.attack if record.attack == record.stage else f"{record.attack}: {record.stage}"
-            known = {task.description: task.id for task in self._bars.tasks}
-            for task in self._bars.tasks:
-                self._bars.update(task.id, visible=task.description == name)
-            if name not in known:
-                known[name] = self._bars.add_task(name, total=record.n, note="")
-            self._bars.update(known[name], completed=record.done, note=f"{record.standing} stand")
+            self._advance(name, record.done, record.n, f"{record.standing} stand")
+        elif isinstance(record, Measuring):
+            self._advance(record.what, record.done, record.n, "")
         else:
             self._bars.console.print(line(record), markup=False, highlight=False)
+
+    def _advance(self, name: str, done: int, n: int, note: str) -> None:
+        known = {task.description: task.id for task in self._bars.tasks}
+        for task in self._bars.tasks:
+            self._bars.update(task.id, visible=task.description == name)
+        if name not in known:
+            known[name] = self._bars.add_task(name, total=n, note="")
+        self._bars.update(known[name], completed=done, note=note)
 
 
 class Cells:
@@ -164,7 +170,7 @@ class _Thinned:
         self._out, self._next = out, 0.0
 
     def __call__(self, record: Record) -> None:
-        if isinstance(record, (StepDone, Attacking)):
+        if isinstance(record, (StepDone, Attacking, Measuring)):
             if time.monotonic() < self._next:
                 return
             self._next = time.monotonic() + EVERY

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = [
-    "Attacked", "Attacking", "Begun", "CellBegun", "CellDone", "EpochDone", "Finished", "Forecast", "Record",
-    "StepDone", "WeightStats",
+    "Attacked", "Attacking", "Begun", "CellBegun", "CellDone", "EpochDone", "Finished", "Forecast", "Measuring",
+    "Record", "StepDone", "WeightStats",
 ]  # fmt: skip
 
 
@@ -103,6 +103,15 @@ class Attacking:
 
 
 @dataclass(frozen=True)
+class Measuring:
+    """Something else under way: `done` of `n` images."""
+
+    what: str
+    done: int
+    n: int
+
+
+@dataclass(frozen=True)
 class Attacked:
     """The verdict of one attack over the test set."""
 
@@ -153,4 +162,4 @@ class CellDone:
     of: int
 
 
-Record = Begun | Forecast | StepDone | EpochDone | Attacking | Attacked | Finished | CellBegun | CellDone
+Record = Begun | Forecast | StepDone | EpochDone | Attacking | Attacked | Measuring | Finished | CellBegun | CellDone

@@ -11,6 +11,7 @@ from robustmail.records import (
     EpochDone,
     Finished,
     Forecast,
+    Measuring,
     Record,
     StepDone,
 )  # fmt: skip
@@ -43,6 +44,8 @@ def line(record: Record) -> str:
             )
         case Attacking():
             return f"{record.attack} ({record.stage}): {record.done} of {record.n} tried, {record.standing} stand"
+        case Measuring():
+            return f"{record.what}: {record.done} of {record.n}"
         case Attacked():
             interval = f"[{percent(record.low)}, {percent(record.high)}]"
             return (

@@ -1,0 +1,255 @@
+"""The paper's figures with other data in them, as plain numbers; `robustmail.report.figures` draws them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path as File
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from robustmail.attacks.lm_pgd import LMPGD
+from robustmail.attacks.pgd import PGD
+from robustmail.attacks.view import Norm
+from robustmail.data.images import Part
+from robustmail.data.testsets import TestSet
+from robustmail.errors import RecipeError
+from robustmail.evaluation.exact import exact
+from robustmail.evaluation.folder import fingerprint_of
+from robustmail.evaluation.plans import Plan as Attempted
+from robustmail.evaluation.plans import plan
+from robustmail.evaluation.subject import Subject
+from robustmail.evaluation.suite import attempt, images, look, room_of, trial
+from robustmail.files import write_json
+from robustmail.lab.paths import Path, Plan, walk
+from robustmail.lab.records import Figure
+from robustmail.margins import lps
+from robustmail.provenance import provenance
+from robustmail.records import Attacked, Attacking, Measuring
+from robustmail.scores import ce, gap
+from robustmail.step import Step
+from robustmail.values import describe
+
+__all__ = ["FIGURES", "Sitter", "figure", "save"]
+
+LONG = 50  # iterations of Fig. 1a
+SHORT = 10  # of the training attack
+SHOWN = 8  # images of Fig. 2
+UNDER = ("pgd100", "cw")  # the attacks of Fig. 1c
+FORMAT = 1
+
+Telling = Generator[Attacking | Attacked | Measuring, None, tuple[dict[str, Any], str, bool]]
+Values = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Sitter:
+    """Whose picture is drawn: models (one, but for 1c), images, a budget, and the seed of the noise."""
+
+    subjects: Sequence[Subject]
+    data: TestSet
+    eps: float
+    norm: Norm = "linf"
+    seed: int = 0
+    batch: int | None = None
+
+    @property
+    def part(self) -> Part:
+        """The images."""
+        return self.data.part
+
+    @property
+    def pgd(self) -> PGD:
+        """The training attack."""
+        return PGD(eps=self.eps, alpha=self.eps / 4, steps=SHORT, norm=self.norm)
+
+    @property
+    def lm_pgd(self) -> LMPGD:
+        """LM-PGD with as many steps. Raises RecipeError in another norm than l-inf."""
+        if self.norm != "linf":
+            raise RecipeError("this figure", f"needs LM-PGD, which is not defined in {self.norm}", "Pass --norm linf.")
+        return LMPGD(eps=self.eps, alpha=self.eps / 4, steps=SHORT)
+
+    def walked(self, name: str, attack: Any, part: Part | None = None) -> Generator[Measuring, None, Path]:
+        """The path of an attack with every image."""
+        model = self.subjects[0].model
+        for record in walk(model, part or self.part, Plan(name, attack, self.seed), room_of(model, self.batch)):
+            if isinstance(record, Path):
+                return record
+            yield record
+        raise AssertionError("a walk ends with its path")
+
+    def judged(self, x: torch.Tensor | None = None, part: Part | None = None) -> tuple[Values, Values]:
+        """(PM, cross-entropy) of some images in place of the set's, [N] each, in exact float32."""
+        model, part = self.subjects[0].model, part or self.part
+        margins, losses = [], []
+        with exact(model) as view, torch.no_grad():
+            for start in range(0, len(part.y), 500):
+                seen, y = images(model, Part(part.x if x is None else x, part.y), slice(start, start + 500))
+                logits = view(seen)
+                margins.append(gap(logits.softmax(1), y).cpu().numpy())
+                losses.append(ce(logits, y).cpu().numpy())
+        return np.concatenate(margins), np.concatenate(losses)
+
+
+def figure(which: str, sitter: Sitter) -> Iterator[Attacking | Attacked | Measuring | Figure]:
+    """Compute one of the paper's figures; the last thing yielded is what is to be drawn.
+
+    1a: an image that PGD-50 never breaks and LM-PGD does. 1b: LPS and PM of the critical images and of all others.
+    1c: accuracy of several models under PGD-100 and CW. 2: PM along the paths of images of one LPS. 4: PM by LPS.
+    """
+    make = FIGURES[which]
+    values, said, drawable = yield from make(sitter)
+    data = {"data": sitter.data.name, "data_given": sitter.data.given, "fingerprint": fingerprint_of(sitter.part)}
+    yield Figure(
+        which, " and ".join(subject.name for subject in sitter.subjects), len(sitter.part.y),
+        {**data, "models": [{**subject.described, **subject.weights} for subject in sitter.subjects],
+         "eps": sitter.eps, "norm": sitter.norm, "seed": sitter.seed},
+        {"pgd": describe(sitter.pgd)}, values, said, drawable,
+        {k: v for k, v in provenance(sitter.subjects[0].device).items() if k != "date"},
+    )  # fmt: skip
+
+
+def _stalls(sitter: Sitter) -> Telling:
+    """1a: steps, counts; of one image: pixels, perturbation, losses [K + 1] and first wrong iterate of each attack."""
+    slow, fast = replace(sitter.pgd, steps=LONG), replace(sitter.lm_pgd, steps=LONG)
+    pgd = yield from sitter.walked(f"PGD-{LONG}", slow)
+    lm = yield from sitter.walked(f"LM-PGD-{LONG}", fast)
+    right = sitter.judged()[0] > 0
+    first = {name: _first_wrong(path) for name, path in {"pgd": pgd, "lm": lm}.items()}
+    stalls, through = right & (first["pgd"] > LONG), first["lm"] <= LONG
+    found = stalls & through & lm.broken.numpy()
+    other = right & pgd.broken.numpy() & (first["lm"] > LONG)
+    values: dict[str, Any] = {"steps": LONG, "right": int(right.sum()), "stalls": int(stalls.sum()),
+                              "found": int(found.sum()), "reverse": int(other.sum())}  # fmt: skip
+    said = (
+        f"Of {len(right):,} images {values['right']:,} are right as they are, and PGD-{LONG} never makes "
+        f"{values['stalls']:,} of them wrong. LM-PGD-{LONG} does so with {values['found']:,} of these; the other way "
+        f"round there are {values['reverse']:,}."
+    )
+    if not found.any():
+        return values, said, False
+    at = int(np.where(found, first["lm"], LONG + 1).argmin())
+    x, _ = images(sitter.subjects[0].model, sitter.part, slice(at, at + 1))
+    values |= {
+        "index": at, "label": int(sitter.part.y[at]), "image": x[0].cpu().tolist(),
+        "perturbation": (lm.x_adv[at] - x[0].cpu()).tolist(),
+    }  # fmt: skip
+    for name, path in {"pgd": pgd, "lm": lm}.items():
+        end = sitter.judged(path.x_adv)[1][at]
+        seen = -path.trace.p_true[:, at].clamp(min=1e-30).log()
+        values |= {f"loss_{name}": [*map(float, seen), float(end)], f"wrong_{name}": int(first[name][at])}
+    return values, said, True
+
+
+def _critical(sitter: Sitter) -> Telling:
+    """1b: lps, pm (PM_adv), critical: a value per image each; steps."""
+    pgd = yield from sitter.walked("PGD", sitter.pgd)
+    strong = yield from sitter.walked("LM-PGD", sitter.lm_pgd)
+    broken = strong.broken.numpy() | (yield from _broken(sitter, plan("cw", sitter.eps, 10, sitter.norm)))
+    critical = broken & (_lps(pgd) == SHORT) & ~pgd.broken.numpy()
+    values = {"steps": SHORT, "lps": _lps(pgd).tolist(), "pm": _listed(sitter.judged(pgd.x_adv)[0]),
+              "critical": critical.tolist()}  # fmt: skip
+    said = (
+        f"{int(critical.sum()):,} of {len(critical):,} images are critical: PGD-{SHORT} does not make them wrong, "
+        "LM-PGD or CW does. LPS gives all of them its largest value."
+    )
+    return values, said, True
+
+
+def _broken(sitter: Sitter, what: Attempted) -> Generator[Attacking, None, npt.NDArray[np.bool_]]:
+    """Which images an attack breaks, wrong ones included."""
+    model = sitter.subjects[0].model
+    room = room_of(model, sitter.batch)
+    ledger = look(model, sitter.part, room)
+    yield from attempt(model, sitter.part, ledger, what, sitter.seed, room, keep=False)
+    found: npt.NDArray[np.bool_] = ~ledger.stands.numpy()
+    return found
+
+
+def _accuracies(sitter: Sitter) -> Telling:
+    """1c: rows, {place, model, attack, accuracy, low, high, correct} each."""
+    rows = []
+    for place, subject in enumerate(sitter.subjects):
+        for attack in UNDER:
+            what = plan(attack, sitter.eps, subject.classes, sitter.norm)
+            for record in trial(subject.model, sitter.part, what, sitter.seed):
+                yield record
+                if isinstance(record, Attacked):
+                    some = {k: v for k, v in asdict(record).items() if k in ("accuracy", "low", "high", "correct")}
+                    rows.append({"place": place, "model": subject.name, "attack": attack, **some})
+    said = f"Accuracy on {len(sitter.part.y):,} images under PGD-100 and CW, with 95 % Wilson intervals."
+    return {"rows": rows}, said, True
+
+
+def _along(sitter: Sitter) -> Telling:
+    """2: steps, lps (the one shown), images: indices, pm: [image][iterate], same: how many images have this LPS."""
+    pgd = yield from sitter.walked("PGD", sitter.pgd)
+    steps = _lps(pgd)
+    counts = np.bincount(steps, minlength=SHORT + 1)[1:SHORT]
+    if not counts.any():
+        return {"steps": SHORT}, f"No image has an LPS between 1 and {SHORT - 1}.", False
+    shown = 1 + int(counts.argmax())
+    same = np.flatnonzero(steps == shown)
+    ends = sitter.judged(pgd.x_adv)[0][same]
+    order = same[np.argsort(ends, kind="stable")]
+    chosen = order[np.unique(np.linspace(0, len(order) - 1, min(SHOWN, len(order))).round().astype(int))]
+    part = Part(sitter.part.x[chosen], sitter.part.y[chosen])
+    # The start of an image is its own, so that k steps end where the first k of ten did; no step ends at the start.
+    walks = [replace(sitter.pgd, alpha=0.0, steps=1), *(replace(sitter.pgd, steps=k) for k in range(1, SHORT + 1))]
+    columns = []
+    for attack in walks:
+        path = yield from sitter.walked("PM along the path", attack, part)
+        columns.append(sitter.judged(path.x_adv, part)[0])
+    values = {"steps": SHORT, "lps": shown, "same": len(same), "images": chosen.tolist(),
+              "pm": [_listed(row) for row in np.stack(columns, 1)],
+              "spread": [float(ends.min()), float(ends.max())]}  # fmt: skip
+    said = (
+        f"{len(same):,} of {len(steps):,} images have LPS {shown}; at the end of the same PGD-{SHORT} their PM goes "
+        f"from {ends.min():.2f} to {ends.max():.2f}. Shown are {len(chosen)}."
+    )
+    return values, said, True
+
+
+def _by_lps(sitter: Sitter) -> Telling:
+    """4: lps, pm_nat, pm_adv: a value per image each; steps."""
+    pgd = yield from sitter.walked("PGD", sitter.pgd)
+    steps, nat, adv = _lps(pgd), sitter.judged()[0], sitter.judged(pgd.x_adv)[0]
+    values = {"steps": SHORT, "lps": steps.tolist(), "pm_nat": _listed(nat), "pm_adv": _listed(adv)}
+    said = f"PM of {len(steps):,} images by their LPS under PGD-{SHORT}; box: quartiles, line: 5 to 95 %."
+    return values, said, True
+
+
+FIGURES: dict[str, Callable[[Sitter], Telling]] = {
+    "1a": _stalls, "1b": _critical, "1c": _accuracies, "2": _along, "4": _by_lps,
+}  # fmt: skip
+
+
+def save(found: Figure, folder: File) -> File:
+    """Write figure-WHICH.json, the same bytes for the same figure."""
+    path = folder / f"figure-{found.which}.json"
+    write_json(path, {"format": FORMAT, **asdict(found)})
+    return path
+
+
+def _lps(path: Path) -> npt.NDArray[np.int64]:
+    """[N]: LPS of every image."""
+    nothing = torch.empty(0)
+    step = Step(torch.nn.Identity(), nothing, nothing, nothing, path.trace)
+    found: npt.NDArray[np.int64] = lps(step).long().numpy()
+    return found
+
+
+def _first_wrong(path: Path) -> npt.NDArray[np.int64]:
+    """[N]: the first iterate that is misclassified, the end included; one more than the steps where there is none."""
+    steps = _lps(path)
+    at_end = (steps == len(path.trace.correct)) & ~path.broken.numpy()
+    found: npt.NDArray[np.int64] = steps + at_end
+    return found
+
+
+def _listed(values: Values) -> list[float]:
+    return [float(f"{value:.9g}") for value in values]

@@ -1,0 +1,69 @@
+"""Closed-form oracles for what the lab says of a margin's values."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from robustmail.lab.statistics import auroc, behind, bootstrap, continuity, hidden, spearman, spread, truth
+
+
+def test_ties_are_counted_and_named():
+    found = continuity(np.array([0, 1, 1, 2, 2, 2, 3, 4, 5, 6], np.float32))
+    assert (found.distinct, found.ties, found.largest, found.verdict) == (7, 0.5, 0.3, "tied")
+    assert continuity(np.ones(5)).verdict == "constant"
+    assert continuity(np.arange(100.0) % 5).verdict == "discrete"
+    assert continuity(np.arange(100.0)).verdict == "continuous"
+
+
+def test_the_same_values_on_every_path_have_no_spread_and_swapped_ones_a_known_one():
+    values = np.array([0.0, 1.0, 2.0, 3.0])
+    same = spread(np.stack([values, values, values]))
+    assert (same.value, same.rank) == (0.0, 0.0)
+    swapped = spread(np.stack([values, values[::-1]]))  # ranks move by 3, 1, 1, 3 of 4
+    assert swapped.rank == pytest.approx(2 / 4)
+    assert swapped.value == pytest.approx(np.sqrt(np.mean([2.25, 0.25, 0.25, 2.25])) / values.std())
+    assert spread(np.array([[1.0, 1.0], [1.0, 2.0]])).value is None
+
+
+def test_a_perfect_margin_has_auroc_one_and_its_negative_none():
+    broken = np.array([True, True, False, False, False])
+    margin = np.array([-2.0, -1.0, 1.0, 2.0, 3.0])
+    found = truth(margin, broken, margin + 5, seed=0)
+    assert (found.auroc.value, found.auroc.low, found.auroc.high) == (1.0, 1.0, 1.0)
+    assert found.distance.value == pytest.approx(1.0)
+    assert truth(-margin, broken, margin, seed=0).auroc.value == 0.0
+
+
+def test_auroc_and_rank_correlation_agree_with_the_libraries_ties_included():
+    from scipy.stats import spearmanr
+
+    rng = np.random.default_rng(0)
+    margin, broken, distance = rng.integers(0, 5, 200) * 1.0, rng.random(200) < 0.3, rng.random(200)
+    assert auroc(margin, broken) == pytest.approx(roc_auc_score(broken, -margin))
+    assert spearman(margin, distance) == pytest.approx(spearmanr(margin, distance).statistic)
+
+
+def test_what_is_not_defined_is_none_and_not_a_number():
+    nobody = np.zeros(6, bool)
+    found = truth(np.arange(6.0), nobody, np.arange(6.0), seed=0)
+    assert found.auroc.value is None
+    assert found.distance.value == pytest.approx(1.0)
+    assert bootstrap(auroc, np.empty(0), np.empty(0), seed=0).value is None
+
+
+def test_the_difference_of_a_margin_with_itself_is_zero_in_every_resample():
+    rng = np.random.default_rng(1)
+    margin, broken = rng.random(50), (rng.random(50) < 0.5) * 1.0
+    found = behind(margin, margin, broken, seed=3)
+    assert (found.value, found.low, found.high) == (0.0, 0.0, 0.0)
+
+
+def test_critical_examples_at_the_maximum_are_hidden_and_nobody_can_tell_them_apart():
+    margin = np.array([0.0, 1, 10, 10, 10, 10])
+    safe = margin == 10
+    critical = np.array([False, False, True, True, False, False])
+    found = hidden(margin, safe, critical, seed=0)
+    assert (found.at_maximum, found.critical_at_maximum, found.above_median) == (4, 2, 2)
+    assert found.auroc.value == 0.5
