@@ -63,7 +63,9 @@ def _true(found: Findings, critical: int) -> Iterator[RenderableType]:
     assert found.everywhere is not None
     assert found.hidden is not None
     yield Text(printable(found.margin) + (" =" if found.tied_with_best else ""))
-    yield from map(_estimate, (found.everywhere.auroc, found.everywhere.distance))
+    # Images that are wrong as they are all lie at distance 0, and flatter a margin of few values.
+    far = found.right.distance if found.right is not None else None
+    yield from (_estimate(found.everywhere.auroc), _estimate(far) if far else "–")
     yield f"{found.hidden.critical_at_maximum} of {critical}"
     yield _estimate(found.hidden.auroc)
 
@@ -83,6 +85,7 @@ def _said(lab: Lab) -> Iterator[str]:
     )
     against = ", ".join(lab.spec["against"])
     yield f"AUROC: does a low margin foretell who is broken by {against} or a path? 0.5 is guessing, 1 is always."
+    yield "How far away: rank correlation with the smallest distance that FAB finds, over the images that are right."
     if any(found.tied_with_best for found in lab.findings[1:]):
         yield "=: not to be told apart from the best AUROC at this n."
     yield f"Areas: {'; '.join(map(_area, lab.areas))}."
