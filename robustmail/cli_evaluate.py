@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from robustmail.attacks.view import Norm
     from robustmail.data.testsets import TestSet
+    from robustmail.evaluation.folder import Task
     from robustmail.evaluation.subject import Subject
 
 __all__ = ["File", "Plain", "Weights", "add_to", "attack_of", "name_of", "once", "opened", "positive"]
@@ -72,34 +73,81 @@ def eval_(
     plain: Plain = False,
 ) -> None:
     """Attack a checkpoint and say how many images stand; the same command again continues."""
+    from datetime import timedelta
+
     from rich.console import Console
 
+    from robustmail import distributed
+    from robustmail.evaluation.folder import Task, merge, write_pngs
+
+    # Days of patience: one process may be done long before another.
+    with distributed.joined(device, patience=timedelta(days=7)):
+        subject, chosen, budget, measure = opened(file, data, n, model, normalize, weights, probe, device, eps, norm)
+        part, whole = _shard(shard), out or Path("evals") / name_of(file)
+        parts = [whole]
+        if (processes := distributed.world()) > 1:
+            if shard:
+                raise RecipeError(f"--shard {shard}", "torchrun's processes are the shards already", "Leave it out.")
+            part = (distributed.rank() + 1, processes)
+            parts = [_share(whole, k + 1, processes) for k in range(processes)]
+        elif shard and out is None:
+            parts = [_share(whole, *part)]
+        names = tuple(attack_of(name) for name in once("--attacks", STANDARD if attacks is None else attacks, STANDARD))
+        command = shlex.join(["robustmail", *sys.argv[1:]])
+        task = Task(subject, chosen, names, budget, measure, seed, part, positive("--batch", batch), command)
+        folder = parts[distributed.rank()]
+        if processes == 1 or not _merged(whole, fresh):
+            _attack_and_show(task, folder, fresh, plain)
+            distributed.together([folder])  # nobody goes on before all are done
+            if processes > 1 and distributed.leads():
+                merge(parts, whole)
+        if not distributed.leads():
+            return
+    _show(Console(), folder if shard else whole, task.shard != (1, 1) and processes == 1)
+    if png:
+        shown = folder if processes == 1 else whole
+        print(f"{write_pngs(shown)} PNG files in {shown / 'png'}")
+
+
+def _attack_and_show(task: Task, folder: Path, fresh: bool, plain: bool) -> None:
+    from rich.console import Console
+
+    from robustmail import distributed
     from robustmail.dashboard import choose_watch
-    from robustmail.evaluation.folder import Task, examine
+    from robustmail.evaluation.folder import examine
     from robustmail.train.run import Signals, Stopped
 
-    subject, chosen, budget, measure = opened(file, data, n, model, normalize, weights, probe, device, eps, norm)
-    part = _shard(shard)
-    folder = out or Path("evals") / (name_of(file) + (f"-shard-{part[0]}-of-{part[1]}" if shard else ""))
-    names = tuple(attack_of(name) for name in once("--attacks", STANDARD if attacks is None else attacks, STANDARD))
-    command = shlex.join(["robustmail", *sys.argv[1:]])
-    task = Task(subject, chosen, names, budget, measure, seed, part, positive("--batch", batch), command)
-    console = Console()
-    for text in subject.said:
-        print(text)
     signals = Signals()
     try:
-        with signals.caught(), choose_watch(console, plain or bool(os.environ.get("CI"))) as show:
-            for record in examine(task, folder, fresh):
-                show(record)
+        with signals.caught():
+            records = examine(task, folder, fresh)
+            if not distributed.leads():
+                for _ in records:
+                    pass
+                return
+            for text in task.subject.said:
+                print(text)
+            with choose_watch(Console(), plain or bool(os.environ.get("CI"))) as show:
+                for record in records:
+                    show(record)
     except Stopped as stop:
         print(f"robustmail: stopped; the same command goes on from {folder}", file=sys.stderr)
         raise typer.Exit(128 + stop.signum) from None
-    _show(console, folder, task.shard != (1, 1))
-    if png:
-        from robustmail.evaluation.folder import write_pngs
 
-        print(f"{write_pngs(folder)} PNG files in {folder / 'png'}")
+
+def _share(whole: Path, number: int, of: int) -> Path:
+    return whole.with_name(f"{whole.name}-shard-{number}-of-{of}")
+
+
+def _merged(whole: Path, fresh: bool) -> bool:
+    """Has the first of several processes put the whole together before? With `fresh`, not any more."""
+    from robustmail import distributed
+    from robustmail.evaluation.folder import FILES
+
+    if distributed.leads() and fresh:
+        for name in FILES:
+            (whole / name).unlink(missing_ok=True)
+    return distributed.told(lambda: (whole / "results.json").exists())
 
 
 def verify(

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 from unittest import mock
 
@@ -57,9 +58,10 @@ def leads() -> bool:
 
 
 @contextmanager
-def joined(device: str = "auto") -> Iterator[None]:
+def joined(device: str = "auto", patience: timedelta = timedelta(minutes=30)) -> Iterator[None]:
     """Be one of torchrun's processes inside the block: NCCL and a GPU each, or gloo on the CPU; else do nothing.
 
+    patience: how long to wait for a process that lives but does not answer.
     Raises DeviceError where there are fewer GPUs than processes, RunError where the others are not to be found.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or world() > 1:
@@ -73,7 +75,7 @@ def joined(device: str = "auto") -> Iterator[None]:
             raise DeviceError(f"device={device!r}", wrong, "Use device=cuda and as many processes, or device=cpu.")
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     with _peers():
-        dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=patience)
     yield
     dist.destroy_process_group()  # after an error the others are past talking to
 

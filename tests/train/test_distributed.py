@@ -115,3 +115,22 @@ def test_the_command_line_shows_one_run_under_torchrun(tmp_path, slice_path):
     assert shown.count("parameters") == 1
     assert (tmp_path / "run" / "curves.png").exists()
     assert results(tmp_path / "run").keys() == {"nat", "pgd10"}
+
+
+def test_two_processes_evaluate_a_run_to_the_bytes_of_one(tmp_path, slice_path):
+    train(1, tmp_path / "run", "at", f"data=npz('{slice_path}')", *SMALL, "epochs=1")
+    for processes in (1, 2):
+        words = [
+            "robustmail",
+            "eval",
+            tmp_path / "run",
+            "--attacks",
+            "nat,pgd10",
+            "--out",
+            tmp_path / f"eval{processes}",
+        ]
+        done = launch(processes, "-m", *(["--"] if processes > 1 else []), *words)
+        _, wrong = done.communicate()
+        assert done.returncode == 0, wrong
+    for name in ("ledger.csv", "examples.safetensors"):
+        assert (tmp_path / "eval1" / name).read_bytes() == (tmp_path / "eval2" / name).read_bytes()
