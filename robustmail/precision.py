@@ -117,7 +117,7 @@ def _bf16_hardware(device: torch.device) -> tuple[bool, str]:
 
 def _keep_freed_memory() -> None:
     """Tell glibc to keep what was freed for the next batch: else each activation is mapped, zeroed page by page and
-    unmapped at every pass, which takes a fifth of the time where the arithmetic is fast."""
+    unmapped at every pass. Where arithmetic is slow this gains nothing that can be measured."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library
