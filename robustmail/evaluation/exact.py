@@ -1,6 +1,6 @@
 """The model as the judge sees it: plain float32, in slices of one size, so that no verdict depends on the batch.
 
-A matrix product of 7 rows may round otherwise than the same rows among 16, and a hundred steps along the sign of a
+A matrix product of 7 rows may round otherwise than the same rows among 8, and a hundred steps along the sign of a
 gradient turn a last bit into another image. Every pass here is made of slices of the same number of images, the last
 one filled up; then the bits of an image are its own.
 """
@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from robustmail.attacks.view import View, viewed
 from robustmail.errors import ModelError
+from robustmail.models.classifier import Classifier
+from robustmail.models.twin import Twin
 
-__all__ = ["Room", "exact", "is_out_of_memory"]
+__all__ = ["Room", "exact", "is_out_of_memory", "quick", "searched"]
 
 T = TypeVar("T")
-SLICE = {"cpu": 16, "cuda": 250}
+SLICE = {"cpu": 8, "cuda": 250}
 BATCH = {"cpu": (32, 128), "cuda": (500, 2000)}  # to begin with, at most
 SOON, LATE = 5.0, 30.0  # seconds for a batch: so much is lost where the process is killed, and seen late
 
@@ -110,3 +112,28 @@ def exact(model: nn.Module, size: int | None = None) -> Iterator[View]:
         finally:
             for backend, allowed in zip(backends, before, strict=True):
                 backend.allow_tf32 = allowed
+
+
+def quick(model: nn.Module, sample: Tensor) -> nn.Module:
+    """What an attack may search on: in float32 a twin with BatchNorm folded, if the model has one, else the model.
+
+    A search may end elsewhere by it, as on another machine; whether an image is broken, the model itself says.
+    sample: [B, C, H, W], on which the twin's logits and gradients must be the model's.
+    """
+    if not isinstance(model, Classifier):
+        return model
+    try:
+        with viewed(model), torch.autocast(sample.device.type, enabled=False):
+            return Twin(model, sample, torch.float32)
+    except ModelError:
+        return model
+
+
+@contextmanager
+def searched(view: View, twin: nn.Module, size: int) -> Iterator[View]:
+    """The view of a `quick` form beside an exact view of its model, in the same slices."""
+    if isinstance(twin, Twin):
+        twin.refresh()
+        yield View(Sliced(twin.eval(), size))
+    else:
+        yield view

@@ -54,11 +54,14 @@ class Plan(NamedTuple):
         library = ours and getattr(attack, "__given__", ("",))[0] in INDEPENDENT
         return library or (isinstance(attack, PGD) and not attack.noise)
 
+    def ours(self, stage: str) -> bool:
+        """Is a stage an attack of this toolkit or of a library, which looks at logits alone?"""
+        return type(self.stages[stage]).__module__.startswith("robustmail.attacks")
+
     def bounds(self, stage: str) -> bool:
         """Must a stage keep to the ball? All but a library's that looks for the nearest example: of that, what lies
         outside does not count."""
-        library = type(self.stages[stage]).__module__.startswith("robustmail.attacks")
-        return hasattr(self.stages[stage], "eps") or not library
+        return hasattr(self.stages[stage], "eps") or not self.ours(stage)
 
     def renamed(self, name: str) -> Plan:
         """The same attack of one stage under another name."""

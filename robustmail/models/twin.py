@@ -1,4 +1,5 @@
-"""The fast form of a network for attacks: frozen, BatchNorm folded into the convolutions, bfloat16, channels-last.
+"""The fast form of a network for attacks: frozen, BatchNorm folded into the convolutions, channels-last; in bfloat16
+while training, in float32 where an evaluation searches.
 
 An attack passes a batch through the network twenty times between two updates of the weights, needs the gradient of
 the image and none other, and wants eval mode. So the weights can be folded, cast and brought into the order that the
@@ -26,7 +27,8 @@ ADDS = (operator.add, operator.iadd, torch.add)
 RELUS = (F.relu, torch.relu, torch.relu_)
 NOTHINGS = (nn.Identity, nn.Dropout, nn.Dropout2d)  # in eval mode
 onednn: Any = torch.ops.mkldnn
-CLOSE = 0.1  # how far the twin's logits may be from the model's, as a share of the largest, before it is refused
+# How far the twin's logits, and gradients, may be from the model's, as a share of the largest, before it is refused.
+CLOSE = {torch.bfloat16: 0.1, torch.float32: 1e-4}
 
 
 class Half(nn.Module):
@@ -43,18 +45,18 @@ class Half(nn.Module):
 
 
 class Twin(nn.Module):
-    """A model's frozen likeness in bfloat16 and eval mode; float32 logits, gradients of the image alone.
+    """A model's frozen likeness in eval mode, in bfloat16 or float32; float32 logits, gradients of the image alone.
 
     It holds weights of its own, made from the model's by `refresh`; its parameters and modes are the model's.
     Raises ModelError for a network that cannot be folded, with the reason.
     """
 
-    def __init__(self, model: Classifier, sample: Tensor) -> None:
+    def __init__(self, model: Classifier, sample: Tensor, dtype: torch.dtype = torch.bfloat16) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.dtype = model, dtype
         try:
             with mode(model, "eval"):
-                self.graph = _folded(model.net)
+                self.graph = _folded(model.net, dtype)
                 self.refresh()
                 self._compare(sample)
         except ModelError:
@@ -76,16 +78,21 @@ class Twin(nn.Module):
     def _compare(self, sample: Tensor) -> None:
         with torch.enable_grad():  # so that a gradient that cannot be had is met here, not in the first step
             x = sample.detach().clone().requires_grad_()
-            mine, its = self(x), self.model(sample).detach()
-            torch.autograd.grad(mine.sum(), x)
-        if not (mine - its).abs().max() <= CLOSE * its.abs().max():
-            raise ModelError(type(self.model.net).__name__, "gives other logits when folded")
+            mine, its = self(x), self.model(x)
+            (slope,) = torch.autograd.grad(mine.square().sum(), x)
+            close = CLOSE[self.dtype]
+            if not (mine - its).abs().max() <= close * its.abs().max():
+                raise ModelError(type(self.model.net).__name__, "gives other logits when folded")
+            if self.dtype == torch.float32:  # a hook that bends gradients is not in the graph
+                (its_slope,) = torch.autograd.grad(its.square().sum(), x)
+                if not (slope - its_slope).norm() <= 100 * close * its_slope.norm():
+                    raise ModelError(type(self.model.net).__name__, "gives other gradients when folded")
 
 
 class FoldedConv(nn.Module):
-    """relu(bn(conv(x)) + other), where bn, other and relu may be missing, with weights in bfloat16."""
+    """relu(bn(conv(x)) + other), where bn, other and relu may be missing, with weights of `dtype`."""
 
-    def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d | None) -> None:
+    def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d | None, dtype: torch.dtype) -> None:
         super().__init__()
         if isinstance(conv.padding, str) or conv.padding_mode != "zeros":
             raise ModelError(f"a convolution with padding {conv.padding!r}", "cannot be folded")
@@ -93,12 +100,12 @@ class FoldedConv(nn.Module):
         self.geometry = [list(cast("tuple[int, int]", v)) for v in (conv.padding, conv.stride, conv.dilation)]
         self.groups = conv.groups
         self.relu = False
-        self.weight = torch.empty_like(conv.weight, dtype=torch.bfloat16, memory_format=torch.channels_last)
+        self.weight = torch.empty_like(conv.weight, dtype=dtype, memory_format=torch.channels_last)
         self.bias: Tensor | None = None
         self.packed: dict[str, tuple[torch.Size, Tensor]] = {}
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        x = x.to(torch.bfloat16)
+        x = x.to(self.weight.dtype)
         if x.device.type == "cpu":
             return cast(Tensor, _Fused.apply(x, other, self))  # type: ignore[no-untyped-call]
         return self.plain(x, other)
@@ -123,7 +130,8 @@ class FoldedConv(nn.Module):
             bias = shift * scale + (0 if bn.bias is None else bn.bias)  # type: ignore[assignment]
             weight = weight * scale[:, None, None, None]  # type: ignore[assignment]
         self.weight.copy_(weight)  # in place: a CUDA graph remembers the address
-        self.bias = None if bias is None else bias.to(torch.bfloat16) if self.bias is None else self.bias.copy_(bias)
+        if bias is not None:
+            self.bias = bias.detach().to(self.weight.dtype, copy=True) if self.bias is None else self.bias.copy_(bias)
         self.packed.clear()
 
     def fused(self, x: Tensor, other: Tensor | None) -> Tensor:
@@ -195,7 +203,7 @@ class _Fused(torch.autograd.Function):
         return x, gradient if ctx.adds else None, None
 
 
-def _folded(net: nn.Module) -> fx.GraphModule:
+def _folded(net: nn.Module, dtype: torch.dtype) -> fx.GraphModule:
     """The network as a graph in which each convolution has taken in what comes after it.
 
     Everything else stays as it is, a BatchNorm in front of a relu, too; linear layers are left in float32.
@@ -221,7 +229,7 @@ def _folded(net: nn.Module) -> fx.GraphModule:
             name = f"{node.target}_folded".replace(".", "_")
             if name in modules:
                 raise ModelError(str(node.target), "is used twice, so it cannot be folded")
-            modules[name] = FoldedConv(conv, bn)
+            modules[name] = FoldedConv(conv, bn, dtype)
             graph_module.add_submodule(name, modules[name])
             node.target = name
             if bn is not None:

@@ -198,11 +198,11 @@ def test_a_pass_of_any_number_of_images_is_made_of_slices_of_one_size(hardened):
 
 def test_when_memory_runs_out_the_batch_is_halved_and_the_verdicts_stay(hardened, hand):
     class Narrow(nn.Module):
-        """Takes ten images at once, no more."""
+        """Takes five images at once, no more."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.model, self.most, self.refused = hardened, 10, 0
+            self.model, self.most, self.refused = hardened, 5, 0
 
         def forward(self, x):
             if len(x) > self.most:
@@ -225,7 +225,7 @@ def test_room_shrinks_to_one_slice_before_the_slice_itself():
     for _ in range(4):
         room.shrink(MemoryError())
         sizes.append((room.batch, room.slice))
-    assert sizes == [(50, 16), (25, 16), (16, 16), (8, 8)]
+    assert sizes == [(50, 8), (25, 8), (12, 8), (8, 8)]
 
 
 # What a row says

@@ -155,3 +155,20 @@ def test_the_interval_is_wilsons(correct, n):
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     assert wilson(correct, n) == pytest.approx((max(0, middle - half), min(1, middle + half)), abs=1e-9)
+
+
+def test_an_attack_of_ones_own_sees_the_model_and_a_library_a_likeness(hardened, hand):
+    seen = []
+    handle = hardened.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+
+    def peek(model, x, y):
+        before = len(seen)
+        model(x)
+        assert len(seen) > before
+        return x
+
+    evaluate(hardened, hand.part.first(20), (peek,), 0.1)
+    seen.clear()
+    evaluate(hardened, hand.part.first(20), ("pgd10",), 0.1)
+    handle.remove()
+    assert 0 < len(seen) < 20  # clean images, the comparison and the verdict; not the search

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from robustmail import PGD, Classifier, art, build, torchattack
 from robustmail.attacks.view import viewed
 from robustmail.errors import ModelError
+from robustmail.evaluation.exact import quick
 from robustmail.models.twin import FoldedConv, Twin
 
 OURS = ("cifar_resnet18_w8", "cifar_preact_resnet18_w16", "cifar_wrn16_2", "small_cnn")
@@ -54,6 +55,35 @@ def test_logits_and_gradients_are_the_models_but_for_rounding(name, images):
     assert gradient(twin, *images).dtype == torch.float32
     assert torch.allclose(twin(images[0]), model(images[0]), atol=0.03 * model(images[0]).abs().max().item())
     assert alike(gradient(twin, *images), gradient(model, *images)) > 0.95
+
+
+@pytest.mark.parametrize("name", [*OURS, "resnet18"])
+def test_in_float32_it_is_the_model_to_four_digits(name, images):
+    model = made(name, ((0.5, 0.4, 0.3), (0.2, 0.3, 0.2)))
+    twin = Twin(model, images[0], torch.float32)
+    assert torch.allclose(twin(images[0]), model(images[0]), atol=1e-4 * model(images[0]).abs().max().item())
+    assert alike(gradient(twin, *images), gradient(model, *images)) > 0.9999
+
+
+def test_a_search_goes_to_the_model_itself_where_a_hook_bends_its_gradients(images):
+    model = made("small_cnn")
+    assert isinstance(quick(model, images[0]), Twin)
+    first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
+    first.register_full_backward_hook(lambda module, into, out: (None if into[0] is None else into[0] * 0,))
+    assert quick(model, images[0]) is model
+
+
+def test_a_search_goes_to_the_model_itself_where_it_draws_at_random(images):
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 900, 10))
+
+        def forward(self, x):
+            return self.net(x + 0.1 * torch.rand(3, 32, 32))
+
+    model = Classifier(lived_in(Noisy()))
+    assert quick(model, images[0]) is model
 
 
 def conv(*sizes, **knobs):
