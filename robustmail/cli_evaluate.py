@@ -209,11 +209,15 @@ def report(
     from robustmail.files import write_text
     from robustmail.report.export import export
     from robustmail.report.page import write_page
+    from robustmail.report.results import read_results
 
-    for folder in folders:
-        if (folder / "ledger.csv").exists():  # an evaluation's: nothing is shown of files that do not agree
+    for folder in folders:  # nothing is shown of an evaluation whose files are missing or do not agree
+        there = (folder / "results.json").exists() and read_results(folder).raw.get("kind") == "evaluation"
+        if there or (folder / "ledger.csv").exists():
             _sound(folder)
     if form == "html":
+        if out is not None:
+            raise RunError(f"--out {out}", "a page goes into its evaluation's own folder", "Leave --out away.")
         for folder in folders:
             print(write_page(folder))
         return

@@ -215,9 +215,9 @@ def read_arrays(who: str, path: Path, keys: tuple[str, ...]) -> tuple[dict[str, 
             there = list(file)
             return {key: np.asarray(file[key]) for key in keys if key in there}, there
     except Exception as error:  # a damaged archive fails in a dozen ways, from zlib's to the tokenizer's
-        raise DataError(
-            who, f"not a readable npz file ({error})", "It is truncated, damaged, or another kind."
-        ) from error
+        why = "" if "pickle" in str(error) else f" ({error})"  # numpy takes what it does not know for a pickle
+        wrong = f"not a readable npz file{why}"
+        raise DataError(who, wrong, "It is truncated, damaged, or another kind.") from error
 
 
 def _read_npz(who: str, path: Path) -> dict[str, Any]:

@@ -201,9 +201,10 @@ def merge(folders: list[Path], to: Path) -> None:
     first = held[0].results
     for other in held:
         _same(first, other.results, other.folder)
-        if not other.results["complete"] or not other.results["shard"]:
-            wrong = "is not finished" if not other.results["complete"] else "is not a shard"
-            raise RunError(str(other.folder), wrong, "Run the same command again until it is.")
+        if not other.results["shard"]:
+            raise RunError(str(other.folder), "is a whole evaluation, not a shard", "There is nothing to merge.")
+        if not other.results["complete"]:
+            raise RunError(str(other.folder), "is not finished", "Run the same command again until it is.")
     there = sorted(other.results["shard"][0] for other in held)
     of = first["shard"][1]
     if there != list(range(1, of + 1)):

@@ -82,8 +82,8 @@ def open_data(text: str) -> TestSet:
     path = Path(text)
     if path.exists():
         return replace(of_path(path), given=text)
-    if path.suffix == ".npz" and "(" not in text:
-        raise DataError(text, "no such file")
+    if "(" not in text and (path.suffix == ".npz" or (len(path.parts) > 1 and ".py:" not in text)):
+        raise DataError(text, "no such file or folder")
     source = read(text, "data")
     if not callable(source):
         raise RecipeError(f"--data {text}", "is no data source", "Write cifar10, npz('FILE') or a path.")

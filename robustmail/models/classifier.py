@@ -107,6 +107,8 @@ def check_name(model: str) -> None:
 
     ours = [*resnet.__all__, *small.__all__, *wide_resnet.__all__]
     if not timm.is_model(model):
+        if model.endswith(".py"):
+            raise ModelError(f"model={model!r}", "says no function of the file", f"Write {model}:FUNCTION.")
         near = did_you_mean(model, ours)
         if not near.startswith("Did"):
             near = did_you_mean(model, timm.list_models())

@@ -152,6 +152,7 @@ WRONG = {
     "another architecture": (f"{GOOD} --model cifar_resnet18_w8", "small.pth: does not fit the model"),
     "another class count": (f"{GOOD} --model own.py:seven", "10 classes ... 7"),
     "no such model": (f"{GOOD} --model cifar_resnet81", "no such model. Did you mean"),
+    "model file without a function": (f"{GOOD} --model own.py", "says no function of the file. Write own.py:FUNCTION"),
     "model file": (f"{GOOD} --model none.py:factory", "none.py: cannot be read"),
     "model file that raises": (f"{GOOD} --model syntax.py:factory", "syntax.py:1: not valid Python"),
     "factory that raises": (f"{GOOD} --model own.py:broken", "ArithmeticError: planted"),
@@ -162,6 +163,8 @@ WRONG = {
     # data
     "no data": ("eval small.pth --normalize none", "does not say which data to attack. Pass --data"),
     "data that are not there": (GOOD.replace("ten.npz", "none.npz"), "none.npz: no such file"),
+    "data in no folder": (GOOD.replace("ten.npz", "none/there"), "none/there: no such file or folder"),
+    "data that are words": (GOOD.replace("ten.npz", "own.py"), "own.py: not a readable npz file. It is"),
     "data set's name": (GOOD.replace("ten.npz", "cifra10"), "Did you mean 'cifar10'?"),
     "keys": (GOOD.replace("ten.npz", "keys.npz"), "keys.npz: has a, b. Its keys must be x_test, y_test"),
     "images outside [0, 1]": (GOOD.replace("ten.npz", "floats.npz"), "images span [-1, 1], outside [0, 1]"),
@@ -265,6 +268,13 @@ def test_damaged_results_are_not_reported(done, robustmail):  # noqa: F811
     path = done / "a" / "examples.safetensors"
     path.write_bytes(b"")
     assert_refused(robustmail("report a"), "examples.safetensors: damaged or missing")
+    (done / "a" / "ledger.csv").unlink()
+    assert_refused(robustmail("report a"), "ledger.csv")
+
+
+def test_a_whole_evaluation_is_no_shard_and_its_page_stays_with_it(done, robustmail):  # noqa: F811
+    assert_refused(robustmail("merge a --out new"), "a: is a whole evaluation, not a shard. There is nothing to merge")
+    assert_refused(robustmail("report a --format html --out page.html"), "a page goes into its evaluation's own folder")
 
 
 def test_memory_that_runs_out_changes_no_verdict(bench, robustmail):  # noqa: F811
