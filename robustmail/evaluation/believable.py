@@ -37,6 +37,7 @@ HUGE = 0.5  # an L-inf ball in which every image can be made grey
 STANDS_HUGE = 0.05  # share of images that may stand there
 BLACK_BOX = (0.02, 0.05)  # share of images that only the black box breaks: yellow, red
 GAP = (8.0, 12.0)  # points between the best PGD and the strongest: yellow, red
+OVERLOOKED = (0.02, 0.10)  # share of images that only the checks' own attacks break: yellow, red
 NO_HELP, MUCH_BETTER = 0.5, 10.0  # points: ten times the steps, and a targeted attack
 ROUNDING = 5.0  # points that 8 bits may be better
 CURVE = (0.25, 0.5, 1.0, 1.5, 2.0, 4.0)  # of eps
@@ -76,6 +77,9 @@ def measure(
     left = sample.take(rest)
     yield from attempt(model, Part(part.x[rest], part.y[rest]), left, black, seed, room, keep=False)
     found["black_box"] = int((left.outcome("square") == BROKE).sum()) / n
+    broken = ~sample.standing(list(sample.stages))
+    broken[rest] |= left.outcome("square") == BROKE
+    found["overlooked"] = int((broken & _standing(sample, known)).sum()) / n
     most = 1.0 if norm == "linf" else 16.0  # what an attack takes for a budget
     found["huge"] = HUGE if norm == "linf" else min(HUGE * math.sqrt(part.x[0].numel()), most)
     points = [{"eps": 0.0, "correct": int(sample.right.sum())}]
@@ -85,6 +89,12 @@ def measure(
         yield from attempt(model, part, sample, what, seed, room, keep=False)
         points.append({"eps": radius, "correct": int(sample.standing(what.stages).sum())})
     yield {**found, "curve": points}
+
+
+def _standing(sample: Ledger, known: Ledger) -> torch.Tensor:
+    """[n] bool: which images of the sample stand in an evaluation that has tried something."""
+    stands = set(known.index[known.stands].tolist()) if known.stages else set()
+    return torch.tensor([index in stands for index in sample.index.tolist()])
 
 
 def _recall(sample: Ledger, known: Ledger, stages: list[str]) -> None:
@@ -127,16 +137,21 @@ def curve(measured: dict[str, Any]) -> dict[str, Any]:
 
 
 def _outputs(model: nn.Module, part: Part, size: int) -> dict[str, Any]:
-    """Is the answer the same when asked twice; is it probabilities; how large is it?"""
+    """Is the answer the same when asked twice, and in other company; is it probabilities; are the images left alone?"""
     x, _ = images(model, part, slice(None))
+    given = x.clone()
     with exact(model, size) as view, torch.no_grad():
-        once, again = view(x), view(x)
+        once = view(given)
+        altered = not torch.equal(given, x)
+        again, others = view(x.clone()), view(x[::2].clone())
     scale = once.abs().amax().clamp(min=1e-9)
     sums = once.sum(1)
     return {
         "classes": once.shape[1],
         "differs": ((once - again).abs().amax() / scale).item(),
         "changes_its_mind": (once.argmax(1) != again.argmax(1)).float().mean().item(),
+        "by_company": ((once[::2] - others).abs().amax() / scale).item(),
+        "alters_images": altered,
         "probabilities": bool(once.min() >= 0 and once.max() <= 1 and (sums - 1).abs().max() < 1e-3),
     }
 
@@ -202,6 +217,13 @@ def _of_sample(found: dict[str, Any]) -> Iterator[Flag]:
                f"asked twice, logits differ by {100 * found['differs']:.2g} % of the largest, and the class for "
                f"{100 * found['changes_its_mind']:.1f} % of the images",
                "one attack on one draw says little; attack the average of many")  # fmt: skip
+    random = found["differs"] > 1e-4
+    yield Flag("batch-dependent-output", "red" if found["by_company"] > 1e-3 and not random else "green",
+               f"beside other images, logits differ by {100 * found['by_company']:.2g} % of the largest",
+               "an image's class depends on those beside it, as in train mode; put the model in eval mode")  # fmt: skip
+    yield Flag("alters-its-images", "red" if found["alters_images"] else "green",
+               f"the model {'writes into' if found['alters_images'] else 'leaves alone'} the images it is given",
+               "attacks go on from images that are not theirs; let the model copy them")  # fmt: skip
     yield Flag("probabilities", "red" if found["probabilities"] else "green",
                "outputs are probabilities" if found["probabilities"] else "outputs are no probabilities",
                "a loss on top of a softmax has hardly a gradient; return logits")  # fmt: skip
@@ -213,6 +235,10 @@ def _of_sample(found: dict[str, Any]) -> Iterator[Flag]:
     yield Flag("black-box-beats-white-box", _level(black, *BLACK_BOX) if black * n >= 3 else "green",
                f"300 random queries broke {100 * black:.1f} % of {n} images that no gradient attack did",
                "gradients do not lead where the model is weak")  # fmt: skip
+    more = found["overlooked"]
+    yield Flag("overlooked", _level(more, *OVERLOOKED) if more * n >= 3 else "green",
+               f"short attacks of this check broke {100 * more:.1f} % of {n} images that stand in the evaluation",
+               "the attacks chosen are too weak here; take aa")  # fmt: skip
     gained, better = 100 * (found["pgd10"] - found["pgd100"]), 100 * (found["pgd100"] - found["targeted"])
     masked = gained <= NO_HELP and better >= MUCH_BETTER
     yield Flag("more-steps-do-not-help", "red" if masked else "green",

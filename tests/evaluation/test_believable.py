@@ -31,12 +31,23 @@ class Masked(nn.Module):
         return self.how(self.model, x)
 
 
+def by_the_batch(model, x):
+    logits = model(x)
+    return logits - logits.mean(0)
+
+
+def in_place(model, x):
+    return model(x.detach().clamp_(0.2, 0.8) if not x.requires_grad else x.clamp(0.2, 0.8))
+
+
 MASKS = {
     "logits times 1000": (lambda m, x: 1000 * m(x), "zero-gradients"),
     "rounded input": (lambda m, x: m((8 * x).round() / 8), "zero-gradients"),
     "detached": (lambda m, x: m(x.detach()), "zero-gradients"),
     "softmax inside": (lambda m, x: m(x).softmax(1), "probabilities"),
     "noise layer": (lambda m, x: m(x + 0.05 * torch.randn_like(x)), "randomised-output"),
+    "statistics of the batch": (by_the_batch, "batch-dependent-output"),
+    "writes into its images": (in_place, "alters-its-images"),
     "dropout left on": (lambda m, x: nn.functional.dropout(m(x), 0.1), "randomised-output"),
 }
 
@@ -133,3 +144,16 @@ def test_pgd_alone_has_no_gap_to_anything():
     found = ledger(100, 60, 50)
     del found.stages["apgd-t"]
     assert judge(None, found, ["pgd100"], 10)["gap"] is None
+
+
+def test_attacks_that_are_too_weak_are_told_by_what_the_check_finds_itself(hardened, hand):
+    part = hand.part.first(64)
+
+    def idle(model, x, y):
+        return x
+
+    found = evaluate(hardened, part, (idle,), 2.5 * EPS)
+    *_, measured = measure(hardened, part, found.ledger, 2.5 * EPS, "linf", 0, room_of(hardened, None))
+    flags = {flag["name"]: flag["light"] for flag in judge(measured, found.ledger, [], 10)["flags"]}
+    assert flags["overlooked"] == "red"
+    assert measured["overlooked"] > 0.1
