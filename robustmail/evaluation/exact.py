@@ -8,8 +8,8 @@ one filled up; then the bits of an image are its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,14 @@ from robustmail.attacks.view import View, viewed
 from robustmail.errors import ModelError
 from robustmail.models.classifier import Classifier
 from robustmail.models.twin import Twin
+from robustmail.precision import flops
 
-__all__ = ["Room", "exact", "is_out_of_memory", "quick", "searched"]
+__all__ = ["Likeness", "Room", "exact", "is_out_of_memory", "quick", "searched"]
 
 T = TypeVar("T")
 SLICE = {"cpu": 8, "cuda": 250}
+MULTIPLES, LONGEST = (8, 16, 24, 40, 72), 128  # images in a pass that are tried, and the most that are made
+SMALL = 1e8  # FLOPs of one image's forward pass, above which slices cost little
 BATCH = {"cpu": (32, 128), "cuda": (500, 2000)}  # to begin with, at most
 SOON, LATE = 5.0, 30.0  # seconds for a batch: so much is lost where the process is killed, and seen late
 
@@ -80,18 +83,18 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class Sliced(nn.Module):
-    """A model whose every pass has exactly `size` images."""
+    """A model whose every pass has exactly `size` images; or, `whole`, a multiple of it, LONGEST at most."""
 
-    def __init__(self, model: nn.Module, size: int) -> None:
+    def __init__(self, model: nn.Module, size: int, whole: bool = False) -> None:
         super().__init__()
-        self.model, self.size = model, size
+        self.model, self.size, self.longest = model, size, LONGEST if whole else size
         self.training = model.training
 
     def forward(self, x: Tensor) -> Tensor:
         n, missing = len(x), -len(x) % self.size
         if missing:
             x = torch.cat([x, x[:1].detach().expand(missing, *x.shape[1:])])
-        parts = [self.model(part) for part in x.split(self.size)]
+        parts = [self.model(part) for part in x.split(self.longest)]
         logits: Tensor = (torch.cat(parts) if len(parts) > 1 else parts[0])[:n]
         if x.requires_grad and not logits.requires_grad:  # cut off within: then its gradient is zero, which is flagged
             logits = logits + 0 * x[:n].flatten(1).sum(1, keepdim=True)
@@ -114,26 +117,62 @@ def exact(model: nn.Module, size: int | None = None) -> Iterator[View]:
                 backend.allow_tf32 = allowed
 
 
-def quick(model: nn.Module, sample: Tensor) -> nn.Module:
-    """What an attack may search on: in float32 a twin with BatchNorm folded, if the model has one, else the model.
+class Likeness(NamedTuple):
+    """What an attack may search on in place of a model."""
+
+    form: nn.Module
+    whole: bool
+    """do its passes give the same bits for any multiple of a slice?"""
+
+
+def quick(model: nn.Module, sample: Tensor, size: int) -> Likeness:
+    """In float32 a twin with BatchNorm folded, if the model has one, else the model.
 
     A search may end elsewhere by it, as on another machine; whether an image is broken, the model itself says.
-    sample: [B, C, H, W], on which the twin's logits and gradients must be the model's.
+    sample: [B, C, H, W], on which the twin's logits and gradients must be the model's. size: of a slice.
     """
-    if not isinstance(model, Classifier):
-        return model
-    try:
-        with viewed(model), torch.autocast(sample.device.type, enabled=False):
-            return Twin(model, sample, torch.float32)
-    except ModelError:
-        return model
+    form = model
+    with viewed(model), torch.autocast(sample.device.type, enabled=False):
+        if isinstance(model, Classifier):
+            with suppress(ModelError):
+                form = Twin(model, sample, torch.float32).eval()
+        return Likeness(form, _regular(form, sample, size))
 
 
 @contextmanager
-def searched(view: View, twin: nn.Module, size: int) -> Iterator[View]:
-    """The view of a `quick` form beside an exact view of its model, in the same slices."""
-    if isinstance(twin, Twin):
-        twin.refresh()
-        yield View(Sliced(twin.eval(), size))
+def searched(view: View, likeness: Likeness, size: int) -> Iterator[View]:
+    """The view of a likeness beside an exact view of its model, in the same slices."""
+    form = likeness.form
+    if isinstance(form, Twin):
+        form.refresh()
     else:
-        yield view
+        form = view.model.model  # type: ignore[assignment]
+    yield View(Sliced(form, size, likeness.whole))
+
+
+def _regular(form: nn.Module, sample: Tensor, size: int) -> bool:
+    """Try whether the bits of an image's logits and gradient are the same in passes of one slice and of many.
+
+    Small networks alone are tried: others lose little by slices.
+    """
+    if sample.device.type != "cpu" or size not in MULTIPLES:
+        return False
+    images = sample[:1].expand(LONGEST, *sample.shape[1:]) * torch.linspace(0.5, 1, LONGEST)[:, None, None, None]
+    try:
+        if flops(form, sample[:1]) > SMALL:
+            return False
+        logits, slopes = _asked(form, images)
+        return all(
+            torch.equal(said, logits[:n]) and torch.equal(slope, slopes[:n])
+            for n in MULTIPLES
+            for said, slope in [_asked(form, images[:n])]
+        )
+    except Exception:  # a model may fail in any way; its own errors are met and told elsewhere
+        return False
+
+
+def _asked(form: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.clone().requires_grad_()
+    logits: Tensor = form(x)
+    (slope,) = torch.autograd.grad(logits.square().sum(), x)
+    return logits.detach(), slope

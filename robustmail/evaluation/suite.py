@@ -18,7 +18,7 @@ from robustmail.attacks.view import Norm, View, distances, settle
 from robustmail.data.images import Part, to_float
 from robustmail.data.testsets import of_arrays
 from robustmail.errors import ModelError, NonFiniteError, RobustmailError
-from robustmail.evaluation.exact import Room, exact, is_out_of_memory, quick, searched
+from robustmail.evaluation.exact import Likeness, Room, exact, is_out_of_memory, quick, searched
 from robustmail.evaluation.ledger import UNTRIED, Ledger, joined
 from robustmail.evaluation.plans import Plan, check_eps, plan
 from robustmail.evaluation.statistics import wilson
@@ -160,21 +160,21 @@ def attempt(
     the batch nor on what else is in the set. Nothing outside is changed: not the model, nor its modes, nor a generator.
     """
     before: list[str] = []
-    form: nn.Module | None = None
+    likeness: Likeness | None = None
     for stage in what.stages:
         standing = ledger.standing(before)
         n = int(standing.sum())
         todo = (standing & (ledger.outcome(stage) == UNTRIED)).nonzero().flatten()
         while len(todo):
             began = time.perf_counter()
-            if form is None:
-                form = quick(model, images(model, part, todo[:2])[0])
-            search = form if what.ours(stage) else model  # one's own attack may want to see the model itself
+            if likeness is None:
+                likeness = quick(model, images(model, part, todo[:2])[0], room.slice)
+            search = likeness if what.ours(stage) else Likeness(model, False)  # one's own may look at the model itself
             # An attack of which we do not know what it draws sees a fixed block of the set, whatever the batch.
             block = ledger.index[todo] // CHUNK
 
             def work(
-                todo: Tensor = todo, block: Tensor = block, stage: str = stage, search: nn.Module = search
+                todo: Tensor = todo, block: Tensor = block, stage: str = stage, search: Likeness = search
             ) -> Tensor:  # fmt: skip
                 tried = todo[: room.batch] if what.independent(stage) else todo[block == block[0]]
                 place = int(ledger.index[tried[0]])
@@ -291,16 +291,16 @@ def _logits(view: View, x: Tensor) -> Tensor:
 
 
 def _attack(
-    model: nn.Module, search: nn.Module, part: Part, tried: Tensor, place: int, what: Plan, stage: str, seed: int,
+    model: nn.Module, search: Likeness, part: Part, tried: Tensor, place: int, what: Plan, stage: str, seed: int,
     room: Room, keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
     """(broke, class said, distance, images or None) of the images at positions `tried`, on the CPU."""
     x, y = images(model, part, tried)
     attack = what.stages[stage]
-    with exact(model, room.slice) as view, searched(view, search, room.slice) as likeness:
+    with exact(model, room.slice) as view, searched(view, search, room.slice) as seen:
         reseed(seed, stage, place)
         with noise_of_each(x, seed, stage) if what.independent(stage) else nullcontext():
-            found = ask("attack", attack, likeness, x, y)
+            found = ask("attack", attack, seen, x, y)
         x_adv = found.x if isinstance(found, Adversarial) else found
         if not isinstance(x_adv, Tensor):
             raise broken("attack", attack, f"returned {type(x_adv).__name__}, expected images of {list(x.shape)}")

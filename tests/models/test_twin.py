@@ -67,10 +67,10 @@ def test_in_float32_it_is_the_model_to_four_digits(name, images):
 
 def test_a_search_goes_to_the_model_itself_where_a_hook_bends_its_gradients(images):
     model = made("small_cnn")
-    assert isinstance(quick(model, images[0]), Twin)
+    assert isinstance(quick(model, images[0], 8).form, Twin)
     first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
     first.register_full_backward_hook(lambda module, into, out: (None if into[0] is None else into[0] * 0,))
-    assert quick(model, images[0]) is model
+    assert quick(model, images[0], 8).form is model
 
 
 def test_a_search_goes_to_the_model_itself_where_it_draws_at_random(images):
@@ -83,7 +83,7 @@ def test_a_search_goes_to_the_model_itself_where_it_draws_at_random(images):
             return self.net(x + 0.1 * torch.rand(3, 32, 32))
 
     model = Classifier(lived_in(Noisy()))
-    assert quick(model, images[0]) is model
+    assert quick(model, images[0], 8).form is model
 
 
 def conv(*sizes, **knobs):
