@@ -36,7 +36,7 @@ def lab_table(lab: Lab) -> RenderableType:
     for found in lab.findings:
         shape.add_row(*_shape(found))
         if not found.wrong:
-            true.add_row(*_true(found, lab.critical))
+            true.add_row(*_true(found, lab))
     return Group(shape, true, *(Text(printable(text)) for text in _said(lab)))
 
 
@@ -59,14 +59,15 @@ def _shape(found: Findings) -> Iterator[RenderableType]:
     yield from (percent(found.spread["path"].rank), percent(found.spread["end"].rank), cost)
 
 
-def _true(found: Findings, critical: int) -> Iterator[RenderableType]:
+def _true(found: Findings, lab: Lab) -> Iterator[RenderableType]:
     assert found.everywhere is not None
     assert found.hidden is not None
-    yield Text(printable(found.margin) + (" =" if found.tied_with_best else ""))
+    tied = found.tied_with_best and found is not lab.findings[0]  # the best comes first
+    yield Text(printable(found.margin) + (" =" if tied else ""))
     # Images that are wrong as they are all lie at distance 0, and flatter a margin of few values.
     far = found.right.distance if found.right is not None else None
     yield from (_estimate(found.everywhere.auroc), _estimate(far) if far else "–")
-    yield f"{found.hidden.critical_at_maximum} of {critical}"
+    yield f"{found.hidden.critical_at_maximum} of {lab.critical}"
     yield _estimate(found.hidden.auroc)
 
 
