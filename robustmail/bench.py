@@ -27,6 +27,7 @@ from robustmail.data.sources import digits
 from robustmail.devices import pick_device
 from robustmail.errors import RunError
 from robustmail.files import write, write_json
+from robustmail.later import Later, looking_later
 from robustmail.margins import pm_adv
 from robustmail.models.classifier import Classifier, build
 from robustmail.objectives import AT, TRADES
@@ -165,7 +166,8 @@ def _our_step(recipe: Recipe, x: Tensor, y: Tensor) -> Callable[[], object]:
 
     def turn() -> None:
         optimizer.zero_grad(set_to_none=True)
-        with forked(), backends():
+        # As in `fit`: on a GPU nothing is looked at before the step is over.
+        with forked(), backends(), looking_later(Later() if x.is_cuda else None):
             work_through(now, model, x, y, (0, 0), updater(now, optimizer), form)
 
     return turn
@@ -366,6 +368,7 @@ def draw(report: Report, path: Path) -> None:
         axes.set_title(task, fontsize=10)
         axes.tick_params("x", rotation=60, labelsize=8)
         axes.margins(y=0.2)
+        axes.set_ylabel(f"times the {PLAIN}" if task == tasks[0] else "")
     s = report.settings
     figure.suptitle(f"images/s over those of the {PLAIN}: {s['model']}, batch {s['batch']}", fontsize=11)
     write(path, lambda temporary: figure.savefig(temporary, dpi=150, format="png"))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustmail.errors import AttackError, NonFiniteError, RecipeError
+from robustmail.later import look
 from robustmail.models.twin import Twin
 from robustmail.randomness import forked
 from robustmail.scores import precise
@@ -151,13 +152,17 @@ def check_images(who: str, x: Tensor) -> None:
             f"images must be floats of shape [B, C, H, W], not {str(x.dtype)[6:]} of {list(x.shape)}",
             "Divide bytes by 255.",
         )
-    low, high = torch.stack(x.detach().aminmax()).tolist()
-    if not (low >= -SLACK and high <= 1 + SLACK):
-        raise AttackError(
-            who,
-            f"images must lie in [0, 1], these span [{low:.3g}, {high:.3g}]",
-            "Give the model a `normalize` instead of normalising its input.",
-        )
+
+    def judge(span: list[float]) -> None:
+        low, high = span
+        if not (low >= -SLACK and high <= 1 + SLACK):
+            raise AttackError(
+                who,
+                f"images must lie in [0, 1], these span [{low:.3g}, {high:.3g}]",
+                "Give the model a `normalize` instead of normalising its input.",
+            )
+
+    look(torch.stack(x.detach().aminmax()), judge)
 
 
 def settle(who: str, view: View, x: Tensor, found: Tensor, eps: float | None, norm: str | None) -> Tensor:
@@ -168,18 +173,22 @@ def settle(who: str, view: View, x: Tensor, found: Tensor, eps: float | None, no
     if found.shape != x.shape:
         raise AttackError(who, f"returned images of shape {list(found.shape)} for {list(x.shape)}")
     found = found.detach().to(x)
-    ok = view.finite if view.finite is not None else torch.ones((), device=x.device)
-    finite, low, high, far = torch.stack([ok.to(x), *found.aminmax(), reach(x, found, norm)]).tolist()
-    if not finite:
-        raise NonFiniteError(
-            who, "the model returned NaN or infinite logits", "Lower the learning rate, or look for a broken layer."
-        )
-    if not (low >= -SLACK and high <= 1 + SLACK):  # also true of NaN
-        raise AttackError(who, f"left the box: pixels span [{low:.4g}, {high:.4g}], not [0, 1]")
-    if eps is not None and norm is not None and not far <= eps + slack(eps):
-        raise AttackError(
-            who,
-            f"left its ball: an image lies {far * 255:.2f}/255 away in {norm}, eps is {eps * 255:.2f}/255",
-            "It bounds something else than the distance; take an attack that keeps to eps.",
-        )
+    ok = view.finite if view.finite is not None else torch.ones((), dtype=torch.bool, device=x.device)
+
+    def judge(facts: list[float]) -> None:
+        finite, low, high, far = facts
+        if not finite:
+            raise NonFiniteError(
+                who, "the model returned NaN or infinite logits", "Lower the learning rate, or look for a broken layer."
+            )
+        if not (low >= -SLACK and high <= 1 + SLACK):  # also true of NaN
+            raise AttackError(who, f"left the box: pixels span [{low:.4g}, {high:.4g}], not [0, 1]")
+        if eps is not None and norm is not None and not far <= eps + slack(eps):
+            raise AttackError(
+                who,
+                f"left its ball: an image lies {far * 255:.2f}/255 away in {norm}, eps is {eps * 255:.2f}/255",
+                "It bounds something else than the distance; take an attack that keeps to eps.",
+            )
+
+    look(torch.stack([ok.to(x), *found.aminmax(), reach(x, found, norm)]), judge, ok)
     return found.clamp(0, 1)

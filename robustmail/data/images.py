@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from robustmail.errors import DataError
+from robustmail.later import onto
 
 __all__ = ["Images", "Part", "augment", "batches", "hold_out", "to_float"]
 
@@ -124,9 +125,9 @@ def augment(x: Tensor, pad: int, flip: bool, rng: torch.Generator) -> Tensor:
     mirrored = torch.rand(n, 1, generator=rng) < 0.5 if flip else torch.zeros(n, 1, dtype=torch.bool)
     if not (pad or flip):
         return x
-    rows = (top + torch.arange(height)).to(x.device)
+    rows = onto(x.device, top + torch.arange(height))
     columns = torch.arange(width)
-    columns = (left + columns.flip(0).where(mirrored, columns)).to(x.device)
+    columns = onto(x.device, left + columns.flip(0).where(mirrored, columns))
     padded = torch.nn.functional.pad(x, (pad, pad, pad, pad))
     example = torch.arange(n, device=x.device)[:, None, None]
     cropped = padded.permute(0, 2, 3, 1)[example, rows[:, :, None], columns[:, None, :]]  # [B, H, W, C]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
@@ -16,6 +18,7 @@ from robustmail.distributed import one_batch, summed, world
 from robustmail.errors import NonFiniteError
 from robustmail.evaluation.plans import cost, plan
 from robustmail.evaluation.suite import trial
+from robustmail.later import Later, look, looking_later, onto
 from robustmail.models.classifier import build
 from robustmail.precision import Decision, Forms, backends, forms
 from robustmail.randomness import forked, generator, reseed
@@ -23,7 +26,7 @@ from robustmail.recipe import Loss, Recipe
 from robustmail.records import Attacked, Begun, EpochDone, Forecast, Record, StepDone
 from robustmail.rehearsal import attacked, rehearse
 from robustmail.step import Step
-from robustmail.train.gauges import gauge
+from robustmail.train.gauges import Gauges, gauge
 from robustmail.train.state import State
 from robustmail.values import describe, label, parts, transform
 
@@ -48,9 +51,12 @@ def fit(recipe: Recipe, state: State | None = None, name: str = "recipe") -> Ite
         order = batches(len(state.train.y), recipe.batch, generator(recipe.seed, "order", state.epoch))
         for indices in order[state.step :]:
             _set_knobs(recipe, state, steps)
-            yield (done := _train_step(now, state, indices))
-            if (forecast := clock.tick(done)) is not None:
-                yield forecast
+            state.unread.append(_launch(now, state, indices))
+            last = state.step == len(order)
+            for done in _read(state, 0 if last else state.ahead):
+                yield done
+                if (forecast := clock.tick(done)) is not None:
+                    yield forecast
         yield _end_epoch(recipe, now, state)
 
 
@@ -101,35 +107,85 @@ def _set_knobs(recipe: Recipe, state: State, steps: int) -> None:
         group.update({name: value for name, value in knobs.items() if name in group})
 
 
-def _train_step(now: Recipe, state: State, indices: Tensor) -> StepDone:
-    began = time.perf_counter()
-    where = (state.epoch, state.step)
-    part, model = state.train, state.model
+@dataclass
+class _Launched:
+    """A step that the host has queued: how to read it, or, where it met a number that is not finite, to undo it."""
+
+    state: State
+    indices: Tensor
+    x: Tensor
+    y: Tensor
+    where: tuple[int, int]
+    rate: float
+    began: float
+    buffers: list[tuple[Tensor, Tensor]]
+    later: Later | None
+    gauges: Gauges | None = None
+    values: list[float] = field(default_factory=list)
+
+    def read(self) -> StepDone:
+        """What the step looked like, once the device has done it.
+
+        Raises NonFiniteError; the model is then as it was before the step.
+        """
+        if self.later is not None:
+            with self.undone():
+                self.later.read()
+        assert self.gauges is not None
+        now = time.perf_counter()
+        seconds, self.state.read_at = now - max(self.began, self.state.read_at), now
+        return self.gauges.read(self.values, self.where, self.rate, seconds)
+
+    @contextmanager
+    def undone(self) -> Iterator[None]:
+        """A number in the block that is not finite leaves no trace in the model, and an error that says where."""
+        try:
+            yield
+        except NonFiniteError as error:
+            with torch.no_grad():
+                for buffer, before in self.buffers:  # the forward pass has moved them
+                    buffer.copy_(before)
+            self.state.epoch, self.state.step = self.where
+            raise _stopped(error, self.state, self.indices, self.x, self.y) from error
+
+
+def _launch(now: Recipe, state: State, indices: Tensor) -> _Launched:
+    """Do the next step, or, where the host may run ahead of the device, queue it."""
+    began, where, part, model = time.perf_counter(), (state.epoch, state.step), state.train, state.model
+    later = Later(state.unread[-1].later if state.unread else None) if state.ahead else None
+    there = onto(state.device, indices)
     rng = generator(now.seed, "augment", *where)
-    x_all = to_float(augment(part.x[indices.to(state.device)], state.images.pad, state.images.flip, rng))
-    y_all = part.y[indices.to(state.device)]
-    statistics = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    x = to_float(augment(part.x[there], state.images.pad, state.images.flip, rng))
+    step = _Launched(
+        state, indices, x, part.y[there], where, float(state.optimizer.param_groups[0]["lr"]), began,
+        [(buffer, buffer.clone()) for buffer in model.buffers()], later,
+    )  # fmt: skip
     state.optimizer.zero_grad(set_to_none=True)
-    try:
-        with forked(), torch.enable_grad(), backends(), one_batch(len(indices)) as rows:
-            x, y = x_all[rows], y_all[rows]
-            step, loss = work_through(now, model, x, y, where, updater(now, state.optimizer), state.forms)
-            state.advance()
-            done = gauge(now, step, loss, where, float(state.optimizer.param_groups[0]["lr"]), began)
-    except NonFiniteError as error:
-        with torch.no_grad():
-            for buffer, before in statistics:  # the forward pass has moved them
-                buffer.copy_(before)
-        raise _stopped(error, state, indices, x_all, y_all) from error
-    for metric, value in _metrics(done).items():
-        total = state.sums.setdefault(metric, [0.0, 0.0])
-        total[0] += value * done.images
-        total[1] += done.images
-    state.save_if_due()
+    with (
+        step.undone(), looking_later(later), forked(), torch.enable_grad(), backends(), one_batch(len(indices)) as rows,
+    ):  # fmt: skip
+        update = updater(now, state.optimizer)
+        seen, loss = work_through(now, model, step.x[rows], step.y[rows], where, update, state.forms)
+        state.advance()
+        step.gauges = gauge(now, seen, loss, where[1])
+        look(step.gauges.values, step.values.extend)
+    if later is not None:
+        later.send()
+    return step
+
+
+def _read(state: State, ahead: int) -> list[StepDone]:
+    """What is known of the steps, but for the last `ahead`; then save, if it is time to."""
+    due = state.due
+    done = state.settle(0 if due else ahead)
+    if due:
+        state.save()
     return done
 
 
 def updater(now: Recipe, optimizer: torch.optim.Optimizer) -> Callable[[Loss], None]:
+    """loss -> nothing: the gradients of all processes and the optimiser's step, unless a number is not finite."""
+
     def update(loss: Loss) -> None:
         loss.total.backward()  # type: ignore[no-untyped-call]
         trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -137,11 +193,21 @@ def updater(now: Recipe, optimizer: torch.optim.Optimizer) -> Callable[[Loss], N
         for p, gradient in zip(trained, gradients, strict=True):
             p.grad = gradient
         length = nn.utils.get_total_norm(gradients) if gradients else total
-        if not (total + length).isfinite():  # one look at the device for both
-            if total.isfinite():
+
+        def judge(facts: list[float]) -> None:
+            if not math.isfinite(facts[0]):
+                raise NonFiniteError("the loss", f"is {facts[0]}{_culprit(now, loss)}")
+            if not math.isfinite(facts[1]):
                 raise NonFiniteError("the gradient", "is not finite")
-            raise NonFiniteError("the loss", f"is {total.item()}{_culprit(now, loss)}")
+
+        facts = torch.stack([total.double(), length.double()])
+        broken = look(facts, judge, facts.isfinite().all())
+        if broken is None:
+            optimizer.step()
+            return
+        optimizer.found_inf = broken  # type: ignore[attr-defined]  # as torch's GradScaler tells it
         optimizer.step()
+        del optimizer.found_inf  # type: ignore[attr-defined]
 
     return update
 
@@ -173,14 +239,6 @@ def _validate(recipe: Recipe, state: State) -> dict[str, float]:
         verdict = [r for r in trial(state.kept, state.validation, what, recipe.seed) if isinstance(r, Attacked)]
         scores[name] = verdict[0].accuracy
     return scores
-
-
-def _metrics(done: StepDone) -> dict[str, float]:
-    weights = done.weights
-    found = {"loss": done.loss, "weighted": done.weighted, "plain": done.plain, "adv": done.adv, "nat": done.nat}
-    if weights:
-        found |= {"ess": weights.ess, "top": weights.top, "right": weights.right, "wrong": weights.wrong}
-    return {name: value for name, value in found.items() if value is not None}
 
 
 def _begun(recipe: Recipe, state: State, steps: int, name: str) -> Begun:

@@ -9,7 +9,7 @@ import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -19,18 +19,31 @@ from torch import nn
 from robustmail.data.images import Images, Part, batches, hold_out, to_float
 from robustmail.devices import pick_device
 from robustmail.distributed import first_alone, leads, world
-from robustmail.errors import RecipeError, RunError
+from robustmail.errors import NonFiniteError, RecipeError, RunError
 from robustmail.files import write, write_text
+from robustmail.later import Later
 from robustmail.models.classifier import Classifier, build, try_out
 from robustmail.precision import Decision, Forms, decide, forms
 from robustmail.randomness import forked, generator, reseed
 from robustmail.recipe import Recipe
+from robustmail.records import StepDone
 from robustmail.rehearsal import ask
 from robustmail.values import describe
 
-__all__ = ["State"]
+__all__ = ["Launched", "State"]
 
 FORMAT = 1
+
+
+class Launched(Protocol):
+    """A step that was queued on the device."""
+
+    @property
+    def later(self) -> Later | None: ...
+
+    def read(self) -> StepDone:
+        """What it looked like; waits until it is done."""
+        ...
 
 
 @dataclass
@@ -61,6 +74,10 @@ class State:
     save_every: float = 30.0
     """seconds between two saves within an epoch; it changes no result"""
     saved_at: float = field(default_factory=time.monotonic)
+    ahead: int = 0
+    """how many steps the host may queue before it reads what the last one looked like"""
+    unread: list[Launched] = field(default_factory=list)
+    read_at: float = 0.0
 
     @classmethod
     def fresh(cls, recipe: Recipe, folder: Path | None = None) -> State:
@@ -84,7 +101,9 @@ class State:
         average = ModelEmaV3(model, decay=recipe.ema) if recipe.ema else None
         parts = train.to(device), validation.to(device)
         precision = decide(recipe.precision, model, sample)
-        return cls(recipe, model, optimizer, images, *parts, device, precision, average, folder)
+        # Only such an optimiser can be told on the device to leave the weights alone; an average could not.
+        ahead = device.type == "cuda" and average is None and getattr(optimizer, "_step_supports_amp_scaling", False)
+        return cls(recipe, model, optimizer, images, *parts, device, precision, average, folder, ahead=int(ahead))
 
     @functools.cached_property
     def forms(self) -> Forms:
@@ -102,8 +121,27 @@ class State:
         if self.average is not None:
             self.average.update(self.model)
 
+    def settle(self, ahead: int = 0) -> list[StepDone]:
+        """Read the steps that were launched, all but the last `ahead`, and take them into the epoch's sums.
+
+        Raises NonFiniteError; what was launched after that step is forgotten.
+        """
+        done = []
+        while len(self.unread) > ahead:
+            try:
+                done.append(self.unread.pop(0).read())
+            except NonFiniteError:
+                self.unread.clear()
+                raise
+            for metric, value in _metrics(done[-1]).items():
+                total = self.sums.setdefault(metric, [0.0, 0.0])
+                total[0] += value * done[-1].images
+                total[1] += done[-1].images
+        return done
+
     def save(self) -> None:
         """Write state.pt and metrics.csv, each at once; without a folder, nothing."""
+        self.settle()
         self.saved_at = time.monotonic()
         if self.folder is None or not leads():
             return
@@ -122,10 +160,10 @@ class State:
         if leads():
             write_text(_folder(self) / "metrics.csv", _csv(self.history))
 
-    def save_if_due(self) -> None:
-        """Save, if the last time was long ago."""
-        if time.monotonic() - self.saved_at >= self.save_every:
-            self.save()
+    @property
+    def due(self) -> bool:
+        """Was the last time saved long ago?"""
+        return time.monotonic() - self.saved_at >= self.save_every
 
     def load(self) -> None:
         """Go on from state.pt.
@@ -201,6 +239,14 @@ class State:
 def _folder(state: State) -> Path:
     assert state.folder is not None
     return state.folder
+
+
+def _metrics(done: StepDone) -> dict[str, float]:
+    weights = done.weights
+    found = {"loss": done.loss, "weighted": done.weighted, "plain": done.plain, "adv": done.adv, "nat": done.nat}
+    if weights:
+        found |= {"ess": weights.ess, "top": weights.top, "right": weights.right, "wrong": weights.wrong}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:

@@ -121,9 +121,14 @@ def test_weight_statistics_have_their_closed_form():
     weights[:3] = 34.0
     right = torch.arange(100) >= 50
     stats = weight_stats(weights, torch.ones(100), right)
-    assert stats.ess == pytest.approx((97 + 102) ** 2 / (97 + 3 * 34**2) / 100)
-    assert stats.top == pytest.approx(102 / 199)
-    assert (stats.right, stats.wrong) == (1.0, pytest.approx((47 + 102) / 50))
+    closed = (97 + 102) ** 2 / (97 + 3 * 34**2) / 100, 102 / 199, 1.0, (47 + 102) / 50
+    assert [s.item() for s in stats] == pytest.approx(closed)
+
+
+def test_a_mean_weight_of_none_is_not_a_number_and_no_weight_at_all_has_no_sample_size():
+    ess, top, of_right, of_wrong = weight_stats(torch.zeros(4), torch.ones(4), torch.ones(4, dtype=torch.bool))
+    assert (ess.item(), top.item(), of_right.item()) == (0, 0, 0)
+    assert math.isnan(of_wrong)
 
 
 class Poison:

@@ -1,0 +1,283 @@
+"""On a GPU the host runs a step ahead of what it reads. Here a CPU does so, with an optimiser that is told as there."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import signal
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from robustmail import (
+    AT,
+    AWP,
+    LMPGD,
+    MART,
+    PGD,
+    SGD,
+    TRADES,
+    Recipe,
+    Sigmoid,
+    State,
+    Terms,
+    digits,
+    fit,
+    pm_adv,
+    reproduce,
+)
+from robustmail.errors import AttackError, NonFiniteError
+from robustmail.later import Later, look, looking_later
+from robustmail.margins import lps, pm_dif
+from robustmail.records import EpochDone, StepDone
+from robustmail.train import loop
+from robustmail.train.run import Signals, Stopped, run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fused(SGD):
+    """torch's fused SGD, which a CPU has too."""
+
+    def __call__(self, parameters):
+        return torch.optim.SGD(
+            parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, fused=True
+        )
+
+
+recipe = Recipe(
+    data=digits(), model="small_cnn", attack=PGD(eps=0.1, alpha=0.05, steps=2), objective=TRADES(), epochs=2,
+    margin=pm_adv, weight=Sigmoid(slope=2.0, bias=0.0), burn_in=1, batch=256, validate="pgd2", evaluate=("nat",),
+    optimizer=Fused(lr=0.1), test_size=100,
+)  # fmt: skip
+
+
+def trained(made, ahead, folder=None, until=None):
+    state = State.fresh(made, folder)
+    state.ahead = ahead
+    records = []
+    for record in fit(made, state):
+        records.append(record)
+        if until is not None and until(record):
+            break
+    return state, records
+
+
+def weights(state):
+    return {name: value.clone() for name, value in state.model.state_dict().items()}
+
+
+def same(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_reading_a_step_late_changes_neither_the_run_nor_what_is_told_of_it():
+    at_once, told = trained(recipe, 0)
+    late, told_late = trained(recipe, 1)
+    assert same(weights(at_once), weights(late))
+    steps, steps_late = (
+        [dataclasses.replace(r, seconds=0.0) for r in each if isinstance(r, StepDone)] for each in (told, told_late)
+    )
+    assert steps == steps_late
+    epochs, epochs_late = ([r for r in each if isinstance(r, EpochDone)] for each in (told, told_late))
+    assert epochs == epochs_late
+
+
+def test_the_host_is_a_step_ahead_and_knows_all_at_the_end_of_an_epoch():
+    state = State.fresh(recipe)
+    state.ahead = 1
+    launched = [(r.epoch, r.step, state.step) for r in fit(recipe, state) if isinstance(r, StepDone)]
+    steps = max(step for _, step, _ in launched)
+    assert launched == [(e, s, min(s + 1, steps)) for e in range(2) for s in range(1, steps + 1)]
+
+
+class Poison:
+    """A margin that is NaN from its third call on."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, step):
+        self.calls += 1
+        return step.probs_adv.amax(1) * (float("nan") if self.calls > 2 else 1.0)
+
+
+class Root:
+    """An objective whose loss is finite and whose gradient is not, from its third call on."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, step):
+        self.calls += 1
+        return Terms((step.logits_adv * (self.calls <= 2)).pow(2).sum(1).sqrt())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"margin": Poison}, r"epoch 0, step 2 \(training images .*the loss is nan \(first in the margin Poison"),
+        ({"objective": Root, "margin": None, "weight": None}, r"step 2 .*the gradient is not finite"),
+    ],
+)
+def test_a_number_that_is_not_finite_leaves_no_mark_though_the_next_step_was_launched(changes, said, tmp_path):
+    def made():
+        return recipe.but(burn_in=0, **{k: v() if isinstance(v, type) else v for k, v in changes.items()})
+
+    before = {}
+    for ahead in (0, 1):
+        state = State.fresh(made(), tmp_path)
+        state.ahead = ahead
+        with pytest.raises(NonFiniteError, match=said):
+            list(fit(made(), state))
+        assert (state.epoch, state.step, state.unread) == (0, 2, [])
+        assert not before or same(before, weights(state))
+        before = weights(state)
+        dump = torch.load(tmp_path / "nonfinite.pt", weights_only=True)
+        assert (dump["epoch"], dump["step"]) == (0, 2)
+        assert all(torch.equal(dump["model"][name], value) for name, value in before.items())
+
+
+def test_a_dump_of_a_late_reading_reproduces(tmp_path):
+    made = recipe.but(optimizer=Fused(lr=1e30), margin=None, weight=None, burn_in=0, epochs=5)
+    with pytest.raises(NonFiniteError, match="step"):
+        trained(made, 1, tmp_path)
+    with pytest.raises(NonFiniteError):
+        reproduce(tmp_path / "nonfinite.pt", made)
+
+
+def test_a_state_saved_between_two_readings_goes_on_to_the_same_bits(tmp_path):
+    whole, _ = trained(recipe, 1)
+    broken, _ = trained(recipe, 1, tmp_path, until=lambda r: isinstance(r, StepDone) and (r.epoch, r.step) == (1, 2))
+    assert broken.unread, "the host is not ahead, so this tests nothing"
+    broken.save()
+    again = State.fresh(recipe, tmp_path)
+    again.load()
+    assert again.step == 3, "the step that was launched is done, and saved as done"
+    again.ahead = 1
+    records = list(fit(recipe, again))
+    assert same(weights(whole), weights(again))
+    assert whole.history == again.history
+    assert records
+
+
+def test_a_signal_saves_what_was_launched_too(tmp_path, monkeypatch):
+    fresh = State.fresh.__func__
+
+    def ahead(cls, *args):
+        state = fresh(cls, *args)
+        state.ahead = 1
+        return state
+
+    monkeypatch.setattr(State, "fresh", classmethod(ahead))
+    signals = Signals()
+    with pytest.raises(Stopped):
+        for record in run(recipe, tmp_path / "run", "test", signals=signals, save_every=1e9):
+            if isinstance(record, StepDone) and record.step == 2:
+                signals.asked = signal.SIGINT
+    list(run(recipe, tmp_path / "run", "test"))
+    list(run(recipe, tmp_path / "whole", "test"))
+    assert (tmp_path / "run" / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
+    both = [(tmp_path / name / "last.safetensors").read_bytes() for name in ("run", "whole")]
+    assert both[0] == both[1]
+
+
+def test_an_attack_that_leaves_its_ball_is_named_a_step_late(tmp_path):
+    class Far(PGD):
+        def _project(self, x, x_adv):
+            return x_adv.clamp(0, 1)
+
+    calls = []
+    later = Later()
+    with looking_later(later):
+        look(torch.tensor([3.0, 4.0]), calls.extend)
+        assert calls == []
+        Far(eps=0.01, alpha=0.5, steps=1)(torch.nn.Flatten(), torch.full((2, 1, 2, 2), 0.5), torch.tensor([0, 1]))
+    later.send()
+    with pytest.raises(AttackError, match="left its ball"):
+        later.read()
+    assert calls == [3.0, 4.0]
+
+
+WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "unique_consecutive"}
+ASKS = ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__")
+
+
+class Waits(TorchDispatchMode):
+    """The operators whose result the host has to wait for: a value, or a shape that hangs on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.met: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        masks = isinstance(args[1] if len(args) > 1 else None, (list, tuple)) and any(
+            isinstance(i, torch.Tensor) and i.dtype == torch.bool for i in args[1]
+        )
+        if name in WAITS or (name in ("index", "index_put_", "index_put", "_index_put_impl_") and masks):
+            self.met.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"objective": AT(), "margin": None, "weight": None},
+        {"objective": MART(), "attack": PGD(eps=0.1, alpha=0.05, steps=2, norm="l2"), "margin": pm_dif},
+        {"objective": AT(), "margin": lps, "attack": LMPGD(eps=0.1, alpha=0.05, steps=2)},
+        {"perturb": AWP(gamma=0.01), "attack": PGD(eps=0.1, alpha=0.05, steps=2, loss="kl", start="gaussian")},
+        {"attack_mode": "train", "model": "cifar_resnet18_w8", "batch": 700},
+        {"precision": "bf16", "model": "cifar_resnet18_w8", "batch": 700},
+    ],
+    ids=["MAIL-TRADES", "AT", "MART", "LPS of LM-PGD", "AWP", "attack in train mode", "bf16"],
+)
+def test_nothing_in_a_step_waits_for_a_value_on_the_device(changes, monkeypatch):
+    made = recipe.but(burn_in=0, **changes)
+    state = State.fresh(made)
+    state.ahead = 1
+    _ = state.forms  # compares the twin with the model, once
+    met = asked_in_a_step(made, state, monkeypatch)
+    assert met == []
+
+
+def test_the_test_above_would_notice(monkeypatch):
+    class Peeking(Sigmoid):
+        def __call__(self, margin):
+            return torch.ones_like(margin) * max(margin.mean().item(), 1.0)
+
+    class Masking(AT):
+        def __call__(self, step):
+            wrong = step.logits_adv.argmax(1) != step.y
+            step.logits_adv[wrong]
+            return super().__call__(step)
+
+    for changes, what in (
+        ({"weight": Peeking(slope=1.0, bias=0.0)}, "item"), ({"objective": Masking()}, "index"),
+        ({"attack": PGD(eps=0.1, alpha=0.05, steps=2, patience=1)}, "index"),
+    ):  # fmt: skip
+        made = recipe.but(burn_in=0, **changes)
+        state = State.fresh(made)
+        state.ahead = 1
+        assert what in asked_in_a_step(made, state, monkeypatch)
+
+
+def asked_in_a_step(made, state, monkeypatch):
+    indices = torch.arange(len(state.train.y))[: made.batch]
+    waits = Waits()
+
+    def noting(name, ask):
+        def asked(*args, **options):
+            waits.met.append(name)
+            return ask(*args, **options)
+
+        return asked
+
+    with monkeypatch.context() as patch:
+        for name in ASKS:
+            patch.setattr(torch.Tensor, name, noting(name, getattr(torch.Tensor, name)))
+        with waits:
+            launched = loop._launch(made.at(0), state, indices)
+    assert math.isfinite(launched.read().loss)
+    return waits.met
