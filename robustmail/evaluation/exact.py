@@ -25,7 +25,7 @@ __all__ = ["Likeness", "Room", "exact", "is_out_of_memory", "quick", "searched"]
 T = TypeVar("T")
 SLICE = {"cpu": 8, "cuda": 250}
 MULTIPLES, LONGEST = (8, 16, 24, 40, 72), 128  # images in a pass that are tried, and the most that are made
-SMALL = 1e8  # FLOPs of one image's forward pass, above which slices cost little
+SMALL = 2e9  # FLOPs of one image's forward pass (a ResNet-18 has 1.1e9), above which trying would cost much memory
 BATCH = {"cpu": (32, 128), "cuda": (500, 2000)}  # to begin with, at most
 SOON, LATE = 5.0, 30.0  # seconds for a batch: so much is lost where the process is killed, and seen late
 
@@ -136,7 +136,7 @@ def quick(model: nn.Module, sample: Tensor, size: int) -> Likeness:
         if isinstance(model, Classifier):
             with suppress(ModelError):
                 form = Twin(model, sample, torch.float32).eval()
-        return Likeness(form, _regular(form, sample, size))
+        return Likeness(form, _regular(form, model, sample, size))
 
 
 @contextmanager
@@ -150,16 +150,13 @@ def searched(view: View, likeness: Likeness, size: int) -> Iterator[View]:
     yield View(Sliced(form, size, likeness.whole))
 
 
-def _regular(form: nn.Module, sample: Tensor, size: int) -> bool:
-    """Try whether the bits of an image's logits and gradient are the same in passes of one slice and of many.
-
-    Small networks alone are tried: others lose little by slices.
-    """
+def _regular(form: nn.Module, model: nn.Module, sample: Tensor, size: int) -> bool:
+    """Try whether the bits of an image's logits and gradient are the same in passes of one slice and of many."""
     if sample.device.type != "cpu" or size not in MULTIPLES:
         return False
     images = sample[:1].expand(LONGEST, *sample.shape[1:]) * torch.linspace(0.5, 1, LONGEST)[:, None, None, None]
     try:
-        if flops(form, sample[:1]) > SMALL:
+        if flops(model, sample[:1]) > SMALL:  # not of the form: a twin's own operators are not counted
             return False
         logits, slopes = _asked(form, images)
         return all(
