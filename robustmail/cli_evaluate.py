@@ -45,11 +45,16 @@ def inspect(
     weights: Weights = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what a checkpoint is, without running any code in it: format, weights, architecture, normalisation."""
+    """Say what a checkpoint is, without running any code in it: format, weights, architecture, normalisation.
+
+    The exit code is 1 for weights that cannot be used, such as ones with NaN.
+    """
     from robustmail.checkpoints import inspect as examine
 
     found = examine(_weights_of(file), weights)
     print(json.dumps(found.as_dict(), indent=2) if as_json else "\n".join(found.lines()))
+    if found.checkpoint.ailments:
+        raise typer.Exit(1)
 
 
 def eval_(

@@ -72,7 +72,9 @@ class Report:
         if not self.checkpoint.facts.get("data"):
             missing.append("the data it was trained on")
         out = [f"Not written in the file: {', '.join(missing)}."] if missing else []
-        data = "cifar100" if self.readings[0].classes == 100 else "cifar10"
+        first = self.readings[0]
+        known = {10: "cifar10", 100: "cifar100"} if first.channels == 3 and first.size in (None, 32) else {}
+        data = known.get(first.classes, "IMAGES.npz")
         return [*out, "Next:", f"  robustmail eval {file} --data {data} --probe"]
 
 

@@ -238,17 +238,17 @@ def _told(best: Score, rivals: list[Score], ranked: list[Score]) -> Iterator[str
     others = [s for s in ranked if s.network != best.network]
     n = len(ranked[0].right)
     if len(mine) > 1:
-        yield f"input convention, tried on {n} images: {best.convention}"
+        yield f"input convention: {best.convention}, of those tried on {n} images"
         for score in mine[:5]:
             yield f"  {100 * score.accuracy:5.1f} %  cross-entropy {score.loss.mean().item():.3f}  {score.convention}"
         if near := [r.convention for r in rivals if r.network == best.network]:
-            yield (f"  not to be told apart on {len(best.right)} images: {', '.join(near)}; the smaller cross-entropy "
-                   "decided. Pass --normalize if you know better")  # fmt: skip
+            yield (f"  {len(best.right)} images do not tell {best.convention} from {', '.join(near)}; the smaller "
+                   "cross-entropy decided. Pass --normalize if you know better")  # fmt: skip
     if others:
         count, most = len({s.network for s in others}), 100 * others[0].accuracy
         yield f"other readings of the tensors: {count}, right on {most:.1f} % at most ({others[0].network})"
         if unlike := [r.network for r in rivals if r.network != best.network]:
-            yield f"  not to be told apart on {len(best.right)} images: {unlike[0]}. Pass --model if you know better"
+            yield f"  {len(best.right)} images do not tell it from {unlike[0]}. Pass --model if you know better"
 
 
 def _assumed(checkpoint: Checkpoint, network: str) -> list[str]:

@@ -290,8 +290,11 @@ def test_inspect_is_a_letter_or_json(bench, robustmail):  # noqa: F811
     said = robustmail("inspect small.pth")
     assert said.code == 0
     assert "small_cnn" in said.out
-    assert "robustmail eval small.pth" in said.out
+    assert "robustmail eval small.pth --data IMAGES.npz" in said.out, "one channel is no CIFAR"
     assert json.loads(robustmail("inspect small.pth --json").out)["weights"] == "state_dict"
+    sick = robustmail("inspect nan.pth")
+    assert "These weights cannot be used" in sick.out
+    assert sick.code == 1
 
 
 def test_a_run_of_ours_is_evaluated_with_no_options_at_all(bench, robustmail, monkeypatch):  # noqa: F811

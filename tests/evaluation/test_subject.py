@@ -70,7 +70,7 @@ def test_without_a_word_on_normalisation_it_is_asked_for(file, trained):
 def test_probing_finds_the_convention_and_says_how(file, trained):
     subject = open_subject(file, trained[1], probe=True)
     assert subject.described["normalize"] in ("imagenet", "cifar10", "cifar100", "svhn", "cifar10-per-image")
-    assert any("input convention, tried on 80 images" in text for text in subject.said)
+    assert any("of those tried on 80 images" in text for text in subject.said)
     assert any(text.startswith("read off the tensors: small_cnn") for text in subject.said)
 
 
