@@ -123,7 +123,8 @@ def open_subject(
     }
     judged = judged.to(device)
     said = [*_assumed(checkpoint, network), *said]
-    return Subject(path.stem, judged, classes_of(judged, data.part), described, checkpoint.sha256, tuple(said))
+    return Subject(_called(path, checkpoint), judged, classes_of(judged, data.part), described, checkpoint.sha256,
+                   tuple(said))  # fmt: skip
 
 
 def reopen(spec: dict[str, Any], data: TestSet, path: Path | None = None) -> Subject:
@@ -139,7 +140,13 @@ def reopen(spec: dict[str, Any], data: TestSet, path: Path | None = None) -> Sub
     normalize = read_convention(spec["normalize"], data.part.x.shape[1])
     judged = Classifier(net, normalize).eval()
     described = {k: spec[k] for k in ("weights", "model", "normalize")} | {"checkpoint": str(where)}
-    return Subject(where.stem, judged, classes_of(judged, data.part), described, checkpoint.sha256)
+    return Subject(_called(where, checkpoint), judged, classes_of(judged, data.part), described, checkpoint.sha256)
+
+
+def _called(path: Path, checkpoint: Checkpoint) -> str:
+    """A name for people: the file's, or, for the best or last weights of a run of ours, that of its two folders."""
+    ours = path.stem in ("best", "last") and "epoch" in checkpoint.facts
+    return "/".join(path.resolve().parts[-3:-1]) if ours else path.stem
 
 
 def _named(spec: dict[str, Any], checkpoint: Checkpoint) -> str | None:

@@ -93,17 +93,21 @@ def _accuracies(found: Figure, values: dict[str, Any], stem: Path, made: list[Pa
 def _along(found: Figure, values: dict[str, Any], stem: Path, made: list[Path]) -> None:
     """PM of some images along their paths; where each is first wrong is where LPS looks."""
     steps, shown = values["steps"], values["lps"]
+    reach = min(1.0, 1.3 * max(abs(value) for pm in values["pm"] for value in pm)) or 1.0
     with sheet(stem, 6.4, 3.4, made) as figure:
         axis = figure.subplots()
         axis.axhline(0, color=GREY, linewidth=0.8)
         axis.axvline(shown, color=GREY, linestyle=":", linewidth=1.2)
-        axis.text(shown + 0.1, 1.0, f"LPS {shown} for all", va="top", fontsize=8)
+        axis.text(shown + 0.1, reach, f"LPS {shown} for all", va="top", fontsize=8)
         for k, (index, pm) in enumerate(zip(values["images"], values["pm"], strict=True)):
             mark, colour = MARKS[k % len(MARKS)]
             axis.plot(range(steps + 1), pm, marker=mark, color=colour, linewidth=1, markersize=4,
                       linestyle="-" if k < len(MARKS) else "--", label=f"image {index}: {pm[-1]:+.2f}")  # fmt: skip
         axis.set(
-            xlabel=f"iterate of PGD-{steps}", ylabel="PM (probability)", ylim=(-1.05, 1.05), xticks=range(steps + 1)
+            xlabel=f"iterate of PGD-{steps}",
+            ylabel="PM (probability)",
+            ylim=(-1.05 * reach, 1.05 * reach),
+            xticks=range(steps + 1),
         )
         figure.legend(loc="outside right upper", title="PM_adv at the end")
 

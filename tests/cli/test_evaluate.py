@@ -306,6 +306,7 @@ def test_a_run_of_ours_is_evaluated_with_no_options_at_all(bench, robustmail, mo
     assert robustmail("eval runs/quickstart/1 --n 40").code == 0
     results = json.loads((bench / "evals" / "quickstart-1" / "results.json").read_text())
     assert (results["spec"]["eps"], results["spec"]["norm"], results["spec"]["model"]) == (0.1, "linf", "small_cnn")
+    assert results["name"] == "quickstart/1", "every run's weights are called best"
     assert robustmail("verify evals/quickstart-1").code == 0
 
 
