@@ -214,7 +214,8 @@ def _conventions(
     if inside:
         return {"none": None}, f"the network normalises by itself ({spelt(inside)})"
     if "normalize" in checkpoint.facts or checkpoint.normalize:
-        return {"in the file": checkpoint.normalize}, f"normalisation in the file: {spelt(checkpoint.normalize)}"
+        how = f"normalised by {spelt(checkpoint.normalize)}" if checkpoint.normalize else "not normalised"
+        return {"in the file": checkpoint.normalize}, f"images are {how}, says the file"
     if probe:
         return plausible(channels), ""
     raise ModelError(who, "does not say how images are normalised",
