@@ -61,13 +61,14 @@ def forms(model: nn.Module, decision: Decision, attack_mode: str, sample: Tensor
 
     Where there can be no twin, attacks see what the loss sees, and `said` gives the reason.
     """
+    settings = "; TF32 off, cuDNN's fastest kernels" if sample.is_cuda else ""  # see `backends`
     if decision.name == "fp32":
-        return Forms(model, model, f"fp32 ({decision.why})")
+        return Forms(model, model, f"fp32 ({decision.why}){settings}")
     if sample.device.type == "cpu":
         _keep_freed_memory()
     half = Half(model)
     attack, view = _attacked(model, half, attack_mode, sample)
-    return Forms(attack, half, f"bf16 ({decision.why}); attacks see {view}")
+    return Forms(attack, half, f"bf16 ({decision.why}); attacks see {view}{settings}")
 
 
 def flops(model: nn.Module, x: Tensor) -> int:
