@@ -216,6 +216,7 @@ def main() -> None:
         _complain(str(error), loud)
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
+        _complain("stopped", loud)
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

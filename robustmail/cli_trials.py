@@ -73,7 +73,7 @@ def trials(
 
 
 def table(
-    number: Annotated[int, typer.Argument(metavar="1|2|3", help="A table of the MAIL paper.")],
+    number: Annotated[str, typer.Argument(metavar="1|2|3", help="A table of the MAIL paper.")],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[PATH=VALUE]...", help="For all its runs: data.of='npz(\"mine.npz\")'."),
@@ -95,16 +95,17 @@ def table(
     from robustmail.trials import grid, paper
     from robustmail.trials.study import Study
 
-    if number not in paper.TABLES:
+    if number not in map(str, paper.TABLES):
         raise RecipeError(f"table {number}", "the paper has no such table of results", "There are: 1, 2, 3.")
     if scale not in paper.SCALES:
         raise RecipeError(f"table --scale {scale}", "no such scale", did_you_mean(scale, paper.SCALES))
     if form not in FORMATS:
         raise RecipeError(f"table --format {form}", "no such format", did_you_mean(form, FORMATS))
-    chosen, size = paper.TABLES[number], paper.SCALES[scale]
-    wanted = grid.seeds(seeds or f"0:{size.seeds}")
+    chosen, size = paper.TABLES[int(number)], paper.SCALES[scale]
+    seeds = f"0:{size.seeds}" if seeds is None else seeds
+    wanted = grid.seeds(seeds)
     folder = out or Path("tables") / scale
-    command = ["robustmail", "table", str(number), "--scale", scale, "--seeds", seeds or f"0:{size.seeds}"]
+    command = ["robustmail", "table", str(number), "--scale", scale, "--seeds", seeds]
     command += ["--out", str(folder), "--run", *(overrides or [])]
     changed = overrides or []
     cells = grid.of_table(chosen, size, wanted, changed)
@@ -113,7 +114,7 @@ def table(
     console = Console(stderr=form != "rich")  # so that a file takes the table alone
     failed = _carry_out(study, executor, jobs, knobs, console, plain) if run else False
     n = next(iter(study.recipes.values())).test_size
-    text = paper_table(number, chosen, size, changed, study.rows(), wanted, n, shlex.join(command), form)
+    text = paper_table(int(number), chosen, size, changed, study.rows(), wanted, n, shlex.join(command), form)
     print(text.rstrip("\n"))
     if run:
         _close(study, failed, quiet=form != "rich")

@@ -28,6 +28,7 @@ from robustmail.records import (
     Measuring,
     Record,
     StepDone,
+    Waiting,
 )  # fmt: skip
 from robustmail.report.lines import line, percent
 from robustmail.report.table import results_table
@@ -119,7 +120,7 @@ class Cells:
                 self._bars.update(self._one, completed=record.epoch * self._steps + record.step)
             case Attacking():
                 self._bars.update(self._one, description=record.attack, total=record.n, completed=record.done)
-        said = (CellDone,) if self._live else (CellBegun, CellDone, EpochDone, Attacked)
+        said = (CellDone, Waiting) if self._live else (CellBegun, CellDone, EpochDone, Attacked, Waiting)
         if isinstance(record, said):
             self._console.print(line(record), markup=False, highlight=False, soft_wrap=True)
 

@@ -8,6 +8,7 @@ RobustmailError
 ├── ModelError         a model that does not exist or does not fit
 ├── DeviceError        a device that is not there
 ├── RunError           a run folder that is taken, finished or of another recipe
+│   └── InUseError     another process is working in it
 └── NonFiniteError     training or an attack met NaN or infinity
 """
 
@@ -20,6 +21,7 @@ __all__ = [
     "AttackError",
     "DataError",
     "DeviceError",
+    "InUseError",
     "ModelError",
     "NonFiniteError",
     "PluginError",
@@ -64,6 +66,10 @@ class DeviceError(RobustmailError):
 
 class RunError(RobustmailError):
     """A run folder is taken, finished, or belongs to another recipe."""
+
+
+class InUseError(RunError):
+    """Another process is working in a folder."""
 
 
 class NonFiniteError(RobustmailError):

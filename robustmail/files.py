@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from robustmail.errors import RunError
+from robustmail.errors import InUseError, RunError
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)
@@ -50,7 +50,10 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Only one process at a time works in a folder; the lock falls with the process, however it ends."""
+    """Only one process at a time works in a folder; the lock falls with the process, however it ends.
+
+    Raises InUseError where another one does.
+    """
     try:
         import fcntl
     except ImportError:  # no such thing on this platform
@@ -60,7 +63,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise RunError(
+            raise InUseError(
                 str(folder), "another process is working in it", "Wait for it, or pass another --out."
             ) from error
         yield

@@ -7,7 +7,7 @@ from typing import Any
 
 __all__ = [
     "Attacked", "Attacking", "Begun", "CellBegun", "CellDone", "EpochDone", "Finished", "Forecast", "Measuring",
-    "Record", "StepDone", "WeightStats",
+    "Record", "StepDone", "Waiting", "WeightStats",
 ]  # fmt: skip
 
 
@@ -162,4 +162,14 @@ class CellDone:
     of: int
 
 
-Record = Begun | Forecast | StepDone | EpochDone | Attacking | Attacked | Measuring | Finished | CellBegun | CellDone
+@dataclass(frozen=True)
+class Waiting:
+    """A run of a grid waits for a process, say one that a killed command left behind, that works in its folder."""
+
+    folder: str
+
+
+Record = (
+    Begun | Forecast | StepDone | EpochDone | Attacking | Attacked | Measuring | Finished
+    | CellBegun | CellDone | Waiting
+)  # fmt: skip

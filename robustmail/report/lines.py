@@ -14,6 +14,7 @@ from robustmail.records import (
     Measuring,
     Record,
     StepDone,
+    Waiting,
 )  # fmt: skip
 
 __all__ = ["duration", "line", "percent", "printable"]
@@ -55,6 +56,8 @@ def line(record: Record) -> str:
         case Finished():
             before = " had been finished before; --fresh begins anew" if record.before else " finished"
             return f"{record.folder}:{before}"
+        case Waiting():
+            return f"{record.folder}: another process is working in it; waiting for it"
         case CellBegun():
             return f"{record.number} of {record.of}: {record.name}"
         case CellDone():

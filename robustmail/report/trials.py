@@ -15,26 +15,31 @@ from robustmail.trials.summary import Measured, Row
 
 __all__ = ["FORMATS", "paper_table", "saving", "trials_table"]
 
-MARKS = {"best": " *", "tie": " =", "behind": "", "unknown": ""}
+MARKS = {"best": " *", "tie": " =", "ahead": " +", "behind": "", "unknown": ""}
 FORMATS = ("rich", "md", "csv", "latex")
-RULE = (
-    "* the best mean of a column; = a tie with it: the t-interval of the differences, seed by seed, holds 0 "
-    "(95 %, shared out over a column's comparisons)"
-)
+RULES = {
+    "best": "* the best mean of a column, among the rows with the most seeds",
+    "tie": "= a tie with it: the t-interval of the differences, seed by seed, holds 0 "
+    "(95 %, shared out over a column's comparisons)",
+    "ahead": "+ better than it on the seeds that both have",
+}
 
 
 def trials_table(rows: Sequence[Row], seeds: Sequence[int], width: int | None = None) -> str:
     """Two lines a row: mean and standard deviation over seeds, and the 95 % t-interval of the mean."""
     metrics = list(dict.fromkeys(metric for row in rows for metric in row.metrics))
-    body = []
+    body, intervals, verdicts = [], False, set()
     for row in rows:
         found = [row.metrics.get(metric) for metric in metrics]
         body.append([row.name, _count(row, seeds), *(_cell(one, 1, MARKS) for one in found)])
+        verdicts |= {one.standing.verdict for one in found if one is not None}
         if any(one is not None and one.spread.low is not None for one in found):
             body.append(["", "", *(_interval(one) for one in found)])
+            intervals = True
+    spread = f"mean ± standard deviation over seeds {_listed(seeds)}; below, the mean's 95 % t-interval"
     notes = [
-        f"Accuracy in %, mean ± standard deviation over seeds {_listed(seeds)}; below, the mean's 95 % t-interval",
-        *([RULE] if len(rows) > 1 and len(seeds) > 1 else []),
+        f"Accuracy in %, {spread if intervals else f'of seed {_listed(seeds)}'}",
+        *(rule for verdict, rule in RULES.items() if verdict in verdicts),
         *(f"{row.name}, seed {seed}: FAILED: {error}" for row in rows for seed, error in row.failed.items()),
     ]
     return as_table(Grid(["", "seeds", *metrics], body, notes), width)

@@ -196,7 +196,8 @@ def updater(now: Recipe, optimizer: torch.optim.Optimizer) -> Callable[[Loss], N
 
         def judge(facts: list[float]) -> None:
             if not math.isfinite(facts[0]):
-                raise NonFiniteError("the loss", f"is {facts[0]}{_culprit(now, loss)}")
+                where, todo = _culprit(now, loss)
+                raise NonFiniteError("the loss", f"is {facts[0]}{where}", todo)
             if not math.isfinite(facts[1]):
                 raise NonFiniteError("the gradient", "is not finite")
 
@@ -259,13 +260,15 @@ def _device_name(device: torch.device) -> str:
     return f"cpu ({torch.get_num_threads()} threads){each}"
 
 
-def _culprit(now: Recipe, loss: Loss) -> str:
-    """Which ingredient of the loss is to blame."""
+def _culprit(now: Recipe, loss: Loss) -> tuple[str, str]:
+    """Which ingredient of the loss is to blame, and what to do where that alone is."""
+    sound = bool(loss.terms.weighted.isfinite().all())
+    todo = "Look for a division or a logarithm of zero in it." if sound else ""
     for what, value in {f"margin {label(now.margin)}": loss.margin, "weights": loss.weights,
                         "weighted term": loss.terms.weighted, "plain term": loss.terms.plain}.items():  # fmt: skip
         if isinstance(value, Tensor) and not value.isfinite().all():
-            return f" (first in the {what})"
-    return ""
+            return f" (first in the {what})", todo
+    return "", ""
 
 
 def _stopped(error: NonFiniteError, state: State, indices: Tensor, x: Tensor, y: Tensor) -> NonFiniteError:
@@ -273,8 +276,8 @@ def _stopped(error: NonFiniteError, state: State, indices: Tensor, x: Tensor, y:
     batch = ", ".join(map(str, indices[:8].tolist())) + (", ..." if len(indices) > 8 else "")
     kept = f"The batch is in {path} (robustmail.reproduce reads it); the last saved state stays." if path else ""
     return NonFiniteError(
-        f"epoch {state.epoch}, step {state.step} (training images {batch})",
-        f"{error.who} {error.wrong}", f"{kept} Lower optimizer.lr.",
+        f"epoch {state.epoch + 1}, step {state.step + 1} (training images {batch})",
+        f"{error.who} {error.wrong}", f"{kept} {error.todo or 'Lower optimizer.lr.'}",
     )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ __all__ = ["Signals", "Stopped", "make_folder", "preflight", "run", "status", "w
 
 OURS = (  # the state first: what begins anew takes that away before anything else
     "state.pt", "recipe.py", "recipe.json", "metrics.csv", "log.txt", "best.safetensors", "last.safetensors",
-    "results.json", "curves.png", "nonfinite.pt", "lock",
+    "results.json", "curves.png", "nonfinite.pt", "forked.json", "lock",
 )  # fmt: skip
 NOT_THE_METHOD = {"device"}  # a run may go on elsewhere
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from robustmail.errors import RobustmailError, RunError, did_you_mean
+from robustmail.errors import InUseError, RobustmailError, RunError, did_you_mean
 from robustmail.plugins import recipe_path
 from robustmail.recipe import Recipe
-from robustmail.records import Begun, CellBegun, EpochDone, Record
+from robustmail.records import Begun, CellBegun, EpochDone, Record, Waiting
 from robustmail.train.run import Signals, preflight, run, status
-from robustmail.trials.fork import Job, begun, fork
+from robustmail.trials.fork import Job, begun, fork, reached
 
 __all__ = ["EXECUTORS", "Future", "Outcome", "check", "executor", "here", "in_order", "missing", "work"]
 
@@ -47,7 +47,23 @@ Submit = Callable[[Job], Future]
 
 
 def work(job: Job, signals: Signals, save_every: float = 30.0) -> Iterator[Record]:
-    """Make the run of one job, or go on with it; raises what `run` raises."""
+    """Make the run of one job, or go on with it; raises what `run` raises.
+
+    A process that a killed command left behind may still be at it: that is waited for.
+    """
+    told = False
+    while True:
+        try:
+            yield from _work(job, signals, save_every)
+            return
+        except InUseError:
+            if not told:
+                yield Waiting(str(job.folder))
+                told = True
+            time.sleep(LOOK_EVERY)
+
+
+def _work(job: Job, signals: Signals, save_every: float) -> Iterator[Record]:
     recipe = job.cell.load()
     source, _ = recipe_path(job.cell.recipe)
     if job.trunk is not None and not begun(job.folder):
@@ -99,7 +115,9 @@ def missing(jobs: Sequence[Job], recipes: Mapping[Any, Recipe]) -> list[Job]:
         if job.until is None:
             needed = status(recipes[job.cell], job.folder) != "finished"
         else:
-            needed = any(other.trunk == job.folder and not begun(other.folder) for other in wanted)
+            users = [other for other in wanted if other.trunk == job.folder and not begun(other.folder)]
+            needed = bool(users) and not reached(job.folder, job.until)
+            job = replace(job, cells=sum(other.cells for other in users))
         if needed:
             wanted.append(job)
     return wanted[::-1]
@@ -162,7 +180,26 @@ def executor(
         made.update_parameters(**{"timeout_min": WEEK, "name": "robustmail", **knobs})
     except Exception as error:  # no sbatch, or a parameter that it does not have
         raise RunError(f"--executor {kind}", " ".join(str(error).split())) from error
-    return lambda job: cast(Future, made.submit(perform, job, threads))
+
+    def submit(job: Job) -> Future:
+        with _stderr_to(folder / "submitit.log"):  # where its watchers say goodbye with a traceback
+            return cast(Future, made.submit(perform, job, threads))
+
+    return submit
+
+
+@contextmanager
+def _stderr_to(file: Path) -> Iterator[None]:
+    """What is started inside writes its errors to the end of a file."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    ours = os.dup(2)
+    try:
+        with open(file, "ab") as to:
+            os.dup2(to.fileno(), 2)
+        yield
+    finally:
+        os.dup2(ours, 2)
+        os.close(ours)
 
 
 def _reached(record: Record, until: int) -> bool:

@@ -8,20 +8,22 @@ training depends on.
 from __future__ import annotations
 
 import functools
+import json
+import os
 import shutil
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from robustmail.files import locked, write
+from robustmail.files import locked, write, write_json
 from robustmail.recipe import Recipe
 from robustmail.schedules import Stairs
 from robustmail.train.run import make_folder, write_recipe
 from robustmail.trials.grid import Cell
 from robustmail.values import parts, schedules, transform
 
-__all__ = ["Job", "begun", "fork", "own", "plan"]
+__all__ = ["Job", "begun", "fork", "forked_from", "own", "plan", "reached"]
 
 ONLY_LATER = ("epochs", "burn_in", "eps", "evaluate", "select", "test_size")
 """Fields that say when something happens, or what happens afterwards; `eps` counts as `budget`."""
@@ -46,7 +48,8 @@ class Job:
         """For people."""
         if self.until is None:
             return self.cell.name
-        return f"epochs {self.begin + 1} to {self.until} of {self.cells} cells ({self.cell.name})"
+        cells = "1 cell" if self.cells == 1 else f"{self.cells} cells"
+        return f"epochs {self.begin + 1} to {self.until} of {cells} ({self.cell.name})"
 
 
 def plan(recipes: Mapping[Cell, Recipe], folders: Mapping[Cell, Path], out: Path) -> list[Job]:
@@ -67,19 +70,37 @@ def own(jobs: Sequence[Job], cells: Container[Cell]) -> list[Job]:
     return found[::-1]
 
 
+def forked_from(folder: Path) -> Path | None:
+    """The trunk that a run went on from, or None."""
+    try:
+        name = str(json.loads((folder / "forked.json").read_text())["trunk"])
+        return (folder / name).resolve()
+    except (OSError, ValueError, TypeError, LookupError):  # what was saved is not worth an error
+        return None
+
+
 def begun(folder: Path) -> bool:
     """Has the run in a folder begun, so that it needs no trunk any more?"""
     return (folder / "state.pt").exists()
 
 
+def reached(folder: Path, epochs: int) -> bool:
+    """Has the run in a folder trained and saved so many epochs?"""
+    try:
+        return len((folder / "metrics.csv").read_text().splitlines()) > epochs  # it has a heading
+    except OSError:
+        return False
+
+
 def fork(recipe: Recipe, trunk: Path, folder: Path, source: Path | None) -> None:
     """Make a run of the recipe that is as far as the trunk is; the state comes last, so that a kill leaves none.
 
-    Raises RunError where the folder is in use or cannot be written.
+    forked.json says which trunk it was. Raises RunError where the folder is in use or cannot be written.
     """
     make_folder(folder)
     with locked(folder):
         write_recipe(recipe, folder, source.read_text() if source is not None else None)
+        write_json(folder / "forked.json", {"trunk": os.path.relpath(trunk, folder)})
         for name in ("best.safetensors", "last.safetensors", "metrics.csv", "state.pt"):
             write(folder / name, functools.partial(shutil.copyfile, trunk / name))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
@@ -17,6 +19,8 @@ from robustmail.values import flatten
 
 __all__ = ["Cell", "cells", "folders", "of_table", "recipes", "seeds", "split", "variants"]
 
+LONGEST = 100  # letters of a folder's name
+MOST = 10_000  # seeds of a grid
 OPENING, CLOSING, QUOTES = "([{", ")]}", "'\""
 
 
@@ -47,6 +51,8 @@ def seeds(text: str) -> tuple[int, ...]:
         low, high = int(found[1]), int(found[2])
         if low >= high:
             raise RecipeError(f"--seeds {text}", "names no seed", f"Write {high}:{low}." if low > high else "")
+        if high - low > MOST:
+            raise RecipeError(f"--seeds {text}", f"names {high - low:,} seeds", f"Name at most {MOST:,}.")
         return tuple(range(low, high))
     if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
         raise RecipeError(f"--seeds {text}", "is no list of seeds", "Write 0:5 for 0, 1, 2, 3, 4, or 1,2,7.")
@@ -64,7 +70,7 @@ def variants(text: str) -> list[str]:
     path, equals, values = text.partition("=")
     found = [value.strip() for value in split(values)]
     if not equals or not all(found):
-        raise RecipeError(f"--over {text}", "is not path=value,value,...", "Write e.g. margin=pm_adv,pm_nat.")
+        raise RecipeError(f"--over {text}", "is no path with values", "Write e.g. margin=pm_adv,pm_nat.")
     return [f"{path.strip()}={value}" for value in found]
 
 
@@ -86,7 +92,11 @@ def split(text: str) -> list[str]:
 
 
 def cells(names: Sequence[str], overs: Iterable[str], overrides: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
-    """The grid: every recipe with every combination of settings and every seed."""
+    """The grid: every recipe with every combination of settings and every seed. Raises RecipeError."""
+    overs = list(overs)
+    paths = [over.partition("=")[0].strip() for over in overs]
+    if twice := [path for path in paths if paths.count(path) > 1]:
+        raise RecipeError(f"--over {twice[0]}", "is there twice", f"Write {twice[0]}=VALUE,VALUE once.")
     return [
         Cell(" ".join((name, *chosen)), name, (*overrides, *chosen), seed)
         for name in names
@@ -128,14 +138,18 @@ def recipes(grid: Iterable[Cell]) -> dict[Cell, Recipe]:
 
 def folders(grid: Iterable[Cell], out: Path) -> dict[Cell, Path]:
     """Where each cell lives: out/runs/ROW/SEED, with the row's odd characters replaced."""
-    names: dict[str, str] = {}
-    for cell in grid:
-        if cell.row not in names:
-            plain = re.sub(r"[^\w.=+-]+", "-", cell.row).strip("-.") or "row"
-            taken = set(names.values())
-            numbered = (f"{plain}-{i}" for i in range(2, len(taken) + 3))
-            names[cell.row] = next(name for name in (plain, *numbered) if name not in taken)
+    grid = list(grid)
+    plain = {cell.row: re.sub(r"[^\w.=+-]+", "-", cell.row).strip("-.") or "row" for cell in grid}
+    shared = {name for name, count in Counter(plain.values()).items() if count > 1}
+    names = {
+        row: _marked(name, row) if name in shared or len(name) > LONGEST else name for row, name in plain.items()
+    }  # fmt: skip
     return {cell: out / "runs" / names[cell.row] / str(cell.seed) for cell in grid}
+
+
+def _marked(name: str, row: str) -> str:
+    """A name that is too long, or another row's too, shortened and with a mark of its row."""
+    return f"{name[:LONGEST]}-{hashlib.blake2b(row.encode(), digest_size=4).hexdigest()}"
 
 
 def _made(cell: Cell, recipe: Recipe) -> Recipe:

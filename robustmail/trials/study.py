@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +16,7 @@ from robustmail.provenance import provenance
 from robustmail.records import CellBegun, CellDone
 from robustmail.train.run import make_folder
 from robustmail.trials.execute import Submit, check, in_order, missing
-from robustmail.trials.fork import own, plan
+from robustmail.trials.fork import forked_from, own, plan
 from robustmail.trials.grid import Cell, folders, recipes
 from robustmail.trials.summary import Row, read_accuracies, rows
 from robustmail.values import describe
@@ -70,7 +71,7 @@ class Study:
                 if job.until is None and outcome.error:
                     self.errors[job.cell] = outcome.error
                 elif job.until is not None and not outcome.error:
-                    self._trained(str(job.folder.relative_to(self.out)), job.until - job.begin, job.cells, outcome)
+                    self._trained(str(job.folder.relative_to(self.out)), job.until - job.begin, outcome)
                 self.save()
                 yield CellDone(job.name, outcome.error, done, of)
 
@@ -82,9 +83,10 @@ class Study:
         return rows(names, self.seeds, {key: value for key, value in found.items() if value is not None}, failed)
 
     def saved(self) -> dict[str, Any]:
-        """What the shared epochs have saved: trunks, steps and seconds not spent a second time."""
-        trunks = list(self.trunks.values())
-        again = [(trunk, trunk["cells"] - 1) for trunk in trunks]
+        """What the shared epochs have saved these cells: trunks, steps and seconds not spent a second time."""
+        forks = Counter(forked_from(job.folder) for job in self.jobs)
+        trunks = [{**trunk, "cells": forks[(self.out / name).resolve()]} for name, trunk in self.trunks.items()]
+        again = [(trunk, max(trunk["cells"] - 1, 0)) for trunk in trunks]
         return {
             "trunks": trunks,
             "steps_saved": sum(times * trunk["epochs"] * trunk["steps"] for trunk, times in again),
@@ -113,11 +115,11 @@ class Study:
             "accuracy": read_accuracies(folder),
         }  # fmt: skip
 
-    def _trained(self, folder: str, epochs: int, cells: int, outcome: Any) -> None:
+    def _trained(self, folder: str, epochs: int, outcome: Any) -> None:
         """A trunk that took several calls adds up; what a killed one took is lost, so the saving is a lower bound."""
         before = self.trunks.get(folder, {"seconds": 0.0})["seconds"]
         self.trunks[folder] = {
-            "folder": folder, "cells": cells, "epochs": epochs, "steps": outcome.steps,
+            "folder": folder, "epochs": epochs, "steps": outcome.steps,
             "seconds": round(before + outcome.seconds, 2),
         }  # fmt: skip
 

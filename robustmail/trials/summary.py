@@ -35,7 +35,8 @@ class Standing:
     """How a row stands to the best one of its column."""
 
     verdict: str
-    """"best"; "tie", the two cannot be told apart; "behind"; or "unknown", fewer than two seeds in common"""
+    """"best"; "tie", the two cannot be told apart; "behind"; "ahead", of fewer seeds, on which it is better; or
+    "unknown": fewer than two seeds in common, or nothing to compare with"""
     lead: Spread | None = None
     """the best minus this one, seed by seed, with the interval that decides; None for the best itself"""
 
@@ -75,8 +76,8 @@ def spread(values: Sequence[float], confidence: float = CONFIDENCE) -> Spread:
 def compared(column: Mapping[str, Mapping[int, float]]) -> dict[str, Standing]:
     """The rows of one metric ({row: {seed: value}}) against the best.
 
-    The best is the highest mean among the rows with the most seeds. Another row is a tie unless the t-interval of the
-    differences, seed by seed, lies above 0: runs of one seed share initial weights, order of the data and often the
+    The best is the highest mean among the rows with the most seeds. Another row is a tie where the t-interval of the
+    differences, seed by seed, holds 0: runs of one seed share initial weights, order of the data and often the
     burn-in, so differences say more than two means side by side. There are k - 1 such intervals, so each is of
     1 - 0.05 / (k - 1) (Bonferroni). The best being chosen after looking, 5 to 10 in 100 grids of two to eight equal
     rows still show one behind; with plain 95 % it would be 45 of eight rows. Few seeds make many ties.
@@ -88,14 +89,15 @@ def compared(column: Mapping[str, Mapping[int, float]]) -> dict[str, Standing]:
     found = {}
     for row, values in column.items():
         leads = [column[best][seed] - values[seed] for seed in values if seed in column[best]]
-        if row == best:
-            found[row] = Standing("best")
-        elif len(leads) < 2:
+        if len(leads) < 2 or len(column) < 2:
             found[row] = Standing("unknown")
+        elif row == best:
+            found[row] = Standing("best")
         else:
             lead = spread(leads, level)
             assert lead.low is not None
-            found[row] = Standing("behind" if lead.low > 0 else "tie", lead)
+            assert lead.high is not None
+            found[row] = Standing("behind" if lead.low > 0 else "ahead" if lead.high < 0 else "tie", lead)
     return found
 
 

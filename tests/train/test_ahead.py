@@ -116,8 +116,8 @@ class Root:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"margin": Poison}, r"epoch 0, step 2 \(training images .*the loss is nan \(first in the margin Poison"),
-        ({"objective": Root, "margin": None, "weight": None}, r"step 2 .*the gradient is not finite"),
+        ({"margin": Poison}, r"epoch 1, step 3 \(training images .*the loss is nan \(first in the margin Poison"),
+        ({"objective": Root, "margin": None, "weight": None}, r"step 3 .*the gradient is not finite"),
     ],
 )
 def test_a_number_that_is_not_finite_leaves_no_mark_though_the_next_step_was_launched(changes, said, tmp_path):

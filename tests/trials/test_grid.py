@@ -23,7 +23,7 @@ def test_seeds_are_a_slice_or_a_list(text, found):
         ("5:0", "names no seed. Write 0:5."), ("3:3", "names no seed"), ("", "is no list of seeds. Write 0:5"),
         ("a", "is no list"), ("-1", "is no list"), ("0:", "is no list"), ("0:5:2", "is no list"),
         ("1,,2", "is no list"),
-        ("1,2,1", "1 is named twice"),
+        ("1,2,1", "1 is named twice"), ("0:2000000000", "names 2,000,000,000 seeds. Name at most 10,000."),
     ],
 )  # fmt: skip
 def test_wrong_seeds_are_refused(text, said):
@@ -51,7 +51,7 @@ def test_a_setting_is_one_override_for_each_value():
 
 @pytest.mark.parametrize("text", ["margin", "margin=", "margin=a,", "=3,"])
 def test_a_setting_without_values_is_refused(text):
-    with pytest.raises(RecipeError, match="is not path=value,value"):
+    with pytest.raises(RecipeError, match="is no path with values"):
         [variants(text), recipes(cells(["quickstart"], [text], [], [0]))]
 
 
@@ -88,6 +88,18 @@ def test_cells_that_are_there_twice_or_cannot_be_made_are_refused(names, overs, 
 def test_folders_are_plain_and_never_shared():
     grid = [Cell(row, "at", (), 2) for row in ("at x=f(1, 2)", "at x=f[1; 2]", "at/../..", "ä")]
     places = list(folders(grid, Path("out")).values())
-    assert places[:2] == [Path("out/runs/at-x=f-1-2/2"), Path("out/runs/at-x=f-1-2-2/2")]
     assert len(set(places)) == 4
     assert all(place.parent.parent == Path("out/runs") and ".." not in place.parts for place in places)
+
+
+def test_a_folder_hangs_on_its_row_alone_and_its_name_is_never_too_long():
+    rows = ["at x=a/b.py:m", "at x=a-b.py:m", "at y", f"at weight=Sigmoid(slope=0.{300 * '1'})"]
+    there, back = (folders([Cell(row, "at", (), 0) for row in order], Path("out")) for order in (rows, rows[::-1]))
+    assert there == back
+    assert there[Cell("at y", "at", (), 0)] == Path("out/runs/at-y/0")
+    assert max(len(part) for place in there.values() for part in place.parts) < 120
+
+
+def test_a_setting_that_is_there_twice_is_refused():
+    with pytest.raises(RecipeError, match=r"--over epochs: is there twice\. Write epochs=VALUE,VALUE once"):
+        cells(["at"], ["epochs=2", "epochs=3"], [], [0])

@@ -57,7 +57,11 @@ def test_more_rows_ask_for_more():
 
 def test_equal_rows_are_a_tie_and_a_single_seed_says_nothing():
     assert verdicts(a=[1.0, 2.0], b=[1.0, 2.0]) == {"a": "best", "b": "tie"}
-    assert verdicts(a=[2.0], b=[1.0]) == {"a": "best", "b": "unknown"}
+    assert verdicts(a=[2.0], b=[1.0]) == {"a": "unknown", "b": "unknown"}
+
+
+def test_a_row_alone_is_no_best():
+    assert verdicts(a=[1.0, 2.0, 3.0]) == {"a": "unknown"}
 
 
 def test_a_row_with_fewer_seeds_is_not_the_best_and_is_compared_where_both_are():
@@ -65,6 +69,9 @@ def test_a_row_with_fewer_seeds_is_not_the_best_and_is_compared_where_both_are()
     assert found["full"].verdict == "best"
     assert found["part"].lead is not None
     assert found["part"].lead.n == 2
+    assert found["part"].verdict == "ahead", "7 and 6.5 better where both are is no tie"
+    close = compared({"full": {0: 1.0, 1: 2.0, 2: 3.0}, "part": {1: 2.5, 2: 2.7}})
+    assert close["part"].verdict == "tie"
 
 
 def test_rows_that_are_equal_in_truth_are_seldom_told_apart():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from robustmail.files import locked
+from robustmail.records import Finished, Waiting
+from robustmail.train.run import Signals
+from robustmail.trials.execute import work
+from robustmail.trials.fork import Job
+from robustmail.trials.grid import Cell
 from tests.trials.conftest import TINY, call, hashes
 
 GRID = ("trials", "quickstart", "--over", "margin=pm_adv,pm_nat", "--seeds", "0:2", *TINY, "--out", "grid")
@@ -90,6 +97,32 @@ def test_the_summary_carries_its_provenance_and_what_sharing_saved(whole):
     assert nat["by_seed"] == {"0": values[0], "1": values[1]}
 
 
+def test_a_grid_that_grows_or_shrinks_counts_what_its_own_cells_saved(tmp_path, whole):
+    there, _ = whole
+    shutil.copytree(there, tmp_path, dirs_exist_ok=True)
+    words = [word for word in GRID if word not in ("--over", "margin=pm_adv,pm_nat", "--seeds", "0:2")]
+    more = call(tmp_path, *words, "--over", "margin=pm_adv,pm_nat,pm_dif", "--seeds", "0")
+    assert more.returncode == 0, more.stderr
+    assert "1 of 1: quickstart margin=pm_dif, seed 0" in more.stdout, "its trunk is there, and not made again"
+    steps = 3
+    assert f"{2 * 2 * steps} steps saved" in more.stdout  # two runs of three, for the one seed
+    alone = call(tmp_path, *words, "--over", "margin=pm_adv", "--seeds", "0")
+    assert alone.returncode == 0
+    assert "saved" not in alone.stdout.replace("saved in", "")
+
+
+def test_a_process_that_a_killed_call_left_behind_is_waited_for(tmp_path, whole):
+    there, _ = whole
+    shutil.copytree(there / "grid" / CELLS[0], tmp_path / "run")
+    row = "quickstart margin=pm_adv"
+    job = Job(Cell(row, "quickstart", (*TINY, "margin=pm_adv"), 0), tmp_path / "run")
+    (tmp_path / "run" / "results.json").unlink()
+    records = work(job, Signals())
+    with locked(tmp_path / "run"):
+        assert next(records) == Waiting(str(tmp_path / "run"))
+    assert isinstance(list(records)[-1], Finished)
+
+
 def test_every_cell_is_an_ordinary_run(whole):
     there, _ = whole
     again = call(there, "run", "quickstart", *TINY, "margin=pm_nat", "seed=1", "--out", f"grid/{CELLS[3]}", "--plain")
@@ -102,7 +135,7 @@ def test_a_cell_that_fails_is_told_and_the_others_finish(tmp_path, robustmail):
     done = robustmail(*words, "--out", "grid")
     assert done.returncode == 1, done.stderr
     assert done.stderr == ""
-    assert "quickstart optimizer.lr=1e30, seed 0: FAILED: epoch 0, step" in done.stdout
+    assert "quickstart optimizer.lr=1e30, seed 0: FAILED: epoch 1, step" in done.stdout
     rows = {row["name"]: row for row in json.loads((tmp_path / "grid" / "trials.json").read_text())["rows"]}
     assert rows["quickstart optimizer.lr=0.05"]["missing"] == []
     assert set(rows["quickstart optimizer.lr=1e30"]["failed"]) == {"0", "1"}
@@ -157,6 +190,8 @@ WRONG = {
     "table": ("table 4", "table 4: the paper has no such table of results. There are: 1, 2, 3."),
     "scale": ("table 1 --scale mimi", "table --scale mimi: no such scale. Did you mean 'mini'?"),
     "wide at home": ("table 3 --scale mini", "a WRN-32-10 is not for a CPU"),
+    "no table": ("table x", "table x: the paper has no such table of results"),
+    "no seeds": ("table 2 --seeds ", "--seeds : is no list of seeds"),
     "format": ("table 1 --format markdwn", "table --format markdwn: no such format. There are: csv, latex, md, rich."),
     "folder of another": ("trials quickstart --seeds 1 --out there", "there/runs/quickstart/1: holds a run of another"),
 }
@@ -172,7 +207,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(tmp_path, monkeypatch, 
     (run / "recipe.json").write_text("{}")
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["robustmail", *words.split()])
+    monkeypatch.setattr(sys, "argv", ["robustmail", *words.split(" ")])
     with pytest.raises(SystemExit) as left:
         cli.main()
     said = capsys.readouterr()
