@@ -88,7 +88,7 @@ def eval_(
     # Days of patience: one process may be done long before another.
     with distributed.joined(device, patience=timedelta(days=7)):
         subject, chosen, budget, measure = opened(file, data, n, model, normalize, weights, probe, device, eps, norm)
-        part, whole = _shard(shard), out or Path("evals") / name_of(file)
+        part, whole = _shard(shard), out or Path("evals") / name_of(subject)
         parts = [whole]
         if (processes := distributed.world()) > 1:
             if shard:
@@ -258,10 +258,12 @@ def opened(
     norm: str | None = None,
 ) -> tuple[Subject, TestSet, float, Norm]:  # fmt: skip
     """(model, images, eps, norm) of what the options of `eval` name; what is left out is the file's own, if it says."""
+    from robustmail.checkpoints import check_there
     from robustmail.devices import pick_device
     from robustmail.evaluation.subject import open_data, open_subject
 
-    path, facts = _weights_of(file), _facts_of(file)
+    check_there(path := _weights_of(file))
+    facts = _facts_of(path)
     data = data or facts.get("source")
     if data is None:
         raise DataError(str(file), "does not say which data to attack", "Pass --data cifar10, or an npz file.")
@@ -287,17 +289,16 @@ def _weights_of(file: Path) -> Path:
     return file / chosen
 
 
-def _facts_of(file: Path) -> dict[str, Any]:
+def _facts_of(path: Path) -> dict[str, Any]:
     """What a file that robustmail wrote says of its data and budget."""
     from robustmail.checkpoints import open_checkpoint
 
-    return open_checkpoint(_weights_of(file)).facts if file.is_dir() or file.suffix == ".safetensors" else {}
+    return open_checkpoint(path).facts if path.suffix == ".safetensors" else {}
 
 
-def name_of(file: Path) -> str:
-    """A name for the results: the file's, with its run's folders where it is one of ours."""
-    parts = file.resolve().parts[-2:] if file.is_dir() else (file.stem,)
-    return "-".join(re.sub(r"[^\w.+-]", "_", part) for part in parts)
+def name_of(subject: Subject) -> str:
+    """A name for a folder of results: the model's own, which for a run's weights is that of the run's two folders."""
+    return "-".join(re.sub(r"[^\w.+-]", "_", part) for part in subject.name.split("/") if part)
 
 
 def once(option: str, text: str, usual: str) -> list[str]:

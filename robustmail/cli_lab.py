@@ -30,6 +30,7 @@ Normalize = Annotated[str | None, typer.Option(help="cifar10, imagenet, ..., mea
 Probe = Annotated[bool, typer.Option("--probe", help="Find the normalisation that fits, on 256 images.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of the attacks' noise.")]
 Batch = Annotated[int | None, typer.Option(help="Images under attack at once; changes no number.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Begin anew, deleting what is in the folder.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")]
 
 
@@ -57,27 +58,35 @@ def margins(
     seed: Seed = 0,
     batch: Batch = None,
     device: Device = "auto",
+    fresh: Fresh = False,
     plain: Plain = False,
 ) -> None:  # fmt: skip
     """Measure margins on a checkpoint: continuous? free of the path? true? what do they hide, and what do they cost?"""
     from rich.console import Console
 
     from robustmail.files import locked
-    from robustmail.lab.laboratory import AGAINST, Task, lab, make, prepare, save
+    from robustmail.lab.laboratory import AGAINST, Task, lab, make, prepare, same, save
+    from robustmail.report.ink import pictures
     from robustmail.report.lab import lab_table, read_lab
     from robustmail.report.lab_pictures import PICTURES, draw_lab
 
     chosen = _margins(margins)
     subject, images, budget, measure = opened(file, data, n, model, normalize, weights, probe, device, eps, norm)
-    names = tuple(attack_of(name) for name in once("--against", against or ",".join(AGAINST), ",".join(AGAINST)))
+    usual = ",".join(AGAINST)
+    names = tuple(attack_of(name) for name in once("--against", usual if against is None else against, usual))
     task = Task(subject, images, chosen, budget, measure, names, steps, seed, positive("--batch", batch))
     prepare(task)
-    folder = out or Path("lab") / name_of(file)
-    pictures = [f"{name}.{form}" for name in PICTURES for form in ("png", "svg")]
-    make(folder, ("margins.json", "provenance.json", "lock", *pictures))
+    folder = out or Path("lab") / name_of(subject)
+    results = ["margins.json", "provenance.json", *(path.name for name in PICTURES for path in pictures(folder / name))]
+    make(folder, (*results, "lock"))
     with locked(folder):
+        if fresh:
+            for name in results:
+                (folder / name).unlink(missing_ok=True)
+        if (folder / "margins.json").exists():
+            same(task, read_lab(folder), folder)
         print("\n".join([*subject.said, task.forecast]))
-        save(_stamped(folder, subject.device, lambda: _watched(lab(task), plain, folder)), folder)
+        save(_stamped(subject.device, folder / "provenance.json", lambda: _watched(lab(task), plain, folder)), folder)
         found = read_lab(folder)
         drawn = draw_lab(found, folder)
     Console().print(lab_table(found))
@@ -107,6 +116,7 @@ def figure(
     from robustmail.lab.figures import figure as compute
     from robustmail.lab.laboratory import make
     from robustmail.report.figures import draw_figure
+    from robustmail.report.ink import pictures
 
     if which not in WHICH:
         raise RecipeError(f"figure {which}", "the paper has it not, or it shows no data", did_you_mean(which, WHICH))
@@ -117,16 +127,20 @@ def figure(
     _, images, budget, measure = read[0]
     if any((of.part.y.shape, e, m) != (images.part.y.shape, budget, measure) for _, of, e, m in read[1:]):
         raise DataError("figure 1c", "the models would not be attacked alike", "Pass --data, --eps and --norm.")
-    folder = out or Path("figures") / name_of(files[0])
-    stems = (*(f"figure-{name}.{form}" for name in WHICH for form in ("json", "png", "svg")), "provenance.json", "lock")
-    make(folder, stems)
+    sitter = Sitter(subjects, images, budget, measure, seed, positive("--batch", batch))
+    folder = out or Path("figures") / name_of(subjects[0])
+    drawings = [path.name for name in WHICH for path in pictures(folder / f"figure-{name}")]
+    numbers = [f"{kind}-{name}.json" for name in WHICH for kind in ("figure", "provenance")]
+    make(folder, (*drawings, *numbers, "lock"))
     with locked(folder):
         said = [text for subject in subjects for text in subject.said]
         print("\n".join(said), end="\n" * bool(said))
-        sitter = Sitter(subjects, images, budget, measure, seed, positive("--batch", batch))
-        found = _stamped(folder, subjects[0].device, lambda: _watched(compute(which, sitter), plain, folder))
-        save(found, folder)
+        found = _stamped(subjects[0].device, folder / f"provenance-{which}.json",
+                         lambda: _watched(compute(which, sitter), plain, folder))  # fmt: skip
+        other = _replaced(folder / f"figure-{which}.json", lambda: save(found, folder))
         drawn = draw_figure(found, folder)
+    if other:
+        print(f"{folder} held another figure {which}, which is replaced")
     print(found.said)
     print(", ".join(str(path) for path in drawn) if drawn else "There is nothing to draw; more images may have some.")
 
@@ -136,6 +150,8 @@ def _margins(text: str) -> dict[str, Any]:
     from robustmail.overrides import read
 
     names = once("--margins", text, MARGINS)
+    if files := [name for name in names if name.endswith(".py")]:
+        raise PluginError(f"--margins {files[0]}", "names a file and no margin in it", f"Write {files[0]}:margin.")
     short = [name.rpartition(".py:")[2] for name in names]
     found = {}
     for name, brief in zip(names, short, strict=True):
@@ -166,8 +182,15 @@ def _watched(records: Iterator[Any], plain: bool, folder: Path) -> Any:
     return last
 
 
-def _stamped(folder: Path, device: Any, work: Callable[[], T]) -> T:
-    """Do some work; provenance.json says when, for how long and by which command, which no result may depend on."""
+def _replaced(path: Path, write: Callable[[], Any]) -> bool:
+    """Write a file; did it hold something else before?"""
+    before = path.read_bytes() if path.exists() else None
+    write()
+    return before not in (None, path.read_bytes())
+
+
+def _stamped(device: Any, to: Path, work: Callable[[], T]) -> T:
+    """Do some work; `to` says when, for how long and by which command, which no result may depend on."""
     from robustmail.files import write_json
     from robustmail.provenance import provenance
 
@@ -175,5 +198,5 @@ def _stamped(folder: Path, device: Any, work: Callable[[], T]) -> T:
     done = work()
     command = shlex.join(["robustmail", *sys.argv[1:]])
     seconds = round(time.perf_counter() - began, 2)
-    write_json(folder / "provenance.json", {**provenance(device), "seconds": seconds, "command": command})
+    write_json(to, {**provenance(device), "seconds": seconds, "command": command})
     return done

@@ -2,6 +2,7 @@
 
 from robustmail.checkpoints.architecture import Reading, readings
 from robustmail.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from robustmail.checkpoints.container import check_there
 from robustmail.checkpoints.doctor import Report, inspect
 from robustmail.checkpoints.load import fit, make, normalisation_in
 
@@ -9,6 +10,7 @@ __all__ = [
     "Checkpoint",
     "Reading",
     "Report",
+    "check_there",
     "fit",
     "inspect",
     "make",

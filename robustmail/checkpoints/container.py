@@ -29,7 +29,7 @@ from torch import Tensor
 from robustmail.checkpoints.pickles import PickleTooLongError, global_names
 from robustmail.errors import ModelError, did_you_mean
 
-__all__ = ["Opened", "read"]
+__all__ = ["Opened", "check_there", "read"]
 
 LARGEST = 8 * 2**30
 """bytes that a compressed file may unpack to"""
@@ -79,7 +79,7 @@ def read(path: str | Path) -> Opened:
     Raises ModelError: missing, empty, cut short, damaged, another kind of file, or one that needs code (named).
     """
     path = Path(path)
-    _check_there(path)
+    check_there(path)
     try:
         with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -97,7 +97,8 @@ def read(path: str | Path) -> Opened:
     return Opened(path, container, content, metadata, path.stat().st_size, digest)
 
 
-def _check_there(path: Path) -> None:
+def check_there(path: Path) -> None:
+    """Refuse what is no file of weights at first sight: a folder, nothing, something empty (raises ModelError)."""
     try:
         if path.is_dir():
             inside = sorted(p.name for p in path.iterdir() if p.suffix in _SUFFIXES)

@@ -51,7 +51,9 @@ from robustmail.provenance import provenance
 from robustmail.records import Attacked, Attacking
 from robustmail.step import Attack
 
-__all__ = ["FILES", "Held", "Task", "examine", "fingerprint_of", "merge", "read_folder", "summed", "told_of"]
+__all__ = [
+    "FILES", "Held", "Task", "differences", "examine", "fingerprint_of", "merge", "read_folder", "summed", "told_of",
+]  # fmt: skip
 
 FILES = ("results.json", "ledger.csv", "examples.safetensors", "report.html", "png", "lock")
 FORMAT = 2  # raised whenever older folders can no longer be judged by what is written here
@@ -312,15 +314,24 @@ def _resume(task: Task, folder: Path) -> Held | None:
 
 def _same(there: dict[str, Any], here: dict[str, Any], folder: Path, shard: bool = False) -> None:
     """Refuse to mix two evaluations (raises RunError naming what differs); `shard`: nor two shards of one."""
-    ours, theirs = here["spec"], there["spec"]
-    differ = [k for k in {**theirs, **ours} if k not in MAY_DIFFER and theirs.get(k) != ours.get(k)]
-    said = [f"{k}: {theirs.get(k)} there, {ours.get(k)} here" for k in differ]
-    said += [f"other {w}" for w in ("weights", "data") if there[w]["fingerprint"] != here[w]["fingerprint"]]
+    said = differences(there, here)
     if shard and there["shard"] != here["shard"]:
         said.append(f"shard: {there['shard']} there, {here['shard']} here")
     if said:
         raise RunError(str(folder), f"holds another evaluation ({'; '.join(said[:4])})",
                        "Pass another --out, or --fresh to begin anew.")  # fmt: skip
+
+
+def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """What tells two measurements apart: their `spec`, and the fingerprints of `weights` and `data`."""
+    ours, theirs = here["spec"], there["spec"]
+    differ = [k for k in {**theirs, **ours} if k not in MAY_DIFFER and theirs.get(k) != ours.get(k)]
+    said = [f"{k}: {_plain(theirs.get(k))} there, {_plain(ours.get(k))} here" for k in differ]
+    return said + [f"other {w}" for w in ("weights", "data") if there[w]["fingerprint"] != here[w]["fingerprint"]]
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def make(folder: Path) -> None:

@@ -19,13 +19,15 @@ from robustmail.data.testsets import TestSet
 from robustmail.errors import RecipeError
 from robustmail.evaluation.exact import exact
 from robustmail.evaluation.folder import fingerprint_of
+from robustmail.evaluation.ledger import Ledger
 from robustmail.evaluation.plans import Plan as Attempted
 from robustmail.evaluation.plans import plan
 from robustmail.evaluation.subject import Subject
 from robustmail.evaluation.suite import attempt, images, look, room_of, trial
 from robustmail.files import write_json
-from robustmail.lab.paths import Path, Plan, walk
-from robustmail.lab.records import Figure
+from robustmail.lab.paths import Path, Plan, check_reach, walk
+from robustmail.lab.records import Figure, so_many
+from robustmail.lab.statistics import critical_among
 from robustmail.margins import lps
 from robustmail.provenance import provenance
 from robustmail.records import Attacked, Attacking, Measuring
@@ -41,13 +43,28 @@ SHOWN = 8  # images of Fig. 2
 UNDER = ("pgd100", "cw")  # the attacks of Fig. 1c
 FORMAT = 1
 
-Telling = Generator[Attacking | Attacked | Measuring, None, tuple[dict[str, Any], str, bool]]
 Values = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """What a figure shows, its caption, and the attacks that ran for it; is there anything to draw?"""
+
+    values: dict[str, Any]
+    said: str
+    attacks: dict[str, str]
+    drawable: bool = True
+
+
+Telling = Generator[Attacking | Attacked | Measuring, None, Drawn]
+
+
+@dataclass(frozen=True)
 class Sitter:
-    """Whose picture is drawn: models (one, but for 1c), images, a budget, and the seed of the noise."""
+    """Whose picture is drawn: models (one, but for 1c), images, a budget, and the seed of the noise.
+
+    Raises RecipeError for a budget of nothing.
+    """
 
     subjects: Sequence[Subject]
     data: TestSet
@@ -55,6 +72,9 @@ class Sitter:
     norm: Norm = "linf"
     seed: int = 0
     batch: int | None = None
+
+    def __post_init__(self) -> None:
+        check_reach(self.eps, self.norm)
 
     @property
     def part(self) -> Part:
@@ -66,12 +86,12 @@ class Sitter:
         """The training attack."""
         return PGD(eps=self.eps, alpha=self.eps / 4, steps=SHORT, norm=self.norm)
 
-    @property
-    def lm_pgd(self) -> LMPGD:
-        """LM-PGD with as many steps. Raises RecipeError in another norm than l-inf."""
+    def lm_pgd(self, which: str, steps: int = SHORT) -> LMPGD:
+        """LM-PGD for a figure. Raises RecipeError in another norm than l-inf."""
         if self.norm != "linf":
-            raise RecipeError("this figure", f"needs LM-PGD, which is not defined in {self.norm}", "Pass --norm linf.")
-        return LMPGD(eps=self.eps, alpha=self.eps / 4, steps=SHORT)
+            raise RecipeError(f"figure {which}", f"needs LM-PGD, which is not defined in {self.norm}",
+                              "Pass --norm linf.")  # fmt: skip
+        return LMPGD(eps=self.eps, alpha=self.eps / 4, steps=steps)
 
     def walked(self, name: str, attack: Any, part: Part | None = None) -> Generator[Measuring, None, Path]:
         """The path of an attack with every image."""
@@ -102,20 +122,20 @@ def figure(which: str, sitter: Sitter) -> Iterator[Attacking | Attacked | Measur
     1c: accuracy of several models under PGD-100 and CW. 2: PM along the paths of images of one LPS. 4: PM by LPS.
     """
     make = FIGURES[which]
-    values, said, drawable = yield from make(sitter)
+    drawn = yield from make(sitter)
     data = {"data": sitter.data.name, "data_given": sitter.data.given, "fingerprint": fingerprint_of(sitter.part)}
     yield Figure(
         which, " and ".join(subject.name for subject in sitter.subjects), len(sitter.part.y),
         {**data, "models": [{**subject.described, **subject.weights} for subject in sitter.subjects],
          "eps": sitter.eps, "norm": sitter.norm, "seed": sitter.seed},
-        {"pgd": describe(sitter.pgd)}, values, said, drawable,
+        drawn.attacks, drawn.values, drawn.said, drawn.drawable,
         {k: v for k, v in provenance(sitter.subjects[0].device).items() if k != "date"},
     )  # fmt: skip
 
 
 def _stalls(sitter: Sitter) -> Telling:
     """1a: steps, counts; of one image: pixels, perturbation, losses [K + 1] and first wrong iterate of each attack."""
-    slow, fast = replace(sitter.pgd, steps=LONG), replace(sitter.lm_pgd, steps=LONG)
+    slow, fast = replace(sitter.pgd, steps=LONG), sitter.lm_pgd("1a", LONG)
     pgd = yield from sitter.walked(f"PGD-{LONG}", slow)
     lm = yield from sitter.walked(f"LM-PGD-{LONG}", fast)
     right = sitter.judged()[0] > 0
@@ -126,12 +146,13 @@ def _stalls(sitter: Sitter) -> Telling:
     values: dict[str, Any] = {"steps": LONG, "right": int(right.sum()), "stalls": int(stalls.sum()),
                               "found": int(found.sum()), "reverse": int(other.sum())}  # fmt: skip
     said = (
-        f"Of {len(right):,} images {values['right']:,} are right as they are, and PGD-{LONG} never makes "
-        f"{values['stalls']:,} of them wrong. LM-PGD-{LONG} does so with {values['found']:,} of these; the other way "
-        f"round there are {values['reverse']:,}."
+        f"Right as they are: {values['right']:,} of {so_many(len(right), 'image')}; never made wrong by PGD-{LONG}: "
+        f"{values['stalls']:,}; of these made wrong by LM-PGD-{LONG}: {values['found']:,}; the other way round: "
+        f"{values['reverse']:,}."
     )
+    attacks = {f"PGD-{LONG}": describe(slow), f"LM-PGD-{LONG}": describe(fast)}
     if not found.any():
-        return values, said, False
+        return Drawn(values, said, attacks, drawable=False)
     at = int(np.where(found, first["lm"], LONG + 1).argmin())
     x, _ = images(sitter.subjects[0].model, sitter.part, slice(at, at + 1))
     values |= {
@@ -142,47 +163,51 @@ def _stalls(sitter: Sitter) -> Telling:
         end = sitter.judged(path.x_adv)[1][at]
         seen = -path.trace.p_true[:, at].clamp(min=1e-30).log()
         values |= {f"loss_{name}": [*map(float, seen), float(end)], f"wrong_{name}": int(first[name][at])}
-    return values, said, True
+    return Drawn(values, said, attacks)
 
 
 def _critical(sitter: Sitter) -> Telling:
     """1b: lps, pm (PM_adv), critical: a value per image each; steps."""
+    strong, cw = sitter.lm_pgd("1b"), plan("cw", sitter.eps, sitter.subjects[0].classes, sitter.norm)
     pgd = yield from sitter.walked("PGD", sitter.pgd)
-    strong = yield from sitter.walked("LM-PGD", sitter.lm_pgd)
-    broken = strong.broken.numpy() | (yield from _broken(sitter, plan("cw", sitter.eps, 10, sitter.norm)))
-    critical = broken & (_lps(pgd) == SHORT) & ~pgd.broken.numpy()
+    lm = yield from sitter.walked("LM-PGD", strong)
+    ledger = yield from _tried(sitter, cw)
+    broken = ~ledger.stands.numpy() | lm.broken.numpy()
+    critical = critical_among(ledger.right.numpy(), pgd.broken.numpy(), broken)
     values = {"steps": SHORT, "lps": _lps(pgd).tolist(), "pm": _listed(sitter.judged(pgd.x_adv)[0]),
               "critical": critical.tolist()}  # fmt: skip
+    highest = int((_lps(pgd)[critical] == SHORT).sum())
     said = (
-        f"{int(critical.sum()):,} of {len(critical):,} images are critical: PGD-{SHORT} does not make them wrong, "
-        "LM-PGD or CW does. LPS gives all of them its largest value."
+        f"{so_many(int(critical.sum()), 'critical image')} of {len(critical):,}: right at the end of PGD-{SHORT}, "
+        f"wrong under LM-PGD or CW. LPS gives its largest value to {highest:,} of them."
     )
-    return values, said, True
+    return Drawn(values, said, {"PGD": describe(sitter.pgd), "LM-PGD": describe(strong), **cw.settings})
 
 
-def _broken(sitter: Sitter, what: Attempted) -> Generator[Attacking, None, npt.NDArray[np.bool_]]:
-    """Which images an attack breaks, wrong ones included."""
+def _tried(sitter: Sitter, what: Attempted) -> Generator[Attacking, None, Ledger]:
+    """What an attack does to every image that is right."""
     model = sitter.subjects[0].model
     room = room_of(model, sitter.batch)
     ledger = look(model, sitter.part, room)
     yield from attempt(model, sitter.part, ledger, what, sitter.seed, room, keep=False)
-    found: npt.NDArray[np.bool_] = ~ledger.stands.numpy()
-    return found
+    return ledger
 
 
 def _accuracies(sitter: Sitter) -> Telling:
     """1c: rows, {place, model, attack, accuracy, low, high, correct} each."""
-    rows = []
+    rows: list[dict[str, Any]] = []
+    attacks: dict[str, str] = {}
     for place, subject in enumerate(sitter.subjects):
         for attack in UNDER:
             what = plan(attack, sitter.eps, subject.classes, sitter.norm)
+            attacks |= what.settings
             for record in trial(subject.model, sitter.part, what, sitter.seed):
                 yield record
                 if isinstance(record, Attacked):
                     some = {k: v for k, v in asdict(record).items() if k in ("accuracy", "low", "high", "correct")}
                     rows.append({"place": place, "model": subject.name, "attack": attack, **some})
-    said = f"Accuracy on {len(sitter.part.y):,} images under PGD-100 and CW, with 95 % Wilson intervals."
-    return {"rows": rows}, said, True
+    said = f"Accuracy on {so_many(len(sitter.part.y), 'image')} under PGD-100 and CW, with 95 % Wilson intervals."
+    return Drawn({"rows": rows}, said, attacks)
 
 
 def _along(sitter: Sitter) -> Telling:
@@ -191,7 +216,8 @@ def _along(sitter: Sitter) -> Telling:
     steps = _lps(pgd)
     counts = np.bincount(steps, minlength=SHORT + 1)[1:SHORT]
     if not counts.any():
-        return {"steps": SHORT}, f"No image has an LPS between 1 and {SHORT - 1}.", False
+        said = f"No image has an LPS between 1 and {SHORT - 1}."
+        return Drawn({"steps": SHORT}, said, {"PGD": describe(sitter.pgd)}, drawable=False)
     shown = 1 + int(counts.argmax())
     same = np.flatnonzero(steps == shown)
     ends = sitter.judged(pgd.x_adv)[0][same]
@@ -208,10 +234,11 @@ def _along(sitter: Sitter) -> Telling:
               "pm": [_listed(row) for row in np.stack(columns, 1)],
               "spread": [float(ends.min()), float(ends.max())]}  # fmt: skip
     said = (
-        f"{len(same):,} of {len(steps):,} images have LPS {shown}; at the end of the same PGD-{SHORT} their PM goes "
-        f"from {ends.min():.2f} to {ends.max():.2f}. Shown are {len(chosen)}."
+        f"LPS {shown}: {len(same):,} of {so_many(len(steps), 'image')}. At the end of the same PGD-{SHORT} their PM "
+        f"goes from {ends.min():.2f} to {ends.max():.2f}. Shown: {len(chosen)}."
     )
-    return values, said, True
+    prefixes = {f"PGD, {so_many(k, 'step')}": describe(attack) for k, attack in enumerate(walks)}
+    return Drawn(values, said, {"PGD": describe(sitter.pgd), **prefixes})
 
 
 def _by_lps(sitter: Sitter) -> Telling:
@@ -219,8 +246,8 @@ def _by_lps(sitter: Sitter) -> Telling:
     pgd = yield from sitter.walked("PGD", sitter.pgd)
     steps, nat, adv = _lps(pgd), sitter.judged()[0], sitter.judged(pgd.x_adv)[0]
     values = {"steps": SHORT, "lps": steps.tolist(), "pm_nat": _listed(nat), "pm_adv": _listed(adv)}
-    said = f"PM of {len(steps):,} images by their LPS under PGD-{SHORT}; box: quartiles, line: 5 to 95 %."
-    return values, said, True
+    said = f"PM of {so_many(len(steps), 'image')} by their LPS under PGD-{SHORT}; box: quartiles, line: 5 to 95 %."
+    return Drawn(values, said, {"PGD": describe(sitter.pgd)})
 
 
 FIGURES: dict[str, Callable[[Sitter], Telling]] = {

@@ -14,7 +14,7 @@ from robustmail.attacks.torchattacks import torchattack
 from robustmail.attacks.view import Norm
 from robustmail.data.testsets import TestSet
 from robustmail.errors import DataError, RunError
-from robustmail.evaluation.folder import fingerprint_of
+from robustmail.evaluation.folder import differences, fingerprint_of
 from robustmail.evaluation.ledger import BROKE, Ledger
 from robustmail.evaluation.plans import Plan, plan
 from robustmail.evaluation.plans import cost as passes_of
@@ -22,9 +22,9 @@ from robustmail.evaluation.statistics import wilson
 from robustmail.evaluation.subject import Subject
 from robustmail.evaluation.suite import attempt, look, named, room_of, verdict
 from robustmail.files import write_json
-from robustmail.lab.paths import Path, plans, walk
-from robustmail.lab.records import AREAS, CAUSES, Area, Cost, Findings, Lab
-from robustmail.lab.statistics import behind, continuity, hidden, quartiles, spread, truth
+from robustmail.lab.paths import Path, check_reach, plans, walk
+from robustmail.lab.records import AREAS, CAUSES, Area, Cost, Findings, Lab, so_many
+from robustmail.lab.statistics import behind, continuity, critical_among, hidden, quartiles, spread, truth
 from robustmail.lab.values import Values, cost, said
 from robustmail.provenance import provenance
 from robustmail.randomness import key
@@ -32,7 +32,7 @@ from robustmail.records import Attacked, Attacking, Measuring
 from robustmail.step import Attack, Margin
 from robustmail.values import describe, flatten
 
-__all__ = ["AGAINST", "Task", "lab", "prepare", "save"]
+__all__ = ["AGAINST", "Task", "lab", "make", "prepare", "same", "save"]
 
 AGAINST = ("pgd100", "cw", "apgd")
 FAB_STEPS = 20
@@ -49,7 +49,8 @@ class Task:
     """What to measure, on what, and with what.
 
     margins: by name. against: the attacks that decide who is broken, together the strongest at hand. steps: of the
-    training attack and of every path. Raises RecipeError for an unknown attack, DataError for too few images.
+    training attack and of every path. Raises RecipeError for an unknown attack or a budget of nothing, DataError for
+    too few images.
     """
 
     subject: Subject
@@ -64,6 +65,7 @@ class Task:
     attacks: list[Plan] = field(init=False)
 
     def __post_init__(self) -> None:
+        check_reach(self.eps, self.norm)
         if len(self.data.part.y) < 2:
             raise DataError(self.data.name, "is one image, and a margin compares", "Pass --n 100 at least.")
         classes = self.subject.classes
@@ -105,7 +107,8 @@ class Task:
         strong = sum(passes_of(what.name) for what in self.attacks)
         fab = FAB_STEPS * (1 + 2.0 * min(self.subject.classes, 10))
         return (
-            f"{len(self.data.part.y):,} images: {len(self.paths)} attack paths, {len(self.margins)} margins, then "
+            f"{so_many(len(self.data.part.y), 'image')}: {len(self.paths)} attack paths, "
+            f"{so_many(len(self.margins), 'margin')}, then "
             f"{', '.join(what.name for what in self.attacks)} and FAB; about {paths + strong + fab:,.0f} forward "
             "passes an image at most"
         )
@@ -173,7 +176,8 @@ class _Facts:
         distance[~right] = 0.0
         broken = ~ledger.stands.numpy() | np.any([path.broken.numpy() for path in paths], axis=0)
         missed = broken & right & (distance > task.eps * (1 + 1e-4))
-        return cls(ledger.label.numpy(), right, area, broken, (area == "safe") & broken, distance, missed)
+        critical = critical_among(right, fell, broken)
+        return cls(ledger.label.numpy(), right, area, broken, critical, distance, missed)
 
 
 def _summed(
@@ -263,6 +267,14 @@ def save(found: Lab, folder: File) -> File:
     path = folder / "margins.json"
     write_json(path, {"format": FORMAT, **asdict(found)})
     return path
+
+
+def same(task: Task, there: Lab, folder: File) -> None:
+    """Refuse to put one lab into another one's place (raises RunError naming what differs)."""
+    here = {"spec": task.spec, "weights": task.subject.weights, "data": {"fingerprint": fingerprint_of(task.data.part)}}
+    if said := differences(vars(there), here):
+        raise RunError(str(folder), f"holds another lab ({'; '.join(said[:4])})",
+                       "Pass another --out, or --fresh to begin anew.")  # fmt: skip
 
 
 def make(folder: File, files: tuple[str, ...]) -> None:

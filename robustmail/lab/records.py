@@ -7,11 +7,16 @@ from typing import Any
 
 __all__ = [
     "AREAS", "CAUSES", "Area", "Continuity", "Cost", "Estimate", "Figure", "Findings", "Hidden", "Lab", "Per", "Spread",
-    "Truth",
+    "Truth", "so_many",
 ]  # fmt: skip
 
 AREAS = ("wrong", "boundary", "safe")
 CAUSES = ("draw", "path", "end", "both")
+
+
+def so_many(n: int, thing: str) -> str:
+    """A number with its noun: 1 image, 2,000 images."""
+    return f"{n:,} {thing}{'s' * (n != 1)}"
 
 
 @dataclass(frozen=True)
@@ -166,7 +171,8 @@ class Lab:
 class Figure:
     """One of the paper's figures, redrawn from a model and images of one's own: everything that is drawn.
 
-    which: 1a, 1b, 1c, 2 or 4. values: what `robustmail.lab.figures` says of each. said: the caption, in sentences.
+    which: 1a, 1b, 1c, 2 or 4. settings: the attacks that ran, each spelt out. values: what `robustmail.lab.figures`
+    says of each. said: the caption, in sentences.
     drawable: False where there is no example of what the figure shows.
     """
 

@@ -9,7 +9,10 @@ import numpy.typing as npt
 
 from robustmail.lab.records import Continuity, Estimate, Hidden, Per, Spread, Truth
 
-__all__ = ["auroc", "behind", "bootstrap", "continuity", "hidden", "quartiles", "spearman", "spread", "truth"]
+__all__ = [
+    "auroc", "behind", "bootstrap", "continuity", "critical_among", "hidden", "quartiles", "spearman", "spread",
+    "truth",
+]  # fmt: skip
 
 Floats = npt.NDArray[np.floating]
 Bools = npt.NDArray[np.bool_]
@@ -17,22 +20,38 @@ Statistic = Callable[..., Floats]
 
 RESAMPLES = 1000
 AT_ONCE = 2_000_000  # numbers in a block of resamples
-DISCRETE, TIED = 0.1, 0.01
+TIED, MOST, COARSE, NEAR = 0.01, 0.5, 1 / 3, 1e-3
 
 
 def continuity(values: Floats) -> Continuity:
     """Ties among a margin's values, [N].
 
-    constant: one value. discrete: fewer than a tenth as many values as examples. tied: more than 1 % of the examples
-    share their value, as probabilities do that round to 1. continuous: neither.
+    constant: one value. discrete: more than half of the examples share their value, and either the values are steps of
+    one size, fewer than examples, or more than a third of those between the smallest and the largest are shared. tied:
+    more than 1 % of the examples share theirs, as probabilities do that round to 1. continuous: neither.
     """
     n = len(values)
-    counts = np.unique(values, return_counts=True)[1]
+    different, counts = np.unique(values, return_counts=True)
     ties = float(counts[counts > 1].sum() / n)
-    verdict = "constant" if len(counts) == 1 else "discrete" if len(counts) < DISCRETE * n else "tied"
-    if verdict == "tied" and ties <= TIED:
-        verdict = "continuous"
+    verdict = "tied" if ties > TIED else "continuous"
+    if len(counts) == 1:
+        verdict = "constant"
+    elif ties > MOST and (_even(different, n) or _coarse(counts > 1)):
+        verdict = "discrete"
     return Continuity(len(counts), ties, float(counts.max() / n), verdict)
+
+
+def _even(different: Floats, n: int) -> bool:
+    """Are some values, in order, steps of one size, fewer than n? So few images as there may be, a count shows."""
+    gaps = np.diff(different.astype(np.float64))
+    steps = gaps / gaps.min()
+    return bool(steps.sum() < n and np.allclose(steps, steps.round(), rtol=0, atol=NEAR) and len(steps) > 1)
+
+
+def _coarse(shared: Bools) -> bool:
+    """Are values shared, [values] in order, all over the range, not at its ends alone, where fine margins saturate?"""
+    within = shared[1:-1]
+    return float(within.mean()) > COARSE if len(within) else bool(shared.all())
 
 
 def spread(columns: Floats) -> Spread:
@@ -102,6 +121,14 @@ def truth(margin: Floats, broken: Bools, distance: Floats, seed: int) -> Truth:
         bootstrap(spearman, margin, stands, seed=seed),
         bootstrap(spearman, margin, distance, seed=seed),
     )
+
+
+def critical_among(right: Bools, fell: Bools, broken: Bools) -> Bools:
+    """The examples that training takes for safe and a stronger attack breaks, [N] bool.
+
+    right: as they are. fell: at the end of the training attack. broken: by any attack.
+    """
+    return right & ~fell & broken
 
 
 def hidden(margin: Floats, safe: Bools, critical: Bools, seed: int) -> Hidden:

@@ -8,17 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from robustmail.lab.records import Figure
-from robustmail.report.ink import BLUE, GREY, HATCH, MARKS, ORANGE, box, dot, patch, sheet
+from robustmail.lab.records import Figure, so_many
+from robustmail.report.ink import BLUE, GREY, HATCH, MARKS, ORANGE, box, dot, patch, remove, sheet
 
 __all__ = ["draw_figure"]
 
 
 def draw_figure(found: Figure, folder: Path) -> list[Path]:
-    """Draw a figure as PNG and SVG into a folder; returns the files, none where there is nothing to draw."""
+    """Draw a figure as PNG and SVG into a folder; returns the files, none where there is nothing to draw.
+
+    What was drawn there before is removed in either case.
+    """
     made: list[Path] = []
+    stem = folder / f"figure-{found.which}"
+    remove(stem)
     if found.drawable:
-        DRAW[found.which](found, found.values, folder / f"figure-{found.which}", made)
+        DRAW[found.which](found, found.values, stem, made)
     return made
 
 
@@ -85,7 +90,7 @@ def _accuracies(found: Figure, values: dict[str, Any], stem: Path, made: list[Pa
             axis.text(at, 100 * row["high"] + 1, f"{height:.1f}", ha="center", fontsize=8)
         names = {row["place"]: row["model"] for row in rows}
         axis.set_xticks(range(len(models)), [names[place] for place in models])
-        axis.set(ylabel=f"accuracy on {found.n:,} images (%)", xlabel="model", ylim=(0, 105))
+        axis.set(ylabel=f"accuracy on {so_many(found.n, 'image')} (%)", xlabel="model", ylim=(0, 105))
         keys = [patch(colour, hatch, name) for name, colour, hatch, _ in looks.values()]
         figure.legend(handles=keys, loc="outside lower center", ncols=2)
 

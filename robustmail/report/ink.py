@@ -13,16 +13,28 @@ from robustmail.files import write
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["BLUE", "GREEN", "GREY", "HATCH", "MARKS", "ORANGE", "box", "dot", "patch", "sheet"]
+__all__ = ["BLUE", "GREEN", "GREY", "HATCH", "MARKS", "ORANGE", "box", "dot", "patch", "pictures", "remove", "sheet"]
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#777777"  # of Okabe and Ito; unlike in grey too
 HATCH = "////"
 MARKS = (("o", BLUE), ("s", ORANGE), ("^", GREEN), ("D", "black"))
+FORMS: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 STYLE: dict[Any, Any] = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none",
     "svg.hashsalt": "robustmail", "text.parse_math": False, "hatch.linewidth": 0.6, "legend.frameon": False,
     "legend.fontsize": 8, "axes.titlesize": 9,
 }  # fmt: skip
+
+
+def pictures(stem: Path) -> list[Path]:
+    """The files of one picture."""
+    return [stem.with_name(f"{stem.name}.{form}") for form in FORMS]
+
+
+def remove(stem: Path) -> None:
+    """Remove a picture, lest an old one stay beside new numbers."""
+    for path in pictures(stem):
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -36,8 +48,7 @@ def sheet(stem: Path, width: float, height: float, made: list[Path]) -> Iterator
         figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
         FigureCanvasAgg(figure)
         yield figure
-        for form, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-            path = stem.with_name(f"{stem.name}.{form}")
+        for path, (form, metadata) in zip(pictures(stem), FORMS.items(), strict=True):
             write(path, partial(figure.savefig, format=form, metadata=metadata))
             made.append(path)
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from robustmail.lab.records import AREAS, CAUSES, Findings, Lab, Truth
-from robustmail.report.ink import BLUE, GREY, HATCH, MARKS, ORANGE, box, dot, patch, sheet
+from robustmail.lab.records import AREAS, CAUSES, Findings, Lab, Truth, so_many
+from robustmail.report.ink import BLUE, GREY, HATCH, MARKS, ORANGE, box, dot, patch, remove, sheet
 
 __all__ = ["PICTURES", "draw_lab"]
 
@@ -19,10 +19,14 @@ BINS = 40
 
 
 def draw_lab(lab: Lab, folder: Path) -> list[Path]:
-    """Draw every picture as PNG and SVG into a folder, of the margins that could be measured; returns the files."""
+    """Draw every picture as PNG and SVG into a folder, of the margins that could be measured; returns the files.
+
+    What was drawn there before is removed, even where no margin could be measured.
+    """
     found = [one for one in lab.findings if not one.wrong]
     made: list[Path] = []
     for name, draw in PICTURES.items():
+        remove(folder / name)
         if found:
             draw(lab, found, folder / name, made)
     return made
@@ -42,7 +46,9 @@ def _continuity(lab: Lab, found: Sequence[Findings], stem: Path, made: list[Path
             for bar in axis.containers[1] if len(axis.containers) > 1 else []:
                 bar.set_hatch(HATCH)
             some = one.continuity
-            axis.set_title(f"{one.margin}: {some.distinct:,} values, {100 * some.ties:.0f} % tied" if some else "")
+            axis.set_title(
+                f"{one.margin}: {so_many(some.distinct, 'value')}, {100 * some.ties:.0f} % tied" if some else ""
+            )
             axis.set(xlabel="value of the margin", ylabel="images")
         for axis in axes[len(found) :]:
             axis.set_axis_off()
@@ -105,7 +111,8 @@ def _areas(lab: Lab, found: Sequence[Findings], stem: Path, made: list[Path]) ->
             left.bar(k, broken, color=colours[area.name], edgecolor="black", hatch=HATCH, linewidth=0.8)
             left.bar(k, stands, bottom=broken, color=colours[area.name], edgecolor="black", linewidth=0.8)
             left.text(k, broken + stands + 1, f"{area.broken:,} of {area.n:,}\nbroken", ha="center", fontsize=8)
-        left.set(xticks=range(len(AREAS)), xticklabels=AREAS, ylabel="images (%)", ylim=(0, 119))
+        left.set(xticks=range(len(AREAS)), xticklabels=AREAS, ylim=(0, 119))
+        left.set(xlabel="area, by the training attack", ylabel="images (%)")
         left.set_yticks(range(0, 101, 20))
         for k, one in enumerate(found):
             ranks = 100 * rankdata(lab.margins[one.margin]) / lab.n
@@ -135,8 +142,11 @@ def _hidden(lab: Lab, found: Sequence[Findings], stem: Path, made: list[Path]) -
                       markeredgecolor="black", markeredgewidth=0.5)  # fmt: skip
         _rows(axis, found)
         axis.set(xlabel="rank by the margin (%; 100 = said to be safest)", xlim=(0, 101))
-        axis.set_title(f"{lab.critical} of {lab.n:,} images are critical: they stand under the training attack alone")
-        keys = [dot(ORANGE, "a critical image"), patch("white", "....", "images that share the maximum")]
+        some = f"{so_many(lab.critical, 'critical image')} of {lab.n:,}: standing under the training attack alone"
+        none = f"No critical image among {lab.n:,}: what stands under the training attack stands under all"
+        axis.set_title(some if lab.critical else none)
+        keys = [dot(ORANGE, "a critical image")] if lab.critical else []
+        keys.append(patch("white", "....", "images that share the maximum"))
         figure.legend(handles=keys, loc="outside lower center", ncols=2)
 
 
@@ -150,8 +160,7 @@ def _cost(lab: Lab, found: Sequence[Findings], stem: Path, made: list[Path]) -> 
                   edgecolor="black", linewidth=0.6, hatch=HATCH)  # fmt: skip
         for k, c in enumerate(costs):
             axis.text(c.forward + c.backward, k, f" {c.forward} + {c.backward}", va="center", fontsize=8)
-        _rows(axis, found)
-        axis.set_yticks(range(len(costs)), [*(one.margin for one in found), "(the training attack)"])
+        _rows(axis, found, "(the training attack)")
         axis.set_xlim(0, 1.15 * max(1, *(c.forward + c.backward for c in costs)))
         axis.set_xlabel("passes of the batch added to a training step of AT")
         keys = [patch(BLUE, "", "forward"), patch(ORANGE, HATCH, "backward")]
@@ -163,9 +172,10 @@ PICTURES: dict[str, Callable[[Lab, Sequence[Findings], Path, list[Path]], None]]
 }  # fmt: skip
 
 
-def _rows(axis: Any, found: Sequence[Findings]) -> None:
-    """A row per margin, the best on top."""
-    axis.set_yticks(range(len(found)), [one.margin for one in found])
+def _rows(axis: Any, found: Sequence[Findings], *more: str) -> None:
+    """A row per margin, the best on top, and then rows of something else."""
+    names = [*(one.margin for one in found), *more]
+    axis.set_yticks(range(len(names)), names)
     axis.set_ylabel("margin")
-    axis.set_ylim(len(found) - 0.4, -0.6)  # the best on top, and room for markers beside each name
+    axis.set_ylim(len(names) - 0.4, -0.6)  # the best on top, and room for markers beside each name
     axis.tick_params(axis="y", length=0)

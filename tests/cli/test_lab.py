@@ -56,6 +56,36 @@ def test_figure_draws_several_models_and_writes_the_numbers(robustmail, folder: 
     assert (folder / "f/figure-1c.svg").is_file()
 
 
+def test_another_lab_is_not_overwritten_but_with_fresh(robustmail, folder: Path):  # noqa: F811
+    words = f"margins net.pth {READ} --margins lps --against pgd2 --out lab"
+    assert robustmail(words).code == 0
+    assert robustmail(words).code == 0, "the same again"
+    before = (folder / "lab/margins.json").read_bytes()
+    other = words.replace("--against pgd2", "--against pgd2,cw").replace("--eps 0.1", "--eps 0.2")
+    assert_refused(robustmail(other), "lab: holds another lab (against: pgd2 there, pgd2, cw here; eps: 0.1 there, 0.2")
+    assert (folder / "lab/margins.json").read_bytes() == before
+    assert robustmail(f"{other} --fresh").code == 0
+    assert json.loads((folder / "lab/margins.json").read_text())["spec"]["eps"] == 0.2
+
+
+def test_every_figure_keeps_its_own_provenance_and_a_replaced_one_is_told(robustmail, folder: Path):  # noqa: F811
+    for which in ("2", "4"):
+        assert "replaced" not in robustmail(f"figure {which} net.pth {READ} --out f").out
+        kept = json.loads((folder / f"f/provenance-{which}.json").read_text())
+        assert f"figure {which} net.pth" in kept["command"]
+    assert "replaced" not in robustmail(f"figure 4 net.pth {READ} --out f").out
+    fewer = READ.replace("--n 30", "--n 20")
+    assert "f held another figure 4, which is replaced" in robustmail(f"figure 4 net.pth {fewer} --out f").out
+
+
+def test_the_weights_of_runs_do_not_share_a_folder(robustmail, folder: Path):  # noqa: F811
+    short = "run quickstart epochs=1 burn_in=0 optimizer.lr=0.05 evaluate=nat test_size=30 --plain"
+    assert robustmail(short).code == 0
+    for file in ("best.safetensors", "last.safetensors", ""):
+        assert robustmail(f"figure 4 runs/quickstart/1/{file} --n 10").code == 0
+    assert [path.name for path in (folder / "figures").iterdir()] == ["quickstart-1"]
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -69,7 +99,11 @@ def test_figure_draws_several_models_and_writes_the_numbers(robustmail, folder: 
         ("margins net.pth --against pgd0", "no such attack"),
         ("figure 3 net.pth", "the paper has it not, or it shows no data"),
         ("figure 2 net.pth net.pth", "shows one model, not 2"),
-        ("figure 1a net.pth --norm l2", "needs LM-PGD"),
+        ("figure 1a net.pth --norm l2", "figure 1a: needs LM-PGD"),
+        ("figure 1b net.pth --norm l2", "figure 1b: needs LM-PGD"),
+        ("margins nofile.pth", "nofile.pth: no such file"),
+        ("margins net.pth --against ''", "--against: names none. Write pgd100,cw,apgd."),
+        ("margins net.pth --margins own.py", "Write own.py:margin."),
         ("margins net.pth --out .", "holds things of another kind"),
     ],
 )
@@ -78,3 +112,20 @@ def test_a_mistake_is_one_line_and_leaves_nothing(robustmail, words: str, says: 
     done = robustmail(f"{words} {READ}")
     assert_refused(done, says)
     assert {path.name for path in folder.iterdir()} <= before | {"figures"}
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("margins nofile.safetensors", "nofile.safetensors: no such file"),
+        ("figure 4 nett.pth", "nett.pth: no such file. Did you mean 'net.pth'?"),
+        ("margins net.pth --data 'digits()' --model small_cnn --normalize none --eps 0", "eps=0: must be above 0"),
+        ("figure 4 net.pth --data 'digits()' --model small_cnn --normalize none --eps 0", "eps=0: must be above 0"),
+    ],
+)
+def test_a_missing_file_and_a_budget_of_nothing_are_told_before_all_else(
+    robustmail, words: str, says: str, folder: Path  # noqa: F811
+):  # fmt: skip
+    assert_refused(robustmail(words), says)
+    assert not (folder / "lab").exists()
+    assert not (folder / "figures").exists()

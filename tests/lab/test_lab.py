@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
+from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +17,23 @@ from torch import nn
 from robustmail import PGD, digits, lps, pm_adv
 from robustmail.data.images import to_float
 from robustmail.data.testsets import TestSet
-from robustmail.errors import PluginError
+from robustmail.errors import PluginError, RecipeError
 from robustmail.evaluation.subject import Subject
+from robustmail.lab import figures
 from robustmail.lab.figures import Sitter, figure
 from robustmail.lab.laboratory import Task, lab, save
 from robustmail.lab.paths import Path as Walked
 from robustmail.lab.paths import grafted
-from robustmail.lab.records import Figure, Lab
+from robustmail.lab.records import Figure, Lab, so_many
 from robustmail.models.classifier import build
+from robustmail.report import figures as drawings
+from robustmail.report import lab_pictures
 from robustmail.report.figures import draw_figure
 from robustmail.report.lab import lab_table, read_lab
 from robustmail.report.lab_pictures import PICTURES, draw_lab
 from robustmail.scores import gap
 from robustmail.step import Trace
+from robustmail.values import describe
 
 STRONG = PGD(eps=0.1, alpha=0.02, steps=5, start="none", loss="margin")
 
@@ -134,6 +141,105 @@ def test_every_question_has_a_picture_and_the_table_says_what_was_found(found: L
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(lab_table(found))
     assert "discrete, path-dependent" in console.export_text()
+
+
+@pytest.fixture
+def sheets(monkeypatch: pytest.MonkeyPatch) -> list:
+    """Every sheet that was drawn on, as matplotlib has it."""
+    drawn = []
+
+    def keeping(sheet: Callable) -> Callable:
+        @contextmanager
+        def kept(*args):
+            with sheet(*args) as page:
+                yield page
+                drawn.append(page)
+
+        return kept
+
+    for module in (lab_pictures, drawings):
+        monkeypatch.setattr(module, "sheet", keeping(module.sheet))
+    return drawn
+
+
+def test_every_axis_is_labelled_and_every_bar_lies_inside_it(found: Lab, sheets: list, tmp_path: Path):
+    draw_lab(found, tmp_path)
+    axes = [axis for page in sheets for axis in page.axes if axis.axison]
+    assert len(axes) == 5 + 1 + 2 + 2 + 1 + 1  # five margins could be measured
+    for axis in axes:
+        assert axis.get_xlabel()
+        assert axis.get_ylabel() or not axis.yaxis.get_tick_params()["labelleft"]
+        (left, right), (low, high) = sorted(axis.get_xlim()), sorted(axis.get_ylim())
+        for bar in axis.patches:
+            if hasattr(bar, "get_width"):
+                assert left <= bar.get_x() <= bar.get_x() + bar.get_width() <= right
+                assert low <= bar.get_y() <= bar.get_y() + bar.get_height() <= high
+
+
+def test_where_nothing_is_critical_the_picture_says_so_and_has_no_key_for_it(
+    found: Lab, sheets: list, tmp_path: Path
+):  # fmt: skip
+    titles, keys = [], []
+    for critical in (np.zeros(found.n, bool), np.arange(found.n) < 1):
+        images = {**found.images, "critical": critical.tolist()}
+        draw_lab(dataclasses.replace(found, images=images, critical=int(critical.sum())), tmp_path)
+        page = sheets[list(lab_pictures.PICTURES).index("hidden") - len(lab_pictures.PICTURES)]
+        titles.append(page.axes[0].get_title())
+        keys.append([text.get_text() for text in page.legends[0].get_texts()])
+    assert titles[0].startswith("No critical image among 120")
+    assert titles[1].startswith("1 critical image of 120")
+    assert ["a critical image" in some for some in keys] == [False, True]
+
+
+def test_no_old_picture_stays_where_there_is_nothing_to_draw(task: Task, found: Lab, tmp_path: Path):
+    made = draw_lab(found, tmp_path)
+    unmeasured = tuple(dataclasses.replace(one, wrong="NaN") for one in found.findings)
+    assert draw_lab(dataclasses.replace(found, findings=unmeasured), tmp_path) == []
+    some = list(figure("4", Sitter([task.subject], task.data.first(30), 0.1)))[-1]
+    made += draw_figure(some, tmp_path)
+    assert draw_figure(dataclasses.replace(some, drawable=False), tmp_path) == []
+    assert not any(path.exists() for path in made)
+
+
+@pytest.mark.parametrize("which", ["1a", "1b", "1c", "2", "4"])
+def test_a_figure_names_every_attack_that_ran_for_it(which: str, task: Task, monkeypatch: pytest.MonkeyPatch):
+    ran = set()
+
+    def told(does: Callable, texts: Callable) -> Callable:
+        def telling(*args, **knobs):
+            ran.update(texts(args))
+            return does(*args, **knobs)
+
+        return telling
+
+    monkeypatch.setattr(figures, "walk", told(figures.walk, lambda args: [describe(args[2].attack)]))
+    monkeypatch.setattr(figures, "attempt", told(figures.attempt, lambda args: args[3].settings.values()))
+    monkeypatch.setattr(figures, "trial", told(figures.trial, lambda args: args[2].settings.values()))
+    drawn = list(figure(which, Sitter([task.subject], task.data.first(12), 0.1)))[-1]
+    assert set(drawn.settings.values()) == ran
+    if which == "1a":
+        assert "steps=50" in drawn.settings["PGD-50"]
+        assert drawn.settings["LM-PGD-50"].startswith("LMPGD")
+
+
+def test_the_lab_and_figure_1b_mean_the_same_by_critical(task: Task):
+    against = dataclasses.replace(task, margins={"lps": lps}, data=task.data.first(60), against=("cw",))
+    drawn = list(figure("1b", Sitter([task.subject], against.data, 0.1)))[-1]
+    measured = list(lab(against))[-1]
+    mine, theirs = np.array(drawn.values["critical"]), np.array(measured.images["critical"])
+    assert not (mine & ~theirs).any()  # the lab has more paths to break images with
+    assert (np.array(measured.images["area"])[mine] == "safe").all()
+
+
+def test_a_budget_of_nothing_is_refused(task: Task):
+    with pytest.raises(RecipeError, match="eps=0: must be above 0"):
+        dataclasses.replace(task, eps=0.0)
+    with pytest.raises(RecipeError, match="eps=0: must be above 0"):
+        Sitter([task.subject], task.data, 0.0)
+
+
+def test_a_single_thing_is_singular():
+    assert [so_many(n, "image") for n in (0, 1, 2000)] == ["0 images", "1 image", "2,000 images"]
 
 
 @pytest.mark.parametrize("which", ["1a", "1b", "1c", "2", "4"])

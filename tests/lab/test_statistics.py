@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from robustmail.lab.statistics import auroc, behind, bootstrap, continuity, hidden, spearman, spread, truth
+from robustmail.lab.statistics import (
+    auroc,
+    behind,
+    bootstrap,
+    continuity,
+    critical_among,
+    hidden,
+    spearman,
+    spread,
+    truth,
+)
 
 
 def test_ties_are_counted_and_named():
@@ -15,6 +25,33 @@ def test_ties_are_counted_and_named():
     assert continuity(np.ones(5)).verdict == "constant"
     assert continuity(np.arange(100.0) % 5).verdict == "discrete"
     assert continuity(np.arange(100.0)).verdict == "continuous"
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.1])
+@pytest.mark.parametrize("n", [10, 30, 110, 1000])
+def test_a_count_is_discrete_among_few_images_too(n: int, scale: float):
+    """As LPS on a robust model: most images at its ends, few on the way."""
+    rng = np.random.default_rng(n)
+    steps = np.where(rng.random(n) < 0.3, rng.integers(1, 10, n), rng.choice([0, 10], n))
+    assert continuity((scale * steps).astype(np.float32)).verdict == "discrete"
+
+
+@pytest.mark.parametrize("n", [10, 30, 110, 1000])
+def test_a_fine_margin_that_saturates_is_tied_and_not_discrete(n: int):
+    fine = np.random.default_rng(n).normal(0, 3, n).clip(-1, 1).astype(np.float32)
+    assert len(np.unique(fine)) <= n / 2
+    assert continuity(fine).verdict == "tied"
+    assert continuity(np.r_[np.ones(n), 0.3]).verdict == "tied"
+
+
+def test_coarse_values_need_not_be_evenly_spaced():
+    assert continuity(np.arange(100.0) % 5 ** (1 + np.arange(100) % 2)).verdict == "discrete"
+    assert continuity(np.array([0.0, 0, 1, 1])).verdict == "discrete"
+
+
+def test_critical_is_who_is_right_stands_at_the_end_and_is_broken_all_the_same():
+    right, fell, broken = np.array([[1, 0, 1, 1], [0, 0, 1, 0], [1, 1, 1, 0]], bool)
+    assert critical_among(right, fell, broken).tolist() == [True, False, False, False]
 
 
 def test_the_same_values_on_every_path_have_no_spread_and_swapped_ones_a_known_one():
