@@ -58,7 +58,7 @@ def gauge(now: Recipe, step: Step, loss: Loss, number: int) -> Gauges:
     values = [
         summed(loss.total.detach())[0],
         (weighted if weights is None else weights * weighted).mean(),
-        everyone(plain).mean() if isinstance(plain, Tensor) else nothing * 0 + plain,
+        everyone(plain).mean() if isinstance(plain, Tensor) else torch.full_like(nothing, plain),
         right.double().mean(),
         nat,
         *([nothing] * 4 if weights is None else weight_stats(weights, weighted, right)),

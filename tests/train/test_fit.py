@@ -116,6 +116,13 @@ def test_training_accuracy_on_natural_images_is_known_for_objectives_that_do_not
     assert 0 <= row["train_nat"] <= 1
 
 
+def test_a_plain_term_that_is_a_number_is_told_as_that_number():
+    made = recipe.but(objective=AT(), margin=None, weight=None, burn_in=0, epochs=1)
+    records = list(fit(made))
+    assert {r.plain for r in records if isinstance(r, StepDone)} == {0.0}
+    assert next(r.row for r in records if isinstance(r, EpochDone))["train_plain"] == 0.0
+
+
 def test_weight_statistics_have_their_closed_form():
     weights = torch.ones(100)
     weights[:3] = 34.0
