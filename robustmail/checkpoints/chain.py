@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from robustmail.checkpoints.layers import Layer, Proposal, activation, conv, linear, natural, norm
+from robustmail.records import so_many
 
 __all__ = ["proposals"]
 
@@ -305,7 +306,7 @@ def _proposal(
 def _name(links: Sequence[Link]) -> str:
     convs = sum(link.layer.kind == "conv" for link in links)
     linears = len(links) - convs
-    counted = [f"{n} {word}{'s' * (n > 1)}" for n, word in ((convs, "convolution"), (linears, "linear layer")) if n]
+    counted = [so_many(n, word) for n, word in ((convs, "convolution"), (linears, "linear layer")) if n]
     shortcuts = len({link.shortcut for link in links} - {""})
     name = f"chain of {' and '.join(counted)}" + (f" with {shortcuts} shortcuts" if shortcuts else "")
     if shortcuts:

@@ -48,7 +48,7 @@ from robustmail.evaluation.suite import (
 )
 from robustmail.files import locked, write, write_json, write_text
 from robustmail.provenance import provenance
-from robustmail.records import Attacked, Attacking
+from robustmail.records import Attacked, Attacking, so_many
 from robustmail.step import Attack
 
 __all__ = [
@@ -85,9 +85,9 @@ class Task:
         blocks = -(-len(self.data.part.y) // CHUNK)
         if self.shard[1] > blocks:
             raise RunError(f"--shard {self.shard[0]}/{self.shard[1]}",
-                           f"{len(self.data.part.y)} images make {blocks} block{'s' * (blocks != 1)} of {CHUNK}, "
+                           f"{len(self.data.part.y)} images make {so_many(blocks, 'block')} of {CHUNK}, "
                            "and a shard has at least one",
-                           f"Use {blocks} shard{'s' * (blocks != 1)} at most.")  # fmt: skip
+                           f"Use {so_many(blocks, 'shard')} at most.")  # fmt: skip
         classes = self.subject.classes
         self.plans = named([plan(attack, self.eps, classes, self.norm) for attack in self.attacks])
 

@@ -26,11 +26,11 @@ from robustmail.evaluation.subject import Subject
 from robustmail.evaluation.suite import attempt, images, look, room_of, trial
 from robustmail.files import write_json
 from robustmail.lab.paths import Path, Plan, check_reach, walk
-from robustmail.lab.records import Figure, so_many
+from robustmail.lab.records import Figure
 from robustmail.lab.statistics import critical_among
 from robustmail.margins import lps
 from robustmail.provenance import provenance
-from robustmail.records import Attacked, Attacking, Measuring
+from robustmail.records import Attacked, Attacking, Measuring, so_many
 from robustmail.scores import ce, gap
 from robustmail.step import Step
 from robustmail.values import describe
@@ -173,10 +173,10 @@ def _critical(sitter: Sitter) -> Telling:
     lm = yield from sitter.walked("LM-PGD", strong)
     ledger = yield from _tried(sitter, cw)
     broken = ~ledger.stands.numpy() | lm.broken.numpy()
-    critical = critical_among(ledger.right.numpy(), pgd.broken.numpy(), broken)
-    values = {"steps": SHORT, "lps": _lps(pgd).tolist(), "pm": _listed(sitter.judged(pgd.x_adv)[0]),
+    critical, steps = critical_among(ledger.right.numpy(), pgd.broken.numpy(), broken), _lps(pgd)
+    values = {"steps": SHORT, "lps": steps.tolist(), "pm": _listed(sitter.judged(pgd.x_adv)[0]),
               "critical": critical.tolist()}  # fmt: skip
-    highest = int((_lps(pgd)[critical] == SHORT).sum())
+    highest = int((steps[critical] == SHORT).sum())
     said = (
         f"{so_many(int(critical.sum()), 'critical image')} of {len(critical):,}: right at the end of PGD-{SHORT}, "
         f"wrong under LM-PGD or CW. LPS gives its largest value to {highest:,} of them."

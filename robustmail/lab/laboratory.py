@@ -23,12 +23,12 @@ from robustmail.evaluation.subject import Subject
 from robustmail.evaluation.suite import attempt, look, named, room_of, verdict
 from robustmail.files import write_json
 from robustmail.lab.paths import Path, check_reach, plans, walk
-from robustmail.lab.records import AREAS, CAUSES, Area, Cost, Findings, Lab, so_many
+from robustmail.lab.records import AREAS, CAUSES, Area, Cost, Findings, Lab
 from robustmail.lab.statistics import behind, continuity, critical_among, hidden, quartiles, spread, truth
 from robustmail.lab.values import Values, cost, said
 from robustmail.provenance import provenance
 from robustmail.randomness import key
-from robustmail.records import Attacked, Attacking, Measuring
+from robustmail.records import Attacked, Attacking, Measuring, so_many
 from robustmail.step import Attack, Margin
 from robustmail.values import describe, flatten
 

@@ -7,16 +7,11 @@ from typing import Any
 
 __all__ = [
     "AREAS", "CAUSES", "Area", "Continuity", "Cost", "Estimate", "Figure", "Findings", "Hidden", "Lab", "Per", "Spread",
-    "Truth", "so_many",
+    "Truth",
 ]  # fmt: skip
 
 AREAS = ("wrong", "boundary", "safe")
 CAUSES = ("draw", "path", "end", "both")
-
-
-def so_many(n: int, thing: str) -> str:
-    """A number with its noun: 1 image, 2,000 images."""
-    return f"{n:,} {thing}{'s' * (n != 1)}"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from robustmail.lab.records import Figure, so_many
+from robustmail.lab.records import Figure
+from robustmail.records import so_many
 from robustmail.report.ink import BLUE, GREY, HATCH, MARKS, ORANGE, box, dot, patch, remove, sheet
 
 __all__ = ["draw_figure"]

@@ -11,7 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from robustmail.errors import RunError
-from robustmail.lab.records import Area, Estimate, Findings, Lab, so_many
+from robustmail.lab.records import Area, Estimate, Findings, Lab
+from robustmail.records import so_many
 from robustmail.report.lines import percent, printable
 from robustmail.report.results import budget, undamaged
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from robustmail.lab.records import AREAS, CAUSES, Findings, Lab, Truth, so_many
+from robustmail.lab.records import AREAS, CAUSES, Findings, Lab, Truth
+from robustmail.records import so_many
 from robustmail.report.ink import BLUE, GREY, HATCH, MARKS, ORANGE, box, dot, patch, remove, sheet
 
 __all__ = ["PICTURES", "draw_lab"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from robustmail.errors import RunError
-from robustmail.records import Attacked
+from robustmail.records import Attacked, so_many
 from robustmail.report.lines import percent
 
 __all__ = [
@@ -106,7 +106,7 @@ class Results:
     @property
     def setting(self) -> str:
         """`1,000 images, eps 8/255 Linf, seed 0`"""
-        parts = [f"{self.n:,} image{'s' * (self.n != 1)}", f"eps {budget(self.eps, self.norm)}"]
+        parts = [so_many(self.n, "image"), f"eps {budget(self.eps, self.norm)}"]
         return ", ".join(parts + ([f"seed {self.seed}"] if self.seed is not None else []))
 
     @property
@@ -115,7 +115,7 @@ class Results:
         if (row := self.quoted) is None:
             return "nothing was run yet"
         tried = [a.name for a in self.attacks if a.name != "nat"]
-        of = f"{percent(row.accuracy)} of {row.n:,} image{'s' * (row.n != 1)}"
+        of = f"{percent(row.accuracy)} of {so_many(row.n, 'image')}"
         if not tried:
             return f"{of} are classified correctly; no attack was run"
         under = _listed(tried) if row is self.worst else row.name

@@ -15,7 +15,7 @@ from robustmail.plugins import recipe_path
 from robustmail.recipe import Recipe
 from robustmail.records import Begun, CellBegun, EpochDone, Record, Waiting
 from robustmail.train.run import Signals, preflight, run, status
-from robustmail.trials.fork import Job, begun, fork, reached
+from robustmail.trials.fork import Job, begun, fork, trained
 
 __all__ = ["EXECUTORS", "Future", "Outcome", "check", "executor", "here", "in_order", "missing", "work"]
 
@@ -116,7 +116,7 @@ def missing(jobs: Sequence[Job], recipes: Mapping[Any, Recipe]) -> list[Job]:
             needed = status(recipes[job.cell], job.folder) != "finished"
         else:
             users = [other for other in wanted if other.trunk == job.folder and not begun(other.folder)]
-            needed = bool(users) and not reached(job.folder, job.until)
+            needed = bool(users) and not trained(job.folder, job.until)
             job = replace(job, cells=sum(other.cells for other in users))
         if needed:
             wanted.append(job)

@@ -18,12 +18,13 @@ from typing import Any
 
 from robustmail.files import locked, write, write_json
 from robustmail.recipe import Recipe
+from robustmail.records import so_many
 from robustmail.schedules import Stairs
 from robustmail.train.run import make_folder, write_recipe
 from robustmail.trials.grid import Cell
 from robustmail.values import parts, schedules, transform
 
-__all__ = ["Job", "begun", "fork", "forked_from", "own", "plan", "reached"]
+__all__ = ["Job", "begun", "fork", "forked_from", "own", "plan", "trained"]
 
 ONLY_LATER = ("epochs", "burn_in", "eps", "evaluate", "select", "test_size")
 """Fields that say when something happens, or what happens afterwards; `eps` counts as `budget`."""
@@ -48,8 +49,7 @@ class Job:
         """For people."""
         if self.until is None:
             return self.cell.name
-        cells = "1 cell" if self.cells == 1 else f"{self.cells} cells"
-        return f"epochs {self.begin + 1} to {self.until} of {cells} ({self.cell.name})"
+        return f"epochs {self.begin + 1} to {self.until} of {so_many(self.cells, 'cell')} ({self.cell.name})"
 
 
 def plan(recipes: Mapping[Cell, Recipe], folders: Mapping[Cell, Path], out: Path) -> list[Job]:
@@ -84,7 +84,7 @@ def begun(folder: Path) -> bool:
     return (folder / "state.pt").exists()
 
 
-def reached(folder: Path, epochs: int) -> bool:
+def trained(folder: Path, epochs: int) -> bool:
     """Has the run in a folder trained and saved so many epochs?"""
     try:
         return len((folder / "metrics.csv").read_text().splitlines()) > epochs  # it has a heading

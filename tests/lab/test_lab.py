@@ -24,8 +24,9 @@ from robustmail.lab.figures import Sitter, figure
 from robustmail.lab.laboratory import Task, lab, save
 from robustmail.lab.paths import Path as Walked
 from robustmail.lab.paths import grafted
-from robustmail.lab.records import Figure, Lab, so_many
+from robustmail.lab.records import Figure, Lab
 from robustmail.models.classifier import build
+from robustmail.records import so_many
 from robustmail.report import figures as drawings
 from robustmail.report import lab_pictures
 from robustmail.report.figures import draw_figure

@@ -17,14 +17,9 @@ from robustmail import (
     MART,
     PGD,
     SGD,
-    TRADES,
-    Recipe,
     Sigmoid,
     State,
-    Terms,
-    digits,
     fit,
-    pm_adv,
     reproduce,
 )
 from robustmail.errors import AttackError, NonFiniteError
@@ -33,6 +28,8 @@ from robustmail.margins import lps, pm_dif
 from robustmail.records import EpochDone, StepDone
 from robustmail.train import loop
 from robustmail.train.run import Signals, Stopped, run
+from tests.train.conftest import Poison, Root
+from tests.train.conftest import recipe as tiny
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,11 +42,7 @@ class Fused(SGD):
         )
 
 
-recipe = Recipe(
-    data=digits(), model="small_cnn", attack=PGD(eps=0.1, alpha=0.05, steps=2), objective=TRADES(), epochs=2,
-    margin=pm_adv, weight=Sigmoid(slope=2.0, bias=0.0), burn_in=1, batch=256, validate="pgd2", evaluate=("nat",),
-    optimizer=Fused(lr=0.1), test_size=100,
-)  # fmt: skip
+recipe = tiny.but(batch=256, optimizer=Fused(lr=0.1), evaluate=("nat",))
 
 
 def trained(made, ahead, folder=None, until=None):
@@ -89,28 +82,6 @@ def test_the_host_is_a_step_ahead_and_knows_all_at_the_end_of_an_epoch():
     launched = [(r.epoch, r.step, state.step) for r in fit(recipe, state) if isinstance(r, StepDone)]
     steps = max(step for _, step, _ in launched)
     assert launched == [(e, s, min(s + 1, steps)) for e in range(2) for s in range(1, steps + 1)]
-
-
-class Poison:
-    """A margin that is NaN from its third call on."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def __call__(self, step):
-        self.calls += 1
-        return step.probs_adv.amax(1) * (float("nan") if self.calls > 2 else 1.0)
-
-
-class Root:
-    """An objective whose loss is finite and whose gradient is not, from its third call on."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def __call__(self, step):
-        self.calls += 1
-        return Terms((step.logits_adv * (self.calls <= 2)).pow(2).sum(1).sqrt())
 
 
 @pytest.mark.parametrize(

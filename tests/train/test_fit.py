@@ -14,17 +14,12 @@ from robustmail import (
     AWP,
     PGD,
     SGD,
-    TRADES,
     Cosine,
     Cyclic,
-    Recipe,
     Sigmoid,
     Stairs,
     State,
-    Terms,
-    digits,
     fit,
-    pm_adv,
     reproduce,
     torchattack,
 )  # fmt: skip
@@ -33,12 +28,7 @@ from robustmail.records import Attacked, Begun, EpochDone, Finished, Forecast, S
 from robustmail.train.gauges import weight_stats
 from robustmail.train.loop import work_through
 from robustmail.train.run import run, status
-
-recipe = Recipe(
-    data=digits(), model="small_cnn", attack=PGD(eps=0.1, alpha=0.05, steps=2), objective=TRADES(), epochs=2,
-    margin=pm_adv, weight=Sigmoid(slope=2.0, bias=0.0), burn_in=1, batch=512, validate="pgd2", evaluate=("nat", "pgd2"),
-    optimizer=SGD(lr=Stairs({0: 0.1, 1: 0.05})), test_size=100,
-)  # fmt: skip
+from tests.train.conftest import Poison, Root, recipe
 
 
 def test_fit_yields_records_and_learns_without_touching_the_callers_generator():
@@ -136,17 +126,6 @@ def test_a_mean_weight_of_none_is_not_a_number_and_no_weight_at_all_has_no_sampl
     ess, top, of_right, of_wrong = weight_stats(torch.zeros(4), torch.ones(4), torch.ones(4, dtype=torch.bool))
     assert (ess.item(), top.item(), of_right.item()) == (0, 0, 0)
     assert math.isnan(of_wrong)
-
-
-class Poison:
-    """A margin that is NaN from its third call on."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def __call__(self, step):
-        self.calls += 1
-        return step.probs_adv.amax(1) * (float("nan") if self.calls > 2 else 1.0)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_a_dump_that_reproduces_it(tmp_path):
@@ -286,17 +265,6 @@ def test_every_field_of_the_optimiser_follows_its_schedule():
 def test_what_cannot_change_with_the_epoch_says_so(field):
     with pytest.raises(RecipeError, match=f"{field} cannot change with the epoch"):
         recipe.but(**{field: Stairs({0: 1})})
-
-
-class Root:
-    """A finite loss whose gradient is not: sqrt(0), from its third call on."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def __call__(self, step):
-        self.calls += 1
-        return Terms((step.logits_adv * (self.calls <= 2)).pow(2).sum(1).sqrt())
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_before_it_reaches_the_weights(tmp_path):
