@@ -108,7 +108,7 @@ def bench(
             if repeat:
                 seconds[who].append(taken)
     work = flops(build(model, 10, 3), torch.rand(1, 3, 32, 32))
-    said = forms(made := build(model, 10, 3).to(where), decide(precision, made, x[:2]), "eval", x[:2]).said
+    said = forms(made := build(model, 10, 3).to(where), decide(precision, made, x), "eval", x).said
     settings = {"model": model, "batch": batch, "repeats": repeats, "eps": EPS, "alpha": ALPHA, "steps": steps,
                 "targeted_steps": targeted_steps, "forward_flops": work, "precision": said}  # fmt: skip
     return Report(settings, machine, _rows(seconds, batch, work, max(machine.values())), provenance(where))
@@ -141,7 +141,7 @@ def _contenders(
     yield Contender(task, "ART (TRADES)", _art_trainer(name, x, y, steps, trades=True), needs[task])
     task = f"PGD-{steps}"
     plain, model = _plain(name).to(x.device).eval(), _network(name).to(x.device)
-    view = forms(model, decide(precision, model, x[:2]), "eval", x[:2]).attack
+    view = forms(model, decide(precision, model, x), "eval", x).attack
     ours, art_pgd = PGD(eps=EPS, alpha=ALPHA, steps=steps), art(
         "ProjectedGradientDescentPyTorch", eps=EPS, eps_step=ALPHA, max_iter=steps, num_random_init=1
     )  # fmt: skip
@@ -161,7 +161,7 @@ def _contenders(
 
 def _our_step(recipe: Recipe, x: Tensor, y: Tensor) -> Callable[[], object]:
     model = _network(str(recipe.model)).to(x.device)
-    form = forms(model, decide(recipe.precision, model, x[:2]), recipe.attack_mode, x[:2])
+    form = forms(model, decide(recipe.precision, model, x), recipe.attack_mode, x)
     now, optimizer = recipe.at(0), SGD()(model.parameters())
 
     def turn() -> None:

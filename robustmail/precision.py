@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from robustmail.errors import ModelError
 from robustmail.models.classifier import Classifier
+from robustmail.models.recorded import wanted
 from robustmail.models.twin import Half, Twin
 from robustmail.step import mode
 
@@ -59,6 +60,7 @@ def decide(asked: Precision, model: nn.Module, sample: Tensor) -> Decision:
 def forms(model: nn.Module, decision: Decision, attack_mode: str, sample: Tensor) -> Forms:
     """The model for attacks and the loss: in fp32 itself, to the bit; in bf16 a folded twin, and itself in autocast.
 
+    sample: [B, C, H, W]; on a GPU a whole batch, whose passes are recorded.
     Where there can be no twin, attacks see what the loss sees, and `said` gives the reason.
     """
     settings = "; TF32 off, cuDNN's fastest kernels" if sample.is_cuda else ""  # see `backends`
@@ -101,9 +103,18 @@ def _attacked(model: nn.Module, half: Half, attack_mode: str, sample: Tensor) ->
     if not isinstance(model, Classifier):
         return half, "the model in autocast (only a Classifier has a twin)"
     try:
-        return Twin(model, sample), "a twin with BatchNorm folded into its convolutions"
+        twin = Twin(model, sample)
     except ModelError as error:
         return half, f"the model in autocast ({error.who} {error.wrong})"
+    said = "a twin with BatchNorm folded into its convolutions"
+    if not wanted(sample.device):
+        return twin, said
+    try:
+        with backends():  # a recording keeps the kernels that were chosen
+            twin.record(sample)
+    except ModelError as error:
+        return twin, f"{said} (no CUDA graphs: {error.who} {error.wrong})"
+    return twin, f"{said}, in CUDA graphs"
 
 
 def _bf16_hardware(device: torch.device) -> tuple[bool, str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from robustmail.checkpoints.architecture import Reading
 from robustmail.checkpoints.checkpoint import Checkpoint, examine
+from robustmail.records import so_many
 
 __all__ = ["Report", "inspect"]
 
@@ -74,8 +75,8 @@ class Report:
         out = [f"Not written in the file: {', '.join(missing)}."] if missing else []
         first = self.readings[0]
         known = {10: "cifar10", 100: "cifar100"} if first.channels == 3 and first.size in (None, 32) else {}
-        data = known.get(first.classes, "IMAGES.npz")
-        return [*out, "Next:", f"  robustmail eval {file} --data {data} --probe"]
+        data = "" if self.checkpoint.facts.get("source") else f" --data {known.get(first.classes, 'IMAGES.npz')}"
+        return [*out, "Next:", f"  robustmail eval {file}{data}{'' if written else ' --probe'}"]
 
 
 def inspect(path: str | Path, weights: str | None = None, size: int | None = None) -> Report:
@@ -120,7 +121,7 @@ def _numbers(file: Checkpoint) -> int:
 
 def _takes(reading: Reading) -> str:
     side = f"{reading.size}x{reading.size}" if reading.size else "any size"
-    return f"images of {reading.channels} channels and {side}, {reading.classes} classes"
+    return f"images of {so_many(reading.channels, 'channel')} and {side}, {reading.classes} classes"
 
 
 def _differs(other: Reading, first: Reading) -> str:

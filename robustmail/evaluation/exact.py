@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from robustmail.attacks.view import View, viewed
 from robustmail.errors import ModelError
-from robustmail.models.classifier import Classifier
+from robustmail.models.classifier import Classifier, response
 from robustmail.models.twin import Twin
 from robustmail.precision import flops
 
@@ -158,18 +158,11 @@ def _regular(form: nn.Module, model: nn.Module, sample: Tensor, size: int) -> bo
     try:
         if flops(model, sample[:1]) > SMALL:  # not of the form: a twin's own operators are not counted
             return False
-        logits, slopes = _asked(form, images)
+        logits, slopes = response(form, images)
         return all(
             torch.equal(said, logits[:n]) and torch.equal(slope, slopes[:n])
             for n in MULTIPLES
-            for said, slope in [_asked(form, images[:n])]
+            for said, slope in [response(form, images[:n])]
         )
     except Exception:  # a model may fail in any way; its own errors are met and told elsewhere
         return False
-
-
-def _asked(form: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    x = x.clone().requires_grad_()
-    logits: Tensor = form(x)
-    (slope,) = torch.autograd.grad(logits.square().sum(), x)
-    return logits.detach(), slope

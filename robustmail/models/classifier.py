@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from robustmail.errors import ModelError, did_you_mean
 
-__all__ = ["Classifier", "build", "check_name", "try_out"]
+__all__ = ["Classifier", "build", "check_name", "response", "try_out"]
 
 
 class Classifier(nn.Module):
@@ -64,6 +64,15 @@ def build(
         raise ModelError(
             f"model={name}", wrong, "A function of one's own is called as model(classes, channels)."
         ) from error
+
+
+def response(network: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """What tells two forms of a network apart: logits [B, classes], and the gradient of their squares' sum, as x."""
+    with torch.enable_grad():
+        x = x.detach().clone().requires_grad_()
+        logits = network(x)
+        (slope,) = torch.autograd.grad(logits.square().sum(), x)
+        return logits.detach(), slope
 
 
 def try_out(model: Classifier, name: str, images: Tensor, classes: int) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robustmail.data.images import augment, batches, to_float
+from robustmail.devices import pick_device
 from robustmail.distributed import one_batch, summed, world
 from robustmail.errors import NonFiniteError
 from robustmail.evaluation.plans import cost, plan
@@ -86,15 +87,16 @@ def work_through(
 def reproduce(dump: str | Path, recipe: Recipe) -> float:
     """The loss of the batch in a run's nonfinite.pt, reckoned again with the recipe that it stopped.
 
-    On the device and with the number of threads that it was met on. Raises NonFiniteError where it was already the
-    attack that met NaN; a loss that is finite after all had a gradient that was not.
+    On the recipe's device; bits depend on it, and on a CPU's number of threads. Raises NonFiniteError where it was
+    already the attack that met NaN; a loss that is finite after all had a gradient that was not.
     """
-    content = torch.load(dump, map_location="cpu", weights_only=True)
+    device = pick_device(recipe.device)
+    content = torch.load(dump, map_location=device, weights_only=True)
     x, y, epoch, step = (content[name] for name in ("x", "y", "epoch", "step"))
-    model = build(recipe.model, content["classes"], x.shape[1], recipe.normalize)
+    model = build(recipe.model, content["classes"], x.shape[1], recipe.normalize).to(device)
     model.load_state_dict(content["model"])
-    made = forms(model, Decision(content["precision"], "as it was"), recipe.attack_mode, x[:2])
-    with forked():
+    made = forms(model, Decision(content["precision"], "as it was"), recipe.attack_mode, x)
+    with forked(), backends():
         _, loss = work_through(recipe.at(epoch), model, x, y, (epoch, step), lambda _: None, made)
     return loss.total.item()
 
@@ -118,7 +120,7 @@ class _Launched:
     where: tuple[int, int]
     rate: float
     began: float
-    buffers: list[tuple[Tensor, Tensor]]
+    before: list[tuple[Tensor, Tensor]]
     later: Later | None
     gauges: Gauges | None = None
     values: list[float] = field(default_factory=list)
@@ -143,8 +145,8 @@ class _Launched:
             yield
         except NonFiniteError as error:
             with torch.no_grad():
-                for buffer, before in self.buffers:  # the forward pass has moved them
-                    buffer.copy_(before)
+                for tensor, before in self.before:
+                    tensor.copy_(before)
             self.state.epoch, self.state.step = self.where
             raise _stopped(error, self.state, self.indices, self.x, self.y) from error
 
@@ -154,11 +156,13 @@ def _launch(now: Recipe, state: State, indices: Tensor) -> _Launched:
     began, where, part, model = time.perf_counter(), (state.epoch, state.step), state.train, state.model
     later = Later(state.unread[-1].later if state.unread else None) if state.ahead else None
     there = onto(state.device, indices)
+    # What moves though not all be well: the statistics and, where that is read late, the average of the weights.
+    moved = [*model.buffers(), *(state.kept.state_dict().values() if later is not None and state.average else ())]
     rng = generator(now.seed, "augment", *where)
     x = to_float(augment(part.x[there], state.images.pad, state.images.flip, rng))
     step = _Launched(
         state, indices, x, part.y[there], where, float(state.optimizer.param_groups[0]["lr"]), began,
-        [(buffer, buffer.clone()) for buffer in model.buffers()], later,
+        [(tensor, tensor.clone()) for tensor in moved], later,
     )  # fmt: skip
     state.optimizer.zero_grad(set_to_none=True)
     with (

@@ -18,7 +18,7 @@ from torch import nn
 
 from robustmail.data.images import Images, Part, batches, hold_out, to_float
 from robustmail.devices import pick_device
-from robustmail.distributed import first_alone, leads, world
+from robustmail.distributed import first_alone, leads, one_batch, world
 from robustmail.errors import NonFiniteError, RecipeError, RunError
 from robustmail.files import write, write_text
 from robustmail.later import Later
@@ -101,14 +101,17 @@ class State:
         average = ModelEmaV3(model, decay=recipe.ema) if recipe.ema else None
         parts = train.to(device), validation.to(device)
         precision = decide(recipe.precision, model, sample)
-        # Only such an optimiser can be told on the device to leave the weights alone; an average could not.
-        ahead = device.type == "cuda" and average is None and getattr(optimizer, "_step_supports_amp_scaling", False)
+        # Only such an optimiser can be told on the device to leave the weights alone.
+        ahead = device.type == "cuda" and getattr(optimizer, "_step_supports_amp_scaling", False)
         return cls(recipe, model, optimizer, images, *parts, device, precision, average, folder, ahead=int(ahead))
 
     @functools.cached_property
     def forms(self) -> Forms:
         """The model as attacks and the loss call it."""
-        return forms(self.model, self.precision, self.recipe.attack_mode, to_float(self.train.x[:2]))
+        n = min(self.recipe.batch, len(self.train.y))
+        with one_batch(n) as rows:  # on a GPU such as will come in the steps
+            sample = self.train.x[:n][rows] if self.device.type == "cuda" else self.train.x[:2]
+        return forms(self.model, self.precision, self.recipe.attack_mode, to_float(sample))
 
     @property
     def kept(self) -> nn.Module:

@@ -72,7 +72,11 @@ def test_our_own_files_say_all_by_themselves(tmp_path: Path) -> None:
     assert checkpoint.facts == {**facts, "normalize": ((0.5,), (0.25,))}
     assert checkpoint.normalize == ((0.5,), (0.25,))
     assert checkpoint.readings()[0].name == "ResNet-18 (CIFAR stem, width 8, 10 classes)"
-    assert "Not written" not in "\n".join(inspect(tmp_path / "best.safetensors").lines())
+    lines = inspect(tmp_path / "best.safetensors").lines()
+    assert "Not written" not in "\n".join(lines)
+    assert lines[-1] == f"  robustmail eval {tmp_path}/best.safetensors --data cifar10"  # its metadata has no source
+    save_file(weights, tmp_path / "best.safetensors", {"robustmail": json.dumps({**facts, "source": "digits()"})})
+    assert inspect(tmp_path / "best.safetensors").lines()[-1] == f"  robustmail eval {tmp_path}/best.safetensors"
 
 
 @pytest.mark.parametrize(

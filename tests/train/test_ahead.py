@@ -19,12 +19,16 @@ from robustmail import (
     SGD,
     Sigmoid,
     State,
+    digits,
     fit,
     reproduce,
 )
+from robustmail.catalogue import recipe_files
 from robustmail.errors import AttackError, NonFiniteError
 from robustmail.later import Later, look, looking_later
 from robustmail.margins import lps, pm_dif
+from robustmail.plugins import load_recipe
+from robustmail.precision import Forms
 from robustmail.records import EpochDone, StepDone
 from robustmail.train import loop
 from robustmail.train.run import Signals, Stopped, run
@@ -89,13 +93,14 @@ def test_the_host_is_a_step_ahead_and_knows_all_at_the_end_of_an_epoch():
     [
         ({"margin": Poison}, r"epoch 1, step 3 \(training images .*the loss is nan \(first in the margin Poison"),
         ({"objective": Root, "margin": None, "weight": None}, r"step 3 .*the gradient is not finite"),
+        ({"objective": Root, "margin": None, "weight": None, "ema": 0.9}, r"step 3 .*the gradient is not finite"),
     ],
 )
 def test_a_number_that_is_not_finite_leaves_no_mark_though_the_next_step_was_launched(changes, said, tmp_path):
     def made():
         return recipe.but(burn_in=0, **{k: v() if isinstance(v, type) else v for k, v in changes.items()})
 
-    before = {}
+    before, averages = {}, []
     for ahead in (0, 1):
         state = State.fresh(made(), tmp_path)
         state.ahead = ahead
@@ -104,9 +109,11 @@ def test_a_number_that_is_not_finite_leaves_no_mark_though_the_next_step_was_lau
         assert (state.epoch, state.step, state.unread) == (0, 2, [])
         assert not before or same(before, weights(state))
         before = weights(state)
+        averages.append({name: value.clone() for name, value in state.kept.state_dict().items()})
         dump = torch.load(tmp_path / "nonfinite.pt", weights_only=True)
         assert (dump["epoch"], dump["step"]) == (0, 2)
         assert all(torch.equal(dump["model"][name], value) for name, value in before.items())
+    assert same(*averages)
 
 
 def test_a_dump_of_a_late_reading_reproduces(tmp_path):
@@ -232,6 +239,33 @@ def test_the_test_above_would_notice(monkeypatch):
         state = State.fresh(made)
         state.ahead = 1
         assert what in asked_in_a_step(made, state, monkeypatch)
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_files() if name != "fat"])
+def test_a_recipes_step_leaves_nothing_behind_on_another_device(name, monkeypatch):
+    """On the meta device there are no values to ask for, and no tensor may meet one of the CPU, as on a GPU."""
+    made = load_recipe(name).but(data=digits(), model="small_cnn", precision="fp32", burn_in=0, batch=64)
+    state = State.fresh(made)
+    state.device, state.ahead = torch.device("meta"), 1
+    state.train = state.train.to("meta")
+    for model in (state.model, *([state.average.module] if state.average else [])):
+        model.to("meta")
+    state.forms = Forms(state.model, state.model, "on no device")
+    state.optimizer = made.at(0).optimizer(state.model.parameters())
+    told = []
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: told.append(self.found_inf.device))  # not fused there
+    monkeypatch.setattr(Later, "send", lambda self: None)
+    launched = loop._launch(made.at(0), state, torch.arange(64))
+    assert told == [torch.device("meta")]
+    assert {p.grad.device for p in state.model.parameters()} == {torch.device("meta")}
+    assert {tensor.device for _, tensor in launched.before} == {torch.device("meta")}
+
+
+def test_the_test_above_would_notice_a_tensor_of_the_cpu_and_a_question():
+    x = torch.rand(4, 1, 8, 8, device="meta")
+    for wrong in (lambda: x + torch.zeros(4, 1, 8, 8), lambda: x.sum().item(), lambda: x[x > 0.5], lambda: x.tolist()):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            wrong()
 
 
 def asked_in_a_step(made, state, monkeypatch):
