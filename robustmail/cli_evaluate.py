@@ -147,11 +147,10 @@ def _share(whole: Path, number: int, of: int) -> Path:
 def _merged(whole: Path, fresh: bool) -> bool:
     """Has the first of several processes put the whole together before? With `fresh`, not any more."""
     from robustmail import distributed
-    from robustmail.evaluation.folder import FILES
+    from robustmail.evaluation.folder import clear
 
     if distributed.leads() and fresh:
-        for name in FILES:
-            (whole / name).unlink(missing_ok=True)
+        clear(whole)
     return distributed.told(lambda: (whole / "results.json").exists())
 
 

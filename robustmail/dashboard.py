@@ -266,13 +266,12 @@ class Dashboard:
     def _header(self) -> RenderableType:
         begun = self._begun
         assert begun is not None
-        train, validation, test = begun.sizes
-        text = Text(begun.formula, style="bold")
-        text.append(f"\n{begun.model} ({begun.parameters:,} parameters), {begun.device}\n", style="not bold")
-        text.append(f"{begun.data}: {train:,} train, {validation:,} validation, {test:,} test", style="not bold")
-        text.append(f"\nprecision: {begun.precision}" if begun.precision else "", style="not bold")
+        said = line(begun).removeprefix(f"{begun.name}: ")
+        start = said.index(begun.formula)
+        text = Text(said)
+        text.stylize("bold", start, start + len(begun.formula))
         if self._forecast is not None:
-            text.append(f"\n{line(self._forecast)}", style="italic not bold")
+            text.append(f"\n{line(self._forecast)}", style="italic")
         return Panel(text, title=begun.name, title_align="left")
 
     def _training(self, step: StepDone) -> RenderableType:

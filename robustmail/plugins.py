@@ -132,11 +132,9 @@ def _hint(error: BaseException) -> str:
     if found := re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)):
         owner = Recipe if found[1] == "Recipe" else _class(found[1])
         return did_you_mean(found[2], getattr(owner, "__dataclass_fields__", {}))
-    if isinstance(error, NameError) and error.name:
-        return did_you_mean(error.name, {*places(), "Recipe", "Step", "load_recipe"})
-    if found := re.search(r"cannot import name '(\w+)' from 'robustmail'", str(error)):
-        return did_you_mean(found[1], {*places(), "Recipe", "Step", "load_recipe"})
-    return ""
+    found = re.search(r"cannot import name '(\w+)' from 'robustmail'", str(error))
+    name = found[1] if found else error.name if isinstance(error, NameError) else None
+    return did_you_mean(name, importlib.import_module("robustmail").__all__) if name else ""
 
 
 def _class(name: str) -> Any:

@@ -33,7 +33,6 @@ class Begun:
     burn_in: int
     epoch: int = 0
     step: int = 0
-    folder: str = ""
     note: str = ""
     precision: str = ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -52,7 +53,8 @@ from robustmail.records import Attacked, Attacking, so_many
 from robustmail.step import Attack
 
 __all__ = [
-    "FILES", "Held", "Task", "differences", "examine", "fingerprint_of", "merge", "read_folder", "summed", "told_of",
+    "FILES", "Held", "Task", "clear", "context_of", "differences", "examine", "fingerprint_of", "merge", "read_folder",
+    "summed", "told_of", "write_pngs",
 ]  # fmt: skip
 
 FILES = ("results.json", "ledger.csv", "examples.safetensors", "report.html", "png", "lock")
@@ -150,7 +152,7 @@ def examine(task: Task, folder: Path, fresh: bool = False) -> Iterator[Attacking
     make(folder)
     with locked(folder):
         if fresh:
-            _clear(folder)
+            clear(folder)
         held = _resume(task, folder)
         if held and held.results["complete"] and held.results["spec"]["attacks"] == task.spec["attacks"]:
             yield from (Attacked(**row) for row in held.results["attacks"])
@@ -237,7 +239,8 @@ def write_pngs(folder: Path) -> int:
 
     held = read_folder(folder)
     spec = held.results["spec"]
-    (folder / "png").mkdir(exist_ok=True)
+    shutil.rmtree(folder / "png", ignore_errors=True)  # of images that may stand now
+    (folder / "png").mkdir()
     for at, found in held.ledger.examples.items():
         clean = floats(held.originals[at])[None]
         pixels = (eight_bit(clean, found[None], spec["eps"], spec["norm"])[0] * 255).round().to(torch.uint8)
@@ -346,9 +349,11 @@ def make(folder: Path) -> None:
                        "Pass an empty folder with --out.")  # fmt: skip
 
 
-def _clear(folder: Path) -> None:
+def clear(folder: Path) -> None:
+    """Delete what an evaluation left in its folder, the results first: nothing may stand in them that is gone."""
     for name in ("results.json", "ledger.csv", "examples.safetensors", "report.html"):
         (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "png", ignore_errors=True)
 
 
 def _round(task: Task, ledger: Ledger, part: Part, room: Room) -> None:

@@ -17,7 +17,7 @@ from robustmail.records import (
     Waiting,
 )  # fmt: skip
 
-__all__ = ["duration", "line", "percent", "printable"]
+__all__ = ["duration", "fraction", "line", "percent", "printable"]
 
 LONG = 3 * 3600.0  # a CPU run beyond this deserves a word of warning
 
@@ -75,6 +75,13 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def fraction(eps: float) -> str:
+    """0.0313725 -> 8/255; 0.031 stays 0.031, which is another budget."""
+    short = f"{eps:.3g}"
+    whole = round(eps * 255)
+    return f"{whole}/255" if eps != float(short) and abs(eps * 255 - whole) < 2e-3 else short
 
 
 def printable(text: str) -> str:

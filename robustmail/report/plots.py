@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from robustmail.report.lines import fraction
 from robustmail.report.markup import Html, tag
 
 __all__ = ["Point", "bar", "bullet", "curve", "histogram", "whisker"]
@@ -73,7 +74,7 @@ def curve(points: Sequence[Point], quoted: Point | None, norm: str) -> Html:
     if quoted:
         x, y = frame.at(quoted.eps, 1)
         marks.append(_line(frame.at(quoted.eps, 0), (x, y), "marked"))
-        marks.append(_text(x + 6, y + 12, f"evaluated: {_eps(quoted.eps, norm)}", "start"))
+        marks.append(_text(x + 6, y + 12, f"evaluated: {fraction(quoted.eps)}", "start"))
         marks.append(_line(frame.at(quoted.eps, quoted.low), frame.at(quoted.eps, quoted.high), "error"))
         marks.append(_dot(frame, quoted, "quoted", norm))
     says = "Robust accuracy by eps: " + ", ".join(f"{100 * p.accuracy:.1f} % at {_eps(p.eps, norm)}" for p in points)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from robustmail.errors import RunError
 from robustmail.records import Attacked, so_many
-from robustmail.report.lines import percent
+from robustmail.report.lines import fraction, percent
 
 __all__ = [
     "LIGHTS",
@@ -187,13 +187,8 @@ def read_ledger(folder: Path) -> Ledger | None:
 
 
 def budget(eps: float | None, norm: str) -> str:
-    """(0.0313725, linf) -> 8/255 Linf; 0.031 stays 0.031, which is another budget."""
-    if eps is None:
-        return "unknown"
-    short = f"{eps:.3g}"
-    if eps != float(short) and abs(eps * 255 - round(eps * 255)) < 2e-3:
-        short = f"{round(eps * 255)}/255"
-    return f"{short} {norm.capitalize()}".strip()
+    """(0.0313725, linf) -> 8/255 Linf"""
+    return "unknown" if eps is None else f"{fraction(eps)} {norm.capitalize()}".strip()
 
 
 def undamaged(path: Path, read: Callable[[], T]) -> T:

@@ -252,7 +252,7 @@ def _begun(recipe: Recipe, state: State, steps: int, name: str) -> Begun:
         name=name, formula=recipe.formula, model=describe(recipe.model).strip("'"),
         parameters=sum(p.numel() for p in state.model.parameters()), data=state.images.name, sizes=sizes,
         device=_device_name(state.device), epochs=recipe.epochs, steps=steps, burn_in=recipe.burn_in,
-        epoch=state.epoch, step=state.step, folder=str(state.folder or ""), note=state.note,
+        epoch=state.epoch, step=state.step, note=state.note,
         precision=state.forms.said,
     )  # fmt: skip
 

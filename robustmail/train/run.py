@@ -14,6 +14,7 @@ from typing import Any
 from robustmail.devices import pick_device
 from robustmail.distributed import leads, together, told, world
 from robustmail.errors import RunError
+from robustmail.evaluation.folder import fingerprint_of
 from robustmail.evaluation.plans import plan
 from robustmail.evaluation.suite import trial
 from robustmail.files import locked, write_json, write_text
@@ -217,6 +218,7 @@ def _evaluate(recipe: Recipe, state: State, folder: Path) -> Iterator[Record]:
 def _write_results(
     recipe: Recipe, state: State, folder: Path, rows: list[Attacked], chosen: int, complete: bool = False
 ) -> None:
+    test = state.images.test.first(recipe.test_size)
     content = {
         "complete": complete,
         "weights": {
@@ -227,7 +229,7 @@ def _write_results(
         "attacks": [asdict(row) for row in rows],
         "provenance": {
             **provenance(state.device), "seed": recipe.seed, "precision": state.forms.said,
-            "data": {"name": state.images.name, "fingerprint": state.images.fingerprint},
+            "data": {"name": state.images.name, "fingerprint": fingerprint_of(test)},
             "recipe": flatten(recipe), "text": describe(recipe),
         },
     }  # fmt: skip

@@ -52,6 +52,7 @@ RECIPES = {
     "raises.py": "x = 1\nx / 0",
     "name.py": "from robustmail import *\nrecipe = Recipe(attack=torchatack('PGD'))",
     "import.py": "from robustmail import TRADESS",
+    "import2.py": "from robustmail import Clasifier",
     "knob.py": "from robustmail import TRADES\nTRADES(betta=5)",
     "value.py": "from robustmail import PGD\n\nPGD(eps=8)",
     "leaves.py": "raise SystemExit(5)",
@@ -129,6 +130,7 @@ COMMANDS = {
         "name.py:2: NameError: name 'torchatack' is not defined. Did you mean 'torchattack'?",
     ),
     "import in a file": ("check import.py", "import.py:1: ImportError ... Did you mean 'TRADES'?"),
+    "import of what is no plugin": ("check import2.py", "import2.py:1: ImportError ... Did you mean 'Classifier'?"),
     "knob in a file": ("check knob.py", "unexpected keyword argument 'betta'. Did you mean 'beta'?"),
     "value in a file": ("check value.py", "value.py:3: PGD (given eps=8): images live in [0, 1]"),
     # data

@@ -120,10 +120,18 @@ def test_the_header_says_what_is_trained_on_what(width: int) -> None:
     flat = " ".join(text.replace("│", " ").split())
     for fragment in (
         "mail_trades", "loss = mean( w * 5 KL(nat || adv) + CE(nat) )", "cifar_resnet18 (11,173,962 parameters)",
-        "49,000 train, 1,000 validation, 10,000 test", "forecast: 11 h 7 min of training left (0.51 s a step)",
+        "49,000 images to train on, 1,000 to validate, 10,000 to test", "100 epochs of 383 steps",
+        "forecast: 11 h 7 min of training left (0.51 s a step)",
         "that is long on a CPU",
     ):  # fmt: skip
         assert fragment in flat
+
+
+@SIZES
+def test_the_header_says_where_a_run_goes_on_and_what_there_is_to_note(width: int) -> None:
+    text = " ".join(shown([begun(epoch=3, step=7, note="begun with 4 threads")], width).replace("│", " ").split())
+    assert "going on at epoch 4, step 8" in text
+    assert "begun with 4 threads" in text
 
 
 @SIZES

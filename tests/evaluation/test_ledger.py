@@ -23,7 +23,7 @@ from robustmail.errors import AttackError, ModelError, RecipeError, RunError
 from robustmail.evaluation import folder as folders
 from robustmail.evaluation.compare import compare
 from robustmail.evaluation.exact import Room, exact
-from robustmail.evaluation.folder import Task, examine, merge, read_folder, write_pngs
+from robustmail.evaluation.folder import Task, clear, examine, merge, read_folder, write_pngs
 from robustmail.evaluation.ledger import BROKE, STOOD
 from robustmail.evaluation.statistics import paired
 from robustmail.evaluation.subject import Subject
@@ -259,11 +259,19 @@ def test_the_worst_case_counts_images_that_stand_under_everything(done):
 def test_rounded_examples_are_whole_bytes_inside_the_ball(copy, hand):
     from PIL import Image
 
-    assert write_pngs(copy) == len(read_folder(copy).ledger.examples)
+    (copy / "png").mkdir(exist_ok=True)
+    (copy / "png" / "99999.png").write_bytes(b"of an image that stands now")
+    assert write_pngs(copy) == len(list((copy / "png").iterdir())) == len(read_folder(copy).ledger.examples)
     for path in sorted((copy / "png").iterdir()):
         with Image.open(path) as image:
             pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(8, 8)
         assert (pixels / 255 - hand.part.x[int(path.stem)][0] / 255).abs().max() <= EPS + 1e-6
+
+
+def test_a_cleared_folder_keeps_nothing_but_its_lock(copy):
+    write_pngs(copy)
+    clear(copy)
+    assert [path.name for path in copy.iterdir()] in ([], ["lock"])
 
 
 def test_an_attack_that_leaves_the_ball_is_refused_whether_it_has_an_eps_or_not(hardened, hand):

@@ -165,6 +165,12 @@ def test_a_training_run_has_a_page_with_its_curves_and_its_recipe(run):
     assert "Stairs({0: 0.05, 5: 0.1})" in seen.text
 
 
+def test_a_budget_is_the_same_in_words_and_in_the_picture(evaluation):
+    text = page(evaluation(spec={"eps": 0.031, "norm": "linf"})).text
+    assert "at eps 0.031 Linf" in text
+    assert "evaluated: 0.031" in text
+
+
 def test_an_l2_distance_is_no_number_of_255ths(evaluation):
     spec = {"eps": 0.5, "norm": "l2"}
     text = page(evaluation(spec=spec)).text

@@ -20,10 +20,12 @@ from robustmail import (
     Stairs,
     State,
     fit,
+    open_data,
     reproduce,
     torchattack,
 )  # fmt: skip
 from robustmail.errors import NonFiniteError, RecipeError, RunError
+from robustmail.evaluation.folder import fingerprint_of
 from robustmail.records import Attacked, Begun, EpochDone, Finished, Forecast, StepDone
 from robustmail.train.gauges import weight_stats
 from robustmail.train.loop import work_through
@@ -302,6 +304,13 @@ def test_weights_are_readable_for_whom_everything_else_is(tmp_path):
 def test_weights_that_are_missing_are_one_error(tmp_path):
     with pytest.raises(RunError, match=r"best.safetensors: cannot be read"):
         State.fresh(recipe, tmp_path).read_weights("best")
+
+
+def test_a_run_and_an_evaluation_of_the_same_images_say_so_in_the_same_words(tmp_path):
+    list(run(recipe.but(epochs=1), tmp_path / "run", "name"))
+    said = json.loads((tmp_path / "run" / "results.json").read_text())["provenance"]["data"]["fingerprint"]
+    assert said == fingerprint_of(open_data("digits()").first(recipe.test_size).part)
+    assert said != fingerprint_of(open_data("digits()").first(recipe.test_size - 1).part)
 
 
 def test_a_run_does_not_go_on_with_other_data(tmp_path):
