@@ -257,7 +257,3 @@ def _run_name(recipe: str) -> str:
 
 def _without(words: list[str], *dropped: Any) -> list[str]:
     return [word for word in words if word not in dropped]
-
-
-if __name__ == "__main__":
-    main()

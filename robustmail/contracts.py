@@ -241,11 +241,6 @@ def _objective_gradient(objective: Any) -> str | None:
     return None
 
 
-def _objective_draws(objective: Any) -> str | None:
-    step = _step(_logits(), torch.arange(SIZE), _trace(SIZE))
-    return _drew(lambda: objective(step))
-
-
 MARGINS = torch.linspace(-1, 1, 7)
 
 
@@ -447,7 +442,7 @@ KINDS: dict[str, dict[str, Law]] = {
         "independent of the order of examples": _OBJECTIVE.order,
         "independent of batch mates": _OBJECTIVE.company,
         "any number of classes": _OBJECTIVE.any_classes,
-        "leaves the generators alone": _objective_draws,
+        "leaves the generators alone": _OBJECTIVE.generator,
         "does not write into its input": _OBJECTIVE.inputs,
     },
     "attack": {

@@ -31,7 +31,7 @@ def pm_dif(step: Step) -> Tensor:
     negative where the attack raised p_y. Needs an attack that keeps a trace.
     """
     trace = _trace(step, "pm_dif")
-    t = trace.correct.long().cumprod(0).sum(0)
+    t = trace.first_wrong
     last = precise(true_class(step.probs_adv, step.y))
     p_path = trace.p_true.to(last.dtype)
     crossed = t < len(p_path)
@@ -44,7 +44,7 @@ def lps(step: Step) -> Tensor:
 
     Needs an attack that keeps a trace.
     """
-    return precise(_trace(step, "lps").correct.long().cumprod(0).sum(0).float())
+    return _trace(step, "lps").first_wrong.float()
 
 
 def kappa(step: Step) -> Tensor:
@@ -52,7 +52,7 @@ def kappa(step: Step) -> Tensor:
 
     It equals `lps` unless an example is crossed and comes back. Needs an attack that keeps a trace.
     """
-    return precise(_trace(step, "kappa").correct.float().sum(0))
+    return _trace(step, "kappa").correct.float().sum(0)
 
 
 def _trace(step: Step, who: str) -> Trace:

@@ -20,6 +20,11 @@ class Trace(NamedTuple):
     p_true: Tensor
     """[K, B] probability of the true class, in [0, 1]"""
 
+    @property
+    def first_wrong(self) -> Tensor:
+        """The first iterate that is misclassified, 0 ... K-1, and K where there is none; [B] int64."""
+        return self.correct.long().cumprod(0).sum(0)
+
 
 class Adversarial(NamedTuple):
     """What an attack found."""

@@ -64,13 +64,12 @@ def check(value: Any) -> None:
             raise RecipeError(given, f"{name} must be {readable(hints[name])}", todo)
 
 
-def check_range(value: Any, low: float = 0.0, high: float = math.inf, **fields: Any) -> None:
-    """Refuse numbers outside [low, high], and infinite ones; schedules and None pass (raises RecipeError)."""
+def check_range(value: Any, low: float = 0.0, **fields: Any) -> None:
+    """Refuse numbers below `low`, and infinite ones; schedules and None pass (raises RecipeError)."""
     for name, number in fields.items():
-        if isinstance(number, (int, float)) and not (low <= number <= high and math.isfinite(number)):
-            bounds = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+        if isinstance(number, (int, float)) and not (low <= number and math.isfinite(number)):
             given = f"{describe_head(value)} (given {name}={describe(number)})"
-            raise RecipeError(given, f"{name} must be a finite number, {bounds}")
+            raise RecipeError(given, f"{name} must be a finite number, at least {low:g}")
 
 
 def fits(value: Any, hint: Any) -> bool:

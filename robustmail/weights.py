@@ -61,6 +61,7 @@ class Tanh:
 
     def __post_init__(self) -> None:
         check(self)
+        check_range(self, low=1, steps=self.steps)
 
     @property
     def formula(self) -> str:
@@ -83,6 +84,7 @@ class Discrete:
 
     def __post_init__(self) -> None:
         check(self)
+        check_range(self, low=1, steps=self.steps)
 
     @property
     def formula(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
 import logging.config
@@ -18,7 +17,7 @@ from robustmail.attacks.library import knob_class, library_class, make
 from robustmail.attacks.view import View, check_budget, check_counts, check_images, norm_of, settle, viewed
 from robustmail.errors import AttackError
 from robustmail.step import Adversarial
-from robustmail.values import check
+from robustmail.values import check, parts
 
 __all__ = ["art"]
 
@@ -54,7 +53,7 @@ class _Art:
         who = f"art({self.__given__[0]!r})"
         check_images(who, x)
         with viewed(model) as view:
-            knobs = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+            knobs = parts(self)
             if "batch_size" in knobs:
                 knobs["batch_size"] = knobs["batch_size"] or len(x)
             # ART moves the model to the current CUDA device, whichever that is.

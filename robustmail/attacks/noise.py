@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustmail.randomness import drawn_by, key
+from robustmail.randomness import drawn_by, generator
 
 __all__ = ["in_own_noise", "noise_of_each"]
 
@@ -28,14 +28,14 @@ class Noise:
 
     def __init__(self, where: tuple[int | str, ...]) -> None:
         self.where = where
-        self.shared = _generator(where)
+        self.shared = generator(*where)
         self.own: dict[bytes, torch.Generator] = {}
 
     def of(self, image: Tensor) -> torch.Generator:
         """The generator of an image, which goes on where it was."""
         digest = hashlib.blake2b(image.detach().cpu().contiguous().numpy().tobytes(), digest_size=16).digest()
         if digest not in self.own:
-            self.own[digest] = _generator((*self.where, digest.hex()))
+            self.own[digest] = generator(*self.where, digest.hex())
         return self.own[digest]
 
 
@@ -84,7 +84,3 @@ def _patched(noise: Noise, x: Tensor) -> AbstractContextManager[None]:
         return drawn if like is None else drawn.to(like)
 
     return drawn_by(draw)
-
-
-def _generator(where: tuple[int | str, ...]) -> torch.Generator:
-    return torch.Generator().manual_seed(key(*where))

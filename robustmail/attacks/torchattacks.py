@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from robustmail.attacks.noise import in_own_noise
 from robustmail.attacks.view import View, check_budget, check_counts, check_images, norm_of, settle, viewed
 from robustmail.errors import AttackError, PluginError
 from robustmail.step import Adversarial
-from robustmail.values import check
+from robustmail.values import check, parts
 
 __all__ = ["torchattack"]
 
@@ -38,7 +37,7 @@ def torchattack(name: str, /, **knobs: Any) -> Any:
     Raises PluginError for an unknown name, RecipeError for a knob that does not exist or fit, AttackError for images
     outside [0, 1] or a result outside the ball, NonFiniteError for NaN logits.
     """
-    if name in tuple(MISLEADING):
+    if name in MISLEADING:
         raise PluginError(f"torchattack({name!r})", *MISLEADING[name].split(". "))
     return make(_knob_class(name), knobs)
 
@@ -65,7 +64,7 @@ class _Torchattack:
             return Adversarial(settle(who, view, x, found, getattr(self, "eps", None), norm_of(self)))
 
     def _knobs(self, who: str, view: View, x: Tensor) -> dict[str, Any]:
-        knobs = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        knobs = parts(self)
         if "seed" in knobs and knobs["seed"] is None:
             knobs["seed"] = int(torch.randint(2**31 - 1, ()))
         if "n_classes" in knobs:

@@ -108,7 +108,6 @@ def _variants(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Itera
             if len(heads) != 1 or not all(rest):
                 break
             names = rest
-        heads = {name.partition(".")[0] for name in own}
         prefix = ""
         names = list(own)
         while len(heads := {name.partition(".")[0] for name in names}) == 1 and all("." in name for name in names):

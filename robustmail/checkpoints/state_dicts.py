@@ -149,7 +149,7 @@ def choose(weights: Mapping[str, Any], wanted: str | None, who: str) -> tuple[st
     )
 
 
-def clean(raw: Mapping[str, Tensor], who: str = "weights") -> Cleaned:
+def clean(raw: Mapping[str, Tensor]) -> Cleaned:
     """Take the normalisation, wrappers' prefixes and wrappers' duplicates off a state dict, and make it float32."""
     notes: list[str] = []
     ailments: list[str] = []

@@ -25,14 +25,13 @@ from robustmail.evaluation.plans import plan
 from robustmail.evaluation.subject import Subject
 from robustmail.evaluation.suite import attempt, images, look, room_of, trial
 from robustmail.files import write_json
+from robustmail.lab.laboratory import exactly
 from robustmail.lab.paths import Path, Plan, check_reach, walk
 from robustmail.lab.records import Figure
 from robustmail.lab.statistics import critical_among
-from robustmail.margins import lps
 from robustmail.provenance import provenance
 from robustmail.records import Attacked, Attacking, Measuring, so_many
 from robustmail.scores import ce, gap
-from robustmail.step import Step
 from robustmail.values import describe
 
 __all__ = ["FIGURES", "Sitter", "figure", "save"]
@@ -139,7 +138,7 @@ def _stalls(sitter: Sitter) -> Telling:
     pgd = yield from sitter.walked(f"PGD-{LONG}", slow)
     lm = yield from sitter.walked(f"LM-PGD-{LONG}", fast)
     right = sitter.judged()[0] > 0
-    first = {name: _first_wrong(path) for name, path in {"pgd": pgd, "lm": lm}.items()}
+    first = {name: _fell_at(path) for name, path in {"pgd": pgd, "lm": lm}.items()}
     stalls, through = right & (first["pgd"] > LONG), first["lm"] <= LONG
     found = stalls & through & lm.broken.numpy()
     other = right & pgd.broken.numpy() & (first["lm"] > LONG)
@@ -174,7 +173,7 @@ def _critical(sitter: Sitter) -> Telling:
     ledger = yield from _tried(sitter, cw)
     broken = ~ledger.stands.numpy() | lm.broken.numpy()
     critical, steps = critical_among(ledger.right.numpy(), pgd.broken.numpy(), broken), _lps(pgd)
-    values = {"steps": SHORT, "lps": steps.tolist(), "pm": _listed(sitter.judged(pgd.x_adv)[0]),
+    values = {"steps": SHORT, "lps": steps.tolist(), "pm": exactly(sitter.judged(pgd.x_adv)[0]),
               "critical": critical.tolist()}  # fmt: skip
     highest = int((steps[critical] == SHORT).sum())
     said = (
@@ -231,7 +230,7 @@ def _along(sitter: Sitter) -> Telling:
         path = yield from sitter.walked("PM along the path", attack, part)
         columns.append(sitter.judged(path.x_adv, part)[0])
     values = {"steps": SHORT, "lps": shown, "same": len(same), "images": chosen.tolist(),
-              "pm": [_listed(row) for row in np.stack(columns, 1)],
+              "pm": [exactly(row) for row in np.stack(columns, 1)],
               "spread": [float(ends.min()), float(ends.max())]}  # fmt: skip
     said = (
         f"LPS {shown}: {len(same):,} of {so_many(len(steps), 'image')}. At the end of the same PGD-{SHORT} their PM "
@@ -245,7 +244,7 @@ def _by_lps(sitter: Sitter) -> Telling:
     """4: lps, pm_nat, pm_adv: a value per image each; steps."""
     pgd = yield from sitter.walked("PGD", sitter.pgd)
     steps, nat, adv = _lps(pgd), sitter.judged()[0], sitter.judged(pgd.x_adv)[0]
-    values = {"steps": SHORT, "lps": steps.tolist(), "pm_nat": _listed(nat), "pm_adv": _listed(adv)}
+    values = {"steps": SHORT, "lps": steps.tolist(), "pm_nat": exactly(nat), "pm_adv": exactly(adv)}
     said = f"PM of {so_many(len(steps), 'image')} by their LPS under PGD-{SHORT}; box: quartiles, line: 5 to 95 %."
     return Drawn(values, said, {"PGD": describe(sitter.pgd)})
 
@@ -264,19 +263,13 @@ def save(found: Figure, folder: File) -> File:
 
 def _lps(path: Path) -> npt.NDArray[np.int64]:
     """[N]: LPS of every image."""
-    nothing = torch.empty(0)
-    step = Step(torch.nn.Identity(), nothing, nothing, nothing, path.trace)
-    found: npt.NDArray[np.int64] = lps(step).long().numpy()
+    found: npt.NDArray[np.int64] = path.trace.first_wrong.numpy()
     return found
 
 
-def _first_wrong(path: Path) -> npt.NDArray[np.int64]:
+def _fell_at(path: Path) -> npt.NDArray[np.int64]:
     """[N]: the first iterate that is misclassified, the end included; one more than the steps where there is none."""
     steps = _lps(path)
     at_end = (steps == len(path.trace.correct)) & ~path.broken.numpy()
     found: npt.NDArray[np.int64] = steps + at_end
     return found
-
-
-def _listed(values: Values) -> list[float]:
-    return [float(f"{value:.9g}") for value in values]

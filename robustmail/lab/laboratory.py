@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path as File
 from typing import Any
 
@@ -14,7 +14,7 @@ from robustmail.attacks.torchattacks import torchattack
 from robustmail.attacks.view import Norm
 from robustmail.data.testsets import TestSet
 from robustmail.errors import DataError, RunError
-from robustmail.evaluation.folder import differences, fingerprint_of
+from robustmail.evaluation.folder import differences, fingerprint_of, told_of
 from robustmail.evaluation.ledger import BROKE, Ledger
 from robustmail.evaluation.plans import Plan, plan
 from robustmail.evaluation.plans import cost as passes_of
@@ -32,7 +32,7 @@ from robustmail.records import Attacked, Attacking, Measuring, so_many
 from robustmail.step import Attack, Margin
 from robustmail.values import describe, flatten
 
-__all__ = ["AGAINST", "Task", "lab", "make", "prepare", "same", "save"]
+__all__ = ["AGAINST", "Task", "exactly", "lab", "make", "prepare", "same", "save"]
 
 AGAINST = ("pgd100", "cw", "apgd")
 FAB_STEPS = 20
@@ -196,12 +196,11 @@ def _summed(
         attack_cost=attack_cost,
         images={
             "label": facts.label.tolist(), "area": facts.area.tolist(), "broken": facts.broken.tolist(),
-            "critical": facts.critical.tolist(), "distance": _exactly(facts.distance),
+            "critical": facts.critical.tolist(), "distance": exactly(facts.distance),
         },
-        margins={name: _exactly(values["draw"][0]) for name, values in answers.items() if _wrong(values) == ""},
+        margins={name: exactly(values["draw"][0]) for name, values in answers.items() if _wrong(values) == ""},
         weights=weights,
-        data={"name": task.data.name, "classes": task.subject.classes, "class_names": task.data.class_names,
-              "shape": list(task.data.part.x.shape[1:]), "fingerprint": fingerprint_of(task.data.part)},
+        data=told_of(task.data, task.subject.classes),
         provenance={k: v for k, v in provenance(task.subject.device).items() if k != "date"},
     )  # fmt: skip
 
@@ -243,7 +242,7 @@ def _compared(one: Findings, best: Findings, answers: dict[str, Values], facts: 
     if one.wrong:
         return one
     mine, others = (answers[which.margin]["draw"][0] for which in (one, best))
-    return Findings(**{**one.__dict__, "behind": behind(others, mine, facts.broken.astype(float), seed)})
+    return replace(one, behind=behind(others, mine, facts.broken.astype(float), seed))
 
 
 def _area(name: str, broken: Bools) -> Area:
@@ -252,7 +251,7 @@ def _area(name: str, broken: Bools) -> Area:
     return Area(name, n, fell, low, high)
 
 
-def _exactly(values: Found) -> list[float]:
+def exactly(values: Found) -> list[float]:
     """float32 numbers in the shortest decimals that mean them."""
     return [float(f"{value:.9g}") for value in values]
 
