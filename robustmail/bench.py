@@ -25,8 +25,7 @@ from robustmail.attacks.torchattacks import torchattack
 from robustmail.attacks.view import viewed
 from robustmail.data.sources import digits
 from robustmail.devices import pick_device
-from robustmail.errors import RunError
-from robustmail.files import write, write_json
+from robustmail.files import make_folder, write, write_json
 from robustmail.later import Later, looking_later
 from robustmail.margins import pm_adv
 from robustmail.models.classifier import Classifier, build
@@ -376,10 +375,7 @@ def draw(report: Report, path: Path) -> None:
 
 def save(report: Report, folder: Path) -> list[Path]:
     """Write bench.json and bench.png; returns where. Raises RunError where that cannot be done."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(str(folder), f"cannot be made ({error.strerror})", "Pass another --out.") from error
+    make_folder(folder)
     stem = f"bench-{report.settings['model']}-{report.settings['batch']}"
     numbers, picture = folder / f"{stem}.json", folder / f"{stem}.png"
     write_json(numbers, asdict(report))

@@ -64,8 +64,8 @@ def margins(
     """Measure margins on a checkpoint: continuous? free of the path? true? what do they hide, and what do they cost?"""
     from rich.console import Console
 
-    from robustmail.files import locked
-    from robustmail.lab.laboratory import AGAINST, Task, lab, make, prepare, same, save
+    from robustmail.files import locked, make_folder
+    from robustmail.lab.laboratory import AGAINST, Task, lab, prepare, same, save
     from robustmail.report.ink import pictures
     from robustmail.report.lab import lab_table, read_lab
     from robustmail.report.lab_pictures import PICTURES, draw_lab
@@ -78,7 +78,7 @@ def margins(
     prepare(task)
     folder = out or Path("lab") / name_of(subject)
     results = ["margins.json", "provenance.json", *(path.name for name in PICTURES for path in pictures(folder / name))]
-    make(folder, (*results, "lock"))
+    make_folder(folder, (*results, "lock"), "lab")
     with locked(folder):
         if fresh:
             for name in results:
@@ -111,10 +111,9 @@ def figure(
     plain: Plain = False,
 ) -> None:
     """Redraw a figure of the paper from a checkpoint: PNG, SVG, and the numbers in it."""
-    from robustmail.files import locked
+    from robustmail.files import locked, make_folder
     from robustmail.lab.figures import Sitter, save
     from robustmail.lab.figures import figure as compute
-    from robustmail.lab.laboratory import make
     from robustmail.report.figures import draw_figure
     from robustmail.report.ink import pictures
 
@@ -131,7 +130,7 @@ def figure(
     folder = out or Path("figures") / name_of(subjects[0])
     drawings = [path.name for name in WHICH for path in pictures(folder / f"figure-{name}")]
     numbers = [f"{kind}-{name}.json" for name in WHICH for kind in ("figure", "provenance")]
-    make(folder, (*drawings, *numbers, "lock"))
+    make_folder(folder, (*drawings, *numbers, "lock"), "figure")
     with locked(folder):
         said = [text for subject in subjects for text in subject.said]
         print("\n".join(said), end="\n" * bool(said))

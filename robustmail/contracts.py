@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from robustmail.attacks.view import norm_of, reach, slack
-from robustmail.errors import AttackError, NonFiniteError, PluginError
+from robustmail.errors import AttackError, NonFiniteError, PluginError, in_brief
 from robustmail.step import Adversarial, Step, Terms, Trace
 from robustmail.values import label, raised_at, where
 
@@ -46,7 +46,7 @@ def broken_laws(plugin: Any, kind: str | None = None) -> dict[str, str]:
         try:
             wrong = law(plugin)
         except Exception as error:  # a plugin may fail in any way
-            wrong = f"{type(error).__name__}: {' '.join(str(error).split())[:200]} {_at(error)}".strip()
+            wrong = f"{in_brief(error)} {_at(error)}".strip()
         if wrong:
             found[sentence] = wrong
     torch.set_rng_state(state)

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from robustmail.devices import pick_device
-from robustmail.errors import DeviceError, RunError
+from robustmail.errors import DeviceError, RunError, in_brief
 from robustmail.randomness import drawn_by
 
 __all__ = [
@@ -234,8 +234,7 @@ def _peers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # gloo's and NCCL's, by no other name
-        said = " ".join(str(error).split())[:120]
         raise RunError(
-            one_of(), f"another process of this run does not answer ({type(error).__name__}: {said})",
+            one_of(), f"another process of this run does not answer ({in_brief(error)})",
             "Look for its own message. What was saved last stays; the same command goes on from there.",
         ) from error  # fmt: skip

@@ -29,6 +29,7 @@ __all__ = [
     "RobustmailError",
     "RunError",
     "did_you_mean",
+    "in_brief",
 ]
 
 
@@ -84,3 +85,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if near:
         return f"Did you mean {lowered[near[0]]!r}?"
     return f"There are: {', '.join(known)}." if 0 < len(known) <= 30 else ""
+
+
+def in_brief(error: BaseException) -> str:
+    """Somebody else's error as a part of one line: its kind, and the first 160 characters of what it says."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"

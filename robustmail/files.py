@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from robustmail.errors import InUseError, RunError
+from robustmail.errors import InUseError, RunError, in_brief
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
-__all__ = ["locked", "write", "write_json", "write_text"]
+__all__ = ["locked", "make_folder", "write", "write_json", "write_text"]
 
 
 def write(path: Path, fill: Callable[[Path], Any]) -> None:
@@ -33,7 +33,7 @@ def write(path: Path, fill: Callable[[Path], Any]) -> None:
     except Exception as error:  # torch's and safetensors' writers have errors of their own for a full disk
         temporary.unlink(missing_ok=True)
         raise RunError(
-            str(path), f"cannot be written ({' '.join(str(error).split())[:160]})",
+            str(path), f"cannot be written ({in_brief(error)})",
             "Free some space or pass --out DIR; the same command then goes on from the last saved state.",
         ) from error  # fmt: skip
 
@@ -46,6 +46,19 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def make_folder(folder: Path, ours: Iterable[str] | None = None, kind: str = "") -> None:
+    """Make a folder, or see that nothing but files of `ours`, whole or half written, lies in it (raises RunError)."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise RunError(str(folder), f"cannot be made ({error.strerror})", "Pass another --out.") from error
+    foreign = [name for name in names if ours is not None and name.removesuffix(".tmp") not in {*ours}]
+    if foreign:
+        wrong = f"holds things that are no {kind}'s: {', '.join(foreign[:3])}"
+        raise RunError(str(folder), wrong, "Pass an empty folder with --out.")
 
 
 @contextmanager

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from robustmail.checkpoints.pickles import PickleTooLongError, global_names
-from robustmail.errors import ModelError, did_you_mean
+from robustmail.errors import ModelError, did_you_mean, in_brief
 
 __all__ = ["Opened", "check_there", "read"]
 
@@ -91,9 +91,9 @@ def read(path: str | Path) -> Opened:
     except (MemoryError, RecursionError) as error:
         raise ModelError(str(path), f"too large or too deep to be opened ({type(error).__name__})") from error
     except OSError as error:
-        raise ModelError(str(path), f"cannot be read ({error.strerror or _short(error)})") from error
+        raise ModelError(str(path), f"cannot be read ({error.strerror or in_brief(error)})") from error
     except Exception as error:  # what was written to be damaging may fail anywhere
-        raise ModelError(str(path), f"damaged ({_short(error)})", _AGAIN) from error
+        raise ModelError(str(path), f"damaged ({in_brief(error)})", _AGAIN) from error
     return Opened(path, container, content, metadata, path.stat().st_size, digest)
 
 
@@ -113,7 +113,7 @@ def check_there(path: Path) -> None:
         if not path.stat().st_size:
             raise ModelError(str(path), "empty (0 bytes)", _AGAIN)
     except (OSError, ValueError) as error:
-        raise ModelError(ascii(str(path))[1:-1], f"cannot be read ({_short(error)})") from error
+        raise ModelError(ascii(str(path))[1:-1], f"cannot be read ({in_brief(error)})") from error
 
 
 _SUFFIXES = (".pt", ".pth", ".th", ".ckpt", ".safetensors", ".tar", ".bin", ".npz", ".gz", ".zip")
@@ -143,10 +143,10 @@ def _unpack(path: Path, file: IO[bytes], name: str, unpacker: Callable[[Any], An
             unpacked = packed.read(LARGEST + 1)
     except (OSError, EOFError, lzma.LZMAError, ValueError) as error:
         raise ModelError(
-            str(path), f"damaged or cut short: {name} cannot unpack it ({_short(error)})", _AGAIN
+            str(path), f"damaged or cut short: {name} cannot unpack it ({in_brief(error)})", _AGAIN
         ) from error
     except Exception as error:  # zlib has an error of its own
-        raise ModelError(str(path), f"damaged: {name} cannot unpack it ({_short(error)})", _AGAIN) from error
+        raise ModelError(str(path), f"damaged: {name} cannot unpack it ({in_brief(error)})", _AGAIN) from error
     if len(unpacked) > LARGEST:
         raise ModelError(str(path), f"unpacks to more than {LARGEST >> 30} GiB", "Unpack it by hand.")
     if not unpacked:
@@ -180,7 +180,7 @@ def _zip(path: Path, file: IO[bytes]) -> tuple[str, Any, dict[str, str]]:
                 raise ModelError(str(path), "written on a big-endian machine", _RESAVE)
             sizes = {m.file_size for m in members}
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, KeyError, RuntimeError) as error:
-        raise ModelError(str(path), f"damaged or cut short: not a whole zip ({_short(error)})", _AGAIN) from error
+        raise ModelError(str(path), f"damaged or cut short: not a whole zip ({in_brief(error)})", _AGAIN) from error
     file.seek(0)
     content = _torch_load(path, file)
     _check_storages(path, content, sizes)
@@ -199,7 +199,7 @@ def _tar(path: Path, file: IO[bytes]) -> tuple[str, Any, dict[str, str]]:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             names = [member.name for member in archive.getmembers() if not member.isdir()]
     except (tarfile.TarError, EOFError, ValueError, OSError) as error:
-        raise ModelError(str(path), f"damaged or cut short: not a whole tar ({_short(error)})", _AGAIN) from error
+        raise ModelError(str(path), f"damaged or cut short: not a whole tar ({in_brief(error)})", _AGAIN) from error
     if {"pickle", "tensors", "storages"} <= set(names):
         raise ModelError(str(path), "torch's tar format of before 0.2, which cannot be opened safely", _RESAVE)
     raise _archive(path, names)
@@ -229,7 +229,7 @@ def _safetensors(path: Path, file: IO[bytes]) -> tuple[str, Any, dict[str, str]]
         tensors = load(data)
     except Exception as error:  # json's, safetensors' and torch's
         raise ModelError(
-            str(path), f"a safetensors file that is damaged or cut short ({_short(error)})", _AGAIN
+            str(path), f"a safetensors file that is damaged or cut short ({in_brief(error)})", _AGAIN
         ) from error
     texts = {str(k): str(v) for k, v in metadata.items()} if isinstance(metadata, dict) else {}
     return "safetensors", tensors, texts
@@ -241,7 +241,7 @@ def _npz(path: Path, file: IO[bytes]) -> dict[str, Any]:
         with np.load(file, allow_pickle=False) as arrays:
             return {key: torch.from_numpy(np.array(arrays[key])) for key in arrays}
     except Exception as error:  # numpy's in a dozen ways, and torch's for types it lacks
-        raise ModelError(str(path), f"an npz file whose arrays cannot be read ({_short(error)})", _RESAVE) from error
+        raise ModelError(str(path), f"an npz file whose arrays cannot be read ({in_brief(error)})", _RESAVE) from error
 
 
 def _legacy(path: Path, file: IO[bytes], head: bytes) -> tuple[Any, dict[str, str]]:
@@ -262,7 +262,7 @@ def _check_globals(path: Path, stream: IO[bytes], pickles: int = 1) -> None:
         raise ModelError(str(path), f"a pickle of {error}", "It is no checkpoint.") from error
     except Exception as error:  # pickletools raises whatever its decoding of arguments does
         raise ModelError(
-            str(path), f"damaged or cut short: its pickle ends or breaks off ({_short(error)})", _AGAIN
+            str(path), f"damaged or cut short: its pickle ends or breaks off ({in_brief(error)})", _AGAIN
         ) from error
     unsafe = [name for name in names if name not in _harmless()]
     if not unsafe:
@@ -349,11 +349,6 @@ def _reason(error: Exception) -> str:
     for mark in ("WeightsUnpickler error:", "UnpicklingError:"):
         text = text.split(mark)[-1]
     return f"{type(error).__name__}: {' '.join(text.split())[:120]}"
-
-
-def _short(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}{': ' if text else ''}{text[:120]}"
 
 
 def _foreign(path: Path, head: bytes) -> ModelError:

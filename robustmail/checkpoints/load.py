@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from robustmail.checkpoints import known
 from robustmail.checkpoints.layers import natural
 from robustmail.checkpoints.state_dicts import MEANS, Normalisation, clean
-from robustmail.errors import ModelError
+from robustmail.errors import ModelError, in_brief
 from robustmail.models.classifier import check_name
 
 __all__ = ["fit", "make", "normalisation_in"]
@@ -38,7 +38,7 @@ def fit(tensors: Mapping[str, Tensor], network: nn.Module, who: str) -> nn.Modul
             try:
                 network.load_state_dict({**counters, **variant}, strict=True)
             except (Exception, SystemExit) as error:  # a method of somebody's own
-                raise ModelError(who, f"the model's load_state_dict raised {_short(error)}") from error
+                raise ModelError(who, f"the model's load_state_dict raised {in_brief(error)}") from error
             return network.eval()
     nearest = max(variants, key=lambda variant: len(set(variant) & set(own)))
     raise _misfit(nearest, own, who)
@@ -65,7 +65,7 @@ def make(
     try:
         return known.named(model, tensors, classes, channels)
     except Exception as error:  # a constructor may fail in any way
-        wrong = f"cannot be built for {classes} classes and {channels} channels ({_short(error)})"
+        wrong = f"cannot be built for {classes} classes and {channels} channels ({in_brief(error)})"
         raise ModelError(f"model={model}", wrong) from error
 
 
@@ -182,7 +182,7 @@ def _called(factory: Callable[..., Any], classes: int, channels: int) -> nn.Modu
     try:
         network = factory(*args, **knobs)
     except (Exception, SystemExit) as error:  # somebody's code
-        raise ModelError(f"model={name}", f"raised {_short(error)}", "It is called to build the network.") from error
+        raise ModelError(f"model={name}", f"raised {in_brief(error)}", "It is called to build the network.") from error
     if not isinstance(network, nn.Module):
         raise ModelError(f"model={name}", f"returned {type(network).__name__}, not an nn.Module")
     return network
@@ -208,7 +208,3 @@ def _arguments(factory: Callable[..., Any], who: str, classes: int, channels: in
             who, f"needs {', '.join(p.name for p in needed)}", "It is called as () or (classes, channels)."
         )
     return [], knobs
-
-
-def _short(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"

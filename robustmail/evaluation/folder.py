@@ -47,7 +47,7 @@ from robustmail.evaluation.suite import (
     verdict,
     worst_case,
 )
-from robustmail.files import locked, write, write_json, write_text
+from robustmail.files import locked, make_folder, write, write_json, write_text
 from robustmail.provenance import provenance
 from robustmail.records import Attacked, Attacking, so_many
 from robustmail.step import Attack
@@ -149,7 +149,7 @@ def examine(task: Task, folder: Path, fresh: bool = False) -> Iterator[Attacking
 
     Raises RunError for a folder of something else or one that was altered, and whatever an attack raises.
     """
-    make(folder)
+    make_folder(folder, FILES, "evaluation")
     with locked(folder):
         if fresh:
             clear(folder)
@@ -217,7 +217,7 @@ def merge(folders: list[Path], to: Path) -> None:
     ledger = joined([other.ledger for other in held])
     place = {int(index): i for i, index in enumerate(ledger.index)}
     rows = sorted((row for other in held for row in other.rows), key=lambda row: int(row["index"]))
-    make(to)
+    make_folder(to, FILES, "evaluation")
     if (to / "results.json").exists():
         raise RunError(str(to), "holds results already", "Pass another --out.")
     measured = next((other.results["measured"] for other in held if other.results["measured"]), None)
@@ -335,18 +335,6 @@ def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
 
 def _plain(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def make(folder: Path) -> None:
-    """Make the folder, or see that it is an evaluation's (raises RunError)."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        foreign = sorted(p.name for p in folder.iterdir() if p.name.removesuffix(".tmp") not in FILES)
-    except OSError as error:
-        raise RunError(str(folder), f"cannot be made ({error.strerror})", "Pass another --out.") from error
-    if foreign:
-        raise RunError(str(folder), f"holds things that are no evaluation's: {', '.join(foreign[:3])}",
-                       "Pass an empty folder with --out.")  # fmt: skip
 
 
 def clear(folder: Path) -> None:

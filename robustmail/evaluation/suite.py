@@ -17,7 +17,7 @@ from robustmail.attacks.noise import noise_of_each
 from robustmail.attacks.view import Norm, View, distances, settle
 from robustmail.data.images import Part, to_float
 from robustmail.data.testsets import of_arrays
-from robustmail.errors import ModelError, NonFiniteError, RobustmailError
+from robustmail.errors import ModelError, NonFiniteError, RobustmailError, in_brief
 from robustmail.evaluation.exact import Likeness, Room, exact, is_out_of_memory, quick, searched
 from robustmail.evaluation.ledger import UNTRIED, Ledger, joined
 from robustmail.evaluation.plans import Plan, check_eps, plan
@@ -280,10 +280,8 @@ def _logits(view: View, x: Tensor) -> Tensor:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        wrong = f"fails on images of {' x '.join(map(str, x.shape[1:]))}: {type(error).__name__}: "
-        raise ModelError(
-            "the model", wrong + " ".join(str(error).split())[:200], "It takes images in [0, 1]."
-        ) from error
+        wrong = f"fails on images of {' x '.join(map(str, x.shape[1:]))}: {in_brief(error)}"
+        raise ModelError("the model", wrong, "It takes images in [0, 1].") from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x) or logits.shape[1] < 2:
         shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ModelError("the model", f"returned {shape} for {len(x)} images, expected logits [B, classes]")

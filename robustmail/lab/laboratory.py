@@ -32,7 +32,7 @@ from robustmail.records import Attacked, Attacking, Measuring, so_many
 from robustmail.step import Attack, Margin
 from robustmail.values import describe, flatten
 
-__all__ = ["AGAINST", "Task", "exactly", "lab", "make", "prepare", "same", "save"]
+__all__ = ["AGAINST", "Task", "exactly", "lab", "prepare", "same", "save"]
 
 AGAINST = ("pgd100", "cw", "apgd")
 FAB_STEPS = 20
@@ -274,15 +274,3 @@ def same(task: Task, there: Lab, folder: File) -> None:
     if said := differences(vars(there), here):
         raise RunError(str(folder), f"holds another lab ({'; '.join(said[:4])})",
                        "Pass another --out, or --fresh to begin anew.")  # fmt: skip
-
-
-def make(folder: File, files: tuple[str, ...]) -> None:
-    """Make a folder, or see that nothing but `files` is in it (raises RunError)."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        foreign = sorted(p.name for p in folder.iterdir() if p.name.removesuffix(".tmp") not in files)
-    except OSError as error:
-        raise RunError(str(folder), f"cannot be made ({error.strerror})", "Pass another --out.") from error
-    if foreign:
-        raise RunError(str(folder), f"holds things of another kind: {', '.join(foreign[:3])}",
-                       "Pass an empty folder with --out.")  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from robustmail.errors import ModelError, did_you_mean
+from robustmail.errors import ModelError, did_you_mean, in_brief
 
 __all__ = ["Classifier", "build", "check_name", "response", "try_out"]
 
@@ -86,7 +86,7 @@ def try_out(model: Classifier, name: str, images: Tensor, classes: int) -> None:
         with torch.no_grad():
             shape = list(model.train()(images).shape)
     except Exception as error:
-        wrong = f"does not take a batch of {size} ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        wrong = f"does not take a batch of {size} ({in_brief(error)})"
         todo = "Choose one made for that size, e.g. cifar_resnet18 or small_cnn."
         raise ModelError(f"model={name}", wrong, todo) from error
     finally:

@@ -14,7 +14,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from robustmail.errors import ModelError
+from robustmail.errors import ModelError, in_brief
 from robustmail.models.classifier import response
 
 __all__ = ["Recorded", "wanted"]
@@ -57,7 +57,7 @@ class Recorded:
         except ModelError:
             raise
         except Exception as error:  # a device may refuse in any way
-            wrong = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+            wrong = in_brief(error)
             raise ModelError("its passes", f"cannot be recorded ({wrong})") from error
 
     def takes(self, x: Tensor) -> bool:

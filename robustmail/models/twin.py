@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from robustmail.errors import ModelError
+from robustmail.errors import ModelError, in_brief
 from robustmail.models.classifier import Classifier, response
 from robustmail.models.recorded import Recorded
 from robustmail.step import mode
@@ -64,7 +64,7 @@ class Twin(nn.Module):
         except ModelError:
             raise
         except Exception as error:  # a network may resist tracing in any way
-            wrong = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+            wrong = in_brief(error)
             raise ModelError(type(model.net).__name__, f"cannot be folded ({wrong})") from error
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from robustmail.errors import RunError
+from robustmail.errors import RunError, in_brief
 
 __all__ = ["Example", "data_uri", "magnification", "png", "read_examples"]
 
@@ -56,7 +56,7 @@ def read_examples(folder: Path, most: int = 12) -> tuple[list[Example], int]:
             return [Example(int(index[i]), _floats(original[i]), _floats(x[i])) for i in chosen], len(index)
     except (SafetensorError, ValueError, IndexError, KeyError, OSError) as error:
         raise RunError(
-            str(path), f"is damaged ({' '.join(str(error).split())[:120]})",
+            str(path), f"is damaged ({in_brief(error)})",
             "Restore it, or evaluate again into another folder.",
         ) from error  # fmt: skip
 

@@ -11,7 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
 
-from robustmail.errors import RunError
+from robustmail.errors import RunError, in_brief
 from robustmail.records import Attacked, so_many
 from robustmail.report.lines import fraction, percent
 
@@ -196,7 +196,7 @@ def undamaged(path: Path, read: Callable[[], T]) -> T:
     try:
         return read()
     except DAMAGED as error:
-        wrong = f"is damaged ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+        wrong = f"is damaged ({in_brief(error)})"
         raise RunError(str(path), wrong, "Restore it, or evaluate again into another folder.") from error
 
 

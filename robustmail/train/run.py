@@ -17,7 +17,7 @@ from robustmail.errors import RunError
 from robustmail.evaluation.folder import fingerprint_of
 from robustmail.evaluation.plans import plan
 from robustmail.evaluation.suite import trial
-from robustmail.files import locked, write_json, write_text
+from robustmail.files import locked, make_folder, write_json, write_text
 from robustmail.models.classifier import check_name
 from robustmail.provenance import provenance
 from robustmail.recipe import Recipe
@@ -26,7 +26,7 @@ from robustmail.train.loop import fit
 from robustmail.train.state import State
 from robustmail.values import describe, flatten
 
-__all__ = ["Signals", "Stopped", "make_folder", "preflight", "run", "status", "write_recipe"]
+__all__ = ["Signals", "Stopped", "preflight", "run", "status", "write_recipe"]
 
 OURS = (  # the state first: what begins anew takes that away before anything else
     "state.pt", "recipe.py", "recipe.json", "metrics.csv", "log.txt", "best.safetensors", "last.safetensors",
@@ -98,13 +98,8 @@ def status(recipe: Recipe, folder: Path, fresh: bool = False, yes: bool = False)
         return "new"
     if not folder.is_dir():
         raise RunError(str(folder), "is a file, not a folder", "Pass another --out.")
+    make_folder(folder, OURS, "run")
     inside = {path.name for path in folder.iterdir()}
-    foreign = {name for name in inside if name.removesuffix(".tmp") not in OURS}
-    if foreign:
-        raise RunError(
-            str(folder), f"holds things that are no run's: {', '.join(sorted(foreign)[:3])}",
-            "Pass an empty folder with --out.",
-        )  # fmt: skip
     begun = (folder / "state.pt").exists()
     if not begun and inside and not (folder / "lock").exists():  # a start of ours that was cut short leaves a lock
         raise RunError(
@@ -253,14 +248,6 @@ def _refuse_another(recipe: Recipe, there: dict[str, Any], folder: Path) -> None
             str(folder), f"holds a run of another recipe ({shown}{more})",
             "Pass another --out, or --fresh to begin anew.",
         )  # fmt: skip
-
-
-def make_folder(folder: Path) -> None:
-    """Make the folder of a run, if it is not there yet; raises RunError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(str(folder), f"cannot be made ({error.strerror})", "Pass another --out.") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

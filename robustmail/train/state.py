@@ -19,7 +19,7 @@ from torch import nn
 from robustmail.data.images import Images, Part, batches, hold_out, to_float
 from robustmail.devices import pick_device
 from robustmail.distributed import first_alone, leads, one_batch, world
-from robustmail.errors import NonFiniteError, RecipeError, RunError
+from robustmail.errors import NonFiniteError, RecipeError, RunError, in_brief
 from robustmail.files import write, write_text
 from robustmail.later import Later
 from robustmail.models.classifier import Classifier, build, try_out
@@ -189,7 +189,7 @@ class State:
         except RunError:
             raise
         except Exception as error:  # a damaged file fails in a dozen ways
-            wrong = f"damaged ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+            wrong = f"damaged ({in_brief(error)})"
             raise RunError(str(path), wrong, "Begin anew with --fresh --yes.") from error
         if content["threads"] != torch.get_num_threads() and self.device.type == "cpu":
             self.note = f"begun with {content['threads']} threads, so the bits may differ from a run without a break"
@@ -223,7 +223,7 @@ class State:
         try:
             self.kept.load_state_dict(load_file(path, device=str(self.device)))
         except Exception as error:  # missing, damaged, or of another network
-            wrong = f"cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+            wrong = f"cannot be read ({in_brief(error)})"
             raise RunError(str(path), wrong, "Begin anew with --fresh --yes.") from error
 
     def dump(self, indices: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> Path | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from robustmail.errors import InUseError, RobustmailError, RunError, did_you_mean
+from robustmail.errors import InUseError, RobustmailError, RunError, did_you_mean, in_brief
 from robustmail.plugins import recipe_path
 from robustmail.recipe import Recipe
 from robustmail.records import Begun, CellBegun, EpochDone, Record, Waiting
@@ -213,4 +213,4 @@ def _outcome(future: Future) -> Outcome:
     try:
         return future.result()
     except Exception as error:  # the process has died
-        return Outcome(f"its process died ({type(error).__name__}: {' '.join(str(error).split())[:160]})")
+        return Outcome(f"its process died ({in_brief(error)})")

@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from robustmail.files import locked, write, write_json
+from robustmail.files import locked, make_folder, write, write_json
 from robustmail.recipe import Recipe
 from robustmail.records import so_many
 from robustmail.schedules import Stairs
-from robustmail.train.run import make_folder, write_recipe
+from robustmail.train.run import write_recipe
 from robustmail.trials.grid import Cell
 from robustmail.values import parts, schedules, transform
 

@@ -11,10 +11,9 @@ from typing import Any
 
 from robustmail.devices import pick_device
 from robustmail.errors import RunError
-from robustmail.files import locked, write_json
+from robustmail.files import locked, make_folder, write_json
 from robustmail.provenance import provenance
 from robustmail.records import CellBegun, CellDone
-from robustmail.train.run import make_folder
 from robustmail.trials.execute import Submit, check, in_order, missing
 from robustmail.trials.fork import forked_from, own, plan
 from robustmail.trials.grid import Cell, folders, recipes

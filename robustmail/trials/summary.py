@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 
-from robustmail.errors import RunError
+from robustmail.errors import RunError, in_brief
 
 __all__ = ["Measured", "Row", "Spread", "Standing", "compared", "read_accuracies", "rows", "spread"]
 
@@ -145,5 +145,5 @@ def read_accuracies(folder: Path) -> dict[str, float] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
-        wrong = f"is damaged ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+        wrong = f"is damaged ({in_brief(error)})"
         raise RunError(str(path), wrong, "Delete the run's folder; the same command makes it again.") from error

@@ -104,7 +104,7 @@ def test_the_weights_of_runs_do_not_share_a_folder(robustmail, folder: Path):  #
         ("margins nofile.pth", "nofile.pth: no such file"),
         ("margins net.pth --against ''", "--against: names none. Write pgd100,cw,apgd."),
         ("margins net.pth --margins own.py", "Write own.py:margin."),
-        ("margins net.pth --out .", "holds things of another kind"),
+        ("margins net.pth --out .", "holds things that are no lab's"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(robustmail, words: str, says: str, folder: Path):  # noqa: F811
