@@ -57,5 +57,8 @@ def kappa(step: Step) -> Tensor:
 
 def _trace(step: Step, who: str) -> Trace:
     if step.trace is None:
-        raise PluginError(who, "the attack kept no trace of its steps", "Use attack=PGD(...), which keeps one.")
+        raise PluginError(
+            who, "the attack kept no trace of its steps",
+            "Use attack=PGD(...), which keeps one; for TRADES with loss='kl', start='gaussian'.",
+        )  # fmt: skip
     return step.trace

@@ -57,7 +57,7 @@ class AWP:
 def _ascent(model: nn.Module, loss: Callable[[], Tensor], weights: list[nn.Parameter]) -> tuple[Tensor, ...]:
     statistics = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     try:
-        return summed(*torch.autograd.grad(loss(), weights))
+        return summed(*torch.autograd.grad(loss(), weights, allow_unused=True, materialize_grads=True))
     finally:
         with torch.no_grad():
             for buffer, before in statistics:

@@ -102,7 +102,7 @@ def load_source(path: Path) -> types.ModuleType:
     """Run a Python file as a module of its own (nothing is cached on disk); its folder is importable from it."""
     try:
         source = path.read_text()
-        code = compile(source, str(path), "exec")
+        code = compile(source, str(path), "exec", dont_inherit=True)
     except OSError as error:
         raise RecipeError(str(path), f"cannot be read: {error.strerror}") from error
     except (SyntaxError, ValueError) as error:  # ValueError: bytes that are no text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from robustmail.optimizers import SGD, Optimizer
 from robustmail.precision import Precision
 from robustmail.rehearsal import Passes, ask, broken, rehearse
 from robustmail.schedules import Schedule
-from robustmail.step import Attack, Margin, Objective, Perturbation, Step, Terms, Weighter
+from robustmail.step import Attack, Margin, Objective, Perturbation, Step, Terms, Weighter, mode
 from robustmail.values import check, describe, is_foreign, label, parts, schedules, transform
 
 __all__ = ["Loss", "Recipe"]
@@ -116,7 +117,7 @@ class Recipe:
             _expect_batch("objective", self.objective, terms.plain, len(step.y))
         if self.margin is None or self.weight is None:
             return Loss(distributed.mean(terms.weighted + terms.plain), terms)
-        with torch.no_grad():
+        with torch.no_grad(), _watching(step.model):
             margin = ask("margin", self.margin, step.detached())
             _expect_batch("margin", self.margin, margin, len(step.y))
             whole = distributed.everyone(margin)  # weights have mean one over the batch of all processes
@@ -145,9 +146,14 @@ class Recipe:
         return {kind: plugin for kind, plugin in kinds.items() if plugin is not None and is_foreign(plugin)}
 
     @property
+    def _last(self) -> Recipe:
+        """Every schedule as in the last epoch, the weights included though the burn-in should cover it."""
+        return transform(self, lambda schedule: schedule.at_epoch(self.epochs - 1))
+
+    @property
     def budget(self) -> float:
         """eps of validation and evaluation: the same for all epochs, the last one's where it is a schedule."""
-        attack = self.at(self.epochs - 1).attack
+        attack = self._last.attack
         eps = self.eps if self.eps is not None else getattr(attack, "eps", None)
         if eps is None:
             raise RecipeError("Recipe", f"the attack {label(attack)} has no eps to evaluate with", "Add eps=8/255.")
@@ -155,20 +161,22 @@ class Recipe:
 
     @property
     def norm(self) -> Norm:
-        """The norm of validation and evaluation: the attack's."""
-        return norm_of(self.attack) or "linf"
+        """The norm of validation and evaluation: the attack's, in the last epoch where it is a schedule."""
+        return norm_of(self._last.attack) or "linf"
 
     @property
     def formula(self) -> str:
-        """The loss in one line, with the weights spelt out on a second where there are any."""
-        weighted, plain = getattr(self.objective, "formula", (f"{label(self.objective)}.weighted", "plain"))
-        inner = f"w * {weighted}" if self.weight else weighted
-        text = f"loss = mean( {inner}{' + ' + plain if plain else ''} )"
-        if self.perturb is not None:
+        """The loss in one line, with the weights spelt out on a second where there are any; as in the last epoch."""
+        now = self._last
+        weighted, plain = getattr(now.objective, "formula", (f"{label(now.objective)}.weighted", "plain"))
+        inner = f"w * {weighted}" if now.weight else weighted
+        changes = any(True for part in (self.objective, self.margin, self.weight) for _ in schedules(part))
+        text = f"loss = mean( {inner}{' + ' + plain if plain else ''} ){', in the last epoch' if changes else ''}"
+        if now.perturb is not None:
             text += f"\n   at weights perturbed by {describe(self.perturb)}"
-        if self.weight is None:
+        if now.weight is None:
             return text
-        weight = getattr(self.weight, "formula", describe(self.weight) + " of {m}").format(m=label(self.margin))
+        weight = getattr(now.weight, "formula", f"{describe(now.weight)} of {{m}}").replace("{m}", label(now.margin))
         start = f"; from epoch {self.burn_in + 1} on, 1 before" if self.burn_in else ""
         if self.burn_in >= self.epochs:
             start = f"; NEVER USED: burn_in={self.burn_in} covers all {self.epochs} epochs"
@@ -220,6 +228,11 @@ class Recipe:
                 "the weight counts steps of the attack, so the two must be equal",
                 f"Set weight.steps={taken} too.",
             )
+
+
+def _watching(model: Any) -> AbstractContextManager[object]:
+    """A margin that calls the model itself moves none of its statistics."""
+    return mode(model, "eval") if isinstance(model, nn.Module) else nullcontext()
 
 
 def _expect_batch(kind: str, plugin: Any, value: Any, size: int) -> None:

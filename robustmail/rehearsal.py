@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
@@ -18,7 +18,7 @@ from robustmail.values import label, raised_at, where
 if TYPE_CHECKING:
     from robustmail.recipe import Loss, Recipe
 
-__all__ = ["Passes", "ask", "attacked", "broken", "rehearse"]
+__all__ = ["Passes", "ask", "attacked", "broken", "perturbed", "rehearse"]
 
 T = TypeVar("T")
 
@@ -42,13 +42,29 @@ def attacked(recipe: Recipe, model: nn.Module, x: Tensor, y: Tensor) -> Adversar
     with viewed(model, recipe.attack_mode) as view:
         found = ask("attack", recipe.attack, view, x, y)
     found = Adversarial(found) if isinstance(found, Tensor) else found
-    if not isinstance(found, Adversarial) or found.x.shape != x.shape:
-        got = list(found.x.shape) if isinstance(found, Adversarial) else type(found).__name__
-        raise PluginError(
-            f"attack {label(recipe.attack)} ({where(recipe.attack)})",
-            f"returned {got}, expected images of shape {list(x.shape)}",
+    if not isinstance(found, Adversarial) or (found.x.shape, found.x.dtype) != (x.shape, x.dtype):
+        got = (
+            f"{str(found.x.dtype)[6:]} {list(found.x.shape)}"
+            if isinstance(found, Adversarial)
+            else type(found).__name__
         )
+        wrong = f"returned {got}, expected images as it was given, {str(x.dtype)[6:]} {list(x.shape)}"
+        raise broken("attack", recipe.attack, wrong)
+    for name, values in found.trace._asdict().items() if found.trace else ():
+        if values.ndim != 2 or values.shape[1] != len(x):
+            wrong = f"its trace.{name} is {list(values.shape)}, expected [steps, {len(x)}]"
+            raise broken("attack", recipe.attack, wrong)
     return Adversarial(found.x.detach(), found.trace)
+
+
+def perturbed(now: Recipe, model: nn.Module, step: Step) -> AbstractContextManager[object]:
+    """The context in which the loss of a step is reckoned: at perturbed weights, or as they are."""
+    if now.perturb is None:
+        return nullcontext()
+    around = ask("perturb", now.perturb, model, lambda: now.loss(step.again()))
+    if not isinstance(around, AbstractContextManager):
+        raise broken("perturb", now.perturb, f"returned {type(around).__name__}, not a context", "Use contextmanager.")
+    return around
 
 
 def rehearse(now: Recipe, classes: int, shape: tuple[int, int, int]) -> Passes:
@@ -61,10 +77,7 @@ def rehearse(now: Recipe, classes: int, shape: tuple[int, int, int]) -> Passes:
         attack = model.counted()
         _check_images(now, x, found.x)
         step = Step(model, x, y, found.x, found.trace)
-        around: Any = nullcontext()
-        if now.perturb:
-            around = ask("perturb", now.perturb, model, lambda: now.loss(step.again()))
-        with around:
+        with perturbed(now, model, step):
             loss = now.reckon(step)
             _check_loss(now, loss)
             loss.total.backward()  # type: ignore[no-untyped-call]
@@ -116,27 +129,31 @@ def ask(kind: str, plugin: Callable[..., T], *args: Any) -> T:
 
 
 def _check_images(now: Recipe, x: Tensor, found: Tensor) -> None:
-    who = f"attack {label(now.attack)} ({where(now.attack)})"
     if not found.isfinite().all():
-        raise PluginError(who, "returned NaN or infinite pixels")
+        raise broken("attack", now.attack, "returned NaN or infinite pixels")
     if found.min() < 0 or found.max() > 1:
-        raise PluginError(who, f"left the box: pixels span [{found.min():.3g}, {found.max():.3g}]", "Clamp to [0, 1].")
+        wrong = f"left the box: pixels span [{found.min():.3g}, {found.max():.3g}]"
+        raise broken("attack", now.attack, wrong, "Clamp to [0, 1].")
     eps = getattr(now.attack, "eps", None)
     if eps is not None and (far := reach(x, found, norm_of(now.attack)).item()) > eps + slack(eps):
-        raise PluginError(who, f"left its ball: {far:.4g} from the image, eps is {eps:.4g}", "Clamp the difference.")
+        wrong = f"left its ball: {far:.4g} from the image, eps is {eps:.4g}"
+        raise broken("attack", now.attack, wrong, "Clamp the difference.")
 
 
 def _check_loss(now: Recipe, loss: Loss) -> None:
     if loss.margin is not None and not loss.margin.isfinite().all():
         raise broken("margin", now.margin, "returned NaN or infinity", "Look for a division or a logarithm of zero.")
     if now.weight is not None:
-        for margin in (loss.margin, torch.linspace(-1, 1, 4)):  # four examples may all lie on one side
+        assert loss.margin is not None
+        counts = bool((loss.margin >= 0).all() and (loss.margin == loss.margin.round()).all())  # steps of the attack
+        low, high = (0, getattr(now.attack, "steps", 10)) if counts else (-1, 1)
+        for margin in (loss.margin, torch.linspace(low, high, 4)):  # four examples may all lie on one side
             weights = ask("weight", now.weight, margin)
             if not (weights.isfinite().all() and weights.min() >= 0):
                 raise broken(
                     "weight", now.weight, f"returned {weights.tolist()}", "Weights are finite and not negative."
                 )
-    if not loss.terms.weighted.requires_grad:
+    if not loss.total.requires_grad:
         raise broken("objective", now.objective, "returned a loss without a graph", "Do not detach, nor use no_grad.")
     if not loss.total.isfinite():
         raise broken("objective", now.objective, f"returned a loss of {loss.total.item()}")

@@ -7,6 +7,7 @@ recipes) goes through here, so that a plugin needs to be nothing but a callable 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 import math
@@ -25,16 +26,18 @@ OURS = str(Path(__file__).parent)
 
 
 def parts(value: Any) -> dict[str, Any]:
-    """The named fields of a dataclass instance; nothing for anything else."""
+    """The named fields that a dataclass instance was made from; nothing for anything else."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
     return {}
 
 
 def transform(value: T, change: Callable[[Any], Any]) -> T:
-    """Rebuild a tree with `change` applied to every schedule in it; the very same object where none changed."""
+    """Rebuild a tree with `change` applied to every schedule in it, and to those that it finds in their stead; the
+    very same object where none changed."""
     if isinstance(value, Schedule):
-        return typing.cast(T, change(value))
+        changed = typing.cast(T, change(value))
+        return changed if changed is value else transform(changed, change)
     old = parts(value)
     new = {name: transform(part, change) for name, part in old.items()}
     if all(new[name] is old[name] for name in old):
@@ -43,12 +46,12 @@ def transform(value: T, change: Callable[[Any], Any]) -> T:
 
 
 def schedules(value: Any) -> Iterator[Schedule]:
-    """Every schedule in the tree."""
+    """Every schedule in the tree, and in the steps of stairs."""
     if isinstance(value, Schedule):
         yield value
-    else:
-        for part in parts(value).values():
-            yield from schedules(part)
+    inside = value.steps if isinstance(value, Stairs) else {} if isinstance(value, Schedule) else parts(value)
+    for part in inside.values():
+        yield from schedules(part)
 
 
 def check(value: Any) -> None:
@@ -89,8 +92,8 @@ def fits(value: Any, hint: Any) -> bool:
         return number and not isinstance(value, bool)
     if hint is None or hint is type(None):
         return value is None
-    if origin is not None:  # Callable[...]
-        return callable(value) and not isinstance(value, type)
+    if origin is not None:  # Callable[...]: a class makes its own instances
+        return callable(value) and (not isinstance(value, type) or issubclass(value, args[-1]))
     return isinstance(value, hint) and not (isinstance(value, type) and getattr(hint, "_is_protocol", False))
 
 
@@ -110,6 +113,7 @@ def readable(hint: Any) -> str:
 
 def label(value: Any) -> str:
     """The name that a user would type: a function's own, or that of a dataclass."""
+    value = value.func if isinstance(value, functools.partial) else value
     return str(getattr(value, "__label__", None) or getattr(value, "__name__", None) or type(value).__name__)
 
 
@@ -129,7 +133,8 @@ def describe(value: Any) -> str:
         return f"{label(value)}({', '.join(given + knobs)})"
     if callable(value):
         return label(value)
-    return repr(value)
+    text = repr(value)  # an address in it would be another one each time
+    return text if " at 0x" not in text else f"{label(value)}({', '.join(_held_texts(value))})"
 
 
 def flatten(value: Any, path: str = "") -> dict[str, str]:
@@ -181,11 +186,32 @@ def _maker(value: Any) -> Any:
 def _source_mark(value: Any) -> str:
     if not is_foreign(value):
         return ""
-    target = _maker(value)
+    said = _held_texts(value)
     try:
-        return f" (source {hashlib.sha256(inspect.getsource(target).encode()).hexdigest()[:8]})"
+        target = _maker(value.func if isinstance(value, functools.partial) else value)
+        said.insert(0, f"source {hashlib.sha256(inspect.getsource(target).encode()).hexdigest()[:8]}")
     except (OSError, TypeError):
-        return ""
+        pass
+    return f" ({'; '.join(said)})" if said else ""
+
+
+def _held(value: Any) -> dict[str, Any]:
+    """What a plugin that is no dataclass carries beside its source: arguments, attributes, the variables around it."""
+    if isinstance(value, functools.partial):
+        return {"of": value.func, **{str(i): part for i, part in enumerate(value.args)}, **value.keywords}
+    if inspect.isfunction(value):
+        cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
+        return {name: cell.cell_contents for name, cell in cells}
+    return {} if inspect.isclass(value) or dataclasses.is_dataclass(value) else dict(getattr(value, "__dict__", {}))
+
+
+def _held_texts(value: Any) -> list[str]:
+    """The same in words: numbers, texts and plugins as they are written, of anything else the type."""
+    known = (int, float, str, tuple, type(None))
+    return [
+        f"{name}={describe(part) if isinstance(part, known) or callable(part) or parts(part) else type(part).__name__}"
+        for name, part in _held(value).items()
+    ]
 
 
 def _hints(cls: Any) -> dict[str, Any]:

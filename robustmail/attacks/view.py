@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 Norm = Literal["linf", "l2"]
+NORMS: dict[str, Norm] = {"linf": "linf", "inf": "linf", "l2": "l2", "2": "l2", "2.0": "l2"}  # as libraries write them
 SLACK = 1e-6  # what rounding may add to a distance in float32
 
 
@@ -92,15 +93,20 @@ def viewed(model: nn.Module, which: str = "eval") -> Iterator[View]:
 
 
 def norm_of(attack: object) -> Norm | None:
-    """The norm in which an attack's eps is measured; None for an attack that has no eps.
+    """The norm in which an attack's distances are measured; None for an attack that says neither norm nor eps.
 
-    Read from its `norm`, or, as torchattacks has it, from the end of its name.
+    Read from its `norm` (a function may have one, too), or, as torchattacks has it, from the end of its name.
+    Raises RecipeError for a norm other than linf and l2.
     """
-    if not hasattr(attack, "eps"):
+    if not (hasattr(attack, "eps") or hasattr(attack, "norm")):
         return None
-    names = getattr(attack, "__given__", (type(attack).__name__,))
+    names = getattr(attack, "__given__", (getattr(attack, "__name__", type(attack).__name__),))
     said = str(getattr(attack, "norm", "l2" if str(names[0]).endswith("L2") else "linf")).lower()
-    return "l2" if said in ("l2", "2", "2.0") else "linf"
+    if said not in NORMS:
+        raise RecipeError(
+            f"attack {names[0]} (given norm={said})", "the norm is neither linf nor l2", "No other is judged."
+        )
+    return NORMS[said]
 
 
 def distances(x: Tensor, found: Tensor, norm: str | None) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -25,11 +25,12 @@ from robustmail.precision import Decision, Forms, backends, forms
 from robustmail.randomness import forked, generator, reseed
 from robustmail.recipe import Loss, Recipe
 from robustmail.records import Attacked, Begun, EpochDone, Forecast, Record, StepDone
-from robustmail.rehearsal import attacked, rehearse
+from robustmail.rehearsal import attacked, perturbed, rehearse
+from robustmail.schedules import Schedule
 from robustmail.step import Step
 from robustmail.train.gauges import Gauges, gauge
 from robustmail.train.state import State
-from robustmail.values import describe, label, parts, transform
+from robustmail.values import describe, label, parts
 
 __all__ = ["fit", "reproduce"]
 
@@ -75,10 +76,7 @@ def work_through(
     reseed(now.seed, "update", *where)
     step = Step(trainable, x, y, found.x, found.trace)
     model.train()
-    around: AbstractContextManager[None] = nullcontext()
-    if now.perturb is not None:
-        around = now.perturb(model, lambda: now.loss(step.again()))
-    with around:  # the optimiser steps inside: the order of AWP's authors
+    with perturbed(now, model, step):  # the optimiser steps inside: the order of AWP's authors
         loss = now.reckon(step)
         update(loss)
     return step, loss
@@ -103,10 +101,13 @@ def reproduce(dump: str | Path, recipe: Recipe) -> float:
 
 def _set_knobs(recipe: Recipe, state: State, steps: int) -> None:
     """The optimiser follows its schedules within an epoch too; everything else changes between epochs."""
+    knobs = {name: knob for name, knob in parts(recipe.optimizer).items() if isinstance(knob, Schedule)}
     epoch = state.epoch + state.step / steps
-    knobs = parts(transform(recipe.optimizer, lambda schedule: schedule.at_epoch(epoch)))
-    for group in state.optimizer.param_groups:
-        group.update({name: value for name, value in knobs.items() if name in group})
+    for name, knob in knobs.items():
+        first, now = knob.at_epoch(0), knob.at_epoch(epoch)
+        for group, began in zip(state.optimizer.param_groups, state.groups, strict=True):
+            if name in group:  # a group that began elsewhere, as an own optimiser may have them, keeps its proportion
+                group[name] = now if began[name] == first or not first else began[name] / first * now
 
 
 @dataclass

@@ -62,6 +62,8 @@ class State:
     validation: Part
     device: torch.device
     precision: Decision
+    groups: list[dict[str, Any]] = field(default_factory=list)
+    """the optimiser's groups as they began, without their parameters"""
     average: ModelEmaV3 | None = None
     folder: Path | None = None
     epoch: int = 0
@@ -98,12 +100,15 @@ class State:
             sample = to_float(train.x[:smallest]).to(device)
             try_out(model, describe(recipe.model).strip("'"), sample, images.classes)
         optimizer = recipe.at(0).optimizer(model.parameters())
+        groups = [{name: knob for name, knob in g.items() if name != "params"} for g in optimizer.param_groups]
         average = ModelEmaV3(model, decay=recipe.ema) if recipe.ema else None
         parts = train.to(device), validation.to(device)
         precision = decide(recipe.precision, model, sample)
         # Only such an optimiser can be told on the device to leave the weights alone.
         ahead = device.type == "cuda" and getattr(optimizer, "_step_supports_amp_scaling", False)
-        return cls(recipe, model, optimizer, images, *parts, device, precision, average, folder, ahead=int(ahead))
+        return cls(
+            recipe, model, optimizer, images, *parts, device, precision, groups, average, folder, ahead=int(ahead)
+        )
 
     @functools.cached_property
     def forms(self) -> Forms:
