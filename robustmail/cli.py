@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from robustmail import __version__, catalogue, cli_evaluate, cli_lab, cli_trials
-from robustmail.errors import RecipeError, RobustmailError, RunError, did_you_mean
+from robustmail.errors import PluginError, RecipeError, RobustmailError, RunError, did_you_mean
 
 if TYPE_CHECKING:
     from robustmail.recipe import Recipe
@@ -117,7 +117,13 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
 
     if plugins := load_plugins(recipe):
         for name, plugin in plugins.items():
-            kind = kind_of(plugin)
+            try:
+                kind = kind_of(plugin)
+            except PluginError as error:
+                if len(plugins) == 1:
+                    raise
+                print(f"{name}: left out, it {error.wrong}")
+                continue
             assert_lawful(plugin, kind)
             print(f"{name}: a lawful {kind}, {len(laws(kind))} laws tried")
         return

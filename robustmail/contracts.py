@@ -13,16 +13,18 @@ import inspect
 import random
 import typing
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustmail.attacks.view import norm_of, reach, slack
+from robustmail.attacks.view import norm_of, reach, slack, viewed
 from robustmail.errors import AttackError, NonFiniteError, PluginError, in_brief
+from robustmail.randomness import forked
 from robustmail.step import Adversarial, Step, Terms, Trace
-from robustmail.values import label, raised_at, where
+from robustmail.values import is_foreign, label, raised_at, where
 
 __all__ = ["KINDS", "assert_lawful", "broken_laws", "kind_of", "laws"]
 
@@ -40,8 +42,9 @@ def laws(kind: str) -> dict[str, Law]:
 def broken_laws(plugin: Any, kind: str | None = None) -> dict[str, str]:
     """{law: what is wrong}, empty for a lawful plugin; a plugin that fails under a law breaks it."""
     found = {}
+    kind = kind or kind_of(plugin)
     state = torch.get_rng_state()
-    for sentence, law in laws(kind or kind_of(plugin)).items():
+    for sentence, law in laws(kind).items():
         torch.manual_seed(0)
         try:
             wrong = law(plugin)
@@ -54,10 +57,13 @@ def broken_laws(plugin: Any, kind: str | None = None) -> dict[str, str]:
 
 
 def assert_lawful(plugin: Any, kind: str | None = None) -> None:
-    """Raise PluginError that names every law which a plugin breaks, and how."""
+    """Raise PluginError that names every law which a plugin breaks, and how; an own attack gets a view, as in runs."""
     kind = kind or kind_of(plugin)
-    if broken := broken_laws(plugin, kind):
-        said = "; ".join(f"{law!r} ({wrong})" for law, wrong in broken.items())
+    if broken := broken_laws(_Lent(plugin) if kind == "attack" and is_foreign(plugin) else plugin, kind):
+        first: dict[str, str] = {}
+        for law, wrong in broken.items():  # a plugin that fails does so in the same way under every law
+            first.setdefault(wrong, law)
+        said = "; ".join(f"{law!r} ({wrong})" for wrong, law in first.items())
         count = "a law" if len(broken) == 1 else f"{len(broken)} laws"
         raise PluginError(f"{kind} {label(plugin)} ({where(plugin)})", f"breaks {count} of plugins: {said}")
 
@@ -76,17 +82,46 @@ def kind_of(plugin: Any) -> str:
     except NameError:  # an annotation under TYPE_CHECKING
         hints = {}
     given = hints.get(taken[0].name) if taken else None
+    names = [p.name for p in taken]
     if len(taken) == 3:
         return "attack"
-    if len(taken) == 2:
+    if len(taken) == 2 and "classes" not in names[0]:  # else it makes a model
         return "perturbation"
-    if len(taken) == 1:
+    if len(taken) == 1 and "param" not in names[0]:  # else an optimiser
         if hints.get("return") is Terms or "objective" in label(plugin).lower():
             return "objective"
-        if given is Tensor or taken[0].name in ("m", "margin", "margins"):
+        if given is Tensor or names[0] in ("m", "margin", "margins"):
             return "weight"
-        return "margin"
-    raise PluginError(f"{label(plugin)} ({where(plugin)})", f"takes {len(taken)} arguments, so it is no plugin")
+        return "margin" if given is Step or (names[0] == "step" and "return" in hints) else _kind_of_answer(plugin)
+    taken_said = f"takes {', '.join(names) or 'nothing'}"
+    raise PluginError(f"{label(plugin)} ({where(plugin)})", f"{taken_said}, so it is no plugin that has laws")
+
+
+def _kind_of_answer(plugin: Any) -> str:
+    """What a plugin of one argument is, from what it makes of a step, or of margins."""
+    step = _step(_logits(), torch.arange(SIZE), _trace(SIZE))
+    for kind, asked, size in (("margin", step, SIZE), ("weight", MARGINS, len(MARGINS))):
+        with suppress(Exception), forked():  # it may fail in any way on what it is not made for
+            answer = plugin(asked)
+            if isinstance(answer, Terms):
+                return "objective"
+            if isinstance(answer, Tensor) and answer.shape == (size,):
+                return kind
+    return "margin"
+
+
+class _Lent:
+    """An attack of somebody's own as runs and evaluations call it: on a view, on which it can leave no mark."""
+
+    def __init__(self, attack: Any) -> None:
+        self.attack = attack
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.attack, name)
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Any:
+        with viewed(model) as view:
+            return self.attack(view, x, y)
 
 
 class _Net(nn.Module):

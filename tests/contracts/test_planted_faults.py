@@ -167,6 +167,60 @@ def test_the_kind_of_a_plugin_is_told_from_how_it_is_written(plugin, kind, law):
     assert kind_of(plugin) == kind
 
 
+def fgsm(model, x, y):
+    x = x.clone().requires_grad_()
+    torch.nn.functional.cross_entropy(model(x), y).backward()
+    return (x + 0.01 * x.grad.sign()).clamp(0, 1).detach()
+
+
+def test_an_own_attack_is_tried_as_runs_call_it_on_a_view():
+    assert broken_laws(fgsm, "attack"), "on the model itself it leaves gradients and statistics behind"
+    assert_lawful(fgsm)
+    with pytest.raises(PluginError, match="stays in the box"):
+        assert_lawful(leaps)
+
+
+def soft(pm):
+    return torch.sigmoid(-pm)
+
+
+def sums(step):
+    return Terms(step.probs_adv.sum(1))
+
+
+def spread(step):
+    return step.probs_adv.var(1)
+
+
+@pytest.mark.parametrize(("plugin", "kind"), [(soft, "weight"), (sums, "objective"), (spread, "margin")])
+def test_what_says_nothing_of_its_kind_is_told_by_what_it_answers(plugin, kind):
+    assert kind_of(plugin) == kind
+
+
+def nets(classes, channels): ...
+
+
+def steps_with(params): ...
+
+
+def source(): ...
+
+
+@pytest.mark.parametrize("other", [nets, steps_with, source])
+def test_models_optimisers_and_data_are_no_plugins_that_have_laws(other):
+    with pytest.raises(PluginError, match="so it is no plugin that has laws"):
+        kind_of(other)
+
+
+def test_what_breaks_all_laws_in_the_same_way_is_told_once():
+    def fails(step):
+        raise ArithmeticError("planted")
+
+    with pytest.raises(PluginError) as told:
+        assert_lawful(fails, "margin")
+    assert str(told.value).count("ArithmeticError") == 1
+
+
 def run(monkeypatch, capsys, *words):
     monkeypatch.setattr(sys, "argv", ["robustmail", *words])
     with pytest.raises(SystemExit) as stop:
