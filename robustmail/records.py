@@ -143,6 +143,8 @@ class Finished:
     """the 0-based epoch whose weights were evaluated"""
     before: bool = False
     """it had been finished before, and nothing was done"""
+    burn_in: int = 0
+    """how many epochs came before the first in which examples had weights"""
 
 
 @dataclass(frozen=True)

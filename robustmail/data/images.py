@@ -94,7 +94,7 @@ def hold_out(images: Images, seed: int) -> tuple[Part, Part]:
         raise DataError(
             f"{images.name} (given validation={wanted})",
             f"train has {n} images",
-            f"Set data.validation={max(1, n // 10)}.",
+            f"Set the source's validation={max(1, n // 10)}.",
         )
     rng = np.random.default_rng(seed)
     # Shuffle, sort by class, and take every (n / wanted)-th: each class gives its share, to the nearest image.

@@ -15,6 +15,7 @@ from robustmail.records import (
     Record,
     StepDone,
     Waiting,
+    so_many,
 )  # fmt: skip
 
 __all__ = ["duration", "fraction", "line", "percent", "printable"]
@@ -55,7 +56,9 @@ def line(record: Record) -> str:
             )
         case Finished():
             before = " had been finished before; --fresh begins anew" if record.before else " finished"
-            return f"{record.folder}:{before}"
+            unweighted = f"\nnote: epoch {record.epoch + 1}, whose weights were chosen, lies in the burn-in of "
+            unweighted += f"{so_many(record.burn_in, 'epoch')}: no example had been weighted yet"
+            return f"{record.folder}:{before}{unweighted if record.epoch < record.burn_in else ''}"
         case Waiting():
             return f"{record.folder}: another process is working in it; waiting for it"
         case CellBegun():

@@ -217,7 +217,7 @@ def _write_results(
     content = {
         "complete": complete,
         "weights": {
-            "file": f"{recipe.select}.safetensors", "epoch": chosen,
+            "file": f"{recipe.select}.safetensors", "epoch": chosen, "burn_in": recipe.burn_in if recipe.weight else 0,
             "chosen_by": f"{recipe.validate} on {len(state.validation.y)} images held out of train"
             if recipe.select == "best" else "last epoch",
         },
@@ -235,7 +235,8 @@ def _write_results(
 def _finished(folder: Path, before: bool = False) -> Finished:
     results = _read_json(folder / "results.json")
     rows = tuple(Attacked(**row) for row in results["attacks"])
-    return Finished(str(folder), rows, results["weights"]["file"], results["weights"]["epoch"], before)
+    weights = results["weights"]
+    return Finished(str(folder), rows, weights["file"], weights["epoch"], before, weights.get("burn_in", 0))
 
 
 def _refuse_another(recipe: Recipe, there: dict[str, Any], folder: Path) -> None:

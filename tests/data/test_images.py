@@ -73,14 +73,14 @@ def test_a_thousand_images_are_held_out_by_default_but_never_more_than_half(n: i
 def test_holding_out_nothing_or_everything_is_refused_with_a_number_that_works(wanted: int) -> None:
     with pytest.raises(DataError, match=rf"mine \(given validation={wanted}\): train has 139 images") as caught:
         hold_out(data(validation=wanted), seed=1)
-    advised = int(caught.value.todo.removeprefix("Set data.validation=").rstrip("."))
+    advised = int(caught.value.todo.removeprefix("Set the source's validation=").rstrip("."))
     assert len(hold_out(data(validation=advised), seed=1)[1].y) == advised
 
 
 def test_the_advice_works_for_few_images_too() -> None:
     with pytest.raises(DataError) as caught:
         hold_out(data(5, validation=5), seed=1)
-    advised = int(caught.value.todo.removeprefix("Set data.validation=").rstrip("."))
+    advised = int(caught.value.todo.removeprefix("Set the source's validation=").rstrip("."))
     assert len(hold_out(data(5, validation=advised), seed=1)[1].y) == advised
 
 

@@ -27,6 +27,7 @@ from robustmail import (
 from robustmail.errors import NonFiniteError, RecipeError, RunError
 from robustmail.evaluation.folder import fingerprint_of
 from robustmail.records import Attacked, Begun, EpochDone, Finished, Forecast, StepDone
+from robustmail.report.lines import line
 from robustmail.train.gauges import weight_stats
 from robustmail.train.loop import work_through
 from robustmail.train.run import run, status
@@ -311,6 +312,14 @@ def test_a_run_and_an_evaluation_of_the_same_images_say_so_in_the_same_words(tmp
     said = json.loads((tmp_path / "run" / "results.json").read_text())["provenance"]["data"]["fingerprint"]
     assert said == fingerprint_of(open_data("digits()").first(recipe.test_size).part)
     assert said != fingerprint_of(open_data("digits()").first(recipe.test_size - 1).part)
+
+
+def test_weights_chosen_from_the_burn_in_are_said_to_be_so(tmp_path):
+    for select, noted in (("best", True), ("last", False)):
+        made = recipe.but(select=select, optimizer=SGD(lr=Stairs({0: 0.1, 1: 0.0})), test_size=20)  # the first is best
+        done = list(run(made, tmp_path / select, "name"))[-1]
+        assert (done.epoch, done.burn_in) == (0 if noted else 1, 1)
+        assert ("lies in the burn-in of 1 epoch" in line(done)) == noted
 
 
 def test_a_run_does_not_go_on_with_other_data(tmp_path):
