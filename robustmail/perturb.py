@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustmail.distributed import summed
+from robustmail.step import unmoved
 from robustmail.values import check, check_range
 
 __all__ = ["AWP"]
@@ -55,10 +56,5 @@ class AWP:
 
 
 def _ascent(model: nn.Module, loss: Callable[[], Tensor], weights: list[nn.Parameter]) -> tuple[Tensor, ...]:
-    statistics = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    try:
+    with unmoved(model.buffers()):
         return summed(*torch.autograd.grad(loss(), weights, allow_unused=True, materialize_grads=True))
-    finally:
-        with torch.no_grad():
-            for buffer, before in statistics:
-                buffer.copy_(before)

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -67,10 +67,10 @@ class Recipe:
     ema: float | None = None
     normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     eps: float | None = None
-    attack_mode: str = "eval"
+    attack_mode: Literal["eval", "train"] = "eval"
     validate: str = "pgd10"
     evaluate: tuple[str, ...] = ("nat", "pgd100")
-    select: str = "best"
+    select: Literal["best", "last"] = "best"
     test_size: int | None = None
     device: str = "auto"
     precision: Precision = "auto"
@@ -200,11 +200,6 @@ class Recipe:
             raise RecipeError(
                 f"Recipe (given ema={self.ema:g})", "the decay must lie between 0 and 1", "Write ema=0.999."
             )
-        for name, known in {"attack_mode": ("eval", "train"), "select": ("best", "last")}.items():
-            if getattr(self, name) not in known:
-                raise RecipeError(
-                    f"Recipe (given {name}={getattr(self, name)!r})", f"{name} must be {known[0]!r} or {known[1]!r}"
-                )
         for who, eps in {"Recipe": self.eps, label(self.attack): getattr(self.attack, "eps", None)}.items():
             check_budget(who, self.norm, eps=eps)
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Adversarial", "Attack", "Margin", "Objective", "Perturbation", "Step", "Terms", "Trace", "Weighter", "mode"]
+__all__ = [
+    "Adversarial", "Attack", "Margin", "Objective", "Perturbation", "Step", "Terms", "Trace", "Weighter", "mode",
+    "unmoved",
+]  # fmt: skip
 
 
 class Trace(NamedTuple):
@@ -102,6 +105,18 @@ class Window(Step):
     def _compute(self, images: Tensor) -> Tensor:
         with torch.no_grad(), mode(self.model, "eval"):
             return super()._compute(images)
+
+
+@contextmanager
+def unmoved(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Put tensors back to what they were, as BatchNorm's statistics after a pass that they shall not see."""
+    before = [(tensor, tensor.detach().clone()) for tensor in tensors]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in before:
+                tensor.copy_(value)
 
 
 class mode:

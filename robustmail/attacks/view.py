@@ -14,7 +14,7 @@ from robustmail.later import look
 from robustmail.models.twin import Twin
 from robustmail.randomness import forked
 from robustmail.scores import precise
-from robustmail.step import mode
+from robustmail.step import mode, unmoved
 
 __all__ = [
     "distances",
@@ -76,8 +76,9 @@ def viewed(model: nn.Module, which: str = "eval") -> Iterator[View]:
     if isinstance(model, Twin):
         model.refresh()
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    buffers = [(b, b.detach().clone()) for b in model.buffers()]
-    with forked(), mode(model, which), torch.inference_mode(False), torch.enable_grad():
+    with (
+        forked(), mode(model, which), torch.inference_mode(False), unmoved(model.buffers()), torch.enable_grad(),
+    ):  # fmt: skip
         try:
             for p, _, _ in parameters:
                 p.requires_grad_(False)
@@ -87,9 +88,6 @@ def viewed(model: nn.Module, which: str = "eval") -> Iterator[View]:
             for p, needed, grad in parameters:
                 p.requires_grad_(needed)
                 p.grad = grad
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
 
 
 def norm_of(attack: object) -> Norm | None:

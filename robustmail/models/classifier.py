@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from robustmail.errors import ModelError, did_you_mean, in_brief
+from robustmail.scores import precise
+from robustmail.step import mode, unmoved
 
 __all__ = ["Classifier", "build", "check_name", "response", "try_out"]
 
@@ -33,7 +35,7 @@ class Classifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] in [0, 1] -> [B, classes]"""
         logits: Tensor = self.net(self.prepare(x))
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return precise(logits)
 
     def prepare(self, x: Tensor) -> Tensor:
         """What the network gets of an image: normalised, channels-last."""
@@ -80,20 +82,14 @@ def try_out(model: Classifier, name: str, images: Tensor, classes: int) -> None:
 
     Raises ModelError, before anything is written; statistics and mode of the model stay.
     """
-    training, buffers = model.training, [(b, b.clone()) for b in model.buffers()]
     size = " x ".join(map(str, images.shape))
     try:
-        with torch.no_grad():
-            shape = list(model.train()(images).shape)
+        with torch.no_grad(), mode(model, "train"), unmoved(model.buffers()):
+            shape = list(model(images).shape)
     except Exception as error:
         wrong = f"does not take a batch of {size} ({in_brief(error)})"
         todo = "Choose one made for that size, e.g. cifar_resnet18 or small_cnn."
         raise ModelError(f"model={name}", wrong, todo) from error
-    finally:
-        model.train(training)
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
     if shape != [len(images), classes]:
         raise ModelError(f"model={name}", f"returns logits of shape {shape}, expected {[len(images), classes]}")
 
