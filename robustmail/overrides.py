@@ -12,14 +12,13 @@ import dataclasses
 import math
 import operator
 import re
-import typing
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from robustmail.errors import PluginError, RecipeError, did_you_mean
 from robustmail.plugins import field_kind, find, known_paths
 from robustmail.recipe import Recipe
-from robustmail.values import fits, parts, readable
+from robustmail.values import fits, hints_of, parts, readable
 
 __all__ = ["override", "read"]
 
@@ -65,7 +64,7 @@ def _set(current: Any, path: list[str], value: str, text: str, recipe: Recipe) -
 
 def _value(value: str, owner: type, field: str, text: str) -> Any:
     """Read `value` for a field, with the field's annotation deciding whether bare words are texts."""
-    hint = typing.get_type_hints(owner).get(field, Any)
+    hint = hints_of(owner).get(field, Any)
     if hint is not Any and fits("text", hint) and ".py:" not in value and re.fullmatch(r"[\w.:/-]+", value):
         return value
     if hint is not Any and not fits("text", hint) and fits(value, hint):  # one of a few words: precision=fp32

@@ -59,7 +59,7 @@ def check(value: Any) -> None:
 
     Raises RecipeError, naming the field, what was given and what was expected.
     """
-    hints = _hints(type(value))
+    hints = hints_of(type(value))
     for name, part in parts(value).items():
         if not fits(part, hints[name]):
             given = f"{describe_head(value)} (given {name}={describe(part)})"
@@ -214,7 +214,11 @@ def _held_texts(value: Any) -> list[str]:
     ]
 
 
-def _hints(cls: Any) -> dict[str, Any]:
+def hints_of(cls: Any) -> dict[str, Any]:
+    """The annotations of a dataclass's fields, each Any where one of them cannot be read."""
     if cls not in _SEEN:
-        _SEEN[cls] = typing.get_type_hints(cls)
+        try:
+            _SEEN[cls] = typing.get_type_hints(cls)
+        except NameError:  # an annotation that is there for type checkers alone
+            _SEEN[cls] = {f.name: Any for f in dataclasses.fields(cls)}
     return _SEEN[cls]

@@ -89,6 +89,8 @@ def try_out(model: Classifier, name: str, images: Tensor, classes: int) -> None:
     except Exception as error:
         wrong = f"does not take a batch of {size} ({in_brief(error)})"
         todo = "Choose one made for that size, e.g. cifar_resnet18 or small_cnn."
+        if "view size is not compatible" in str(error):
+            todo = "Images come channels-last: write x.flatten(1) or x.reshape(...) in place of x.view(...)."
         raise ModelError(f"model={name}", wrong, todo) from error
     if shape != [len(images), classes]:
         raise ModelError(f"model={name}", f"returns logits of shape {shape}, expected {[len(images), classes]}")

@@ -81,9 +81,10 @@ class Twin(nn.Module):
         """Follow the live weights and statistics."""
         if self.recorded is not None and self._addresses() != self.addresses:  # it would go on with the old ones
             self.recorded = None
-        for module in self.graph.modules():
-            if isinstance(module, FoldedConv):
-                module.refresh()
+        with mode(self.model, "eval"):  # a spectral norm is estimated anew whenever its weight is read in train mode
+            for module in self.graph.modules():
+                if isinstance(module, FoldedConv):
+                    module.refresh()
 
     def _pass(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.graph(self.model.prepare(x))).float()

@@ -99,7 +99,7 @@ class State:
             smallest = min(map(len, batches(len(train.y), recipe.batch, generator(0))))
             sample = to_float(train.x[:smallest]).to(device)
             try_out(model, describe(recipe.model).strip("'"), sample, images.classes)
-        optimizer = recipe.at(0).optimizer(model.parameters())
+        optimizer = ask("optimizer", recipe.at(0).optimizer, model.parameters())
         groups = [{name: knob for name, knob in g.items() if name != "params"} for g in optimizer.param_groups]
         average = ModelEmaV3(model, decay=recipe.ema) if recipe.ema else None
         parts = train.to(device), validation.to(device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 import torch
@@ -21,6 +21,7 @@ from robustmail import (
     Adversarial,
     Classifier,
     Cosine,
+    Images,
     Sigmoid,
     Stairs,
     State,
@@ -28,12 +29,17 @@ from robustmail import (
     Terms,
     Trace,
     art,
+    build,
     fit,
     kappa,
+    load_recipe,
     pm_adv,
     pm_nat,
 )  # fmt: skip
-from robustmail.errors import PluginError, RecipeError, RunError
+from robustmail.data.images import Part
+from robustmail.errors import ModelError, PluginError, RecipeError, RunError
+from robustmail.models.twin import Twin
+from robustmail.overrides import override
 from robustmail.plugins import load_source
 from robustmail.records import EpochDone, StepDone
 from robustmail.train.run import run
@@ -162,6 +168,15 @@ def test_the_groups_of_an_own_optimiser_keep_their_knobs(lr, after):
     assert [group["lr"] for group in groups] == pytest.approx([after, after, 10 * after])
 
 
+def test_an_own_optimiser_that_fails_is_named():
+    class Mine(Grouped):
+        def __call__(self, parameters):
+            raise ValueError("beta is wrong")
+
+    with pytest.raises(PluginError, match=r"optimizer Mine .*failed with ValueError: beta is wrong"):
+        State.fresh(recipe.but(optimizer=Mine()))
+
+
 # Which run it is
 
 
@@ -232,6 +247,38 @@ def test_awp_leaves_alone_what_the_network_does_not_use_and_a_class_is_a_model()
     assert first.row["train_loss"] > 0
 
 
+class Viewing(Spare):
+    def forward(self, x):
+        return self.used(x.view(len(x), -1))
+
+
+def test_a_network_that_wants_other_strides_is_told_what_to_write():
+    with pytest.raises(ModelError, match=r"write x.flatten\(1\) or x.reshape"):
+        State.fresh(recipe.but(model=Viewing, data=image_like()))
+
+
+def image_like():
+    x = torch.randint(256, (40, 3, 8, 8), dtype=torch.uint8)
+    part = Part(x, torch.arange(40) % 10)
+    return lambda: Images("three channels", part, part, 10, validation=10)
+
+
+class Normed(nn.Sequential):
+    def __init__(self, classes, channels):
+        conv = nn.utils.spectral_norm(nn.Conv2d(channels, 4, 3))
+        super().__init__(conv, nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, classes))
+
+
+def test_lending_a_twin_moves_no_buffer_whatever_the_mode():
+    model = build(Normed, 10, 1)
+    with suppress(ModelError):  # a network that cannot be folded has nothing that could move
+        twin = Twin(model.eval(), torch.rand(2, 1, 8, 8))
+        model.train()
+        before = {name: value.clone() for name, value in model.named_buffers()}
+        twin.refresh()
+        assert all(torch.equal(before[name], value) for name, value in model.named_buffers())
+
+
 # Plugins that break their contract
 
 
@@ -297,6 +344,19 @@ class Derived:
 def test_a_field_that_is_not_given_does_not_hinder_a_schedule():
     made = recipe.but(weight=Derived(slope=Stairs({0: 1.0, 1: 2.0})))
     assert made.at(1).weight == Derived(slope=2.0)
+
+
+def test_an_annotation_for_type_checkers_alone_does_not_hinder_an_override(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass, replace\n"
+        "from typing import TYPE_CHECKING\nfrom robustmail import load_recipe\n"
+        "if TYPE_CHECKING:\n    from somewhere import Number\n\n\n"
+        "@dataclass(frozen=True)\nclass Flat:\n    height: Number = 1.0\n\n"
+        "    def __call__(self, margin):\n        return margin * 0 + self.height\n\n\n"
+        "recipe = load_recipe('quickstart').but(weight=Flat())\n"
+    )
+    made = override(load_recipe(str(tmp_path / "mine.py")), ["weight.height=2.5"])
+    assert made.weight.height == 2.5
 
 
 def test_a_file_is_read_as_python_reads_it(tmp_path):
