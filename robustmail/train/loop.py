@@ -24,7 +24,7 @@ from robustmail.models.classifier import build
 from robustmail.precision import Decision, Forms, backends, forms
 from robustmail.randomness import forked, generator, reseed
 from robustmail.recipe import Loss, Recipe
-from robustmail.records import Attacked, Begun, EpochDone, Forecast, Record, StepDone
+from robustmail.records import Attacked, Begun, EpochDone, Forecast, Record, StepDone, so_many
 from robustmail.rehearsal import attacked, perturbed, rehearse
 from robustmail.schedules import Schedule
 from robustmail.step import Step
@@ -262,7 +262,7 @@ def _device_name(device: torch.device) -> str:
     each = f", {world()} processes" if world() > 1 else ""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)}){each}"
-    return f"cpu ({torch.get_num_threads()} threads){each}"
+    return f"cpu ({so_many(torch.get_num_threads(), 'thread')}){each}"
 
 
 def _culprit(now: Recipe, loss: Loss) -> tuple[str, str]:
