@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from robustmail.perturb import AWP
     from robustmail.plugins import load_recipe
     from robustmail.recipe import Recipe
+    from robustmail.records import EpochDone, StepDone
     from robustmail.schedules import Cosine, Cyclic, Stairs
     from robustmail.step import Adversarial, Step, Terms, Trace
     from robustmail.train.loop import fit, reproduce
@@ -56,6 +57,7 @@ _HOME = {
     "perturb": ["AWP"],
     "plugins": ["load_recipe"],
     "recipe": ["Recipe"],
+    "records": ["EpochDone", "StepDone"],
     "schedules": ["Cosine", "Cyclic", "Stairs"],
     "step": ["Adversarial", "Step", "Terms", "Trace"],
     "train.loop": ["fit", "reproduce"],

@@ -113,7 +113,9 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Rehearse a recipe on four random images, and hold its plugins to their laws; or the plugins in any file."""
     from robustmail.contracts import assert_lawful, kind_of, laws
     from robustmail.plugins import load_plugins
+    from robustmail.records import so_many
     from robustmail.train.run import preflight
+    from robustmail.values import label
 
     if plugins := load_plugins(recipe):
         for name, plugin in plugins.items():
@@ -130,9 +132,13 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     made = _load(recipe, overrides)
     preflight(made)
     made.rehearse()
+    said, later = f"rehearsed in its {so_many(len(made.turns()), 'phase')}", made.turns()[1:]
+    if later:
+        said += f" (something changes at epoch{'s' * (len(later) > 1)} {', '.join(str(turn + 1) for turn in later)})"
     for kind, plugin in made.own_plugins().items():
         assert_lawful(plugin, kind)
-    print(f"{recipe}: in order, {len(made.turns())} phases rehearsed")
+        said += f"; {label(plugin)} keeps all {so_many(len(laws(kind)), 'law')} of {kind}s"
+    print(f"{recipe}: {said}")
 
 
 @app.command("list")
@@ -189,7 +195,9 @@ def bench_(
     precision: Annotated[str, typer.Option(help="Ours: auto, bf16 or fp32.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")] = "auto",
     out: Annotated[Path, typer.Option(help="Where bench-MODEL-BATCH.json and .png go.")] = Path("bench"),
-    quick: Annotated[bool, typer.Option("--quick", help="A narrow model and a small batch: under a minute.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="About a minute if idle: a narrow model, a small batch.")
+    ] = False,
 ) -> None:
     """Measure images a second side by side with plain loops, torchattacks and ART."""
     from rich.console import Console
@@ -239,8 +247,25 @@ def main() -> None:
 
 def _usage(error: Exception) -> str | None:
     """What click says of wrong words, in one line; None for any other error."""
-    message = getattr(error, "format_message", None)
-    return " ".join(f"{message()} Try robustmail --help.".split()) if callable(message) else None
+    if not callable(message := getattr(error, "format_message", None)):
+        return None
+    todo = _as_override(getattr(error, "option_name", ""), getattr(error, "ctx", None)) or "Try robustmail --help."
+    said = str(message()).rstrip()
+    return " ".join(f"{said}{'' if said.endswith(('.', '?', ')')) else '.'} {todo}".split())
+
+
+def _as_override(option: str, context: Any) -> str:
+    """What `--seed 2` was meant to be, given to a verb that takes a recipe's fields as words."""
+    if getattr(context, "info_name", "") not in ("run", "show", "check"):
+        return ""
+    from robustmail.recipe import Recipe
+
+    field, words = option.lstrip("-").replace("-", "_"), sys.argv[1:]
+    if field not in Recipe.__dataclass_fields__:
+        return ""
+    value = next((v for word, v in zip(words, [*words[1:], ""], strict=True) if word == option), "")
+    value = next((word.partition("=")[2] for word in words if word.startswith(f"{option}=")), value)
+    return f"Write {shlex.quote(f'{field}={value}')}." if value else f"Write {field}=VALUE."
 
 
 def _complain(text: str, loud: bool) -> None:

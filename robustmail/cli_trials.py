@@ -65,6 +65,7 @@ def trials(
         raise RecipeError("trials", "names no recipe", "Write e.g. robustmail trials at mail_at --seeds 0:5.")
     overrides = [word for word in words if _is_override(word)]
     wanted = grid.seeds(seeds)
+    _note_one(seeds)
     folder = out or Path("trials") / "-".join(re.sub(r"\W+", "_", Path(name).name.replace(".py", "")) for name in names)
     study = Study(grid.cells(names, over or [], overrides, wanted), folder, "trials.json", _command())
     failed = _carry_out(study, executor, jobs, knobs, Console(), plain)
@@ -104,6 +105,7 @@ def table(
     chosen, size = paper.TABLES[int(number)], paper.SCALES[scale]
     seeds = f"0:{size.seeds}" if seeds is None else seeds
     wanted = grid.seeds(seeds)
+    _note_one(seeds)
     folder = out or Path("tables") / scale
     command = ["robustmail", "table", str(number), "--scale", scale, "--seeds", seeds]
     command += ["--out", str(folder), "--run", *(overrides or [])]
@@ -218,6 +220,12 @@ def _parameters(knobs: list[str] | None) -> dict[str, Any]:
         except RobustmailError:
             found[name] = value  # a bare word is a text
     return found
+
+
+def _note_one(seeds: str) -> None:
+    """Say that --seeds 5 is one seed, for it may have been meant as a number of them."""
+    if seeds.strip().isdecimal() and (n := int(seeds)) > 1:
+        print(f"robustmail: one seed, {n}; {n} seeds are 0:{n}", file=sys.stderr)
 
 
 def _is_override(word: str) -> bool:

@@ -60,7 +60,14 @@ class Evaluation:
     def __getitem__(self, which: int | str) -> Attacked:
         if isinstance(which, int):
             return self.rows[which]
-        return {row.name: row for row in self.rows}[which]
+        found = {row.name: row for row in self.rows}
+        if which not in found:
+            raise KeyError(f"{which} was not run; there are: {', '.join(found)}")
+        return found[which]
+
+    def __repr__(self) -> str:
+        said = ", ".join(f"{row.name} {row.accuracy:.1%}" for row in self.rows)
+        return f"Evaluation({len(self.ledger)} images: {said}; worst case {self.worst.accuracy:.1%})".replace("%", " %")
 
     @property
     def worst(self) -> Attacked:

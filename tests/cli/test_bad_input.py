@@ -113,6 +113,9 @@ COMMANDS = {
     "verb": ("chek quickstart", "No such command 'chek'. Did you mean 'check'?"),
     "no recipe": ("run", "Missing argument 'RECIPE'"),
     "option": ("run quickstart --plian", "No such option: --plian"),
+    "field as an option": ("run quickstart --seed 2", "No such option: --seed. Write seed=2."),
+    "field as an option with =": ("check quickstart --burn-in=3", "No such option: --burn-in. Write burn_in=3."),
+    "field as an option without a value": ("show quickstart --epochs", "No such option: --epochs. Write epochs=VALUE."),
     "option without its value": ("run quickstart --out", "'--out' requires an argument"),
     "kind to list": ("list margin", "list margin: no such kind. Did you mean 'margins'?"),
     "recipe": ("run quikstart", "recipe 'quikstart': no such file, nor a built-in recipe. Did you mean 'quickstart'?"),
@@ -287,7 +290,12 @@ def test_an_error_of_ours_is_called_unexpected_and_exits_with_1(
         ("list", ["recipes", "margins", "pm_adv", "weighters", "Tanh", "models", "cifar_wrn34_10", "svhn", "AWP"]),
         ("list margins", ["pm_adv", "Lead of the true class on the adversarial image", "lps", "kappa"]),
         ("list recipes", [*catalogue.recipe_files(), "MAIL-TRADES on 1,797 handwritten digits"]),
-        ("check quickstart", ["quickstart: in order, 4 phases rehearsed"]),
+        (
+            "check quickstart",
+            ["quickstart: rehearsed in its 4 phases (something changes at epochs 11, 15, 19)\n"],
+        ),
+        ("check at epochs=74", ["at: rehearsed in its 1 phase\n"]),
+        ("check at epochs=75", ["at: rehearsed in its 2 phases (something changes at epoch 75)\n"]),
         (
             "show quickstart weight.slope=5",
             [

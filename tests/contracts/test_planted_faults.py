@@ -258,6 +258,18 @@ def test_check_passes_lawful_plugins_and_says_so(tmp_path: Path, monkeypatch, ca
     assert run(monkeypatch, capsys, "check", f"{file}:doubt")[0] == 0
 
 
+def test_check_says_which_laws_the_plugins_of_a_recipe_keep(tmp_path: Path, monkeypatch, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from robustmail import load_recipe\n\ndef sureness(s):\n    return s.probs_adv.amax(1)\n\n"
+        "recipe = load_recipe('quickstart').but(margin=sureness)\n"
+    )
+    code, said, _ = run(monkeypatch, capsys, "check", str(file))
+    assert code == 0
+    assert said.startswith(f"{file}: rehearsed in its 4 phases (")
+    assert said.endswith("; sureness keeps all 13 laws of margins\n")
+
+
 @dataclass(frozen=True)
 class Power:
     """A weight made for margins in [-1, 1], which is all that it owes."""

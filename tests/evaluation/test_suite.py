@@ -172,3 +172,13 @@ def test_an_attack_of_ones_own_sees_the_model_and_a_library_a_likeness(hardened,
     evaluate(hardened, hand.part.first(20), ("pgd10",), 0.1)
     handle.remove()
     assert 0 < len(seen) < 20  # clean images, the comparison and the verdict; not the search
+
+
+def test_an_evaluation_prints_as_one_line_and_names_what_was_run(victim):
+    model, part = victim
+    found = evaluate(model, part, ("nat", "pgd2"), eps=2 / 255)
+    nat, pgd, n = found["nat"], found["pgd2"], len(part.y)
+    said = f"nat {100 * nat.accuracy:.1f} %, pgd2 {100 * pgd.accuracy:.1f} %; worst case {100 * pgd.accuracy:.1f} %"
+    assert repr(found) == f"Evaluation({n} images: {said})"
+    with pytest.raises(KeyError, match="aa was not run; there are: nat, pgd2"):
+        found["aa"]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from robustmail.cli_trials import _note_one
 from robustmail.errors import RecipeError, RobustmailError
 from robustmail.trials.grid import Cell, cells, folders, recipes, seeds, split, variants
 
@@ -103,3 +104,12 @@ def test_a_folder_hangs_on_its_row_alone_and_its_name_is_never_too_long():
 def test_a_setting_that_is_there_twice_is_refused():
     with pytest.raises(RecipeError, match=r"--over epochs: is there twice\. Write epochs=VALUE,VALUE once"):
         cells(["at"], ["epochs=2", "epochs=3"], [], [0])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("5", "robustmail: one seed, 5; 5 seeds are 0:5\n"), ("0", ""), ("5:6", ""), ("1,7", ""), ("0:5", "")],
+)
+def test_one_seed_that_may_have_been_meant_as_a_number_of_them_is_noted(capsys, text, said):
+    _note_one(text)
+    assert capsys.readouterr().err == said
