@@ -4,9 +4,9 @@ Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", I
 paper (NeurIPS 2021).
 
     robustmail run at
-    robustmail run at attack.steps=7
-    robustmail run at:wrn                                    the paper's WRN-32-10 (Table 3)
-    robustmail run at:code                                   the baseline of MAIL's released code
+    robustmail run at attack.steps=7 --out runs/at_steps_7
+    robustmail run at:wrn                                   the paper's WRN-32-10 (Table 3)
+    robustmail run at:code                                  the baseline of MAIL's released code
 """
 
 from robustmail import AT, PGD, SGD, Recipe, Stairs, cifar10, torchattack

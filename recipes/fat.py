@@ -5,8 +5,8 @@ MAIL paper (NeurIPS 2021), which does not state the schedule of tau. Here: 0, 1,
 script; noise 0.001 at each step, as there.
 
     robustmail run fat
-    robustmail run fat attack.patience=10                    what AT does: nothing stops
-    robustmail run fat:wrn                                   the paper's WRN-32-10 (Table 3)
+    robustmail run fat attack.patience=10 --out runs/fat_patience_10  what AT does: nothing stops
+    robustmail run fat:wrn                                            the paper's WRN-32-10 (Table 3)
 """
 
 from robustmail import AT, PGD, SGD, Recipe, Stairs, cifar10

@@ -5,7 +5,7 @@ MAIL paper (NeurIPS 2021). No official code exists; here the weights act on the 
 (like for like).
 
     robustmail run gair_mart
-    robustmail run gair_mart margin=lps
+    robustmail run gair_mart margin=lps --out runs/gair_mart_lps
 """
 
 from robustmail import MART, PGD, SGD, Recipe, Stairs, Tanh, cifar10, kappa

@@ -6,8 +6,8 @@ its own (like for like), and kappa is counted along the KL attack. GAIRAT's remo
 cross-entropy: objective.weigh=nat; its authors say that one may weigh either or both.
 
     robustmail run gair_trades
-    robustmail run gair_trades objective.weigh=nat objective.beta=6
-    robustmail run gair_trades margin=lps
+    robustmail run gair_trades objective.weigh=nat objective.beta=6 --out runs/gair_trades_nat
+    robustmail run gair_trades margin=lps --out runs/gair_trades_lps
 """
 
 from robustmail import PGD, SGD, TRADES, Recipe, Stairs, Tanh, cifar10, kappa

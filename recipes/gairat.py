@@ -5,10 +5,10 @@ MAIL paper (NeurIPS 2021). Read as in GAIRAT's code: kappa counts the correct it
 crossing, is margin=lps. Weights start where the learning rate first drops, as for MAIL.
 
     robustmail run gairat
-    robustmail run gairat margin=lps
-    robustmail run gairat "weight=Sigmoid(slope=1, bias=4)"  GAIRAT's sigmoid variant
-    robustmail run gairat "weight=Discrete(steps=10)"        its discrete variant
-    robustmail run gairat:wrn                                the paper's WRN-32-10 (Table 3)
+    robustmail run gairat margin=lps --out runs/gairat_lps
+    robustmail run gairat "weight=Sigmoid(slope=1, bias=4)" --out runs/gairat_sigmoid  GAIRAT's sigmoid variant
+    robustmail run gairat "weight=Discrete(steps=10)" --out runs/gairat_discrete       its discrete variant
+    robustmail run gairat:wrn                                                          the paper's WRN-32-10 (Table 3)
 """
 
 from robustmail import AT, PGD, SGD, Recipe, Stairs, Tanh, cifar10, kappa

@@ -3,9 +3,9 @@
 Wang et al., "Probabilistic Margins for Instance Reweighting in Adversarial Training", NeurIPS 2021.
 
     robustmail run mail_at
-    robustmail run mail_at margin=pm_nat                     a row of Table 1
-    robustmail run mail_at:wrn                               the paper's WRN-32-10 (Table 3)
-    robustmail run mail_at:code                              the authors' released code
+    robustmail run mail_at margin=pm_nat --out runs/mail_at_pm_nat  a row of Table 1
+    robustmail run mail_at:wrn                                      the paper's WRN-32-10 (Table 3)
+    robustmail run mail_at:code                                     the authors' released code
 
 Read as in the paper: weights of mean one, eps 8/255, uniform start, 74 epochs of burn-in, 100 epochs.
 """

@@ -3,9 +3,9 @@
 Wang et al., "Probabilistic Margins for Instance Reweighting in Adversarial Training", NeurIPS 2021.
 
     robustmail run mail_mart
-    robustmail run mail_mart margin=pm_nat                   a row of Table 1
-    robustmail run mail_mart:wrn                             the paper's WRN-32-10 (Table 3)
-    robustmail run mail_mart:code                            the authors' released code
+    robustmail run mail_mart margin=pm_nat --out runs/mail_mart_pm_nat  a row of Table 1
+    robustmail run mail_mart:wrn                                        the paper's WRN-32-10 (Table 3)
+    robustmail run mail_mart:code                                       the authors' released code
 
 Read as in the paper: beta 6 (the code's default: 5), weights of mean one. The paper's Algorithm 4 is in an appendix
 that is not public; that the weights act on the BCE term alone is read from the authors' code.

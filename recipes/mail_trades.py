@@ -4,9 +4,9 @@ Wang et al., "Probabilistic Margins for Instance Reweighting in Adversarial Trai
 
     robustmail run mail_trades
     robustmail run mail_trades weight.slope=5 seed=2
-    robustmail run mail_trades margin=pm_nat                 a row of Table 1
-    robustmail run mail_trades:wrn                           the paper's WRN-32-10 (Table 3)
-    robustmail run mail_trades:code                          the authors' released code
+    robustmail run mail_trades margin=pm_nat --out runs/mail_trades_pm_nat  a row of Table 1
+    robustmail run mail_trades:wrn                                          the paper's WRN-32-10 (Table 3)
+    robustmail run mail_trades:code                                         the authors' released code
 
 Read as in the paper: weights of mean one, eps 8/255, 74 epochs of burn-in, 100 epochs. The KL goes from the natural
 to the adversarial prediction, as in all code (Eq. 10 prints it the other way round: objective.reverse=True), and the

@@ -4,9 +4,9 @@ Zhang et al., "Theoretically Principled Trade-off between Robustness and Accurac
 MAIL paper (NeurIPS 2021), which does not state the beta of its baseline: 5 as for MAIL-TRADES (TRADES' own script: 6).
 
     robustmail run trades
-    robustmail run trades objective.beta=6
-    robustmail run trades:wrn                                the paper's WRN-32-10 (Table 3)
-    robustmail run trades:code                               the baseline of MAIL's released code
+    robustmail run trades objective.beta=6 --out runs/trades_beta_6
+    robustmail run trades:wrn                                        the paper's WRN-32-10 (Table 3)
+    robustmail run trades:code                                       the baseline of MAIL's released code
 """
 
 from robustmail import SGD, TRADES, Recipe, Stairs, cifar10, torchattack

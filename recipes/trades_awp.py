@@ -4,7 +4,7 @@ Wu et al., "Adversarial Weight Perturbation Helps Robust Generalization", NeurIP
 (NeurIPS 2021). gamma 0.005 after 9 epochs of warm-up, as in the authors' TRADES script, whose beta is 6.
 
     robustmail run trades_awp
-    robustmail run trades_awp objective.beta=6 objective.natural_passes=2
+    robustmail run trades_awp objective.beta=6 objective.natural_passes=2 --out runs/trades_awp_beta_6
     robustmail run trades_awp:wrn                            the paper's WRN-32-10 (Table 3)
 """
 
