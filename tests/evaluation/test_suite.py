@@ -54,6 +54,16 @@ def test_the_verdict_does_not_depend_on_the_size_of_a_call_for_an_attack_without
     assert whole.correct == pieces.correct
 
 
+def test_an_evaluation_prints_as_one_line_and_names_what_was_run(victim):
+    model, part = victim
+    found = evaluate(model, part, ("nat", "pgd2"), eps=2 / 255)
+    nat, pgd, n = found["nat"], found["pgd2"], len(part.y)
+    said = f"nat {100 * nat.accuracy:.1f} %, pgd2 {100 * pgd.accuracy:.1f} %; worst case {100 * pgd.accuracy:.1f} %"
+    assert repr(found) == f"Evaluation({n} images: {said})"
+    with pytest.raises(KeyError, match="aa was not run; there are: nat, pgd2"):
+        found["aa"]
+
+
 def test_evaluation_leaves_model_modes_and_generators_as_they_were(victim):
     model, part = victim
     model.train()
@@ -172,13 +182,3 @@ def test_an_attack_of_ones_own_sees_the_model_and_a_library_a_likeness(hardened,
     evaluate(hardened, hand.part.first(20), ("pgd10",), 0.1)
     handle.remove()
     assert 0 < len(seen) < 20  # clean images, the comparison and the verdict; not the search
-
-
-def test_an_evaluation_prints_as_one_line_and_names_what_was_run(victim):
-    model, part = victim
-    found = evaluate(model, part, ("nat", "pgd2"), eps=2 / 255)
-    nat, pgd, n = found["nat"], found["pgd2"], len(part.y)
-    said = f"nat {100 * nat.accuracy:.1f} %, pgd2 {100 * pgd.accuracy:.1f} %; worst case {100 * pgd.accuracy:.1f} %"
-    assert repr(found) == f"Evaluation({n} images: {said})"
-    with pytest.raises(KeyError, match="aa was not run; there are: nat, pgd2"):
-        found["aa"]
