@@ -270,8 +270,10 @@ def opened(
     chosen = everything.first(positive("--n", n))
     subject = open_subject(path, everything.first(min(1000, len(everything.part.y))), model, normalize, weights, probe,
                            pick_device(device))  # fmt: skip
-    measure = _norm(norm or facts.get("norm") or "linf")
-    budget = _number("--eps", eps) if eps else float(facts.get("eps") or {"linf": 8 / 255, "l2": 0.5}[measure])
+    trained = facts.get("norm") or "linf"
+    measure = _norm(norm or trained)
+    own = facts.get("eps") if measure == trained else None  # a length in one norm says nothing in another
+    budget = _number("--eps", eps) if eps else float(own or {"linf": 8 / 255, "l2": 0.5}[measure])
     return subject, chosen, budget, measure
 
 

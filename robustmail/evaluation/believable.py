@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ SAMPLE = 128  # images that are examined
 LIGHTS = ("grey", "green", "yellow", "red")
 
 # Thresholds; docs/believing.md says where they come from.
-ZERO_GRADIENTS = 0.05  # share of images whose gradient is exactly zero
+ZERO_GRADIENTS = 0.05  # share of images whose gradient is exactly zero, or not finite
 HUGE = 0.5  # an L-inf ball in which every image can be made grey
 STANDS_HUGE = 0.05  # share of images that may stand there
 BLACK_BOX = (0.02, 0.05)  # share of images that only the black box breaks: yellow, red
@@ -115,7 +115,7 @@ def judge(measured: dict[str, Any] | None, ledger: Ledger, pgd: list[str], class
     gap = _gap(ledger, pgd)
     checks = [*_of_ledger(ledger, gap, classes), *(_of_sample(measured) if measured else [])]
     flags = [asdict(check) for check in checks if check.light != "green"]
-    passed = [asdict(check) for check in checks if check.light == "green"]
+    passed = [asdict(replace(check, meaning="")) for check in checks if check.light == "green"]
     said = light(checks) if measured and ledger.stages else "grey"  # without an attack there is nothing to believe
     gap_said = None if gap is None else round(gap[0], 2)
     return {"light": said, "gap": gap_said, "flags": flags, "examined": passed}
@@ -157,7 +157,7 @@ def _outputs(model: nn.Module, part: Part, size: int) -> dict[str, Any]:
 
 
 def _zero_gradients(model: nn.Module, part: Part, size: int) -> float:
-    """Share of the images at which the gradient of the cross-entropy is exactly zero."""
+    """Share of the images at which the gradient of the cross-entropy is exactly zero, or not finite."""
     x, y = images(model, part, slice(None))
     zero = []
     for some, label in zip(x.split(size), y.split(size), strict=True):
@@ -165,7 +165,8 @@ def _zero_gradients(model: nn.Module, part: Part, size: int) -> float:
             some = some.clone().requires_grad_()
             logits = view(some)
             (gradient,) = torch.autograd.grad(ce(logits, label).sum(), some)
-            zero.append((gradient.flatten(1).abs().amax(1) == 0).cpu())
+            largest = gradient.flatten(1).abs().amax(1)  # NaN where any is
+            zero.append(((largest == 0) | ~largest.isfinite()).cpu())
     return torch.cat(zero).float().mean().item()
 
 
@@ -229,7 +230,7 @@ def _of_sample(found: dict[str, Any]) -> Iterator[Flag]:
                "a loss on top of a softmax has hardly a gradient; return logits")  # fmt: skip
     zero = found["zero_gradients"]
     yield Flag("zero-gradients", "red" if zero > ZERO_GRADIENTS else "green",
-               f"the gradient is exactly zero at {100 * zero:.1f} % of {n} images",
+               f"the gradient is zero or not finite at {100 * zero:.1f} % of {n} images",
                "attacks that follow the gradient cannot move there")  # fmt: skip
     black = found["black_box"]
     yield Flag("black-box-beats-white-box", _level(black, *BLACK_BOX) if black * n >= 3 else "green",

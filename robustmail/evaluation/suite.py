@@ -298,7 +298,7 @@ def _attack(
     with exact(model, room.slice) as view, searched(view, search, room.slice) as seen:
         reseed(seed, stage, place)
         with noise_of_each(x, seed, stage) if what.independent(stage) else nullcontext():
-            found = ask("attack", attack, seen, x, y)
+            found = ask("attack", attack, seen, x.clone(), y.clone())  # it may write into them; we judge by ours
         x_adv = found.x if isinstance(found, Adversarial) else found
         if not isinstance(x_adv, Tensor):
             raise broken("attack", attack, f"returned {type(x_adv).__name__}, expected images of {list(x.shape)}")

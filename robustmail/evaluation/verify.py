@@ -231,7 +231,9 @@ def _check_examples(held: Held, subject: Subject, part: Any, size: int, fail: An
                 raise fail(at, f"its example lies {float(far[k]):.6f} away, eps is {what.eps:.6f}; or it left [0, 1]")
             if abs(float(far[k] - ledger.distance[at])) > 1e-6:
                 raise fail(at, f"its example lies {float(far[k]):.6f} away, not {float(ledger.distance[at]):.6f}")
-            if int(said[k]) != int(ledger.broken_as[at]) or int(said[k]) == int(y[k]):
+            if int(ledger.broken_as[at]) == int(y[k]):  # near or not, the true class is no break
+                raise fail(at, f"its example is recorded as {int(y[k])}, its true class, so it was not broken")
+            if int(said[k]) != int(ledger.broken_as[at]):
                 if not _near(logits[k], int(ledger.broken_as[at])):
                     raise fail(at, f"the model says {int(said[k])} of its example, not {int(ledger.broken_as[at])}")
                 close += 1

@@ -326,3 +326,11 @@ def test_a_module_in_memory_is_evaluated_like_a_file(bench):
                      attacks=("nat", "pgd5", "apgd"), eps=8 / 255)  # fmt: skip
     assert found["apgd"].correct <= found["nat"].correct
     assert found.worst.correct <= found["apgd"].correct
+
+
+def test_an_eps_in_the_files_norm_is_not_taken_for_another(bench, robustmail):  # noqa: F811
+    from robustmail import cli_evaluate
+
+    assert robustmail("run quickstart epochs=1 burn_in=0 evaluate=nat test_size=30 --plain").code == 0
+    for norm, eps in (("linf", 0.1), ("l2", 0.5)):
+        assert cli_evaluate.opened(Path("runs/quickstart/1"), n=2, norm=norm)[2:] == (eps, norm)

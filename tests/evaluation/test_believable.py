@@ -157,3 +157,17 @@ def test_attacks_that_are_too_weak_are_told_by_what_the_check_finds_itself(harde
     flags = {flag["name"]: flag["light"] for flag in judge(measured, found.ledger, [], 10)["flags"]}
     assert flags["overlooked"] == "red"
     assert measured["overlooked"] > 0.1
+
+
+def test_gradients_that_are_nan_are_as_good_as_none(hardened, hand):
+    def rooted(model, x):  # the derivative of a root at zero
+        return model(x) + 0 * (x - x.detach()).flatten(1).sum(1, keepdim=True).sqrt()
+
+    found = believable._zero_gradients(Masked(hardened, rooted), hand.part.first(16), 8)
+    assert found == 1.0
+
+
+def test_a_check_that_found_nothing_does_not_say_what_it_would_have_meant(hardened, hand):
+    _, verdict = examined(hardened, hand)
+    assert verdict["examined"]
+    assert {check["meaning"] for check in verdict["examined"]} == {""}

@@ -560,3 +560,23 @@ def test_paired_numbers_are_mcnemars_and_agresti_mins():
     middle, spread = (12.5 - 3.5) / 102, (16 - (12.5 - 3.5) ** 2 / 102) ** 0.5 / 102
     assert (found.low, found.high) == pytest.approx((middle - 1.959964 * spread, middle + 1.959964 * spread))
     assert paired(50, 0, 0).p == 1.0
+
+
+def test_an_example_recorded_as_its_true_class_is_no_break_however_near(copy, hardened, hand):
+    """A forger with seals of his own takes an image on the very border: both classes are near, one is the label."""
+    held = read_folder(copy, strict=True)
+    ledger = held.ledger
+    at = next(at for at, by in enumerate(ledger.broken_by) if by not in ("", "natural"))
+    low, high = hand.part.x[at].float() / 255, ledger.examples[at]
+    for _ in range(40):  # halve the way until the two classes cannot be told apart
+        middle = (low + high) / 2
+        low, high = (low, middle) if int(hardened(middle[None]).argmax()) != int(ledger.label[at]) else (middle, high)
+    for example in (low, high):
+        ledger.examples[at] = example
+        ledger.broken_as[at] = ledger.label[at]
+        ledger.distance[at] = float((example - hand.part.x[at].float() / 255).abs().max())
+        forged = task(hardened, hand)
+        rows = [folders.verdict(ledger, what, 0) for what in forged.plans]
+        folders._save(forged, copy, ledger, rows, held.results["measured"], 1.0, complete=True)
+        with pytest.raises(RunError, match=rf"\(image {at}\): its example is recorded as .* its true class"):
+            verify(copy, hardened, hand)
