@@ -79,7 +79,7 @@ def measure(
     found["black_box"] = int((left.outcome("square") == BROKE).sum()) / n
     broken = ~sample.standing(list(sample.stages))
     broken[rest] |= left.outcome("square") == BROKE
-    found["overlooked"] = int((broken & _standing(sample, known)).sum()) / n
+    found["broken"] = sample.index[broken].tolist()  # places in the data set, for a shard holds only some of them
     most = 1.0 if norm == "linf" else 16.0  # what an attack takes for a budget
     found["huge"] = HUGE if norm == "linf" else min(HUGE * math.sqrt(part.x[0].numel()), most)
     points = [{"eps": 0.0, "correct": int(sample.right.sum())}]
@@ -89,12 +89,6 @@ def measure(
         yield from attempt(model, part, sample, what, seed, room, keep=False)
         points.append({"eps": radius, "correct": int(sample.standing(what.stages).sum())})
     yield {**found, "curve": points}
-
-
-def _standing(sample: Ledger, known: Ledger) -> torch.Tensor:
-    """[n] bool: which images of the sample stand in an evaluation that has tried something."""
-    stands = set(known.index[known.stands].tolist()) if known.stages else set()
-    return torch.tensor([index in stands for index in sample.index.tolist()])
 
 
 def _recall(sample: Ledger, known: Ledger, stages: list[str]) -> None:
@@ -113,7 +107,7 @@ def judge(measured: dict[str, Any] | None, ledger: Ledger, pgd: list[str], class
     pgd: the stages that are PGD on the cross-entropy. classes: of the model, whichever of them are among the labels.
     """
     gap = _gap(ledger, pgd)
-    checks = [*_of_ledger(ledger, gap, classes), *(_of_sample(measured) if measured else [])]
+    checks = [*_of_ledger(ledger, gap, classes), *(_of_sample(measured, ledger) if measured else [])]
     flags = [asdict(check) for check in checks if check.light != "green"]
     passed = [asdict(replace(check, meaning="")) for check in checks if check.light == "green"]
     said = light(checks) if measured and ledger.stages else "grey"  # without an attack there is nothing to believe
@@ -212,7 +206,7 @@ def _of_ledger(ledger: Ledger, gap: tuple[float, float] | None, classes: int) ->
                    "as files, these images resist better than the number says")  # fmt: skip
 
 
-def _of_sample(found: dict[str, Any]) -> Iterator[Flag]:
+def _of_sample(found: dict[str, Any], ledger: Ledger) -> Iterator[Flag]:
     n = found["n"]
     yield Flag("randomised-output", "red" if found["differs"] > 1e-4 else "green",
                f"asked twice, logits differ by {100 * found['differs']:.2g} % of the largest, and the class for "
@@ -236,9 +230,9 @@ def _of_sample(found: dict[str, Any]) -> Iterator[Flag]:
     yield Flag("black-box-beats-white-box", _level(black, *BLACK_BOX) if black * n >= 3 else "green",
                f"300 random queries broke {100 * black:.1f} % of {n} images that no gradient attack did",
                "gradients do not lead where the model is weak")  # fmt: skip
-    more = found["overlooked"]
-    yield Flag("overlooked", _level(more, *OVERLOOKED) if more * n >= 3 else "green",
-               f"short attacks of this check broke {100 * more:.1f} % of {n} images that stand in the evaluation",
+    both, missed = _overlooked(found, ledger)
+    yield Flag("overlooked", _level(missed / both, *OVERLOOKED) if missed >= 3 else "green",
+               f"short attacks of this check broke {missed} images that stand in the evaluation, of {both}",
                "the attacks chosen are too weak here; take aa")  # fmt: skip
     gained, better = 100 * (found["pgd10"] - found["pgd100"]), 100 * (found["pgd100"] - found["targeted"])
     masked = gained <= NO_HELP and better >= MUCH_BETTER
@@ -249,6 +243,13 @@ def _of_sample(found: dict[str, Any]) -> Iterator[Flag]:
     yield Flag("huge-eps", "red" if stands > STANDS_HUGE else "green",
                f"{100 * stands:.1f} % of {n} images stand at eps {found['huge']:.3g}, where nothing can",
                "the attack is failing: in so large a ball every image can be made any other")  # fmt: skip
+
+
+def _overlooked(found: dict[str, Any], ledger: Ledger) -> tuple[int, int]:
+    """(images of the sample that the ledger has, those of them that stand in it and that the checks broke)."""
+    sampled = ledger.index < found["n"]  # the sample is the first images of the set
+    broken = torch.isin(ledger.index, torch.tensor(found["broken"], dtype=torch.int64))
+    return max(1, int(sampled.sum())), int((broken & ledger.stands).sum()) if ledger.stages else 0
 
 
 def _level(value: float, yellow: float, red: float) -> str:

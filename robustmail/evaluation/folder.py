@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from robustmail.attacks.view import Norm
+from robustmail.attacks.view import Norm, distances, slack
 from robustmail.data.images import Part
 from robustmail.data.testsets import TestSet
 from robustmail.errors import RunError
@@ -33,7 +33,7 @@ from robustmail.evaluation.ledger import (
     text_of,
     write_rows,
 )
-from robustmail.evaluation.plans import Plan, check_eps, plan
+from robustmail.evaluation.plans import Plan, check_eps
 from robustmail.evaluation.subject import Subject
 from robustmail.evaluation.suite import (
     CHUNK,
@@ -42,7 +42,7 @@ from robustmail.evaluation.suite import (
     floats,
     images,
     look,
-    named,
+    planned,
     room_of,
     verdict,
     worst_case,
@@ -58,7 +58,7 @@ __all__ = [
 ]  # fmt: skip
 
 FILES = ("results.json", "ledger.csv", "examples.safetensors", "report.html", "png", "lock")
-FORMAT = 2  # raised whenever older folders can no longer be judged by what is written here
+FORMAT = 3  # raised whenever older folders can no longer be judged by what is written here
 SAVE_EVERY = 20.0  # seconds
 QUANTILES = 5
 MAY_DIFFER = ("checkpoint", "data", "data_given", "attacks")  # where files lie, and attacks that are added later
@@ -90,8 +90,7 @@ class Task:
                            f"{len(self.data.part.y)} images make {so_many(blocks, 'block')} of {CHUNK}, "
                            "and a shard has at least one",
                            f"Use {so_many(blocks, 'shard')} at most.")  # fmt: skip
-        classes = self.subject.classes
-        self.plans = named([plan(attack, self.eps, classes, self.norm) for attack in self.attacks])
+        self.plans = planned(self.attacks, self.eps, self.subject.classes, self.norm)
 
     @property
     def index(self) -> Tensor:
@@ -358,11 +357,16 @@ def _round(task: Task, ledger: Ledger, part: Part, room: Room) -> None:
 
 
 def eight_bit(x: Tensor, found: Tensor, eps: float, norm: Norm) -> Tensor:
-    """The nearest images of whole 255ths; in l-inf the nearest inside the ball."""
+    """The nearest images of whole 255ths; in l-inf the nearest inside the ball. In l2, where rounding has led out of
+    the ball, every pixel is rounded towards the original instead."""
     rounded = (found * 255).round()
     if norm == "linf":
         low, high = ((x - eps) * 255 - 1e-3).ceil(), ((x + eps) * 255 + 1e-3).floor()
         rounded = rounded.clamp(low.where(low <= high, rounded), high.where(low <= high, rounded))
+    else:
+        outside = distances(x, (rounded / 255).clamp(0, 1), norm) > eps + slack(eps)
+        near = (x * 255).round()
+        rounded[outside] = (near + (found * 255 - near).trunc())[outside]
     return (rounded / 255).clamp(0, 1)
 
 

@@ -156,7 +156,15 @@ def test_attacks_that_are_too_weak_are_told_by_what_the_check_finds_itself(harde
     *_, measured = measure(hardened, part, found.ledger, 2.5 * EPS, "linf", 0, room_of(hardened, None))
     flags = {flag["name"]: flag["light"] for flag in judge(measured, found.ledger, [], 10)["flags"]}
     assert flags["overlooked"] == "red"
-    assert measured["overlooked"] > 0.1
+    assert len(measured["broken"]) > 6
+
+
+def test_what_the_evaluation_overlooked_is_counted_among_the_images_at_hand():
+    """A shard is judged by its own images, and the whole by all, from the same measurement."""
+    whole = ledger(100, 60, 60)
+    measured = {"n": 80, "broken": list(range(0, 100, 10))}  # 0, 10, ... 50 stand and are in the sample
+    assert believable._overlooked(measured, whole) == (80, 6)
+    assert believable._overlooked(measured, whole.take(torch.arange(40, 90))) == (40, 2)
 
 
 def test_gradients_that_are_nan_are_as_good_as_none(hardened, hand):

@@ -18,6 +18,7 @@ from torch import nn
 
 from robustmail import PGD, evaluate, torchattack
 from robustmail.attacks.noise import noise_of_each
+from robustmail.attacks.view import distances, slack
 from robustmail.data.images import Part
 from robustmail.errors import AttackError, ModelError, RecipeError, RunError
 from robustmail.evaluation import folder as folders
@@ -154,8 +155,8 @@ def test_attacks_can_be_added_to_a_finished_evaluation_but_not_taken_away(harden
 
 
 def test_a_folder_of_another_evaluation_is_refused_with_what_differs(hardened, hand, copy):
-    with pytest.raises(RunError, match=r"holds another evaluation \(eps: 0.1 there, 0.2 here\)"):
-        list(examine(task(hardened, hand, eps=0.2), copy))
+    with pytest.raises(RunError, match=r"holds another evaluation \(eps: 0.1 there, 0.05 here\)"):
+        list(examine(task(hardened, hand, eps=0.05), copy))
     with pytest.raises(RunError, match="other weights"):
         list(examine(task(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), hand), copy))
 
@@ -580,3 +581,20 @@ def test_an_example_recorded_as_its_true_class_is_no_break_however_near(copy, ha
         folders._save(forged, copy, ledger, rows, held.results["measured"], 1.0, complete=True)
         with pytest.raises(RunError, match=rf"\(image {at}\): its example is recorded as .* its true class"):
             verify(copy, hardened, hand)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_in_l2_rounded_examples_stay_in_the_ball_where_nearest_bytes_would_not(seed):
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.randint(64, 192, (16, 3, 16, 16), generator=rng) / 255
+    delta = torch.randn(x.shape, generator=rng)
+    found = (x + 0.5 * delta / delta.flatten(1).norm(dim=1)[:, None, None, None]).clamp(0, 1)
+    bytes_ = folders.eight_bit(x, found, 0.5, "l2")
+    assert torch.equal((bytes_ * 255).round() / 255, bytes_)
+    assert distances(x, bytes_, "l2").max() <= 0.5 + slack(0.5)
+    assert (distances(x, (found * 255).round() / 255, "l2") > 0.5 + slack(0.5)).any(), "or the test tells nothing"
+    grey = x + 0.4 / 255  # of no whole 255ths: nothing is promised but whole bytes
+    whole = folders.eight_bit(grey.clamp(0, 1), found, 0.5, "l2")
+    assert torch.equal((whole * 255).round() / 255, whole)
+    assert whole.min() >= 0
+    assert whole.max() <= 1

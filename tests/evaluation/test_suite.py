@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from robustmail import PGD, AutoAttack, evaluate
+from robustmail import PGD, AutoAttack, evaluate, torchattack
 from robustmail.data.images import Part
 from robustmail.errors import AttackError, DataError, ModelError, NonFiniteError, PluginError, RecipeError
 from robustmail.evaluation import suite
@@ -231,3 +231,34 @@ def test_a_model_that_returns_more_than_logits_is_told_so(victim, pack):
 
     with pytest.raises(ModelError, match=r"returned (tuple|dict), expected logits \[B, classes\]"):
         evaluate(Packs(), part, ("nat",))
+
+
+@pytest.mark.parametrize("name", ["index", "predicted", "seal", "natural", "rounded"])
+def test_an_attack_of_ones_own_cannot_take_the_name_of_a_column(victim, name):
+    def idle(model, x, y):
+        return x
+
+    idle.__name__ = name
+    with pytest.raises(RecipeError, match=f"attack {name}: has the name of a column of the ledger"):
+        evaluate(*victim, (idle,))
+
+
+def test_an_attack_that_keeps_to_a_smaller_ball_is_not_quoted_for_a_larger(victim):
+    model, part = victim
+    for weak in (PGD(eps=1 / 255, alpha=1 / 255, steps=1), torchattack("FGSM", eps=1 / 255)):
+        with pytest.raises(RecipeError, match=r"\(given eps=1/255\): its eps is smaller than the budget, 8/255.*Give"):
+            evaluate(model, part, ("nat", weak), eps=8 / 255)
+    other_norm = PGD(eps=1 / 255, alpha=1 / 255, steps=1, norm="l2")
+    assert len(evaluate(model, part, (other_norm,), eps=8 / 255)) == 1, "in l2 it is no smaller"
+
+
+@pytest.mark.parametrize(
+    ("knobs", "wrong"),
+    [({"batch": 0}, r"evaluate \(given batch=0\): must be a whole number"), ({"n": 0}, "given n=0"),
+     ({"n": 2.5}, "given n=2.5"), ({"n": "3"}, "given n='3'"), ({"eps": "8/255"}, "eps='8/255': is no finite number"),
+     ({"eps": 0}, "eps=0: must be above 0"), ({"eps": True}, "eps=True: is no"),
+     ({"attacks": ()}, "attacks: name none")],
+)  # fmt: skip
+def test_knobs_that_mean_nothing_are_refused_in_one_line(victim, knobs, wrong):
+    with pytest.raises(RecipeError, match=wrong):
+        evaluate(*victim, **knobs)
