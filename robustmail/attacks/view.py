@@ -17,6 +17,7 @@ from robustmail.scores import precise
 from robustmail.step import mode
 
 __all__ = [
+    "MOST",
     "distances",
     "norm_of",
     "reach",
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 Norm = Literal["linf", "l2"]
+MOST = {"linf": 1.0, "l2": 64.0}  # lengths that an attack takes; in l2 enough to make every image of CIFAR's size grey
 SLACK = 1e-6  # what rounding may add to a distance in float32
 
 
@@ -142,7 +144,7 @@ def check_budget(who: str, norm: str | None = "linf", **lengths: object) -> None
             continue
         if value < 0:
             raise RecipeError(f"{who} (given {name}={value:g})", f"{name} is negative", f"Write {name}=8/255.")
-        if value > (1 if norm == "linf" else 16):
+        if value > MOST["linf" if norm == "linf" else "l2"]:
             raise RecipeError(
                 f"{who} (given {name}={value:g})",
                 f"images live in [0, 1], so {name}={value:g} is larger than any image",

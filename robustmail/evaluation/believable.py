@@ -16,7 +16,7 @@ from torch import nn
 
 from robustmail.attacks.pgd import PGD
 from robustmail.attacks.torchattacks import torchattack
-from robustmail.attacks.view import Norm
+from robustmail.attacks.view import MOST, Norm
 from robustmail.data.images import Part
 from robustmail.evaluation.exact import Room, exact
 from robustmail.evaluation.ledger import BROKE, UNTRIED, Ledger
@@ -40,6 +40,8 @@ GAP = (8.0, 12.0)  # points between the best PGD and the strongest: yellow, red
 OVERLOOKED = (0.02, 0.10)  # share of images that only the checks' own attacks break: yellow, red
 NO_HELP, MUCH_BETTER = 0.5, 10.0  # points: ten times the steps, and a targeted attack
 ROUNDING = 5.0  # points that 8 bits may be better
+TARGETED = "apgd-t"  # the stage of AutoAttack that PGD's weakness does not touch
+OF_PGD = ("pgd-to-strongest-gap", "more-steps-do-not-help")  # checks of what PGD alone can do here
 CURVE = (0.25, 0.5, 1.0, 1.5, 2.0, 4.0)  # of eps
 
 
@@ -80,10 +82,11 @@ def measure(
     broken = ~sample.standing(list(sample.stages))
     broken[rest] |= left.outcome("square") == BROKE
     found["broken"] = sample.index[broken].tolist()  # places in the data set, for a shard holds only some of them
-    most = 1.0 if norm == "linf" else 16.0  # what an attack takes for a budget
-    found["huge"] = HUGE if norm == "linf" else min(HUGE * math.sqrt(part.x[0].numel()), most)
+    most = MOST[norm]
+    huge = HUGE if norm == "linf" else HUGE * math.sqrt(part.x[0].numel())
+    found["huge"] = huge if huge <= most else None  # no attack takes so large a budget
     points = [{"eps": 0.0, "correct": int(sample.right.sum())}]
-    for radius in sorted({*(min(factor * eps, most) for factor in CURVE), found["huge"]}):
+    for radius in sorted({*(min(factor * eps, most) for factor in CURVE), *([huge] if huge <= most else [])}):
         attack = PGD(eps=radius, alpha=2.5 * radius / 20, steps=20, norm=norm)
         what = Plan("curve", {f"pgd20 at {radius:.3g}": attack}, radius, norm)
         yield from attempt(model, part, sample, what, seed, room, keep=False)
@@ -108,11 +111,17 @@ def judge(measured: dict[str, Any] | None, ledger: Ledger, pgd: list[str], class
     """
     gap = _gap(ledger, pgd)
     checks = [*_of_ledger(ledger, gap, classes), *(_of_sample(measured, ledger) if measured else [])]
+    if TARGETED in ledger.stages:  # then the number that is quoted is not PGD's
+        checks = [_milder(check) if check.name in OF_PGD else check for check in checks]
     flags = [asdict(check) for check in checks if check.light != "green"]
     passed = [asdict(replace(check, meaning="")) for check in checks if check.light == "green"]
     said = light(checks) if measured and ledger.stages else "grey"  # without an attack there is nothing to believe
     gap_said = None if gap is None else round(gap[0], 2)
     return {"light": said, "gap": gap_said, "flags": flags, "examined": passed}
+
+
+def _milder(check: Flag) -> Flag:
+    return replace(check, light="yellow") if check.light == "red" else check
 
 
 def light(checks: list[Flag]) -> str:
@@ -235,10 +244,13 @@ def _of_sample(found: dict[str, Any], ledger: Ledger) -> Iterator[Flag]:
                f"short attacks of this check broke {missed} images that stand in the evaluation, of {both}",
                "the attacks chosen are too weak here; take aa")  # fmt: skip
     gained, better = 100 * (found["pgd10"] - found["pgd100"]), 100 * (found["pgd100"] - found["targeted"])
-    masked = gained <= NO_HELP and better >= MUCH_BETTER
+    lost = paired(n, max(0, round(n * better / 100)), 0)
+    masked = gained <= NO_HELP and better >= MUCH_BETTER and 100 * lost.low > MUCH_BETTER / 2
     yield Flag("more-steps-do-not-help", "red" if masked else "green",
                f"ten times the steps of PGD gain {gained:.1f} points, a targeted attack {better:.1f}",
                "PGD is stuck, not the model strong")  # fmt: skip
+    if found["huge"] is None:
+        return
     stands = next(point["correct"] for point in found["curve"] if point["eps"] == found["huge"]) / n
     yield Flag("huge-eps", "red" if stands > STANDS_HUGE else "green",
                f"{100 * stands:.1f} % of {n} images stand at eps {found['huge']:.3g}, where nothing can",

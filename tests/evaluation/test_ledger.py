@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ from robustmail.attacks.noise import noise_of_each
 from robustmail.attacks.view import distances, slack
 from robustmail.data.images import Part
 from robustmail.errors import AttackError, ModelError, RecipeError, RunError
+from robustmail.evaluation import compare as compared
 from robustmail.evaluation import folder as folders
 from robustmail.evaluation.compare import compare
 from robustmail.evaluation.exact import Room, exact
@@ -598,3 +600,16 @@ def test_in_l2_rounded_examples_stay_in_the_ball_where_nearest_bytes_would_not(s
     assert torch.equal((whole * 255).round() / 255, whole)
     assert whole.min() >= 0
     assert whole.max() <= 1
+
+
+def test_images_needed_are_told_where_more_than_these_are_and_for_a_power_of_80_percent():
+    def row(n: int, only_first: int, only_second: int):
+        first, second = torch.ones(n, dtype=torch.bool), torch.ones(n, dtype=torch.bool)
+        second[:only_first] = False
+        first[only_first : only_first + only_second] = False
+        return compared._row("aa", first, second)
+
+    d, difference = 0.15, 0.05
+    assert row(100, 10, 5).needed == math.ceil((1.959964 + 0.841621) ** 2 * (d - difference**2) / difference**2) == 464
+    assert row(1000, 100, 50).needed is None, "that many are there"
+    assert row(100, 5, 5).needed is None
