@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from robustmail.errors import RunError
-from robustmail.evaluation.folder import Held
+from robustmail.evaluation.folder import Held, others
 from robustmail.evaluation.ledger import Ledger
 from robustmail.evaluation.statistics import Z80, Z95, Paired, paired
 
@@ -80,6 +80,8 @@ def _notes(a: Held, b: Held, n: int) -> list[str]:
         one, other = a.results["spec"][what], b.results["spec"][what]
         if one != other:
             said.append(f"{what} differs: {one} and {other}" + ("; not the same question" if what != "seed" else ""))
+    for name, one, other in others(a.results["spec"], b.results["spec"]):
+        said.append(f"{name} is another attack in each: {one} and {other}")
     if n < max(len(a.ledger), len(b.ledger)):
         said.append(f"only the {n} images that both have are compared, of {len(a.ledger)} and {len(b.ledger)}")
     said += [f"{held.folder} is not finished" for held in (a, b) if not held.results["complete"]]

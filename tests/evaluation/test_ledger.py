@@ -613,3 +613,61 @@ def test_images_needed_are_told_where_more_than_these_are_and_for_a_power_of_80_
     assert row(100, 10, 5).needed == math.ceil((1.959964 + 0.841621) ** 2 * (d - difference**2) / difference**2) == 464
     assert row(1000, 100, 50).needed is None, "that many are there"
     assert row(100, 5, 5).needed is None
+
+
+# Attacks of one's own
+
+
+def own(step: float):
+    """One of two attacks that have one name and not one source."""
+    if step:
+
+        def mine(model, x, y):
+            return (x + 0.05).clamp(0, 1)
+    else:
+
+        def mine(model, x, y):
+            return x
+
+    return mine
+
+
+def test_an_attack_of_ones_own_that_was_edited_is_another_evaluation(hardened, hand, tmp_path):
+    few, folder = hand.first(20), tmp_path / "a"
+    once, twice = (PGD(eps=EPS, alpha=EPS, steps=steps) for steps in (1, 2))
+    list(examine(task(hardened, few, attacks=("nat", own(0))), folder))
+    with pytest.raises(RunError, match=r"another evaluation \(attack mine: mine \(source \w+\) there, mine \(source"):
+        list(examine(task(hardened, few, attacks=("nat", own(1))), folder))
+    list(examine(task(hardened, few, attacks=("nat", own(0), "pgd2", once)), folder))
+    assert verify(folder, hardened, few).images == 20
+    assert list(read_folder(folder, strict=True).results["spec"]["own"]) == ["mine", "PGD"]
+    with pytest.raises(RunError, match=r"attack PGD: PGD, eps=0.1, .*steps=1.* there, PGD, .*steps=2"):
+        list(examine(task(hardened, few, attacks=("nat", own(0), "pgd2", twice)), folder))
+    list(examine(task(hardened, few, attacks=("nat", own(1))), tmp_path / "b"))
+    _, notes = compare(read_folder(folder), read_folder(tmp_path / "b"))
+    assert any(note.startswith("mine is another attack in each: mine (source") for note in notes)
+
+
+def test_shards_under_other_attacks_are_not_merged(hardened, hand, tmp_path):
+    data = hand.first(100)
+    for k, folder, attacks in (
+        (1, "1", ("nat", "pgd2", own(0))), (2, "2", ("nat", "pgd2", own(1))), (2, "3", ("nat", "pgd2")),
+    ):  # fmt: skip
+        list(examine(task(hardened, data, shard=(k, 2), attacks=attacks), tmp_path / folder))
+    with pytest.raises(RunError, match=r"another evaluation \(attack mine: "):
+        merge([tmp_path / "1", tmp_path / "2"], tmp_path / "merged")
+    with pytest.raises(RunError, match=r"was attacked by nat, pgd2, .* by nat, pgd2, mine. Run the same attacks"):
+        merge([tmp_path / "1", tmp_path / "3"], tmp_path / "merged")
+
+
+def test_a_kill_while_an_attack_is_added_leaves_nothing_that_looks_whole(hardened, hand, tmp_path):
+    few = hand.first(20)
+    list(examine(task(hardened, few, attacks=("nat", "pgd2")), tmp_path))
+    work = examine(task(hardened, few, attacks=("nat", "pgd2", "cw")), tmp_path)
+    next(work)  # and at this moment, the power is cut
+    held = read_folder(tmp_path, strict=True)
+    assert not held.results["complete"]
+    assert held.results["spec"]["attacks"] == ["nat", "pgd2"]
+    work.close()
+    list(examine(task(hardened, few, attacks=("nat", "pgd2", "cw")), tmp_path))
+    assert verify(tmp_path, hardened, few).images == 20
