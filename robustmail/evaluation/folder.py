@@ -380,16 +380,18 @@ def _round(task: Task, ledger: Ledger, part: Part, room: Room) -> None:
 
 
 def eight_bit(x: Tensor, found: Tensor, eps: float, norm: Norm) -> Tensor:
-    """The nearest images of whole 255ths; in l-inf the nearest inside the ball. In l2, where rounding has led out of
-    the ball, every pixel is rounded towards the original instead."""
+    """The nearest images of whole 255ths; in l-inf the nearest inside the ball. In l2, where these lie outside, the
+    perturbation is shortened by hundredths until they do not: with none left, they are the original's."""
     rounded = (found * 255).round()
     if norm == "linf":
         low, high = ((x - eps) * 255 - 1e-3).ceil(), ((x + eps) * 255 + 1e-3).floor()
         rounded = rounded.clamp(low.where(low <= high, rounded), high.where(low <= high, rounded))
     else:
-        outside = distances(x, (rounded / 255).clamp(0, 1), norm) > eps + slack(eps)
-        near = (x * 255).round()
-        rounded[outside] = (near + (found * 255 - near).trunc())[outside]
+        for hundredths in range(99, -1, -1):
+            outside = distances(x, (rounded / 255).clamp(0, 1), norm) > eps + slack(eps)
+            if not outside.any():
+                break
+            rounded[outside] = ((x + hundredths / 100 * (found - x)) * 255).round()[outside]
     return (rounded / 255).clamp(0, 1)
 
 

@@ -594,6 +594,7 @@ def test_in_l2_rounded_examples_stay_in_the_ball_where_nearest_bytes_would_not(s
     bytes_ = folders.eight_bit(x, found, 0.5, "l2")
     assert torch.equal((bytes_ * 255).round() / 255, bytes_)
     assert distances(x, bytes_, "l2").max() <= 0.5 + slack(0.5)
+    assert distances(x, bytes_, "l2").min() >= 0.49, "and not far inside, or files would look robust"
     assert (distances(x, (found * 255).round() / 255, "l2") > 0.5 + slack(0.5)).any(), "or the test tells nothing"
     grey = x + 0.4 / 255  # of no whole 255ths: nothing is promised but whole bytes
     whole = folders.eight_bit(grey.clamp(0, 1), found, 0.5, "l2")
