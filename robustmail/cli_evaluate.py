@@ -158,11 +158,12 @@ def verify(
     folder: Folder,
     checkpoint: Annotated[Path | None, typer.Option(help="Where the weights lie now, if they have moved.")] = None,
     data: Annotated[str | None, typer.Option(help="Where the data lie now, if they have moved.")] = None,
+    model: Annotated[str | None, typer.Option(help="Where file.py:factory is now, if it has moved.")] = None,
 ) -> None:
     """Judge an evaluation's stored examples again; anything that was altered is found, and its row named."""
     from robustmail.evaluation.verify import verify as check
 
-    found = check(folder, checkpoint=checkpoint, data=data)
+    found = check(folder, checkpoint=checkpoint, data=data, factory=model)
     close = f"; {found.close} too close to call on this machine" if found.close else ""
     print(f"{folder}: in order. {found.images} images, {found.examples} examples judged again{close}")
     print("not to be told from files: " + "; ".join(found.unchecked))
@@ -257,6 +258,8 @@ def opened(
     norm: str | None = None,
 ) -> tuple[Subject, TestSet, float, Norm]:  # fmt: skip
     """(model, images, eps, norm) of what the options of `eval` name; what is left out is the file's own, if it says."""
+    from dataclasses import replace
+
     from robustmail.checkpoints import check_there
     from robustmail.devices import pick_device
     from robustmail.evaluation.subject import open_data, open_subject
@@ -270,8 +273,12 @@ def opened(
     chosen = everything.first(positive("--n", n))
     subject = open_subject(path, everything.first(min(1000, len(everything.part.y))), model, normalize, weights, probe,
                            pick_device(device))  # fmt: skip
-    measure = _norm(norm or facts.get("norm") or "linf")
-    budget = _number("--eps", eps) if eps else float(facts.get("eps") or {"linf": 8 / 255, "l2": 0.5}[measure])
+    if lacking := chosen.lacks(everything):
+        subject = replace(subject, said=(*subject.said, lacking))
+    trained = facts.get("norm") or "linf"
+    measure = _norm(norm or trained)
+    own = facts.get("eps") if measure == trained else None  # a length in one norm says nothing in another
+    budget = _number("--eps", eps) if eps else float(own or {"linf": 8 / 255, "l2": 0.5}[measure])
     return subject, chosen, budget, measure
 
 

@@ -120,7 +120,7 @@ def ask(kind: str, plugin: Callable[..., T], *args: Any) -> T:
         return plugin(*args)
     except RobustmailError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # or the process would end as if all were well
         near = did_you_mean(error.name, dir(error.obj)) if isinstance(error, AttributeError) and error.name else ""
         raise PluginError(
             f"{kind} {label(plugin)} ({raised_at(error) or where(plugin)})",

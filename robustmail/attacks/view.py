@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from robustmail.errors import AttackError, NonFiniteError, RecipeError
+from robustmail.errors import AttackError, ModelError, NonFiniteError, RecipeError
 from robustmail.later import look
 from robustmail.models.twin import Twin
 from robustmail.randomness import forked
@@ -17,12 +17,14 @@ from robustmail.scores import precise
 from robustmail.step import mode, unmoved
 
 __all__ = [
+    "MOST",
     "distances",
     "norm_of",
     "reach",
     "slack",
     "Norm",
     "View",
+    "answer",
     "check_budget",
     "check_counts",
     "check_images",
@@ -32,7 +34,20 @@ __all__ = [
 
 Norm = Literal["linf", "l2"]
 NORMS: dict[str, Norm] = {"linf": "linf", "inf": "linf", "l2": "l2", "2": "l2", "2.0": "l2"}  # as libraries write them
+MOST = {"linf": 1.0, "l2": 64.0}  # lengths that an attack takes; in l2 enough to make every image of CIFAR's size grey
 SLACK = 1e-6  # what rounding may add to a distance in float32
+
+
+def answer(model: nn.Module, x: Tensor) -> Tensor:
+    """What a model says of images. Raises ModelError for one that returns no tensor, or ends the process."""
+    try:
+        said = model(x)
+    except SystemExit as error:  # or the process would end as if all were well
+        raise ModelError("the model", f"calls sys.exit({error.code})", "Raise an error instead.") from error
+    if not isinstance(said, Tensor):
+        wrong = f"returned {type(said).__name__}, expected logits [B, classes]"
+        raise ModelError("the model", wrong, "Return the logits alone, or wrap it in a module that does.")
+    return said
 
 
 class View(nn.Module):
@@ -50,7 +65,7 @@ class View(nn.Module):
         ):  # libraries call .view on gradients, which a channels-last network returns with other strides
             x = x.view_as(x)
             x.register_hook(Tensor.contiguous)
-        logits = precise(self.model(x))
+        logits = precise(answer(self.model, x))
         finite = logits.detach().isfinite().all()
         self.finite = finite if self.finite is None else self.finite & finite  # read once, by `settle`
         return logits
@@ -133,7 +148,7 @@ def check_budget(who: str, norm: str | None = "linf", **lengths: object) -> None
             continue
         if value < 0:
             raise RecipeError(f"{who} (given {name}={value:g})", f"{name} is negative", f"Write {name}=8/255.")
-        if value > (1 if norm == "linf" else 16):
+        if value > MOST["linf" if norm == "linf" else "l2"]:
             raise RecipeError(
                 f"{who} (given {name}={value:g})",
                 f"images live in [0, 1], so {name}={value:g} is larger than any image",

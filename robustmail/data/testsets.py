@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from robustmail.data.images import Images, Part
 from robustmail.data.sources import as_part, read_arrays, read_folder
 from robustmail.errors import DataError
 
-__all__ = ["TestSet", "of_arrays", "of_images", "of_path"]
+__all__ = ["TestSet", "in_turn", "of_arrays", "of_images", "of_path"]
 
 PAIRS = (("x_test", "y_test"), ("x", "y"), ("images", "labels"), ("data", "targets"))
 
@@ -36,6 +37,14 @@ class TestSet:
         if n is not None and n > there:
             raise DataError(f"{self.name} (given n={n})", f"has {there} images", f"Pass --n {there}, or leave it out.")
         return replace(self, part=self.part.first(n))
+
+    def lacks(self, whole: TestSet) -> str:
+        """A sentence where these images, the first of `whole`, are of far fewer classes than they might; else ""."""
+        n, here, there = len(self.part.y), len(self.part.y.unique()), len(whole.part.y.unique())
+        if 2 * here >= min(n, there):
+            return ""
+        why = ": the set is sorted" if bool((whole.part.y.diff() >= 0).all()) else ""
+        return f"the first {n:,} images have {here} of the {there} classes{why}"
 
 
 def of_arrays(data: Any, n: int | None = None) -> Part:
@@ -74,6 +83,17 @@ def of_images(images: Images) -> TestSet:
     return TestSet(images.name, images.test, images.classes, images.class_names)
 
 
+def in_turn(part: Part) -> Part:
+    """The first image of each class, then the second of each, ...: the first n of a folder are then of all classes."""
+    seen: Counter[int] = Counter()
+    place = []
+    for y in part.y.tolist():
+        place.append((seen[y], y))
+        seen[y] += 1
+    order = torch.tensor(sorted(range(len(place)), key=place.__getitem__), dtype=torch.int64)
+    return Part(part.x[order], part.y[order])
+
+
 def of_path(path: Path) -> TestSet:
     """An npz file (x_test, y_test; or x, y; images, labels; data, targets), or a folder with test/<class>/ or <class>/.
 
@@ -82,7 +102,7 @@ def of_path(path: Path) -> TestSet:
     who = str(path)
     if path.is_dir():
         part, names = read_folder(who, path / "test" if (path / "test").is_dir() else path)
-        return TestSet(who, part, len(names), tuple(names))
+        return TestSet(who, in_turn(part), len(names), tuple(names))
     arrays, there = read_arrays(who, path, tuple(name for pair in PAIRS for name in pair))
     pair = next((pair for pair in PAIRS if all(name in arrays for name in pair)), None)
     if pair is None:

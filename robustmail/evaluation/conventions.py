@@ -113,7 +113,7 @@ def _scored(
 
 
 def fitting(scores: Sequence[Score], part: Part) -> tuple[Score, list[Score], list[Score]]:
-    """(the one that fits, those that cannot be told from it, all of them best first).
+    """(the one that fits, those that cannot be told from it, all of them best first; scored anew where they were tied).
 
     The most accurate wins; among those whose accuracy cannot be told apart, on all of `part`, the likelier network, and
     of its conventions the one of the least cross-entropy. Raises ModelError where nothing had a score.
@@ -125,6 +125,7 @@ def fitting(scores: Sequence[Score], part: Part) -> tuple[Score, list[Score], li
     if len(close) > 1 and len(part.y) > len(ranked[0].right):
         again = [Score(s.network, s.convention, s.model, *_answers(s.model, part)) for s in close]
         close = sorted(again, key=lambda s: (-s.accuracy, s.loss.mean().item()))
+        ranked = [*close, *(s for s in ranked if (s.network, s.convention) not in _names(close))]
         close = [s for s in close if _tie(close[0], s)]
     best = min(close, key=lambda s: s.loss.mean().item())
     for network in dict.fromkeys(s.network for s in scores):  # the likelier reading has the benefit of the doubt
@@ -134,6 +135,10 @@ def fitting(scores: Sequence[Score], part: Part) -> tuple[Score, list[Score], li
             break
     rivals = [s for s in close if s is not best and not _worse(s, best)]
     return best, rivals, ranked
+
+
+def _names(scores: Iterable[Score]) -> set[tuple[str, str]]:
+    return {(s.network, s.convention) for s in scores}
 
 
 def _tie(a: Score, b: Score) -> bool:

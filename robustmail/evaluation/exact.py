@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from robustmail.attacks.view import View, viewed
+from robustmail.attacks.view import View, answer, viewed
 from robustmail.errors import ModelError
 from robustmail.models.classifier import Classifier, response
 from robustmail.models.twin import Twin
@@ -94,7 +94,7 @@ class Sliced(nn.Module):
         n, missing = len(x), -len(x) % self.size
         if missing:
             x = torch.cat([x, x[:1].detach().expand(missing, *x.shape[1:])])
-        parts = [self.model(part) for part in x.split(self.longest)]
+        parts = [answer(self.model, part) for part in x.split(self.longest)]
         logits: Tensor = (torch.cat(parts) if len(parts) > 1 else parts[0])[:n]
         if x.requires_grad and not logits.requires_grad:  # cut off within: then its gradient is zero, which is flagged
             logits = logits + 0 * x[:n].flatten(1).sum(1, keepdim=True)
@@ -164,5 +164,5 @@ def _regular(form: nn.Module, model: nn.Module, sample: Tensor, size: int) -> bo
             for n in MULTIPLES
             for said, slope in [response(form, images[:n])]
         )
-    except Exception:  # a model may fail in any way; its own errors are met and told elsewhere
+    except (Exception, SystemExit):  # a model may fail in any way; its own errors are met and told elsewhere
         return False

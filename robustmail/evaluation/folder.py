@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from robustmail.attacks.view import Norm
+from robustmail.attacks.view import Norm, distances, slack
 from robustmail.data.images import Part
 from robustmail.data.testsets import TestSet
 from robustmail.errors import RunError
@@ -33,7 +33,7 @@ from robustmail.evaluation.ledger import (
     text_of,
     write_rows,
 )
-from robustmail.evaluation.plans import Plan, check_eps, plan
+from robustmail.evaluation.plans import Plan, check_eps, is_ours
 from robustmail.evaluation.subject import Subject
 from robustmail.evaluation.suite import (
     CHUNK,
@@ -42,7 +42,7 @@ from robustmail.evaluation.suite import (
     floats,
     images,
     look,
-    named,
+    planned,
     room_of,
     verdict,
     worst_case,
@@ -51,6 +51,7 @@ from robustmail.files import locked, make_folder, write, write_json, write_text
 from robustmail.provenance import provenance
 from robustmail.records import Attacked, Attacking, so_many
 from robustmail.step import Attack
+from robustmail.values import flatten
 
 __all__ = [
     "FILES", "Held", "Task", "clear", "context_of", "differences", "examine", "fingerprint_of", "merge", "read_folder",
@@ -58,10 +59,10 @@ __all__ = [
 ]  # fmt: skip
 
 FILES = ("results.json", "ledger.csv", "examples.safetensors", "report.html", "png", "lock")
-FORMAT = 2  # raised whenever older folders can no longer be judged by what is written here
+FORMAT = 3  # raised whenever older folders can no longer be judged by what is written here
 SAVE_EVERY = 20.0  # seconds
 QUANTILES = 5
-MAY_DIFFER = ("checkpoint", "data", "data_given", "attacks")  # where files lie, and attacks that are added later
+MAY_DIFFER = ("checkpoint", "data", "data_given", "attacks", "own")  # where files lie, and attacks that are added later
 
 
 @dataclass
@@ -90,8 +91,7 @@ class Task:
                            f"{len(self.data.part.y)} images make {so_many(blocks, 'block')} of {CHUNK}, "
                            "and a shard has at least one",
                            f"Use {so_many(blocks, 'shard')} at most.")  # fmt: skip
-        classes = self.subject.classes
-        self.plans = named([plan(attack, self.eps, classes, self.norm) for attack in self.attacks])
+        self.plans = planned(self.attacks, self.eps, self.subject.classes, self.norm)
 
     @property
     def index(self) -> Tensor:
@@ -111,6 +111,7 @@ class Task:
         return {
             **self.subject.described, "data": self.data.name, "data_given": self.data.given,
             "attacks": [what.name for what in self.plans],
+            "own": {what.name: _spelt(what) for what in self.plans if not is_ours(what.name)},
             "eps": self.eps, "norm": self.norm, "n": len(self.data.part.y), "seed": self.seed,
         }  # fmt: skip
 
@@ -118,6 +119,13 @@ class Task:
     def context(self) -> str:
         """What every row's seal covers besides the row."""
         return context_of(self.subject.fingerprint, self.spec)
+
+
+def _spelt(what: Plan) -> str:
+    """An attack of somebody's own: its knobs and a hash of its source, for its name does not tell which it is."""
+    (attack,) = what.stages.values()
+    head, *knobs = flatten(attack, "attack").items()  # under a path, for a dataclass says what it is only there
+    return ", ".join([head[1], *(f"{path.removeprefix('attack.')}={text}" for path, text in knobs)])
 
 
 def context_of(fingerprint: str, spec: dict[str, Any]) -> str:
@@ -157,6 +165,8 @@ def examine(task: Task, folder: Path, fresh: bool = False) -> Iterator[Attacking
         if held and held.results["complete"] and held.results["spec"]["attacks"] == task.spec["attacks"]:
             yield from (Attacked(**row) for row in held.results["attacks"])
             return
+        if held and held.results["complete"]:  # attacks are added: until they are done, no result is whole
+            write_json(folder / "results.json", sealed({**held.results, "complete": False}))
         yield from _examine(task, folder, held)
 
 
@@ -209,6 +219,9 @@ def merge(folders: list[Path], to: Path) -> None:
             raise RunError(str(other.folder), "is a whole evaluation, not a shard", "There is nothing to merge.")
         if not other.results["complete"]:
             raise RunError(str(other.folder), "is not finished", "Run the same command again until it is.")
+        if (tried := other.results["spec"]["attacks"]) != first["spec"]["attacks"]:
+            wrong = f"was attacked by {', '.join(tried)}, {held[0].folder} by {', '.join(first['spec']['attacks'])}"
+            raise RunError(str(other.folder), wrong, "Run the same attacks, in the same order, on every shard.")
     there = sorted(other.results["shard"][0] for other in held)
     of = first["shard"][1]
     if there != list(range(1, of + 1)):
@@ -259,6 +272,8 @@ def read_folder(folder: Path, strict: bool = False) -> Held:
     path = folder / "results.json"
     try:
         results = json.loads(path.read_text())
+        if isinstance(results, dict) and "spec" not in results and results.get("kind", "run") == "run":
+            raise RunError(str(folder), "is a training run, not an evaluation", "robustmail eval it first.")
         spec, fingerprint, _ = results["spec"], results["weights"]["fingerprint"], results["seconds"].items()
         context = context_of(fingerprint, spec)
         if results["format"] != FORMAT:
@@ -330,7 +345,14 @@ def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     ours, theirs = here["spec"], there["spec"]
     differ = [k for k in {**theirs, **ours} if k not in MAY_DIFFER and theirs.get(k) != ours.get(k)]
     said = [f"{k}: {_plain(theirs.get(k))} there, {_plain(ours.get(k))} here" for k in differ]
+    said += [f"attack {name}: {one} there, {other} here" for name, one, other in others(theirs, ours)]
     return said + [f"other {w}" for w in ("weights", "data") if there[w]["fingerprint"] != here[w]["fingerprint"]]
+
+
+def others(there: dict[str, Any], here: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(name, what it is there, what it is here) of every attack that has one name in two specs and is not the same."""
+    first, second = there.get("own", {}), here.get("own", {})
+    return [(name, first[name], second[name]) for name in first if second.get(name, first[name]) != first[name]]
 
 
 def _plain(value: Any) -> str:
@@ -358,11 +380,18 @@ def _round(task: Task, ledger: Ledger, part: Part, room: Room) -> None:
 
 
 def eight_bit(x: Tensor, found: Tensor, eps: float, norm: Norm) -> Tensor:
-    """The nearest images of whole 255ths; in l-inf the nearest inside the ball."""
+    """The nearest images of whole 255ths; in l-inf the nearest inside the ball. In l2, where these lie outside, the
+    perturbation is shortened by hundredths until they do not: with none left, they are the original's."""
     rounded = (found * 255).round()
     if norm == "linf":
         low, high = ((x - eps) * 255 - 1e-3).ceil(), ((x + eps) * 255 + 1e-3).floor()
         rounded = rounded.clamp(low.where(low <= high, rounded), high.where(low <= high, rounded))
+    else:
+        for hundredths in range(99, -1, -1):
+            outside = distances(x, (rounded / 255).clamp(0, 1), norm) > eps + slack(eps)
+            if not outside.any():
+                break
+            rounded[outside] = ((x + hundredths / 100 * (found - x)) * 255).round()[outside]
     return (rounded / 255).clamp(0, 1)
 
 

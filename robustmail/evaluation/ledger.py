@@ -14,12 +14,13 @@ from torch import Tensor
 
 from robustmail.errors import RunError
 
-__all__ = ["BROKE", "STOOD", "UNTRIED", "Ledger", "digest", "read_rows", "seal", "text_of", "write_rows"]
+__all__ = ["BROKE", "RESERVED", "STOOD", "UNTRIED", "Ledger", "digest", "read_rows", "seal", "text_of", "write_rows"]
 
 UNTRIED, STOOD, BROKE = 0, 1, 2
 WORDS = {UNTRIED: "", STOOD: "stood", BROKE: "broke"}
 FIXED = ("index", "label", "predicted", "margin", "broken_by", "broken_as", "distance")
 LAST = ("rounded", "image", "example", "seal")
+RESERVED = (*FIXED, *LAST, "natural", "worst case")  # of which no attack may have the name
 
 
 @dataclass

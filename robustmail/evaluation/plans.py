@@ -12,12 +12,13 @@ from robustmail.attacks.art import art
 from robustmail.attacks.autoattack import AutoAttack
 from robustmail.attacks.pgd import PGD
 from robustmail.attacks.torchattacks import torchattack
-from robustmail.attacks.view import Norm, check_budget, distances, slack
+from robustmail.attacks.view import Norm, check_budget, distances, norm_of, slack
 from robustmail.errors import RecipeError, did_you_mean
+from robustmail.evaluation.ledger import RESERVED
 from robustmail.step import Attack
 from robustmail.values import describe, label
 
-__all__ = ["NAMES", "Plan", "check_eps", "cost", "is_ours", "plan"]
+__all__ = ["NAMES", "Plan", "check_eps", "check_own", "cost", "is_ours", "plan"]
 
 NAMES = ("nat", "pgd10", "pgd20", "pgd100", "cw", "cw-art", "apgd", "apgd-t", "fab-t", "square", "aa")
 INDEPENDENT = ("PGD", "APGD", "APGDT", "FAB", "Square")  # whose draws `noise_of_each` knows
@@ -75,9 +76,21 @@ def is_ours(name: str) -> bool:
 
 def check_eps(eps: float, norm: Norm) -> None:
     """Refuse a budget that is no distance between images, before anything is attacked (raises RecipeError)."""
-    if not math.isfinite(eps):
-        raise RecipeError(f"eps={eps}", "is no finite number", "Write 8/255.")
+    if not isinstance(eps, (int, float)) or isinstance(eps, bool) or not math.isfinite(eps):
+        raise RecipeError(f"eps={eps!r}", "is no finite number", "Write 8/255.")
     check_budget("evaluate", norm, eps=eps)
+    if eps == 0:
+        raise RecipeError("eps=0", "must be above 0, for there is nothing to attack", "Write 8/255.")
+
+
+def check_own(what: Plan) -> None:
+    """Refuse an attack that keeps to a smaller ball than the one it would be quoted for (raises RecipeError)."""
+    for stage, attack in what.stages.items():
+        eps = getattr(attack, "eps", None)
+        if norm_of(attack) == what.norm and isinstance(eps, (int, float)) and eps < what.eps * (1 - 1e-6):
+            own, said = describe(float(eps)), describe(float(what.eps))
+            wrong = f"its eps is smaller than the budget, {said}, so that more would be claimed than was attacked"
+            raise RecipeError(f"attack {stage} (given eps={own})", wrong, f"Give it eps={said}, or evaluate at {own}.")
 
 
 def plan(attack: str | Attack, eps: float, classes: int, norm: Norm = "linf") -> Plan:
@@ -94,6 +107,8 @@ def plan(attack: str | Attack, eps: float, classes: int, norm: Norm = "linf") ->
         name = str(getattr(attack, "__given__", (label(attack),))[0])  # a library's class by its own name
         if is_ours(name):
             raise RecipeError(f"attack {name}", "an attack of one's own has the name of a built-in one", "Rename it.")
+        if name in RESERVED:
+            raise RecipeError(f"attack {name}", "has the name of a column of the ledger", "Rename it.")
         return Plan(name, {name: attack}, eps, norm)
     if attack == "nat":
         return Plan(attack, {}, eps, norm)

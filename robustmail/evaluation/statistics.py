@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-__all__ = ["Z95", "Paired", "paired", "wilson"]
+__all__ = ["Z80", "Z95", "Paired", "paired", "wilson"]
 
 Z95 = 1.959963984540054
+Z80 = 0.8416212335729143  # of a power of 80 %
 
 
 def wilson(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from robustmail.checkpoints import Checkpoint, Reading, fit, make, normalisation_in, open_checkpoint
-from robustmail.data.testsets import TestSet, of_images, of_path
+from robustmail.data.sources import image_folder
+from robustmail.data.testsets import TestSet, in_turn, of_images, of_path
 from robustmail.errors import DataError, ModelError, RecipeError
 from robustmail.evaluation.conventions import (
     PROBED,
@@ -70,7 +71,7 @@ class Subject:
     @classmethod
     def of(cls, model: nn.Module, data: TestSet, name: str = "model") -> Subject:
         """A model of one's own, which takes images in [0, 1]."""
-        described = {"checkpoint": None, "weights": None, "model": type(model).__name__, "normalize": None}
+        described = dict.fromkeys(("checkpoint", "weights", "normalize", "source")) | {"model": type(model).__name__}
         return cls(name, model, classes_of(model, data.part), described)
 
 
@@ -87,7 +88,9 @@ def open_data(text: str) -> TestSet:
     source = read(text, "data")
     if not callable(source):
         raise RecipeError(f"--data {text}", "is no data source", "Write cifar10, npz('FILE') or a path.")
-    return replace(of_images(source()), given=text)
+    found = of_images(source())
+    folder = isinstance(getattr(source, "of", source), image_folder)  # a subset's source is its `of`
+    return replace(found, part=in_turn(found.part) if folder else found.part, given=text)
 
 
 def open_subject(
@@ -120,6 +123,7 @@ def open_subject(
         "weights": checkpoint.weights,
         "model": network,
         "normalize": spelt(convention),
+        "source": _source(checkpoint, model),
     }
     judged = judged.to(device)
     said = [*_assumed(checkpoint, network), *said]
@@ -196,6 +200,16 @@ def _own_model(checkpoint: Checkpoint) -> Any:
     return name
 
 
+def _source(checkpoint: Checkpoint, model: str | None) -> str | None:
+    """A hash of the file whose code makes the network, where that is somebody's own; weights do not tell of it."""
+    if model is not None:
+        file = Path(model.rpartition(":")[0]) if ".py:" in model else None
+    else:
+        recipe = checkpoint.path.parent / "recipe.py"
+        file = recipe if "model" in checkpoint.facts and callable(_own_model(checkpoint)) else None
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:8] if file else None
+
+
 def _conventions(
     checkpoint: Checkpoint, networks: dict[str, nn.Module], normalize: str | None, probe: bool, channels: int
 ) -> tuple[dict[str, Normalize | None], str]:
@@ -248,7 +262,9 @@ def _told(best: Score, rivals: list[Score], ranked: list[Score]) -> Iterator[str
     if len(mine) > 1:
         yield f"input convention: {best.convention}, of those tried on {n} images"
         for score in mine[:5]:
-            yield f"  {100 * score.accuracy:5.1f} %  cross-entropy {score.loss.mean().item():.3f}  {score.convention}"
+            few = f", on {len(score.right)} images" if len(score.right) != n else ""
+            loss = f"cross-entropy {score.loss.mean().item():.3f}"
+            yield f"  {100 * score.accuracy:5.1f} %  {loss}  {score.convention}{few}"
         if near := [r.convention for r in rivals if r.network == best.network]:
             yield (f"  {len(best.right)} images do not tell {best.convention} from {', '.join(near)}; the smaller "
                    "cross-entropy decided. Pass --normalize if you know better")  # fmt: skip

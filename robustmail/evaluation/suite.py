@@ -17,10 +17,10 @@ from robustmail.attacks.noise import noise_of_each
 from robustmail.attacks.view import Norm, View, distances, settle
 from robustmail.data.images import Part, to_float
 from robustmail.data.testsets import of_arrays
-from robustmail.errors import ModelError, NonFiniteError, RobustmailError, in_brief
+from robustmail.errors import ModelError, NonFiniteError, RecipeError, RobustmailError, in_brief
 from robustmail.evaluation.exact import Likeness, Room, exact, is_out_of_memory, quick, searched
 from robustmail.evaluation.ledger import UNTRIED, Ledger, joined
-from robustmail.evaluation.plans import Plan, check_eps, plan
+from robustmail.evaluation.plans import Plan, check_eps, check_own, plan
 from robustmail.evaluation.statistics import wilson
 from robustmail.randomness import reseed
 from robustmail.records import Attacked, Attacking
@@ -36,6 +36,7 @@ __all__ = [
     "floats",
     "images",
     "look",
+    "planned",
     "trial",
     "verdict",
     "worst_case",
@@ -91,17 +92,22 @@ def evaluate(
     data: (images, labels), tensors or numpy arrays, uint8 or floats in [0, 1] [N, C, H, W] and integers [N]; n: only
     the first n. attacks: also as one text, "nat,pgd100". batch: images
     under attack at once; it changes the memory that is needed and nothing else. progress: called with how far it is.
-    Raises RecipeError for an unknown attack or a budget that is none, DataError for data that are not such, AttackError
+    Raises RecipeError for an unknown attack, one of one's own that keeps to a smaller ball, none at all, or a budget,
+    n or batch that is none, DataError for data that are not such, AttackError
     for an attack that leaves its ball,
     ModelError for a model that fails or returns no logits, NonFiniteError for one that returns NaN.
     """
     if not isinstance(model, nn.Module):
         raise ModelError("evaluate", f"the model is a {type(model).__name__}, not an nn.Module", "Wrap it in one.")
     check_eps(eps, norm)
+    for name, count in {"n": n, "batch": batch}.items():
+        if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+            raise RecipeError(f"evaluate (given {name}={count!r})", "must be a whole number, at least 1",
+                              "Leave it out for all images." if name == "n" else "Leave it out.")  # fmt: skip
     part = of_arrays(data, n)
     if isinstance(attacks, str):
         attacks = tuple(name.strip() for name in attacks.split(","))
-    plans = named([plan(attack, eps, classes_of(model, part), norm) for attack in attacks])
+    plans = planned(attacks, eps, classes_of(model, part), norm)
     room = room_of(model, batch)
     ledger = look(model, part, room)
     rows = []
@@ -235,6 +241,16 @@ def counted(name: str, correct: int, n: int, seconds: float = 0.0, settings: dic
     return Attacked(name, correct, n, correct / n, low, high, seconds, settings or {})
 
 
+def planned(attacks: Iterable[str | Attack], eps: float, classes: int, norm: Norm) -> list[Plan]:
+    """The plans of some attacks, each of one name (raises RecipeError, also where there is none)."""
+    plans = named([plan(attack, eps, classes, norm) for attack in attacks])
+    if not plans:
+        raise RecipeError("attacks", "name none", "Write nat,pgd100.")
+    for what in plans:
+        check_own(what)
+    return plans
+
+
 def named(plans: list[Plan]) -> list[Plan]:
     """The same plans, each name and each stage of one's own attacks once: a second PGD becomes PGD-2."""
     seen: dict[str, Plan] = {}
@@ -305,7 +321,7 @@ def _attack(
     with exact(model, room.slice) as view, searched(view, search, room.slice) as seen:
         reseed(seed, stage, place)
         with noise_of_each(x, seed, stage) if what.independent(stage) else nullcontext():
-            found = ask("attack", attack, seen, x, y)
+            found = ask("attack", attack, seen, x.clone(), y.clone())  # it may write into them; we judge by ours
         x_adv = found.x if isinstance(found, Adversarial) else found
         if not isinstance(x_adv, Tensor):
             raise broken("attack", attack, f"returned {type(x_adv).__name__}, expected images of {list(x.shape)}")

@@ -45,8 +45,11 @@ def verify(
     *,
     checkpoint: str | Path | None = None,
     data: str | None = None,
+    factory: str | None = None,
 ) -> Verified:
     """Re-judge an evaluation in two forward passes, with the model and the data that it names itself, or these.
+
+    checkpoint, data, factory: where the weights, the images, and the model's file.py:factory lie now.
 
     Raises RunError, naming the row, where the weights, the data, an image, an example, its distance, a verdict, eps or
     a number in results.json is not what it was.
@@ -57,7 +60,8 @@ def verify(
         images = TestSet("images", part, int(part.y.max()) + 1)
     found = images or open_data(data or held.results["spec"]["data_given"])
     there = Path(checkpoint) if checkpoint else None
-    subject = Subject.of(model, found) if model is not None else reopen(held.results["spec"], found, there)
+    spec = held.results["spec"] | ({"model": factory} if factory else {})
+    subject = Subject.of(model, found) if model is not None else reopen(spec, found, there)
     return _verify(
         held, subject, found.first(min(len(found.part.y), held.results["spec"]["n"])), moved=there is not None
     )
@@ -231,7 +235,9 @@ def _check_examples(held: Held, subject: Subject, part: Any, size: int, fail: An
                 raise fail(at, f"its example lies {float(far[k]):.6f} away, eps is {what.eps:.6f}; or it left [0, 1]")
             if abs(float(far[k] - ledger.distance[at])) > 1e-6:
                 raise fail(at, f"its example lies {float(far[k]):.6f} away, not {float(ledger.distance[at]):.6f}")
-            if int(said[k]) != int(ledger.broken_as[at]) or int(said[k]) == int(y[k]):
+            if int(ledger.broken_as[at]) == int(y[k]):  # near or not, the true class is no break
+                raise fail(at, f"its example is recorded as {int(y[k])}, its true class, so it was not broken")
+            if int(said[k]) != int(ledger.broken_as[at]):
                 if not _near(logits[k], int(ledger.broken_as[at])):
                     raise fail(at, f"the model says {int(said[k])} of its example, not {int(ledger.broken_as[at])}")
                 close += 1

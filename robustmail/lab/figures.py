@@ -21,12 +21,12 @@ from robustmail.evaluation.exact import exact
 from robustmail.evaluation.folder import fingerprint_of
 from robustmail.evaluation.ledger import Ledger
 from robustmail.evaluation.plans import Plan as Attempted
-from robustmail.evaluation.plans import plan
+from robustmail.evaluation.plans import check_eps, plan
 from robustmail.evaluation.subject import Subject
 from robustmail.evaluation.suite import attempt, images, look, room_of, trial
 from robustmail.files import write_json
 from robustmail.lab.laboratory import exactly
-from robustmail.lab.paths import Path, Plan, check_reach, walk
+from robustmail.lab.paths import Path, Plan, walk
 from robustmail.lab.records import Figure
 from robustmail.lab.statistics import critical_among
 from robustmail.provenance import provenance
@@ -73,7 +73,7 @@ class Sitter:
     batch: int | None = None
 
     def __post_init__(self) -> None:
-        check_reach(self.eps, self.norm)
+        check_eps(self.eps, self.norm)
 
     @property
     def part(self) -> Part:

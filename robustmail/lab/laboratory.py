@@ -16,13 +16,13 @@ from robustmail.data.testsets import TestSet
 from robustmail.errors import DataError, RunError
 from robustmail.evaluation.folder import differences, fingerprint_of, told_of
 from robustmail.evaluation.ledger import BROKE, Ledger
-from robustmail.evaluation.plans import Plan, plan
+from robustmail.evaluation.plans import Plan, check_eps, plan
 from robustmail.evaluation.plans import cost as passes_of
 from robustmail.evaluation.statistics import wilson
 from robustmail.evaluation.subject import Subject
 from robustmail.evaluation.suite import attempt, look, named, room_of, verdict
 from robustmail.files import write_json
-from robustmail.lab.paths import Path, check_reach, plans, walk
+from robustmail.lab.paths import Path, plans, walk
 from robustmail.lab.records import AREAS, CAUSES, Area, Cost, Findings, Lab
 from robustmail.lab.statistics import behind, continuity, critical_among, hidden, quartiles, spread, truth
 from robustmail.lab.values import Values, cost, said
@@ -65,7 +65,7 @@ class Task:
     attacks: list[Plan] = field(init=False)
 
     def __post_init__(self) -> None:
-        check_reach(self.eps, self.norm)
+        check_eps(self.eps, self.norm)
         if len(self.data.part.y) < 2:
             raise DataError(self.data.name, "is one image, and a margin compares", "Pass --n 100 at least.")
         classes = self.subject.classes

@@ -19,15 +19,13 @@ from robustmail.attacks.noise import noise_of_each
 from robustmail.attacks.pgd import PGD
 from robustmail.attacks.view import Norm
 from robustmail.data.images import Part
-from robustmail.errors import RecipeError
 from robustmail.evaluation.exact import Room, exact
-from robustmail.evaluation.plans import check_eps
 from robustmail.evaluation.suite import images
 from robustmail.records import Measuring
 from robustmail.rehearsal import ask
 from robustmail.step import Trace
 
-__all__ = ["Path", "Plan", "check_reach", "grafted", "plans", "walk"]
+__all__ = ["Path", "Plan", "grafted", "plans", "walk"]
 
 
 @dataclass(frozen=True)
@@ -54,13 +52,6 @@ class Path:
         """The same of some examples, on a device."""
         trace = Trace(self.trace.correct[:, which].to(device), self.trace.p_true[:, which].to(device))
         return Path(self.x_adv[which].to(device), trace, self.broken[which].to(device))
-
-
-def check_reach(eps: float, norm: Norm) -> None:
-    """Refuse a budget that leaves nothing to attack, or is no distance between images (raises RecipeError)."""
-    check_eps(eps, norm)
-    if eps == 0:
-        raise RecipeError("eps=0", "must be above 0, for there is nothing to attack", "Write 8/255.")
 
 
 def plans(eps: float, norm: Norm, steps: int, seed: int) -> list[Plan]:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from robustmail.files import write_text
 from robustmail.report import plots
@@ -109,9 +108,9 @@ def _light(r: Results) -> Html | None:
 
 def _check(check: Check) -> Html:
     light = check.light if check.light in LIGHTS else "grey"
-    link = tag("a", check.name, href=f"{BELIEVING}#{quote(check.name)}")
+    name = tag("b", check.name, title=f"{BELIEVING}, section {check.name}")  # no link: the page may lie anywhere
     what = "; ".join(filter(None, (check.measured, check.meaning))).rstrip(".")
-    return tag("li", tag("b", f"{SIGNS[light]} "), link, f" ({check.light}): {what}.", class_=f"flag {light}")
+    return tag("li", tag("b", f"{SIGNS[light]} "), name, f" ({check.light}): {what}.", class_=f"flag {light}")
 
 
 def _attacks(r: Results) -> Html | None:

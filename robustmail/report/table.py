@@ -57,8 +57,13 @@ def comparison_table(rows: Iterable[Any], first: str, second: str, notes: Iterab
         table.add_row(row.name, *cells, verdict)
     ties = [row for row in rows if row.paired.tie]
     said = [f"p is McNemar's, exact, on {rows[0].paired.n:,} images"] if rows else []
-    said += ["a tie at this n is what chance alone would do as well"] if any(row.needed for row in ties) else []
-    said += [f"{row.name}: about {row.needed:,} images would tell so small a difference" for row in ties if row.needed]
+    said += (
+        ["a tie at this n is what chance alone would do as well"] if any(row.paired.difference for row in ties) else []
+    )
+    said += [
+        f"{row.name}: about {row.needed:,} images would tell so small a difference, four times in five"
+        for row in ties if row.needed
+    ]  # fmt: skip
     notes = [*said, *notes]
     return Group(table, *(Text(printable(f"{note}.")) for note in notes))
 

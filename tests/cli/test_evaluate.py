@@ -326,3 +326,35 @@ def test_a_module_in_memory_is_evaluated_like_a_file(bench):
                      attacks=("nat", "pgd5", "apgd"), eps=8 / 255)  # fmt: skip
     assert found["apgd"].correct <= found["nat"].correct
     assert found.worst.correct <= found["apgd"].correct
+
+
+def test_an_eps_in_the_files_norm_is_not_taken_for_another(bench, robustmail):  # noqa: F811
+    from robustmail import cli_evaluate
+
+    assert robustmail("run quickstart epochs=1 burn_in=0 evaluate=nat test_size=30 --plain").code == 0
+    for norm, eps in (("linf", 0.1), ("l2", 0.5)):
+        assert cli_evaluate.opened(Path("runs/quickstart/1"), n=2, norm=norm)[2:] == (eps, norm)
+
+
+def test_a_models_own_file_is_part_of_what_is_evaluated_and_may_move(bench, robustmail):  # noqa: F811
+    command = f"{WRAPPED}:Wrapped --eps 0.1 --out a"
+    assert robustmail(command).code == 0
+    (bench / "own.py").rename(bench / "moved.py")
+    assert_refused(robustmail("verify a"), "own.py: cannot be read")
+    assert robustmail("verify a --model moved.py:Wrapped").code == 0
+    (bench / "own.py").write_text(OWN.replace("(x - 0.5) / 0.5", "(x - 0.5) / 0.4"))
+    assert_refused(robustmail(command), "a: holds another evaluation (source: ... there, ... here)")
+
+
+def test_a_training_run_is_not_taken_for_an_evaluation(done, robustmail):  # noqa: F811
+    (done / "run").mkdir()
+    (done / "run" / "results.json").write_text(json.dumps({"complete": True, "attacks": [], "provenance": {}}))
+    assert_refused(robustmail("compare a run"), "run: is a training run, not an evaluation. robustmail eval it first")
+
+
+def test_a_sorted_set_is_told_before_the_attacks(bench, robustmail):  # noqa: F811
+    content = np.load(bench / "ten.npz")
+    np.savez(bench / "sorted.npz", x=content["x"], y=np.arange(20) // 5)
+    said = robustmail(f"{GOOD.replace('ten.npz', 'sorted.npz')} --n 5")
+    assert said.code == 0
+    assert "the first 5 images have 1 of the 4 classes: the set is sorted" in said.out

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from robustmail import evaluate
+from robustmail.data.images import Part
 from robustmail.evaluation import believable
 from robustmail.evaluation.believable import Flag, curve, judge, measure
 from robustmail.evaluation.ledger import Ledger
@@ -89,10 +90,10 @@ def test_examining_leaves_no_mark(hardened, hand):
     assert all(torch.equal(v, state[k]) for k, v in hardened.state_dict().items())
 
 
-def ledger(n: int, pgd: int, worst: int) -> Ledger:
+def ledger(n: int, pgd: int, worst: int, strongest: str = "square") -> Ledger:
     """n images, all right; so many stand under PGD, so many under everything."""
     found = Ledger(torch.arange(n), torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int64), torch.ones(n))
-    for stage, stand in {"pgd100": pgd, "apgd-t": worst}.items():
+    for stage, stand in {"pgd100": pgd, strongest: worst}.items():
         broke = torch.arange(n) >= stand
         found.enter(stage, torch.arange(n), broke, torch.ones(n, dtype=torch.int64), torch.zeros(n), None)
     return found
@@ -142,7 +143,7 @@ def test_chance_is_that_of_the_models_classes_not_of_the_labels_at_hand():
 
 def test_pgd_alone_has_no_gap_to_anything():
     found = ledger(100, 60, 50)
-    del found.stages["apgd-t"]
+    del found.stages["square"]
     assert judge(None, found, ["pgd100"], 10)["gap"] is None
 
 
@@ -156,4 +157,72 @@ def test_attacks_that_are_too_weak_are_told_by_what_the_check_finds_itself(harde
     *_, measured = measure(hardened, part, found.ledger, 2.5 * EPS, "linf", 0, room_of(hardened, None))
     flags = {flag["name"]: flag["light"] for flag in judge(measured, found.ledger, [], 10)["flags"]}
     assert flags["overlooked"] == "red"
-    assert measured["overlooked"] > 0.1
+    assert len(measured["broken"]) > 6
+
+
+def test_what_the_evaluation_overlooked_is_counted_among_the_images_at_hand():
+    """A shard is judged by its own images, and the whole by all, from the same measurement."""
+    whole = ledger(100, 60, 60)
+    measured = {"n": 80, "broken": list(range(0, 100, 10))}  # 0, 10, ... 50 stand and are in the sample
+    assert believable._overlooked(measured, whole) == (80, 6)
+    assert believable._overlooked(measured, whole.take(torch.arange(40, 90))) == (40, 2)
+
+
+def test_gradients_that_are_nan_are_as_good_as_none(hardened, hand):
+    def rooted(model, x):  # the derivative of a root at zero
+        return model(x) + 0 * (x - x.detach()).flatten(1).sum(1, keepdim=True).sqrt()
+
+    found = believable._zero_gradients(Masked(hardened, rooted), hand.part.first(16), 8)
+    assert found == 1.0
+
+
+def test_a_check_that_found_nothing_does_not_say_what_it_would_have_meant(hardened, hand):
+    _, verdict = examined(hardened, hand)
+    assert verdict["examined"]
+    assert {check["meaning"] for check in verdict["examined"]} == {""}
+
+
+def test_a_gap_is_no_reason_to_doubt_a_number_that_is_not_pgds():
+    lights = {}
+    for strongest in ("square", "apgd-t"):
+        verdict = judge(None, ledger(1000, 548, 333, strongest), ["pgd100"], 10)
+        lights[strongest] = {flag["name"]: flag["light"] for flag in verdict["flags"]}["pgd-to-strongest-gap"]
+    assert lights == {"square": "red", "apgd-t": "yellow"}
+
+
+def sample(n: int, lost: int) -> dict:
+    """What is measured of a sound model of whose n images a targeted attack breaks so many more than PGD."""
+    curve = [{"eps": 0.0, "correct": n}, {"eps": 0.5, "correct": 0}]
+    return {"n": n, "classes": 10, "differs": 0.0, "changes_its_mind": 0.0, "by_company": 0.0, "alters_images": False,
+            "probabilities": False, "zero_gradients": 0.0, "pgd10": 0.8, "pgd100": 0.8, "margin": 0.8,
+            "targeted": 0.8 - lost / n, "black_box": 0.0, "broken": [], "huge": 0.5, "curve": curve}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("n", "lost", "strongest", "light"),
+    [(30, 4, "square", "green"), (128, 12, "square", "green"), (128, 15, "square", "red"),
+     (128, 15, "apgd-t", "yellow")],
+)  # fmt: skip
+def test_a_targeted_attack_must_gain_more_than_chance_would(n, lost, strongest, light):
+    verdict = judge(sample(n, lost), ledger(n, n, n, strongest), ["pgd100"], 10)
+    said = {flag["name"]: flag["light"] for flag in [*verdict["flags"], *verdict["examined"]]}
+    assert said["more-steps-do-not-help"] == light
+
+
+def test_a_ball_in_l2_is_huge_only_where_every_image_can_be_made_grey():
+    class Mean(nn.Module):
+        def forward(self, x):
+            mean = x.flatten(1).mean(1)
+            return torch.stack([mean, 0.5 - mean], 1)
+
+    huge = {}
+    for size in (32, 96):
+        part = Part(torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1]))
+        found = evaluate(Mean(), part, ("nat",), 0.5, "l2")
+        *_, measured = measure(Mean(), part, found.ledger, 0.5, "l2", 0, room_of(Mean(), None))
+        huge[size] = measured["huge"]
+        verdict = judge(measured, found.ledger, [], 2)
+        names = {flag["name"] for flag in [*verdict["flags"], *verdict["examined"]]}
+        assert ("huge-eps" in names) == (size == 32)
+        assert len(curve(measured)["points"]) == 7 + (size == 32)
+    assert huge == {32: pytest.approx(27.7, abs=0.1), 96: None}

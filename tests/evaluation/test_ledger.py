@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -18,8 +19,10 @@ from torch import nn
 
 from robustmail import PGD, evaluate, torchattack
 from robustmail.attacks.noise import noise_of_each
+from robustmail.attacks.view import distances, slack
 from robustmail.data.images import Part
 from robustmail.errors import AttackError, ModelError, RecipeError, RunError
+from robustmail.evaluation import compare as compared
 from robustmail.evaluation import folder as folders
 from robustmail.evaluation.compare import compare
 from robustmail.evaluation.exact import Room, exact
@@ -154,8 +157,8 @@ def test_attacks_can_be_added_to_a_finished_evaluation_but_not_taken_away(harden
 
 
 def test_a_folder_of_another_evaluation_is_refused_with_what_differs(hardened, hand, copy):
-    with pytest.raises(RunError, match=r"holds another evaluation \(eps: 0.1 there, 0.2 here\)"):
-        list(examine(task(hardened, hand, eps=0.2), copy))
+    with pytest.raises(RunError, match=r"holds another evaluation \(eps: 0.1 there, 0.05 here\)"):
+        list(examine(task(hardened, hand, eps=0.05), copy))
     with pytest.raises(RunError, match="other weights"):
         list(examine(task(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), hand), copy))
 
@@ -560,3 +563,112 @@ def test_paired_numbers_are_mcnemars_and_agresti_mins():
     middle, spread = (12.5 - 3.5) / 102, (16 - (12.5 - 3.5) ** 2 / 102) ** 0.5 / 102
     assert (found.low, found.high) == pytest.approx((middle - 1.959964 * spread, middle + 1.959964 * spread))
     assert paired(50, 0, 0).p == 1.0
+
+
+def test_an_example_recorded_as_its_true_class_is_no_break_however_near(copy, hardened, hand):
+    """A forger with seals of his own takes an image on the very border: both classes are near, one is the label."""
+    held = read_folder(copy, strict=True)
+    ledger = held.ledger
+    at = next(at for at, by in enumerate(ledger.broken_by) if by not in ("", "natural"))
+    low, high = hand.part.x[at].float() / 255, ledger.examples[at]
+    for _ in range(40):  # halve the way until the two classes cannot be told apart
+        middle = (low + high) / 2
+        low, high = (low, middle) if int(hardened(middle[None]).argmax()) != int(ledger.label[at]) else (middle, high)
+    for example in (low, high):
+        ledger.examples[at] = example
+        ledger.broken_as[at] = ledger.label[at]
+        ledger.distance[at] = float((example - hand.part.x[at].float() / 255).abs().max())
+        forged = task(hardened, hand)
+        rows = [folders.verdict(ledger, what, 0) for what in forged.plans]
+        folders._save(forged, copy, ledger, rows, held.results["measured"], 1.0, complete=True)
+        with pytest.raises(RunError, match=rf"\(image {at}\): its example is recorded as .* its true class"):
+            verify(copy, hardened, hand)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_in_l2_rounded_examples_stay_in_the_ball_where_nearest_bytes_would_not(seed):
+    rng = torch.Generator().manual_seed(seed)
+    x = torch.randint(64, 192, (16, 3, 16, 16), generator=rng) / 255
+    delta = torch.randn(x.shape, generator=rng)
+    found = (x + 0.5 * delta / delta.flatten(1).norm(dim=1)[:, None, None, None]).clamp(0, 1)
+    bytes_ = folders.eight_bit(x, found, 0.5, "l2")
+    assert torch.equal((bytes_ * 255).round() / 255, bytes_)
+    assert distances(x, bytes_, "l2").max() <= 0.5 + slack(0.5)
+    assert distances(x, bytes_, "l2").min() >= 0.49, "and not far inside, or files would look robust"
+    assert (distances(x, (found * 255).round() / 255, "l2") > 0.5 + slack(0.5)).any(), "or the test tells nothing"
+    grey = x + 0.4 / 255  # of no whole 255ths: nothing is promised but whole bytes
+    whole = folders.eight_bit(grey.clamp(0, 1), found, 0.5, "l2")
+    assert torch.equal((whole * 255).round() / 255, whole)
+    assert whole.min() >= 0
+    assert whole.max() <= 1
+
+
+def test_images_needed_are_told_where_more_than_these_are_and_for_a_power_of_80_percent():
+    def row(n: int, only_first: int, only_second: int):
+        first, second = torch.ones(n, dtype=torch.bool), torch.ones(n, dtype=torch.bool)
+        second[:only_first] = False
+        first[only_first : only_first + only_second] = False
+        return compared._row("aa", first, second)
+
+    d, difference = 0.15, 0.05
+    assert row(100, 10, 5).needed == math.ceil((1.959964 + 0.841621) ** 2 * (d - difference**2) / difference**2) == 464
+    assert row(1000, 100, 50).needed is None, "that many are there"
+    assert row(100, 5, 5).needed is None
+
+
+# Attacks of one's own
+
+
+def own(step: float):
+    """One of two attacks that have one name and not one source."""
+    if step:
+
+        def mine(model, x, y):
+            return (x + 0.05).clamp(0, 1)
+    else:
+
+        def mine(model, x, y):
+            return x
+
+    return mine
+
+
+def test_an_attack_of_ones_own_that_was_edited_is_another_evaluation(hardened, hand, tmp_path):
+    few, folder = hand.first(20), tmp_path / "a"
+    once, twice = (PGD(eps=EPS, alpha=EPS, steps=steps) for steps in (1, 2))
+    list(examine(task(hardened, few, attacks=("nat", own(0))), folder))
+    with pytest.raises(RunError, match=r"another evaluation \(attack mine: mine \(source \w+\) there, mine \(source"):
+        list(examine(task(hardened, few, attacks=("nat", own(1))), folder))
+    list(examine(task(hardened, few, attacks=("nat", own(0), "pgd2", once)), folder))
+    assert verify(folder, hardened, few).images == 20
+    assert list(read_folder(folder, strict=True).results["spec"]["own"]) == ["mine", "PGD"]
+    with pytest.raises(RunError, match=r"attack PGD: PGD, eps=0.1, .*steps=1.* there, PGD, .*steps=2"):
+        list(examine(task(hardened, few, attacks=("nat", own(0), "pgd2", twice)), folder))
+    list(examine(task(hardened, few, attacks=("nat", own(1))), tmp_path / "b"))
+    _, notes = compare(read_folder(folder), read_folder(tmp_path / "b"))
+    assert any(note.startswith("mine is another attack in each: mine (source") for note in notes)
+
+
+def test_shards_under_other_attacks_are_not_merged(hardened, hand, tmp_path):
+    data = hand.first(100)
+    for k, folder, attacks in (
+        (1, "1", ("nat", "pgd2", own(0))), (2, "2", ("nat", "pgd2", own(1))), (2, "3", ("nat", "pgd2")),
+    ):  # fmt: skip
+        list(examine(task(hardened, data, shard=(k, 2), attacks=attacks), tmp_path / folder))
+    with pytest.raises(RunError, match=r"another evaluation \(attack mine: "):
+        merge([tmp_path / "1", tmp_path / "2"], tmp_path / "merged")
+    with pytest.raises(RunError, match=r"was attacked by nat, pgd2, .* by nat, pgd2, mine. Run the same attacks"):
+        merge([tmp_path / "1", tmp_path / "3"], tmp_path / "merged")
+
+
+def test_a_kill_while_an_attack_is_added_leaves_nothing_that_looks_whole(hardened, hand, tmp_path):
+    few = hand.first(20)
+    list(examine(task(hardened, few, attacks=("nat", "pgd2")), tmp_path))
+    work = examine(task(hardened, few, attacks=("nat", "pgd2", "cw")), tmp_path)
+    next(work)  # and at this moment, the power is cut
+    held = read_folder(tmp_path, strict=True)
+    assert not held.results["complete"]
+    assert held.results["spec"]["attacks"] == ["nat", "pgd2"]
+    work.close()
+    list(examine(task(hardened, few, attacks=("nat", "pgd2", "cw")), tmp_path))
+    assert verify(tmp_path, hardened, few).images == 20

@@ -12,9 +12,9 @@ from torch import nn
 from robustmail.data.images import Part
 from robustmail.data.testsets import TestSet, of_path
 from robustmail.errors import DataError, ModelError
-from robustmail.evaluation.conventions import CONVENTIONS, plausible, read_convention, spelt
+from robustmail.evaluation.conventions import CONVENTIONS, Score, fitting, plausible, read_convention, spelt
 from robustmail.evaluation.plans import NAMES, plan
-from robustmail.evaluation.subject import open_data, open_subject, reopen
+from robustmail.evaluation.subject import _told, open_data, open_subject, reopen
 from robustmail.evaluation.suite import evaluate
 from robustmail.models.classifier import Classifier, build
 
@@ -221,3 +221,47 @@ def test_a_classifier_of_a_subject_takes_grey_and_colour():
     part = Part(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64))
     model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)))
     assert len(evaluate(model, part, ("nat",)).ledger) == 3
+
+
+def test_a_folder_is_read_class_by_class_in_turn_so_that_its_first_images_are_of_all(tmp_path):
+    from PIL import Image
+
+    for split in ("train", "test"):
+        for c, count in enumerate((3, 1, 2)):
+            for i in range(count):
+                path = tmp_path / split / f"class{c}" / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(np.full((4, 4), 10 * c + i, np.uint8)).save(path)
+    for text in (str(tmp_path), f"image_folder({str(tmp_path)!r}, validation=1)"):
+        part = open_data(text).part
+        assert part.y.tolist() == [0, 1, 2, 0, 2, 0]
+        assert part.x[:, 0, 0, 0].tolist() == [0, 10, 20, 1, 21, 2], "the images go with their labels"
+
+
+def test_first_images_of_few_classes_are_told():
+    def some(labels):
+        return TestSet("some", Part(torch.zeros(len(labels), 1, 2, 2), torch.tensor(labels)), 10)
+
+    by_class = some([i // 20 for i in range(200)])
+    assert by_class.first(20).lacks(by_class) == "the first 20 images have 1 of the 10 classes: the set is sorted"
+    assert by_class.first(None).lacks(by_class) == ""
+    uneven = some([0] * 20 + [9 - i % 10 for i in range(100)])
+    assert uneven.first(20).lacks(uneven) == "the first 20 images have 1 of the 10 classes"
+    mixed = some([i % 10 for i in range(200)])
+    assert mixed.first(3).lacks(mixed) == "", "three images cannot have more than three"
+
+
+def test_a_probe_tells_the_numbers_that_decided():
+    def score(convention, right, loss):
+        return Score("net", convention, Classifier(nn.Sequential(nn.Flatten(), nn.Linear(4, 2))), right, loss)
+
+    torch.manual_seed(0)
+    part = Part(torch.rand(300, 1, 2, 2), torch.arange(300) % 2)
+    few = torch.arange(20) % 2 == 0
+    scores = [score("a", few, torch.ones(20)), score("b", few, torch.ones(20)), score("c", few & False, torch.ones(20))]
+    best, _, ranked = fitting(scores, part)
+    assert [len(s.right) for s in ranked] == [300, 300, 20]
+    assert best in ranked
+    told = list(_told(best, [], ranked))
+    assert told[0].endswith("of those tried on 300 images")
+    assert told[3].endswith("c, on 20 images")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
 from torch import nn
 
-from robustmail import PGD, AutoAttack, evaluate
+from robustmail import PGD, AutoAttack, evaluate, torchattack
 from robustmail.data.images import Part
-from robustmail.errors import DataError, ModelError, NonFiniteError, PluginError, RecipeError
+from robustmail.errors import AttackError, DataError, ModelError, NonFiniteError, PluginError, RecipeError
 from robustmail.evaluation import suite
 from robustmail.evaluation.plans import plan
 from robustmail.evaluation.statistics import wilson
@@ -182,3 +183,92 @@ def test_an_attack_of_ones_own_sees_the_model_and_a_library_a_likeness(hardened,
     evaluate(hardened, hand.part.first(20), ("pgd10",), 0.1)
     handle.remove()
     assert 0 < len(seen) < 20  # clean images, the comparison and the verdict; not the search
+
+
+def test_an_attack_that_writes_into_its_images_and_labels_is_judged_by_the_originals(victim):
+    model, part = victim
+
+    def writes(model, x, y):
+        y.copy_(y.roll(1))
+        return x.add_(0.3).clamp_(0, 1)
+
+    with pytest.raises(AttackError, match="writes: left its ball"):
+        evaluate(model, part, (writes,), eps=2 / 255)
+
+    def relabels(model, x, y):
+        y.copy_((y + 1) % 10)
+        return x
+
+    assert evaluate(model, part, (relabels,), eps=2 / 255)["relabels"].correct == 16
+
+
+class Leaves(nn.Module):
+    """A model that ends the process from the k-th pass on."""
+
+    def __init__(self, model: nn.Module, k: int) -> None:
+        super().__init__()
+        self.model, self.k = model, k
+
+    def forward(self, x):
+        self.k -= 1
+        return self.model(x) if self.k > 0 else sys.exit(0)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_a_model_that_ends_the_process_has_no_number(victim, k):
+    model, part = victim
+    with pytest.raises(ModelError, match=r"the model: calls sys.exit\(0\)"):
+        evaluate(Leaves(model, k), part, ("nat", "pgd2"))
+
+
+def test_an_attack_that_ends_the_process_has_no_number(victim):
+    model, part = victim
+
+    def leaves(model, x, y):
+        sys.exit(0)
+
+    with pytest.raises(PluginError, match=r"attack leaves .*failed with SystemExit: 0"):
+        evaluate(model, part, (leaves,))
+
+
+@pytest.mark.parametrize("pack", [lambda z: (z, z), lambda z: {"logits": z}], ids=["tuple", "dict"])
+def test_a_model_that_returns_more_than_logits_is_told_so(victim, pack):
+    model, part = victim
+
+    class Packs(nn.Module):
+        def forward(self, x):
+            return pack(model(x))
+
+    with pytest.raises(ModelError, match=r"returned (tuple|dict), expected logits \[B, classes\]"):
+        evaluate(Packs(), part, ("nat",))
+
+
+@pytest.mark.parametrize("name", ["index", "predicted", "seal", "natural", "rounded"])
+def test_an_attack_of_ones_own_cannot_take_the_name_of_a_column(victim, name):
+    def idle(model, x, y):
+        return x
+
+    idle.__name__ = name
+    with pytest.raises(RecipeError, match=f"attack {name}: has the name of a column of the ledger"):
+        evaluate(*victim, (idle,))
+
+
+def test_an_attack_that_keeps_to_a_smaller_ball_is_not_quoted_for_a_larger(victim):
+    model, part = victim
+    for weak in (PGD(eps=1 / 255, alpha=1 / 255, steps=1), torchattack("FGSM", eps=1 / 255)):
+        with pytest.raises(RecipeError, match=r"\(given eps=1/255\): its eps is smaller than the budget, 8/255.*Give"):
+            evaluate(model, part, ("nat", weak), eps=8 / 255)
+    other_norm = PGD(eps=1 / 255, alpha=1 / 255, steps=1, norm="l2")
+    assert len(evaluate(model, part, (other_norm,), eps=8 / 255)) == 1, "in l2 it is no smaller"
+
+
+@pytest.mark.parametrize(
+    ("knobs", "wrong"),
+    [({"batch": 0}, r"evaluate \(given batch=0\): must be a whole number"), ({"n": 0}, "given n=0"),
+     ({"n": 2.5}, "given n=2.5"), ({"n": "3"}, "given n='3'"), ({"eps": "8/255"}, "eps='8/255': is no finite number"),
+     ({"eps": 0}, "eps=0: must be above 0"), ({"eps": True}, "eps=True: is no"),
+     ({"attacks": ()}, "attacks: name none")],
+)  # fmt: skip
+def test_knobs_that_mean_nothing_are_refused_in_one_line(victim, knobs, wrong):
+    with pytest.raises(RecipeError, match=wrong):
+        evaluate(*victim, **knobs)

@@ -77,7 +77,7 @@ def test_the_page_asks_nobody_for_anything(evaluation):
     seen = page(evaluation())
     assert not {"script", "link", "iframe", "object", "embed", "form", "base"} & {name for name, _ in seen.elements}
     assert all(image["src"].startswith("data:image/png;base64,") for image in seen.all("img"))
-    assert all(link["href"].startswith("docs/believing.md#") for link in seen.all("a"))
+    assert not seen.all("a"), "a link would be dead wherever the page is taken"
     text = seen.source
     assert not re.search(r"https?://|@import|url\(", text)
     policy = next(meta for meta in seen.all("meta") if meta.get("http-equiv"))
