@@ -40,7 +40,7 @@ class Passes(NamedTuple):
 def attacked(recipe: Recipe, model: nn.Module, x: Tensor, y: Tensor) -> Adversarial:
     """Run the recipe's attack on a batch through a safe view of the model, and give its result one shape."""
     with viewed(model, recipe.attack_mode) as view:
-        found = ask("attack", recipe.attack, view, x, y)
+        found = ask("attack", recipe.attack, view, x.clone(), y.clone())  # it may write into them
     found = Adversarial(found) if isinstance(found, Tensor) else found
     if not isinstance(found, Adversarial) or (found.x.shape, found.x.dtype) != (x.shape, x.dtype):
         got = (

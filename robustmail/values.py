@@ -148,6 +148,12 @@ def flatten(value: Any, path: str = "") -> dict[str, str]:
     return {path: describe(value) + _source_mark(value)}
 
 
+def identity(value: Any) -> str:
+    """What tells one plugin from another, in a line: its name, its knobs, a hash of its source if it is foreign."""
+    head, *knobs = flatten(value, "it").items()  # under a path, for a dataclass says what it is only there
+    return ", ".join([head[1], *(f"{path.removeprefix('it.')}={text}" for path, text in knobs)])
+
+
 def describe_head(value: Any) -> str:
     """The name of a dataclass value with what it was given by position, without its fields."""
     given = getattr(value, "__given__", ())

@@ -51,7 +51,7 @@ from robustmail.files import locked, make_folder, write, write_json, write_text
 from robustmail.provenance import provenance
 from robustmail.records import Attacked, Attacking, so_many
 from robustmail.step import Attack
-from robustmail.values import flatten
+from robustmail.values import identity
 
 __all__ = [
     "FILES", "Held", "Task", "clear", "context_of", "differences", "examine", "fingerprint_of", "merge", "read_folder",
@@ -111,7 +111,7 @@ class Task:
         return {
             **self.subject.described, "data": self.data.name, "data_given": self.data.given,
             "attacks": [what.name for what in self.plans],
-            "own": {what.name: _spelt(what) for what in self.plans if not is_ours(what.name)},
+            "own": {w.name: identity(a) for w in self.plans if not is_ours(w.name) for a in w.stages.values()},
             "eps": self.eps, "norm": self.norm, "n": len(self.data.part.y), "seed": self.seed,
         }  # fmt: skip
 
@@ -119,13 +119,6 @@ class Task:
     def context(self) -> str:
         """What every row's seal covers besides the row."""
         return context_of(self.subject.fingerprint, self.spec)
-
-
-def _spelt(what: Plan) -> str:
-    """An attack of somebody's own: its knobs and a hash of its source, for its name does not tell which it is."""
-    (attack,) = what.stages.values()
-    head, *knobs = flatten(attack, "attack").items()  # under a path, for a dataclass says what it is only there
-    return ", ".join([head[1], *(f"{path.removeprefix('attack.')}={text}" for path, text in knobs)])
 
 
 def context_of(fingerprint: str, spec: dict[str, Any]) -> str:

@@ -30,7 +30,7 @@ from robustmail.provenance import provenance
 from robustmail.randomness import key
 from robustmail.records import Attacked, Attacking, Measuring, so_many
 from robustmail.step import Attack, Margin
-from robustmail.values import describe, flatten
+from robustmail.values import describe, identity
 
 __all__ = ["AGAINST", "Task", "exactly", "lab", "prepare", "same", "save"]
 
@@ -98,7 +98,7 @@ class Task:
         """Every attack and margin spelt out."""
         said = {f"path: {path.name}": f"{describe(path.attack)}, seed {path.seed}" for path in self.paths}
         said |= {stage: text for what in (*self.attacks, self.nearest) for stage, text in what.settings.items()}
-        return said | {f"margin: {name}": _spelt(margin) for name, margin in self.margins.items()}
+        return said | {f"margin: {name}": identity(margin) for name, margin in self.margins.items()}
 
     @property
     def forecast(self) -> str:
@@ -254,11 +254,6 @@ def _area(name: str, broken: Bools) -> Area:
 def exactly(values: Found) -> list[float]:
     """float32 numbers in the shortest decimals that mean them."""
     return [float(f"{value:.9g}") for value in values]
-
-
-def _spelt(margin: Margin) -> str:
-    """A margin with its knobs, and a hash of its source where it is somebody's own."""
-    return ", ".join(f"{path}={text}" if path else text for path, text in flatten(margin).items())
 
 
 def save(found: Lab, folder: File) -> File:

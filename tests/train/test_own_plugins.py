@@ -42,6 +42,7 @@ from robustmail.models.twin import Twin
 from robustmail.overrides import override
 from robustmail.plugins import load_source
 from robustmail.records import EpochDone, StepDone
+from robustmail.rehearsal import attacked
 from robustmail.train.run import run
 from robustmail.values import flatten
 from tests.train.conftest import recipe
@@ -280,6 +281,23 @@ def test_lending_a_twin_moves_no_buffer_whatever_the_mode():
 
 
 # Plugins that break their contract
+
+
+def writing(model, x, y):
+    """Ordinary notebook code: x and its attacked image are one tensor."""
+    x += 0.5
+    return x.clamp_(0, 1)
+
+
+def test_an_attack_that_writes_into_its_images_does_not_take_its_ball_along():
+    writing.eps = 0.1
+    with pytest.raises(PluginError, match=r"attack writing .*left its ball: 0\.\d+ from the image, eps is 0.1"):
+        recipe.but(attack=writing, eps=0.1).rehearse()
+    x, y = torch.rand(4, 1, 8, 8) / 2, torch.arange(4)
+    before = x.clone()
+    found = attacked(recipe.but(attack=writing, eps=0.1), torch.nn.Flatten(), x, y)
+    assert torch.equal(x, before)
+    assert torch.allclose(found.x, x + 0.5)
 
 
 def double(model, x, y):
