@@ -94,7 +94,7 @@ class Recipe:
 
     def at(self, epoch: float) -> Recipe:
         """The recipe in force at a 0-based epoch: schedules resolved, no weights during the burn-in."""
-        now = transform(self, lambda schedule: schedule.at_epoch(epoch))
+        now = self._resolved(epoch)
         return dataclasses.replace(now, margin=None, weight=None) if epoch < self.burn_in else now
 
     def turns(self) -> list[int]:
@@ -145,10 +145,13 @@ class Recipe:
                  "perturbation": now.perturb}  # fmt: skip
         return {kind: plugin for kind, plugin in kinds.items() if plugin is not None and is_foreign(plugin)}
 
+    def _resolved(self, epoch: float) -> Recipe:
+        """Every schedule as at an epoch, the weights included though it lie in the burn-in."""
+        return transform(self, lambda schedule: schedule.at_epoch(epoch))
+
     @property
     def _last(self) -> Recipe:
-        """Every schedule as in the last epoch, the weights included though the burn-in should cover it."""
-        return transform(self, lambda schedule: schedule.at_epoch(self.epochs - 1))
+        return self._resolved(self.epochs - 1)
 
     @property
     def budget(self) -> float:

@@ -30,7 +30,7 @@ from robustmail.schedules import Schedule
 from robustmail.step import Step
 from robustmail.train.gauges import Gauges, gauge
 from robustmail.train.state import State
-from robustmail.values import describe, label, parts
+from robustmail.values import describe, label, parts, transform
 
 __all__ = ["fit", "reproduce"]
 
@@ -101,10 +101,10 @@ def reproduce(dump: str | Path, recipe: Recipe) -> float:
 
 def _set_knobs(recipe: Recipe, state: State, steps: int) -> None:
     """The optimiser follows its schedules within an epoch too; everything else changes between epochs."""
-    knobs = {name: knob for name, knob in parts(recipe.optimizer).items() if isinstance(knob, Schedule)}
+    changing = {name: knob for name, knob in parts(recipe.optimizer).items() if isinstance(knob, Schedule)}
     epoch = state.epoch + state.step / steps
-    for name, knob in knobs.items():
-        first, now = knob.at_epoch(0), knob.at_epoch(epoch)
+    for name, knob in changing.items():
+        first, now = transform(knob, lambda s: s.at_epoch(0)), transform(knob, lambda s: s.at_epoch(epoch))
         for group, began in zip(state.optimizer.param_groups, state.groups, strict=True):
             if name in group:  # a group that began elsewhere, as an own optimiser may have them, keeps its proportion
                 group[name] = now if began[name] == first or not first else began[name] / first * now

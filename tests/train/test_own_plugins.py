@@ -100,6 +100,14 @@ def test_schedules_within_schedules_are_resolved():
     made.rehearse()
 
 
+def test_a_rate_that_is_a_schedule_in_a_schedule_is_a_number_in_the_optimiser():
+    made = recipe.but(optimizer=SGD(lr=Stairs({0: 0.1, 1: Cosine(high=0.4, epochs=2)})))
+    rates = [record.lr for record in fit(made) if isinstance(record, StepDone)]
+    steps = len(rates) // 2
+    assert rates[:steps] == [0.1] * steps
+    assert rates[steps:] == pytest.approx([Cosine(high=0.4, epochs=2).at_epoch(1 + i / steps) for i in range(steps)])
+
+
 def test_a_scheduled_attack_is_evaluated_in_its_own_norm():
     made = recipe.but(attack=Stairs({0: L2, 1: dataclasses.replace(L2, eps=1.0)}))
     assert (made.norm, made.budget) == ("l2", 1.0)
