@@ -88,5 +88,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def in_brief(error: BaseException) -> str:
-    """Somebody else's error as a part of one line: its kind, and the first 160 characters of what it says."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    """Somebody else's error as a part of one line: its kind, and the first 160 characters of what it says, if any."""
+    said = " ".join(str(error).split())[:160]
+    return f"{type(error).__name__}{': ' if said else ''}{said}"

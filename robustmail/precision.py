@@ -60,7 +60,8 @@ def decide(asked: Precision, model: nn.Module, sample: Tensor) -> Decision:
 def forms(model: nn.Module, decision: Decision, attack_mode: str, sample: Tensor) -> Forms:
     """The model for attacks and the loss: in fp32 itself, to the bit; in bf16 a folded twin, and itself in autocast.
 
-    sample: [B, C, H, W]; on a GPU a whole batch, whose passes are recorded.
+    sample: a batch such as will come, [B, C, H, W]: two of it are enough for a twin to be tried on, but a GPU records
+    the passes of all.
     Where there can be no twin, attacks see what the loss sees, and `said` gives the reason.
     """
     settings = "; TF32 off, cuDNN's fastest kernels" if sample.is_cuda else ""  # see `backends`
@@ -103,7 +104,7 @@ def _attacked(model: nn.Module, half: Half, attack_mode: str, sample: Tensor) ->
     if not isinstance(model, Classifier):
         return half, "the model in autocast (only a Classifier has a twin)"
     try:
-        twin = Twin(model, sample)
+        twin = Twin(model, sample[:2])
     except ModelError as error:
         return half, f"the model in autocast ({error.who} {error.wrong})"
     said = "a twin with BatchNorm folded into its convolutions"

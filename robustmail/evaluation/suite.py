@@ -297,7 +297,7 @@ def floats(x: Tensor) -> Tensor:
 def _logits(view: View, x: Tensor) -> Tensor:
     """[B, classes]; a model may fail in any way (raises ModelError)."""
     try:
-        logits = view(x)
+        logits: Tensor = view(x)
     except (RobustmailError, torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
@@ -305,9 +305,9 @@ def _logits(view: View, x: Tensor) -> Tensor:
             raise
         wrong = f"fails on images of {' x '.join(map(str, x.shape[1:]))}: {in_brief(error)}"
         raise ModelError("the model", wrong, "It takes images in [0, 1].") from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x) or logits.shape[1] < 2:
-        shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ModelError("the model", f"returned {shape} for {len(x)} images, expected logits [B, classes]")
+    if logits.ndim != 2 or len(logits) != len(x) or logits.shape[1] < 2:
+        wrong = f"returned {list(logits.shape)} for {len(x)} images, expected logits [B, classes]"
+        raise ModelError("the model", wrong)
     return logits
 
 

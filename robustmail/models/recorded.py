@@ -57,8 +57,7 @@ class Recorded:
         except ModelError:
             raise
         except Exception as error:  # a device may refuse in any way
-            wrong = in_brief(error)
-            raise ModelError("its passes", f"cannot be recorded ({wrong})") from error
+            raise ModelError("its passes", f"cannot be recorded ({in_brief(error)})") from error
 
     def takes(self, x: Tensor) -> bool:
         """Are these images such as were recorded?"""

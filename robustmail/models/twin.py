@@ -64,8 +64,7 @@ class Twin(nn.Module):
         except ModelError:
             raise
         except Exception as error:  # a network may resist tracing in any way
-            wrong = in_brief(error)
-            raise ModelError(type(model.net).__name__, f"cannot be folded ({wrong})") from error
+            raise ModelError(type(model.net).__name__, f"cannot be folded ({in_brief(error)})") from error
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] in [0, 1] -> [B, classes] float32"""

@@ -56,9 +56,14 @@ def line(record: Record) -> str:
             )
         case Finished():
             before = " had been finished before; --fresh begins anew" if record.before else " finished"
-            unweighted = f"\nnote: epoch {record.epoch + 1}, whose weights were chosen, lies in the burn-in of "
-            unweighted += f"{so_many(record.burn_in, 'epoch')}: no example had been weighted yet"
-            return f"{record.folder}:{before}{unweighted if record.epoch < record.burn_in else ''}"
+            said = f"{record.folder}:{before}"
+            if record.epoch >= record.burn_in:
+                return said
+            burn_in = so_many(record.burn_in, "epoch")
+            return (
+                f"{said}\nnote: epoch {record.epoch + 1}, whose weights were chosen, lies in the burn-in of {burn_in}: "
+                "no example had been weighted yet"
+            )
         case Waiting():
             return f"{record.folder}: another process is working in it; waiting for it"
         case CellBegun():

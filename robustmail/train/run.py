@@ -194,7 +194,9 @@ def _evaluate(recipe: Recipe, state: State, folder: Path) -> Iterator[Record]:
     chosen = state.best_epoch if recipe.select == "best" else recipe.epochs - 1
     rows = told(lambda: [Attacked(**row) for row in _read_json(folder / "results.json").get("attacks", [])])
     state.read_weights(recipe.select)
-    test = state.images.test.first(recipe.test_size).to(state.device)
+    test = state.images.test.first(recipe.test_size)
+    data = {"name": state.images.name, "fingerprint": fingerprint_of(test)}
+    test = test.to(state.device)
     done = {row.name for row in rows}
     yield from rows
     for name in recipe.evaluate:
@@ -206,14 +208,14 @@ def _evaluate(recipe: Recipe, state: State, folder: Path) -> Iterator[Record]:
             yield record
             if isinstance(record, Attacked):
                 rows.append(record)
-                _write_results(recipe, state, folder, rows, chosen)
-    _write_results(recipe, state, folder, rows, chosen, complete=True)
+                _write_results(recipe, state, folder, rows, chosen, data)
+    _write_results(recipe, state, folder, rows, chosen, data, complete=True)
 
 
 def _write_results(
-    recipe: Recipe, state: State, folder: Path, rows: list[Attacked], chosen: int, complete: bool = False
-) -> None:
-    test = state.images.test.first(recipe.test_size)
+    recipe: Recipe, state: State, folder: Path, rows: list[Attacked], chosen: int, data: dict[str, str],
+    complete: bool = False,
+) -> None:  # fmt: skip
     content = {
         "complete": complete,
         "weights": {
@@ -224,7 +226,7 @@ def _write_results(
         "attacks": [asdict(row) for row in rows],
         "provenance": {
             **provenance(state.device), "seed": recipe.seed, "precision": state.forms.said,
-            "data": {"name": state.images.name, "fingerprint": fingerprint_of(test)},
+            "data": data,
             "recipe": flatten(recipe), "text": describe(recipe),
         },
     }  # fmt: skip

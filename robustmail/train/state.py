@@ -114,9 +114,9 @@ class State:
     def forms(self) -> Forms:
         """The model as attacks and the loss call it."""
         n = min(self.recipe.batch, len(self.train.y))
-        with one_batch(n) as rows:  # on a GPU such as will come in the steps
-            sample = self.train.x[:n][rows] if self.device.type == "cuda" else self.train.x[:2]
-        return forms(self.model, self.precision, self.recipe.attack_mode, to_float(sample))
+        with one_batch(n) as rows:
+            sample = to_float(self.train.x[:n][rows])
+        return forms(self.model, self.precision, self.recipe.attack_mode, sample)
 
     @property
     def kept(self) -> nn.Module:

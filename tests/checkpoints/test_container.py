@@ -29,7 +29,7 @@ from torch import nn
 from robustmail.checkpoints import container as containers
 from robustmail.checkpoints import inspect, open_checkpoint
 from robustmail.checkpoints.container import read
-from robustmail.errors import ModelError
+from robustmail.errors import ModelError, in_brief
 from tests.checkpoints import networks as n
 
 
@@ -345,3 +345,8 @@ def test_no_hostile_name_reaches_the_terminal(tmp_path: Path) -> None:
 def test_a_module_with_buffers_only_is_read(tmp_path: Path) -> None:
     torch.save(nn.Linear(4, 2).state_dict(), tmp_path / "f.pth")
     assert open_checkpoint(tmp_path / "f.pth").readings()[0].size == 2
+
+
+def test_an_error_without_words_is_its_kind_alone() -> None:
+    assert in_brief(EOFError()) == "EOFError"
+    assert in_brief(ValueError("two\nlines  " + "x" * 200)) == "ValueError: two lines " + "x" * 150

@@ -240,12 +240,17 @@ def test_check_names_the_broken_law_of_a_margin_in_a_file(tmp_path: Path, monkey
     assert len(wrong.splitlines()) == 1
 
 
-def test_check_holds_the_plugins_of_a_recipe_to_their_laws(tmp_path: Path, monkeypatch, capsys):
-    file = tmp_path / "mine.py"
+def recipe_with_margin(folder: Path, value: str) -> Path:
+    file = folder / "mine.py"
     file.write_text(
-        "from robustmail import load_recipe\n\ndef doubt(s):\n    return s.probs_adv.amax(1) / s.probs_adv.std()\n\n"
-        "recipe = load_recipe('quickstart').but(margin=doubt)\n"
+        f"from robustmail import load_recipe\n\ndef sureness(s):\n    return {value}\n\n"
+        "recipe = load_recipe('quickstart').but(margin=sureness)\n"
     )
+    return file
+
+
+def test_check_holds_the_plugins_of_a_recipe_to_their_laws(tmp_path: Path, monkeypatch, capsys):
+    file = recipe_with_margin(tmp_path, "s.probs_adv.amax(1) / s.probs_adv.std()")
     code, _, wrong = run(monkeypatch, capsys, "check", str(file))
     assert (code, "independent of batch mates" in wrong) == (2, True)
 
@@ -259,11 +264,7 @@ def test_check_passes_lawful_plugins_and_says_so(tmp_path: Path, monkeypatch, ca
 
 
 def test_check_says_which_laws_the_plugins_of_a_recipe_keep(tmp_path: Path, monkeypatch, capsys):
-    file = tmp_path / "mine.py"
-    file.write_text(
-        "from robustmail import load_recipe\n\ndef sureness(s):\n    return s.probs_adv.amax(1)\n\n"
-        "recipe = load_recipe('quickstart').but(margin=sureness)\n"
-    )
+    file = recipe_with_margin(tmp_path, "s.probs_adv.amax(1)")
     code, said, _ = run(monkeypatch, capsys, "check", str(file))
     assert code == 0
     assert said.startswith(f"{file}: rehearsed in its 4 phases (")
