@@ -11,17 +11,46 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from robustmail import __version__, catalogue, cli_evaluate, cli_lab, cli_trials
-from robustmail.errors import PluginError, RecipeError, RobustmailError, RunError, did_you_mean
+from robustmail.errors import (
+    PluginError,
+    RecipeError,
+    RobustmailError,
+    RunError,
+    Stopped,
+    asked_to_stop,
+    did_you_mean,
+    in_brief,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from robustmail.recipe import Recipe
 
 __all__ = ["app", "main"]
 
+
+
+class _Verbs(TyperGroup):
+    """Verbs that end as they say: somebody else's code that leaves, by sys.exit or otherwise, ends them with an error."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BaseException as error:
+            from robustmail.values import raised_at
+
+            place = raised_at(error)  # nothing where it is our own `raise typer.Exit`
+            leaves = not isinstance(error, Exception) or (isinstance(error, (typer.Exit, typer.Abort)) and place)
+            if asked_to_stop(error) or not leaves:
+                raise
+            wrong = f"leaves with {in_brief(error)}"
+            raise PluginError(place or "a plugin", wrong, "Raise an error instead.") from error
+
+
 app = typer.Typer(
-    name="robustmail",
+    name="robustmail", cls=_Verbs,
     help="Train networks against adversarial attacks, and decide which examples the training listens to.",
     add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
 )  # fmt: skip
@@ -57,7 +86,7 @@ def run_(
 
     from robustmail import distributed
     from robustmail.plugins import recipe_path
-    from robustmail.train.run import Signals, Stopped, run
+    from robustmail.train.run import Signals, run
 
     made = _load(recipe, overrides)
     name = _run_name(recipe)
@@ -223,7 +252,10 @@ def main() -> None:
     words = sys.argv[1:] or ["--help"]
     loud = "--traceback" in words
     command = typer.main.get_command(app)
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it is ignored, as under nohup
     try:
+        if ours:
+            signal.signal(signal.SIGINT, _stop)
         code = command.main(_without(words, "--traceback"), prog_name="robustmail", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except RobustmailError as error:
@@ -243,6 +275,13 @@ def main() -> None:
             f"unexpected {type(error).__name__}: {' '.join(str(error).split())}. Add --traceback to see where", loud
         )
         sys.exit(1)
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _stop(signum: int, _: object) -> None:
+    raise Stopped(signum)
 
 
 def _usage(error: Exception) -> str | None:

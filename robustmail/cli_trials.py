@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robustmail.errors import RecipeError, RobustmailError, did_you_mean
+from robustmail.errors import RecipeError, RobustmailError, asked_to_stop, did_you_mean
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -157,7 +157,9 @@ def _perform(job: Job, signals: Signals, show: Callable[[Record], Any]) -> Outco
             draw_curves(job.folder, job.cell.row)
     except RobustmailError as error:
         return Outcome(str(error))
-    except Exception as error:  # one run's failure must not end the others
+    except BaseException as error:  # one run's failure must not end the others
+        if asked_to_stop(error):
+            raise
         return Outcome(f"unexpected {type(error).__name__}: {' '.join(str(error).split())}")
     if signals.asked is not None:  # it came while a trunk's last epoch was saved
         raise Stopped(signals.asked)

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from robustmail.attacks.view import norm_of, reach, slack, viewed
-from robustmail.errors import AttackError, NonFiniteError, PluginError, in_brief
+from robustmail.errors import AttackError, NonFiniteError, PluginError, RobustmailError, asked_to_stop, in_brief
 from robustmail.randomness import forked
+from robustmail.rehearsal import ask
 from robustmail.step import Adversarial, Step, Terms, Trace
 from robustmail.values import is_foreign, label, raised_at, where
 
@@ -48,7 +49,9 @@ def broken_laws(plugin: Any, kind: str | None = None) -> dict[str, str]:
         torch.manual_seed(0)
         try:
             wrong = law(plugin)
-        except Exception as error:  # a plugin may fail in any way
+        except BaseException as error:  # a plugin may fail in any way
+            if asked_to_stop(error):
+                raise
             wrong = f"{in_brief(error)} {_at(error)}".strip()
         if wrong:
             found[sentence] = wrong
@@ -101,8 +104,8 @@ def _kind_of_answer(plugin: Any) -> str:
     """What a plugin of one argument is, from what it makes of a step, or of margins."""
     step = _step(_logits(), torch.arange(SIZE), _trace(SIZE))
     for kind, asked, size in (("margin", step, SIZE), ("weight", MARGINS, len(MARGINS))):
-        with suppress(Exception), forked():  # it may fail in any way on what it is not made for
-            answer = plugin(asked)
+        with suppress(RobustmailError), forked():  # it may fail in any way on what it is not made for
+            answer = ask("plugin", plugin, asked)
             if isinstance(answer, Terms):
                 return "objective"
             if isinstance(answer, Tensor) and answer.shape == (size,):

@@ -261,6 +261,7 @@ class Dashboard:
             parts += [panels, self._weights(self._step)]
         if self._epochs:
             parts.append(self._history())
+            parts += [Text(f"note: {self._epochs[-1].note}")] if self._epochs[-1].note else []
         return Group(*parts, *(Text(text) for text in self._attacks))
 
     def _header(self) -> RenderableType:

@@ -15,6 +15,7 @@ RobustmailError
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 __all__ = [
@@ -28,6 +29,8 @@ __all__ = [
     "RecipeError",
     "RobustmailError",
     "RunError",
+    "Stopped",
+    "asked_to_stop",
     "did_you_mean",
     "in_brief",
 ]
@@ -75,6 +78,22 @@ class InUseError(RunError):
 
 class NonFiniteError(RobustmailError):
     """Training or an attack met NaN or infinity."""
+
+
+class Stopped(KeyboardInterrupt):
+    """Somebody asked the process to stop; what was worth saving is saved."""
+
+    def __init__(self, signum: int) -> None:
+        self.signum = signum
+        super().__init__(signal.Signals(signum).name)
+
+
+def asked_to_stop(error: BaseException) -> bool:
+    """Was it the user who stopped the process? Everything else that somebody's code raises is that code's error, be it
+    SystemExit, GeneratorExit, or, where Ctrl-C raises `Stopped` as on the command line, a plain KeyboardInterrupt."""
+    if type(error) is KeyboardInterrupt:
+        return signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    return isinstance(error, KeyboardInterrupt)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

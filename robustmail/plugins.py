@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from robustmail.catalogue import KINDS, entries, places, recipe_files
-from robustmail.errors import PluginError, RecipeError, RobustmailError, did_you_mean
+from robustmail.errors import PluginError, RecipeError, RobustmailError, asked_to_stop, did_you_mean
 from robustmail.recipe import Recipe
+from robustmail.rehearsal import ask
 from robustmail.values import parts
 
 __all__ = ["find", "load_plugins", "load_recipe", "load_source", "recipe_path"]
@@ -36,7 +37,9 @@ def find(name: str, kind: str | None = None) -> Any:
             return getattr(importlib.import_module(entry.module), name)
         try:
             return entry.point.load()
-        except Exception as error:  # somebody else's package: any failure is a broken plugin, not our crash
+        except BaseException as error:  # somebody else's package: any failure is a broken plugin, not our crash
+            if asked_to_stop(error):
+                raise
             raise PluginError(
                 f"plugin {name!r} ({entry.summary})", f"cannot be loaded: {type(error).__name__}: {error}"
             ) from error
@@ -82,7 +85,7 @@ def load_plugins(name: str) -> dict[str, Any]:
     if any(isinstance(value, Recipe) for value in chosen.values()):
         return {}
     found = {n: v for n, v in chosen.items() if not n.startswith("_") and _home(v) == module.__name__ and callable(v)}
-    made = {n: v() if isinstance(v, type) and _needs_nothing(v) else v for n, v in found.items()}
+    made = {n: ask("plugin", v) if isinstance(v, type) and _needs_nothing(v) else v for n, v in found.items()}
     return {n: v for n, v in made.items() if not isinstance(v, type)}
 
 
@@ -120,7 +123,9 @@ def load_source(path: Path) -> types.ModuleType:
     except RobustmailError as error:
         at = _line_in(path, error)
         raise type(error)(f"{path}{at}: {error.who}", error.wrong, error.todo) from error
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if asked_to_stop(error):
+            raise
         raise RecipeError(f"{path}{_line_in(path, error)}", f"{type(error).__name__}: {error}", _hint(error)) from error
     finally:
         sys.path.remove(folder)

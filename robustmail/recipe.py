@@ -45,7 +45,10 @@ class Recipe:
     attack, objective, margin, weight, perturb: the method. burn_in: epochs with all weights one.
     eps: budget of validation and evaluation, by default the attack's own. attack_mode: mode of BatchNorm and dropout
     while attacking. validate: the attack that picks the best epoch on images held out of the training set.
-    ema: decay of an exponential moving average of the weights, which is then what is validated, kept and evaluated.
+    ema: decay d of an exponential moving average of the weights, which is then what is validated, kept and evaluated.
+    The update after t others keeps min(d, (1 + t) / (10 + t)) of the average, so that short runs forget their random
+    start; BatchNorm's statistics are copied. The live weights are validated beside it, and it is said where they are
+    better.
     evaluate: what is run on the test set at the end, on the weights that `select` names; test_size: on the first so
     many test images only. precision: of training alone, evaluation is always exact: "fp32"; "bf16", in autocast and
     with a folded twin for attacks; or "auto", what suits device and model.

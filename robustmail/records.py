@@ -93,6 +93,8 @@ class EpochDone:
 
     row: dict[str, Any]
     best: bool
+    note: str = ""
+    """what should be known of it"""
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,8 @@ class Finished:
     """it had been finished before, and nothing was done"""
     burn_in: int = 0
     """how many epochs came before the first in which examples had weights"""
+    note: str = ""
+    """what should be known of the weights"""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustmail.attacks.view import norm_of, reach, slack, viewed
-from robustmail.errors import PluginError, RobustmailError, did_you_mean
+from robustmail.errors import PluginError, RobustmailError, asked_to_stop, did_you_mean
 from robustmail.randomness import forked, reseed
 from robustmail.step import Adversarial, Step
 from robustmail.values import label, raised_at, where
@@ -120,7 +120,9 @@ def ask(kind: str, plugin: Callable[..., T], *args: Any) -> T:
         return plugin(*args)
     except RobustmailError:
         raise
-    except (Exception, SystemExit) as error:  # or the process would end as if all were well
+    except BaseException as error:  # SystemExit, too, or the process would end as if all were well
+        if asked_to_stop(error):
+            raise
         near = did_you_mean(error.name, dir(error.obj)) if isinstance(error, AttributeError) and error.name else ""
         raise PluginError(
             f"{kind} {label(plugin)} ({raised_at(error) or where(plugin)})",

@@ -174,7 +174,7 @@ def raised_at(error: BaseException) -> str:
     trace, found = error.__traceback__, ""
     while trace:
         file = trace.tb_frame.f_code.co_filename
-        if "site-packages" not in file and not file.startswith(OURS):
+        if "site-packages" not in file and not file.startswith((OURS, "<frozen")):
             found = f"{file}:{trace.tb_lineno}"
         trace = trace.tb_next
     return found

@@ -26,7 +26,7 @@ class PGD:
     eps, alpha: in pixels of [0, 1]; norm "l2" steps along gradient / ||gradient|| instead of its sign.
     loss: "ce" (AT), "kl" from the natural prediction (TRADES; ignores labels), or "margin" = max_{j != y} z_j - z_y
     (the CW loss of robustness papers).
-    start: "uniform" in the ball; "gaussian", x + 0.001 N(0, 1), which "kl" needs, its gradient being zero at x; "unit",
+    start: "uniform" in the ball (in l2 at eps U^(1/d) in a random direction, d numbers an image); "gaussian", x + 0.001 N(0, 1), which "kl" needs, its gradient being zero at x; "unit",
     x + U(0, 1), which is MAIL's Algorithm 1 to the letter; "none".
     patience: None takes every step. A number tau makes it FAT's friendly attack (Zhang et al. 2020): an example stops
     at the iterate at which it is wrong for the tau-plus-first time; tau >= steps never stops one.
@@ -102,8 +102,9 @@ class PGD:
         if self.norm == "linf":
             return (x + torch.empty_like(x).uniform_(-self.eps, self.eps)).clamp(0, 1)
         noise = torch.randn_like(x)
-        radius = torch.rand_like(x).flatten(1)[:, 0]  # drawn as an image, so that it can be the image's own
-        return (x + noise * _per_image(self.eps * radius / _length(noise))).clamp(0, 1)
+        share = torch.rand_like(x).flatten(1)[:, 0]  # drawn as an image, so that it can be the image's own
+        radius = self.eps * share ** (1 / x[0].numel())  # most of a ball's volume lies near its surface
+        return (x + noise * _per_image(radius / _length(noise))).clamp(0, 1)
 
     def _direction(self, gradient: Tensor) -> Tensor:
         if self.norm == "linf":

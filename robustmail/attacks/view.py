@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from robustmail.errors import AttackError, ModelError, NonFiniteError, RecipeError
+from robustmail.errors import AttackError, ModelError, NonFiniteError, RecipeError, asked_to_stop, in_brief
 from robustmail.later import look
 from robustmail.models.twin import Twin
 from robustmail.randomness import forked
@@ -39,11 +39,14 @@ SLACK = 1e-6  # what rounding may add to a distance in float32
 
 
 def answer(model: nn.Module, x: Tensor) -> Tensor:
-    """What a model says of images. Raises ModelError for one that returns no tensor, or ends the process."""
+    """What a model says of images. Raises ModelError for one that returns no tensor, or leaves by sys.exit."""
     try:
         said = model(x)
-    except SystemExit as error:  # or the process would end as if all were well
-        raise ModelError("the model", f"calls sys.exit({error.code})", "Raise an error instead.") from error
+    except BaseException as error:
+        if isinstance(error, Exception) or asked_to_stop(error):
+            raise
+        wrong = f"leaves with {in_brief(error)}"  # and the process would end as if all were well
+        raise ModelError("the model", wrong, "Raise an error instead.") from error
     if not isinstance(said, Tensor):
         wrong = f"returned {type(said).__name__}, expected logits [B, classes]"
         raise ModelError("the model", wrong, "Return the logits alone, or wrap it in a module that does.")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from robustmail.errors import ModelError, did_you_mean, in_brief
+from robustmail.errors import ModelError, asked_to_stop, did_you_mean, in_brief
 from robustmail.scores import precise
 from robustmail.step import mode, unmoved
 
@@ -60,7 +60,9 @@ def build(
         return Classifier(_network(model, classes, channels), normalize)
     except ModelError:
         raise
-    except Exception as error:  # a network's constructor may fail in any way
+    except BaseException as error:  # a network's constructor may fail in any way
+        if asked_to_stop(error):
+            raise
         name = model if isinstance(model, str) else getattr(model, "__name__", repr(model))
         wrong = f"cannot be built for {classes} classes and {channels} channels: {type(error).__name__}: {error}"
         raise ModelError(
@@ -86,7 +88,9 @@ def try_out(model: Classifier, name: str, images: Tensor, classes: int) -> None:
     try:
         with torch.no_grad(), mode(model, "train"), unmoved(model.buffers()):
             shape = list(model(images).shape)
-    except Exception as error:
+    except BaseException as error:
+        if asked_to_stop(error):
+            raise
         wrong = f"does not take a batch of {size} ({in_brief(error)})"
         todo = "Choose one made for that size, e.g. cifar_resnet18 or small_cnn."
         if "view size is not compatible" in str(error):

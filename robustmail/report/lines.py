@@ -43,6 +43,7 @@ def line(record: Record) -> str:
             return (
                 f"epoch {row['epoch'] + 1} done: loss {row['train_loss']:.4f}, validation natural "
                 f"{percent(row['val_nat'])}, robust {percent(row['val_rob'])}{', best so far' if record.best else ''}"
+                + (f"\nnote: {record.note}" if record.note else "")
             )
         case Attacking():
             return f"{record.attack} ({record.stage}): {record.done} of {record.n} tried, {record.standing} stand"
@@ -56,7 +57,7 @@ def line(record: Record) -> str:
             )
         case Finished():
             before = " had been finished before; --fresh begins anew" if record.before else " finished"
-            said = f"{record.folder}:{before}"
+            said = f"{record.folder}:{before}" + (f"\nnote: {record.note}" if record.note else "")
             if record.epoch >= record.burn_in:
                 return said
             burn_in = so_many(record.burn_in, "epoch")

@@ -13,7 +13,7 @@ from typing import Any
 
 from robustmail.devices import pick_device
 from robustmail.distributed import leads, together, told, world
-from robustmail.errors import RunError
+from robustmail.errors import RunError, Stopped
 from robustmail.evaluation.folder import fingerprint_of
 from robustmail.evaluation.plans import plan
 from robustmail.evaluation.suite import trial
@@ -22,7 +22,7 @@ from robustmail.models.classifier import check_name
 from robustmail.provenance import provenance
 from robustmail.recipe import Recipe
 from robustmail.records import Attacked, Finished, Record
-from robustmail.train.loop import fit
+from robustmail.train.loop import fit, worse
 from robustmail.train.state import State
 from robustmail.values import describe, flatten
 
@@ -33,14 +33,6 @@ OURS = (  # the state first: what begins anew takes that away before anything el
     "results.json", "curves.png", "nonfinite.pt", "forked.json", "lock",
 )  # fmt: skip
 NOT_THE_METHOD = {"device"}  # a run may go on elsewhere
-
-
-class Stopped(BaseException):
-    """Somebody asked the process to stop; what was worth saving is saved."""
-
-    def __init__(self, signum: int) -> None:
-        self.signum = signum
-        super().__init__(signal.Signals(signum).name)
 
 
 class Signals:
@@ -222,6 +214,7 @@ def _write_results(
             "file": f"{recipe.select}.safetensors", "epoch": chosen, "burn_in": recipe.burn_in if recipe.weight else 0,
             "chosen_by": f"{recipe.validate} on {len(state.validation.y)} images held out of train"
             if recipe.select == "best" else "last epoch",
+            **({"note": note} if (note := worse(state.history[chosen], len(state.validation.y))) else {}),
         },
         "attacks": [asdict(row) for row in rows],
         "provenance": {
@@ -238,7 +231,8 @@ def _finished(folder: Path, before: bool = False) -> Finished:
     results = _read_json(folder / "results.json")
     rows = tuple(Attacked(**row) for row in results["attacks"])
     weights = results["weights"]
-    return Finished(str(folder), rows, weights["file"], weights["epoch"], before, weights.get("burn_in", 0))
+    burn_in, note = weights.get("burn_in", 0), weights.get("note", "")
+    return Finished(str(folder), rows, weights["file"], weights["epoch"], before, burn_in, note)
 
 
 def _refuse_another(recipe: Recipe, there: dict[str, Any], folder: Path) -> None:

@@ -20,7 +20,7 @@ from robustmail.data.images import Images, Part, batches, hold_out, to_float
 from robustmail.devices import pick_device
 from robustmail.distributed import first_alone, leads, one_batch, world
 from robustmail.errors import NonFiniteError, RecipeError, RunError, in_brief
-from robustmail.files import write, write_text
+from robustmail.files import make_folder, write, write_text
 from robustmail.later import Later
 from robustmail.models.classifier import Classifier, build, try_out
 from robustmail.precision import Decision, Forms, decide, forms
@@ -62,8 +62,6 @@ class State:
     validation: Part
     device: torch.device
     precision: Decision
-    groups: list[dict[str, Any]] = field(default_factory=list)
-    """the optimiser's groups as they began, without their parameters"""
     average: ModelEmaV3 | None = None
     folder: Path | None = None
     epoch: int = 0
@@ -85,7 +83,8 @@ class State:
     def fresh(cls, recipe: Recipe, folder: Path | None = None) -> State:
         """Load the data, build the model, move both to the device.
 
-        Raises DeviceError, DataError or ModelError; nothing has been written then.
+        folder: where state and weights are saved; it is made. Raises DeviceError, DataError or ModelError; nothing has
+        been written then.
         """
         device = pick_device(recipe.device)
         with first_alone():
@@ -100,15 +99,14 @@ class State:
             sample = to_float(train.x[:smallest]).to(device)
             try_out(model, describe(recipe.model).strip("'"), sample, images.classes)
         optimizer = ask("optimizer", recipe.at(0).optimizer, model.parameters())
-        groups = [{name: knob for name, knob in g.items() if name != "params"} for g in optimizer.param_groups]
-        average = ModelEmaV3(model, decay=recipe.ema) if recipe.ema else None
         parts = train.to(device), validation.to(device)
         precision = decide(recipe.precision, model, sample)
         # Only such an optimiser can be told on the device to leave the weights alone.
         ahead = device.type == "cuda" and getattr(optimizer, "_step_supports_amp_scaling", False)
-        return cls(
-            recipe, model, optimizer, images, *parts, device, precision, groups, average, folder, ahead=int(ahead)
-        )
+        average = _average(model, recipe.ema)
+        if folder is not None:
+            make_folder(folder)
+        return cls(recipe, model, optimizer, images, *parts, device, precision, average, folder, ahead=int(ahead))
 
     @functools.cached_property
     def forms(self) -> Forms:
@@ -123,11 +121,16 @@ class State:
         """The model that is validated, written and evaluated: the average of the weights where there is one."""
         return self.model if self.average is None else self.average.module
 
+    @functools.cached_property
+    def steps(self) -> int:
+        """How many steps an epoch has."""
+        return len(batches(len(self.train.y), self.recipe.batch, generator(0)))
+
     def advance(self) -> None:
         """One step is done."""
         self.step += 1
         if self.average is not None:
-            self.average.update(self.model)
+            self.average.update(self.model, self.epoch * self.steps + self.step)
 
     def settle(self, ahead: int = 0) -> list[StepDone]:
         """Read the steps that were launched, all but the last `ahead`, and take them into the epoch's sums.
@@ -244,6 +247,16 @@ class State:
         return path
 
 
+def _average(model: nn.Module, decay: float | None) -> ModelEmaV3 | None:
+    """The average of the weights. At the update after t others it keeps min(decay, (1 + t) / (10 + t)) of what it was:
+    with all of `decay` from the start, a short run would be judged by its random weights. Buffers are copied."""
+    if decay is None:
+        return None
+    # timm's warm-up of its n-th update, n = t + 1, is 1 - (1 + n / gamma)^-power: the same for gamma 9 and power 1.
+    warmup: dict[str, Any] = {"use_warmup": True, "warmup_gamma": 9, "warmup_power": 1, "update_after_step": -1}
+    return ModelEmaV3(model, decay, **warmup, exclude_buffers=True)
+
+
 def _folder(state: State) -> Path:
     assert state.folder is not None
     return state.folder
@@ -260,7 +273,8 @@ def _metrics(done: StepDone) -> dict[str, float]:
 def _csv(rows: list[dict[str, Any]]) -> str:
     text = io.StringIO()
     if rows:
-        writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     return text.getvalue()
