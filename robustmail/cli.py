@@ -31,9 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 
-
 class _Verbs(TyperGroup):
-    """Verbs that end as they say: somebody else's code that leaves, by sys.exit or otherwise, ends them with an error."""
+    """Verbs in which somebody else's code cannot end the process: to leave, by sys.exit or otherwise, is an error."""
 
     def invoke(self, ctx: Any) -> Any:
         try:

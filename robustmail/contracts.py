@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustmail.attacks.view import norm_of, reach, slack, viewed
+from robustmail.attacks.view import eps_of, norm_of, reach, slack, viewed
 from robustmail.errors import AttackError, NonFiniteError, PluginError, RobustmailError, asked_to_stop, in_brief
 from robustmail.randomness import forked
 from robustmail.rehearsal import ask
-from robustmail.step import Adversarial, Step, Terms, Trace
+from robustmail.step import Adversarial, Step, Terms, Trace, counted_steps, means_one
 from robustmail.values import is_foreign, label, raised_at, where
 
 __all__ = ["KINDS", "assert_lawful", "broken_laws", "kind_of", "laws"]
@@ -289,8 +289,8 @@ def _weight_at(weight: Any, margin: Tensor) -> Tensor:
 
 def _counted(weight: Any) -> list[Tensor]:
     """Numbers of steps, 0 ... K, for a weight that says that it counts them; others need only know [-1, 1]."""
-    steps = getattr(weight, "steps", None)
-    return [torch.arange(steps + 1.0)] if isinstance(steps, int) else []
+    steps = counted_steps(weight)
+    return [] if steps is None else [torch.arange(steps + 1.0)]
 
 
 def _weight_shape(weight: Any) -> str | None:
@@ -312,12 +312,12 @@ def _weight_finite(weight: Any) -> str | None:
 
 
 def _weight_mean(weight: Any) -> str | None:
-    if getattr(weight, "scale", None) is not None:  # says itself that it is not normalised
+    if not means_one(weight):
         return None
     for n in (1, 5, 128):
         mean = _weight_at(weight, torch.rand(n) * 2 - 1).mean().item()
         if abs(mean - 1) > 1e-4:
-            todo = "divide by the mean, or, if it is meant, give the weight a field `scale`"
+            todo = "divide by the mean, or, if it is meant, give the weight `mean_one = False`"
             return f"the mean over a batch of {n} is {mean:.4g}; {todo}"
     return None
 
@@ -366,7 +366,7 @@ def _attack_box(attack: Any) -> str | None:
 
 
 def _attack_ball(attack: Any) -> str | None:
-    eps = getattr(attack, "eps", None)
+    eps = eps_of(attack)
     if eps is None:
         return None
     x, found = _attack_found(attack)

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from robustmail import distributed
-from robustmail.attacks.view import Norm, check_budget, norm_of
+from robustmail.attacks.view import Norm, check_budget, eps_of, norm_of
 from robustmail.errors import RecipeError, did_you_mean
 from robustmail.optimizers import SGD, Optimizer
 from robustmail.precision import Precision
 from robustmail.rehearsal import Passes, ask, broken, rehearse
 from robustmail.schedules import Schedule
-from robustmail.step import Attack, Margin, Objective, Perturbation, Step, Terms, Weighter, mode
-from robustmail.values import check, describe, is_foreign, label, parts, schedules, transform
+from robustmail.step import Attack, Margin, Objective, Perturbation, Step, Terms, Weighter, counted_steps, mode
+from robustmail.values import check, describe, fits, is_foreign, label, parts, schedules, transform
 
 __all__ = ["Loss", "Recipe"]
 
@@ -160,7 +160,7 @@ class Recipe:
     def budget(self) -> float:
         """eps of validation and evaluation: the same for all epochs, the last one's where it is a schedule."""
         attack = self._last.attack
-        eps = self.eps if self.eps is not None else getattr(attack, "eps", None)
+        eps = self.eps if self.eps is not None else eps_of(attack)
         if eps is None:
             raise RecipeError("Recipe", f"the attack {label(attack)} has no eps to evaluate with", "Add eps=8/255.")
         return float(eps)
@@ -174,7 +174,7 @@ class Recipe:
     def formula(self) -> str:
         """The loss in one line, with the weights spelt out on a second where there are any; as in the last epoch."""
         now = self._last
-        weighted, plain = getattr(now.objective, "formula", (f"{label(now.objective)}.weighted", "plain"))
+        weighted, plain = _said(now.objective, tuple[str, str], (f"{label(now.objective)}.weighted", "plain"))
         inner = f"w * {weighted}" if now.weight else weighted
         changes = any(True for part in (self.objective, self.margin, self.weight) for _ in schedules(part))
         text = f"loss = mean( {inner}{' + ' + plain if plain else ''} ){', in the last epoch' if changes else ''}"
@@ -182,7 +182,7 @@ class Recipe:
             text += f"\n   at weights perturbed by {describe(self.perturb)}"
         if now.weight is None:
             return text
-        weight = getattr(now.weight, "formula", f"{describe(now.weight)} of {{m}}").replace("{m}", label(now.margin))
+        weight = _said(now.weight, str, f"{describe(now.weight)} of {{m}}").replace("{m}", label(now.margin))
         start = f"; from epoch {self.burn_in + 1} on, 1 before" if self.burn_in else ""
         if self.burn_in >= self.epochs:
             start = f"; NEVER USED: burn_in={self.burn_in} covers all {self.epochs} epochs"
@@ -206,7 +206,7 @@ class Recipe:
             raise RecipeError(
                 f"Recipe (given ema={self.ema:g})", "the decay must lie between 0 and 1", "Write ema=0.999."
             )
-        for who, eps in {"Recipe": self.eps, label(self.attack): getattr(self.attack, "eps", None)}.items():
+        for who, eps in {"Recipe": self.eps, label(self.attack): eps_of(self.attack)}.items():
             check_budget(who, self.norm, eps=eps)
 
     def _check_method(self) -> None:
@@ -222,13 +222,21 @@ class Recipe:
                 f"a {there} does nothing without a {missing}",
                 f"Add {missing}={'Sigmoid(slope=2.0, bias=0.0)' if missing == 'weight' else 'pm_adv'}.",
             )
-        counted, taken = getattr(self.weight, "steps", None), getattr(self.attack, "steps", None)
-        if isinstance(counted, int) and isinstance(taken, int) and counted != taken:
+        # The rehearsal looks at the trace of any attack; what somebody's own calls `steps` is its own business.
+        taken = None if is_foreign(self.attack) else getattr(self.attack, "steps", None)
+        counted = counted_steps(self.weight)
+        if counted is not None and isinstance(taken, int) and counted != taken:
             raise RecipeError(
                 f"Recipe (given weight.steps={counted}, attack.steps={taken})",
                 "the weight counts steps of the attack, so the two must be equal",
                 f"Set weight.steps={taken} too.",
             )
+
+
+def _said(plugin: Any, kind: Any, otherwise: Any) -> Any:
+    """The formula that a plugin says, where it is of the kind that is read."""
+    said = getattr(plugin, "formula", None)
+    return said if fits(said, kind) else otherwise
 
 
 def _watching(model: Any) -> AbstractContextManager[object]:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from robustmail.attacks.view import norm_of, reach, slack, viewed
+from robustmail.attacks.view import eps_of, norm_of, reach, slack, viewed
 from robustmail.errors import PluginError, RobustmailError, asked_to_stop, did_you_mean
 from robustmail.randomness import forked, reseed
-from robustmail.step import Adversarial, Step
+from robustmail.step import Adversarial, Step, counted_steps
 from robustmail.values import label, raised_at, where
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def rehearse(now: Recipe, classes: int, shape: tuple[int, int, int]) -> Passes:
         step = Step(model, x, y, found.x, found.trace)
         with perturbed(now, model, step):
             loss = now.reckon(step)
-            _check_loss(now, loss)
+            _check_loss(now, loss, len(found.trace.correct) if found.trace else None)
             loss.total.backward()  # type: ignore[no-untyped-call]
         return Passes(attack, model.counted())
 
@@ -136,19 +136,23 @@ def _check_images(now: Recipe, x: Tensor, found: Tensor) -> None:
     if found.min() < 0 or found.max() > 1:
         wrong = f"left the box: pixels span [{found.min():.3g}, {found.max():.3g}]"
         raise broken("attack", now.attack, wrong, "Clamp to [0, 1].")
-    eps = getattr(now.attack, "eps", None)
+    eps = eps_of(now.attack)
     if eps is not None and (far := reach(x, found, norm_of(now.attack)).item()) > eps + slack(eps):
         wrong = f"left its ball: {far:.4g} from the image, eps is {eps:.4g}"
         raise broken("attack", now.attack, wrong, "Clamp the difference.")
 
 
-def _check_loss(now: Recipe, loss: Loss) -> None:
+def _check_loss(now: Recipe, loss: Loss, taken: int | None) -> None:
+    """taken: how many steps the attack traced."""
     if loss.margin is not None and not loss.margin.isfinite().all():
         raise broken("margin", now.margin, "returned NaN or infinity", "Look for a division or a logarithm of zero.")
     if now.weight is not None:
         assert loss.margin is not None
+        counted = counted_steps(now.weight)
+        if None not in (counted, taken) and counted != taken:
+            raise broken("weight", now.weight, f"counts {counted} steps, the attack takes {taken}")
         counts = bool((loss.margin >= 0).all() and (loss.margin == loss.margin.round()).all())  # steps of the attack
-        low, high = (0, getattr(now.attack, "steps", 10)) if counts else (-1, 1)
+        low, high = (0, taken or 10) if counts else (-1, 1)
         for margin in (loss.margin, torch.linspace(low, high, 4)):  # four examples may all lie on one side
             weights = ask("weight", now.weight, margin)
             if not (weights.isfinite().all() and weights.min() >= 0):

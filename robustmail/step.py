@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
-    "Adversarial", "Attack", "Margin", "Objective", "Perturbation", "Step", "Terms", "Trace", "Weighter", "mode",
-    "unmoved",
+    "Adversarial", "Attack", "Margin", "Objective", "Perturbation", "Step", "Terms", "Trace", "Weighter",
+    "counted_steps", "means_one", "mode", "unmoved",
 ]  # fmt: skip
 
 
@@ -167,6 +167,17 @@ class Perturbation(Protocol):
     """(model, loss) -> a context in which the weights are perturbed; `loss()` computes the batch's loss anew."""
 
     def __call__(self, model: nn.Module, loss: Callable[[], Tensor], /) -> AbstractContextManager[None]: ...
+
+
+def counted_steps(weight: object) -> int | None:
+    """K of a weight whose margins are numbers of the attack's steps, 0 ... K, as it says by `counted_steps`."""
+    steps = getattr(weight, "counted_steps", None)
+    return steps if isinstance(steps, int) else None
+
+
+def means_one(weight: object) -> bool:
+    """Has a weight mean one over a batch? All but those that say `mean_one = False`."""
+    return getattr(weight, "mean_one", True) is not False
 
 
 def _softmax(logits: Tensor) -> Tensor:

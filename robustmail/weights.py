@@ -38,6 +38,11 @@ class Sigmoid:
         check_range(self, low=-math.inf, bias=self.bias)
 
     @property
+    def mean_one(self) -> bool:
+        """Is it normalised?"""
+        return self.scale is None
+
+    @property
     def formula(self) -> str:
         """The weight of a margin {m}, for people."""
         shift = f" {'-' if self.bias > 0 else '+'} {abs(self.bias):g}" if self.bias else ""
@@ -64,6 +69,11 @@ class Tanh:
         check_range(self, low=1, steps=self.steps)
 
     @property
+    def counted_steps(self) -> int:
+        """K: the largest margin."""
+        return self.steps
+
+    @property
     def formula(self) -> str:
         """The weight of a margin {m}, for people."""
         return f"u / mean(u), u = (1 + tanh({self.lam:g} + 5 (1 - 2 {{m}} / {self.steps}))) / 2"
@@ -85,6 +95,11 @@ class Discrete:
     def __post_init__(self) -> None:
         check(self)
         check_range(self, low=1, steps=self.steps)
+
+    @property
+    def counted_steps(self) -> int:
+        """K: the largest margin."""
+        return self.steps
 
     @property
     def formula(self) -> str:

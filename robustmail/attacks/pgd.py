@@ -26,8 +26,9 @@ class PGD:
     eps, alpha: in pixels of [0, 1]; norm "l2" steps along gradient / ||gradient|| instead of its sign.
     loss: "ce" (AT), "kl" from the natural prediction (TRADES; ignores labels), or "margin" = max_{j != y} z_j - z_y
     (the CW loss of robustness papers).
-    start: "uniform" in the ball (in l2 at eps U^(1/d) in a random direction, d numbers an image); "gaussian", x + 0.001 N(0, 1), which "kl" needs, its gradient being zero at x; "unit",
-    x + U(0, 1), which is MAIL's Algorithm 1 to the letter; "none".
+    start: "uniform" in the ball (in l2, of images of d numbers, eps U(0, 1)^(1/d) away in a random direction);
+    "gaussian", x + 0.001 N(0, 1), which "kl" needs, its gradient being zero at x; "unit", x + U(0, 1), which is MAIL's
+    Algorithm 1 to the letter; "none".
     patience: None takes every step. A number tau makes it FAT's friendly attack (Zhang et al. 2020): an example stops
     at the iterate at which it is wrong for the tau-plus-first time; tau >= steps never stops one.
     noise: omega of FAT's code: omega N(0, 1) is added at each step.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -19,6 +20,7 @@ from robustmail.step import mode, unmoved
 __all__ = [
     "MOST",
     "distances",
+    "eps_of",
     "norm_of",
     "reach",
     "slack",
@@ -108,16 +110,25 @@ def viewed(model: nn.Module, which: str = "eval") -> Iterator[View]:
                 p.grad = grad
 
 
+def eps_of(attack: object) -> float | None:
+    """The ball that an attack says it keeps to: its `eps`, where that is a number."""
+    eps = getattr(attack, "eps", None)
+    eps = eps.item() if isinstance(eps, Tensor) and eps.numel() == 1 else eps
+    return float(eps) if isinstance(eps, Real) and not isinstance(eps, bool) else None
+
+
 def norm_of(attack: object) -> Norm | None:
     """The norm in which an attack's distances are measured; None for an attack that says neither norm nor eps.
 
-    Read from its `norm` (a function may have one, too), or, as torchattacks has it, from the end of its name.
-    Raises RecipeError for a norm other than linf and l2.
+    Read from its `norm`, a text or a number (a function may have one, too), or, as torchattacks has it, from the end of
+    its name. Raises RecipeError for a norm other than linf and l2.
     """
-    if not (hasattr(attack, "eps") or hasattr(attack, "norm")):
+    given = getattr(attack, "norm", None)
+    if not (hasattr(attack, "eps") or isinstance(given, (str, Real))):
         return None
     names = getattr(attack, "__given__", (getattr(attack, "__name__", type(attack).__name__),))
-    said = str(getattr(attack, "norm", "l2" if str(names[0]).endswith("L2") else "linf")).lower()
+    by_name = "l2" if str(names[0]).endswith("L2") else "linf"
+    said = str(given if isinstance(given, (str, Real)) else by_name).lower()
     if said not in NORMS:
         raise RecipeError(
             f"attack {names[0]} (given norm={said})", "the norm is neither linf nor l2", "No other is judged."

@@ -12,7 +12,7 @@ from robustmail.attacks.art import art
 from robustmail.attacks.autoattack import AutoAttack
 from robustmail.attacks.pgd import PGD
 from robustmail.attacks.torchattacks import torchattack
-from robustmail.attacks.view import Norm, check_budget, distances, norm_of, slack
+from robustmail.attacks.view import Norm, check_budget, distances, eps_of, norm_of, slack
 from robustmail.errors import RecipeError, did_you_mean
 from robustmail.evaluation.ledger import RESERVED
 from robustmail.step import Attack
@@ -86,9 +86,9 @@ def check_eps(eps: float, norm: Norm) -> None:
 def check_own(what: Plan) -> None:
     """Refuse an attack that keeps to a smaller ball than the one it would be quoted for (raises RecipeError)."""
     for stage, attack in what.stages.items():
-        eps = getattr(attack, "eps", None)
-        if norm_of(attack) == what.norm and isinstance(eps, (int, float)) and eps < what.eps * (1 - 1e-6):
-            own, said = describe(float(eps)), describe(float(what.eps))
+        eps = eps_of(attack)
+        if norm_of(attack) == what.norm and eps is not None and eps < what.eps * (1 - 1e-6):
+            own, said = describe(eps), describe(float(what.eps))
             wrong = f"its eps is smaller than the budget, {said}, so that more would be claimed than was attacked"
             raise RecipeError(f"attack {stage} (given eps={own})", wrong, f"Give it eps={said}, or evaluate at {own}.")
 
