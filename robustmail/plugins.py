@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import linecache
 import re
-import sys
 import types
 from pathlib import Path
 from typing import Any
 
-from robustmail.catalogue import KINDS, entries, places, recipe_files
-from robustmail.errors import PluginError, RecipeError, RobustmailError, asked_to_stop, did_you_mean
+from robustmail.catalogue import KINDS, entries, recipe_files
+from robustmail.errors import PluginError, RecipeError, asked_to_stop, did_you_mean
+from robustmail.modules import load_source
 from robustmail.recipe import Recipe
 from robustmail.rehearsal import ask
 from robustmail.values import parts
@@ -99,60 +98,6 @@ def _needs_nothing(cls: type) -> bool:
     except (TypeError, ValueError):
         return False
     return "__call__" in vars(cls)  # its values are callable
-
-
-def load_source(path: Path) -> types.ModuleType:
-    """Run a Python file as a module of its own (nothing is cached on disk); its folder is importable from it."""
-    try:
-        source = path.read_text()
-        code = compile(source, str(path), "exec", dont_inherit=True)
-    except OSError as error:
-        raise RecipeError(str(path), f"cannot be read: {error.strerror}") from error
-    except (SyntaxError, ValueError) as error:  # ValueError: bytes that are no text
-        line = f":{error.lineno}" if isinstance(error, SyntaxError) else ""
-        message = error.msg if isinstance(error, SyntaxError) else "it is not text"
-        raise RecipeError(f"{path}{line}", f"not valid Python: {message}") from error
-    module = types.ModuleType(f"robustmail_file_{path.stem}")
-    module.__file__ = str(path)
-    sys.modules[module.__name__] = module  # dataclasses look their module up
-    linecache.checkcache(str(path))
-    folder = str(path.resolve().parent)
-    sys.path.insert(0, folder)
-    try:
-        exec(code, module.__dict__)
-    except RobustmailError as error:
-        at = _line_in(path, error)
-        raise type(error)(f"{path}{at}: {error.who}", error.wrong, error.todo) from error
-    except BaseException as error:
-        if asked_to_stop(error):
-            raise
-        raise RecipeError(f"{path}{_line_in(path, error)}", f"{type(error).__name__}: {error}", _hint(error)) from error
-    finally:
-        sys.path.remove(folder)
-    return module
-
-
-def _hint(error: BaseException) -> str:
-    """What a misspelt keyword, name or import was meant to be."""
-    if found := re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)):
-        owner = Recipe if found[1] == "Recipe" else _class(found[1])
-        return did_you_mean(found[2], getattr(owner, "__dataclass_fields__", {}))
-    found = re.search(r"cannot import name '(\w+)' from 'robustmail'", str(error))
-    name = found[1] if found else error.name if isinstance(error, NameError) else None
-    return did_you_mean(name, importlib.import_module("robustmail").__all__) if name else ""
-
-
-def _class(name: str) -> Any:
-    return getattr(importlib.import_module(places()[name]), name) if name in places() else None
-
-
-def _line_in(path: Path, error: BaseException) -> str:
-    trace, found = error.__traceback__, ""
-    while trace:
-        if trace.tb_frame.f_code.co_filename == str(path):
-            found = f":{trace.tb_lineno}"
-        trace = trace.tb_next
-    return found
 
 
 def _public(module: types.ModuleType) -> list[str]:
