@@ -64,11 +64,11 @@ def recipe_files() -> dict[str, Path]:
 
 def summary(path: Path) -> str:
     """The first line of a file's docstring."""
-    return (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0]
+    return (ast.get_docstring(ast.parse(path.read_bytes())) or "").split("\n")[0]
 
 
 def _public(module: str) -> dict[str, str]:
-    tree = ast.parse((HERE / Path(*module.split("."))).with_suffix(".py").read_text())
+    tree = ast.parse((HERE / Path(*module.split("."))).with_suffix(".py").read_bytes())
     names: list[str] = next(
         (ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and _target(n) == "__all__"), []
     )

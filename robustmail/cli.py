@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import signal
@@ -204,7 +205,7 @@ def copy(
         raise RunError(str(target), "exists already", "Name another file: robustmail copy RECIPE FILE.")
     if not target.parent.is_dir():
         raise RunError(str(target.parent), "no such folder", "Make it first.")
-    write_text(target, built_in[recipe].read_text())
+    write_text(target, built_in[recipe].read_text(encoding="utf-8"))
     print(f"{target}: edit it, then robustmail run {target}")
 
 
@@ -250,6 +251,9 @@ def main() -> None:
     """Run the command line; every error that a user can cause is one line and exit code 2."""
     words = sys.argv[1:] or ["--help"]
     loud = "--traceback" in words
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that has not all our characters gets the others
     command = typer.main.get_command(app)
     ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it is ignored, as under nohup
     try:

@@ -287,7 +287,7 @@ def _weights_of(file: Path) -> Path:
     if not file.is_dir():
         return file
     try:
-        chosen = json.loads((file / "results.json").read_text())["weights"]["file"]
+        chosen = json.loads((file / "results.json").read_bytes())["weights"]["file"]
     except (OSError, ValueError, KeyError, TypeError):
         chosen = "best.safetensors"
     if not isinstance(chosen, str) or not (file / chosen).is_file():

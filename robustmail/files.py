@@ -84,6 +84,6 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _open_lock(folder: Path) -> TextIO:
     try:
-        return open(folder / "lock", "w")
+        return open(folder / "lock", "w", encoding="utf-8")
     except OSError as error:
         raise RunError(str(folder), f"cannot be written ({error.strerror})", "Pass another --out.") from error

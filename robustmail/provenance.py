@@ -40,8 +40,8 @@ def _commit() -> str | None:
         return None
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, timeout=20)
-        return done.stdout.strip()
+        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, timeout=20)
+        return done.stdout.decode(errors="replace").strip()
 
     try:
         commit = git("rev-parse", "HEAD")
@@ -54,6 +54,6 @@ def _hardware(device: torch.device) -> dict[str, Any]:
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     cpu = platform.processor() or platform.machine()
     if sys.platform == "linux":
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), cpu)
     return {"device": str(device), "gpu": gpu, "cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads()}

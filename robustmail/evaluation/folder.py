@@ -264,7 +264,7 @@ def read_folder(folder: Path, strict: bool = False) -> Held:
     """
     path = folder / "results.json"
     try:
-        results = json.loads(path.read_text())
+        results = json.loads(path.read_bytes())
         if isinstance(results, dict) and "spec" not in results and results.get("kind", "run") == "run":
             raise RunError(str(folder), "is a training run, not an evaluation", "robustmail eval it first.")
         spec, fingerprint, _ = results["spec"], results["weights"]["fingerprint"], results["seconds"].items()

@@ -14,7 +14,7 @@ BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#777777"  # apart for the colour-bli
 
 def draw_curves(folder: Path, title: str = "") -> Path | None:
     """Accuracies, loss and weights by epoch; None where no epoch was finished."""
-    with open(folder / "metrics.csv", newline="") as file:
+    with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if not rows:
         return None

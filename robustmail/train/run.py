@@ -17,7 +17,7 @@ from robustmail.errors import RunError, Stopped
 from robustmail.evaluation.folder import fingerprint_of
 from robustmail.evaluation.plans import plan
 from robustmail.evaluation.suite import trial
-from robustmail.files import locked, make_folder, write_json, write_text
+from robustmail.files import locked, make_folder, write, write_json
 from robustmail.models.classifier import check_name
 from robustmail.provenance import provenance
 from robustmail.recipe import Recipe
@@ -124,7 +124,7 @@ def run(
     state = State.fresh(recipe)
     state.save_every = save_every
     recipe.rehearse(state.images.classes, state.images.shape)
-    text = source.read_text() if source is not None else None
+    text = source.read_bytes() if source is not None else None  # in whatever encoding it is
     if not leads():
         yield from _follow(recipe, state, folder, name, signals or Signals())
         return
@@ -151,7 +151,7 @@ def _follow(recipe: Recipe, state: State, folder: Path, name: str, signals: Sign
         yield from _evaluate(recipe, state, folder)
 
 
-def _enter(recipe: Recipe, state: State, folder: Path, what: str, source: str | None) -> None:
+def _enter(recipe: Recipe, state: State, folder: Path, what: str, source: bytes | None) -> None:
     """Put the state into the folder, or the folder's state into ours."""
     state.folder = folder
     if what == "continue":
@@ -165,11 +165,11 @@ def _enter(recipe: Recipe, state: State, folder: Path, what: str, source: str | 
     state.save()
 
 
-def write_recipe(recipe: Recipe, folder: Path, source: str | None) -> None:
+def write_recipe(recipe: Recipe, folder: Path, source: bytes | None) -> None:
     """Say in the folder which run it is: every field resolved, and the file that it was read from."""
     write_json(folder / "recipe.json", flatten(recipe))
     if source is not None:
-        write_text(folder / "recipe.py", source)
+        write(folder / "recipe.py", lambda temporary: temporary.write_bytes(source))
 
 
 def _train(recipe: Recipe, state: State, name: str, signals: Signals) -> Iterator[Record]:
@@ -249,7 +249,7 @@ def _refuse_another(recipe: Recipe, there: dict[str, Any], folder: Path) -> None
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

@@ -73,7 +73,7 @@ def own(jobs: Sequence[Job], cells: Container[Cell]) -> list[Job]:
 def forked_from(folder: Path) -> Path | None:
     """The trunk that a run went on from, or None."""
     try:
-        name = str(json.loads((folder / "forked.json").read_text())["trunk"])
+        name = str(json.loads((folder / "forked.json").read_bytes())["trunk"])
         return (folder / name).resolve()
     except (OSError, ValueError, TypeError, LookupError):  # what was saved is not worth an error
         return None
@@ -87,7 +87,7 @@ def begun(folder: Path) -> bool:
 def trained(folder: Path, epochs: int) -> bool:
     """Has the run in a folder trained and saved so many epochs?"""
     try:
-        return len((folder / "metrics.csv").read_text().splitlines()) > epochs  # it has a heading
+        return len((folder / "metrics.csv").read_bytes().splitlines()) > epochs  # it has a heading
     except OSError:
         return False
 
@@ -99,7 +99,7 @@ def fork(recipe: Recipe, trunk: Path, folder: Path, source: Path | None) -> None
     """
     make_folder(folder)
     with locked(folder):
-        write_recipe(recipe, folder, source.read_text() if source is not None else None)
+        write_recipe(recipe, folder, source.read_bytes() if source is not None else None)
         write_json(folder / "forked.json", {"trunk": os.path.relpath(trunk, folder)})
         for name in ("best.safetensors", "last.safetensors", "metrics.csv", "state.pt"):
             write(folder / name, functools.partial(shutil.copyfile, trunk / name))

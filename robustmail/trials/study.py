@@ -125,7 +125,7 @@ class Study:
     def _before(self) -> dict[str, dict[str, Any]]:
         """The trunks of earlier calls."""
         try:
-            trunks = json.loads(self.file.read_text())["shared"]["trunks"]
+            trunks = json.loads(self.file.read_bytes())["shared"]["trunks"]
             return {trunk["folder"]: trunk for trunk in trunks}
         except FileNotFoundError:
             return {}

@@ -136,7 +136,7 @@ def read_accuracies(folder: Path) -> dict[str, float] | None:
     """{attack: accuracy, ..., worst: ...} of a finished run, None of another. Raises RunError where it is damaged."""
     path = folder / "results.json"
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_bytes())
         if not content["complete"]:
             return None
         found = {str(row["name"]): float(row["accuracy"]) for row in content["attacks"]}
