@@ -133,15 +133,13 @@ def rows(
 
 
 def read_accuracies(folder: Path) -> dict[str, float] | None:
-    """{attack: accuracy, ..., worst: ...} of a finished run, None of another. Raises RunError where it is damaged."""
+    """{attack: accuracy, ...} of a finished run, None of another. Raises RunError where it is damaged."""
     path = folder / "results.json"
     try:
         content = json.loads(path.read_bytes())
         if not content["complete"]:
             return None
-        found = {str(row["name"]): float(row["accuracy"]) for row in content["attacks"]}
-        worst = content.get("worst_case")
-        return found | ({"worst": float(worst["accuracy"])} if worst else {})
+        return {str(row["name"]): float(row["accuracy"]) for row in content["attacks"]}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:

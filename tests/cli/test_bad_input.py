@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -224,6 +225,132 @@ def test_a_gpu_that_is_not_there_is_refused(robustmail: Callable[[str], Said]) -
     assert_refused(
         robustmail("check quickstart device=cuda"), "device='cuda': this machine has 0 CUDA devices. Use device=auto"
     )
+
+
+LEAVING = """
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import typer
+from robustmail import SGD, Step, load_recipe
+
+
+def leave():
+    HOW
+
+
+def attack(model, x, y):
+    return x if len(x) == 4 else leave()
+
+
+def margin(step: Step):
+    return step.probs_adv.amax(1) if len(step.y) == 4 else leave()
+
+
+def network(classes, channels):
+    leave()
+
+
+@contextmanager
+def perturb(model, loss):
+    yield
+    if len(list(model.parameters())) != 2:
+        leave()
+
+
+class Stuck(torch.optim.SGD):
+    def step(self):
+        leave()
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    lr: float = 0.1
+
+    def __call__(self, parameters):
+        return Stuck(parameters, lr=self.lr)
+
+
+@dataclass(frozen=True)
+class Picky:
+    k: float = 1.0
+
+    def __post_init__(self):
+        if self.k == 2.0:
+            leave()
+
+    def __call__(self, margin):
+        return torch.ones_like(margin)
+
+
+class Late:
+    def turns(self):
+        return (0,)
+
+    def at_epoch(self, epoch, /):
+        return leave() if epoch > 0 else 0.1
+
+
+mail = load_recipe("quickstart").but(epochs=1, evaluate=("nat",), validate="pgd2", burn_in=0)
+attacked = mail.but(attack=attack, eps=0.1)
+margined = mail.but(margin=margin)
+weighted = mail.but(weight=Picky())
+modelled = mail.but(model=network)
+perturbed = mail.but(perturb=perturb)
+optimized = mail.but(optimizer=Optimizer())
+scheduled = mail.but(optimizer=SGD(lr=Late()))
+sourced = mail.but(data=leave)
+"""
+WAYS_OUT = (
+    "sys.exit(0)", "quit()", "raise KeyboardInterrupt", "raise GeneratorExit", "raise BaseException",
+    "raise typer.Exit(0)",
+)  # fmt: skip
+QUICK = ["check leave.py:margin", "show leave.py:weighted weight.k=2", "run leave.py:optimized"]
+ALL = [
+    *QUICK, "check leave.py:attack", "check leave.py:attacked",
+    *(f"run leave.py:{name}" for name in ("modelled", "perturbed", "scheduled", "sourced", "margined")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS_OUT)
+def test_whatever_a_plugin_does_to_leave_is_one_line(
+    tmp_path: Path, robustmail: Callable[[str], Said], way: str
+) -> None:
+    (tmp_path / "leave.py").write_text(LEAVING.replace("HOW", way))
+    for words in ALL if way == WAYS_OUT[0] else QUICK:
+        said = robustmail(words)
+        error = [line for line in said.err.splitlines() if "leave.py:" in line or "model=network" in line]
+        assert (said.code, len(error)) == (2, 1), (words, said)
+        assert said.err.endswith(f"{error[0]}\n")
+    (tmp_path / "leave.py").write_text(f"import sys\n\nimport typer\n\n{way}")
+    assert_refused(robustmail("check leave.py"), "leave.py:5: ")
+
+
+def test_ctrl_c_is_no_plugins_doing(tmp_path: Path) -> None:
+    (tmp_path / "wait.py").write_text(
+        "import time\nfrom robustmail import load_recipe\n\n\ndef attack(model, x, y):\n"
+        "    print('waiting', flush=True)\n    time.sleep(60)\n\n\n"
+        "recipe = load_recipe('quickstart').but(attack=attack, eps=0.1)\n"
+    )
+    words = [sys.executable, "-m", "robustmail", "check", "wait.py"]
+    waiting = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert waiting.stdout is not None
+    assert waiting.stdout.readline() == "waiting\n"
+    waiting.send_signal(signal.SIGINT)
+    _, said = waiting.communicate(timeout=60)
+    assert waiting.returncode == 130
+    assert "leaves" not in said
+
+
+def test_a_recipe_in_latin_1_works_on_a_terminal_in_ascii(tmp_path: Path) -> None:
+    text = "# coding: latin-1\ndef güte(margin):\n    return margin * 0 + 1\n"
+    (tmp_path / "mine.py").write_bytes(text.encode("latin-1"))
+    bare = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = [sys.executable, "-m", "robustmail", "check", "mine.py"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, **bare}, check=False)
+    assert (done.stdout, done.returncode) == ("g?te: a lawful weight, 7 laws tried\n", 0), done.stderr
 
 
 DEEPER = {

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from scipy.stats import kstest
 from torch import nn
 
 from robustmail import LMPGD, PGD, Step, art, kappa, lps, pm_adv, torchattack
+from robustmail.randomness import forked, reseed
 
 EPS = 8 / 255
 
@@ -63,6 +67,24 @@ def test_the_margin_after_the_attack_has_its_closed_form(scene):
     found = PGD()(model, x, y)
     score = (x * w).sum((1, 2, 3)) + 0.3 - EPS * w.abs().sum()
     assert torch.allclose(pm_adv(Step(model, x, y, found.x)), torch.tanh(score / 2), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2), (3, 2, 2), (1, 8, 8)])
+def test_a_start_in_l2_is_uniform_in_the_ball(shape):
+    d, eps = math.prod(shape), 0.1
+    attack = PGD(eps=eps, alpha=0.0, steps=1, norm="l2")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(d, 2))
+    x = torch.full((4000, *shape), 0.5)
+    with forked():
+        reseed(3, "ball")
+        found = attack(model, x, torch.zeros(4000, dtype=torch.long)).x
+    delta = (found - x).flatten(1).double() / eps
+    radius = delta.norm(dim=1)
+    assert kstest((radius**d).numpy(), "uniform").pvalue > 0.01  # the volume within r is r^d
+    assert radius.square().mean().item() == pytest.approx(d / (d + 2), rel=0.02)
+    # Each coordinate has mean 0 and variance 1 / (d + 2).
+    assert delta.mean(0).abs().max() < 5 / math.sqrt(4000 * (d + 2))
+    assert torch.allclose(delta.var(0) * (d + 2), torch.ones(d, dtype=torch.double), atol=0.15)
 
 
 def test_lps_has_its_closed_form(scene):

@@ -29,7 +29,7 @@ from robustmail.evaluation.folder import fingerprint_of
 from robustmail.records import Attacked, Begun, EpochDone, Finished, Forecast, StepDone
 from robustmail.report.lines import line
 from robustmail.train.gauges import weight_stats
-from robustmail.train.loop import work_through
+from robustmail.train.loop import work_through, worse
 from robustmail.train.run import run, status
 from tests.train.conftest import Poison, Root, recipe
 
@@ -69,29 +69,56 @@ def test_a_smooth_learning_rate_moves_within_an_epoch_and_stairs_do_not():
     assert [r.lr for r in fit(recipe) if isinstance(r, StepDone)] == [0.1] * 3 + [0.05] * 3
 
 
-def test_an_average_of_the_weights_is_what_is_kept_and_it_survives_an_interruption(tmp_path):
-    made = recipe.but(ema=0.5)
-    whole = State.fresh(made, tmp_path / "whole")
-    parts = State.fresh(made, tmp_path / "parts")
-    for state in (whole, parts):
-        state.folder.mkdir()
-    average = None
+@pytest.mark.parametrize("changes", [{"ema": 0.3}, {"ema": 0.9999, "perturb": AWP(gamma=0.1)}])
+def test_an_average_of_the_weights_is_what_is_kept_and_it_survives_an_interruption(tmp_path, changes):
+    made = recipe.but(**changes)
+    whole = State.fresh(made, tmp_path / "made" / "whole")
+    parts = State.fresh(made, tmp_path / "made" / "parts")
+    average, t = initial_weights(made), 0
     for record in fit(made, whole):
-        if isinstance(record, StepDone):  # the definition, beside timm's
-            new = whole.model.net.linear.weight.detach()
-            average = (initial_weights(made) if average is None else average) * 0.5 + new * 0.5
+        if isinstance(record, StepDone):  # the definition, beside timm's; of the weights as AWP leaves them
+            decay = min(made.ema, (1 + t) / (10 + t))
+            average, t = average * decay + whole.model.net.linear.weight.detach() * (1 - decay), t + 1
     assert torch.allclose(whole.kept.net.linear.weight, average, atol=1e-6)
     assert not torch.equal(whole.kept.net.linear.weight, whole.model.net.linear.weight)
     for record in fit(made, parts):
         if isinstance(record, StepDone) and record.epoch == 1:
             parts.save()
             break
-    again = State.fresh(made, tmp_path / "parts")
+    again = State.fresh(made, tmp_path / "made" / "parts")
     again.load()
     list(fit(made, again))
-    last = [(tmp_path / f / "last.safetensors").read_bytes() for f in ("whole", "parts")]
-    assert last[0] == last[1]
+    for name in ("last.safetensors", "metrics.csv"):
+        whole_bytes, parts_bytes = ((tmp_path / "made" / f / name).read_bytes() for f in ("whole", "parts"))
+        assert whole_bytes == parts_bytes
     assert torch.equal(whole.kept.net.linear.weight, again.kept.net.linear.weight)
+
+
+def test_an_average_has_the_live_statistics_of_batchnorm_and_counts_its_batches():
+    made = recipe.but(ema=0.9, model="cifar_resnet18_w8", epochs=1, batch=1024, precision="fp32")
+    state = State.fresh(made)
+    (epoch,) = [record for record in fit(made, state) if isinstance(record, EpochDone)]
+    live, kept = dict(state.model.named_buffers()), dict(state.kept.named_buffers())
+    assert {tensor.is_floating_point() for tensor in live.values()} == {True, False}
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in live.items())
+    assert not torch.equal(next(state.model.parameters()), next(state.kept.parameters()))
+    assert {"val_nat_live", "val_rob_live"} < epoch.row.keys()
+
+
+def test_a_run_without_an_average_has_no_columns_of_it():
+    (epoch,) = [record for record in fit(recipe.but(epochs=1)) if isinstance(record, EpochDone)]
+    assert not [name for name in epoch.row if name.endswith("_live")]
+    assert not epoch.note
+
+
+def test_an_average_that_is_clearly_worse_than_the_live_weights_is_told_so_with_both_numbers():
+    row = {"epoch": 0, "val_nat": 0.089, "val_nat_live": 0.964, "val_rob": 0.08, "val_rob_live": 0.09}
+    said = worse(row, 150)
+    assert "validation natural 8.9 % against 96.4 %, robust 8.0 % against 9.0 %" in said
+    assert said in line(EpochDone(row | {"train_loss": 1.0}, False, said))
+    assert said in line(Finished("runs/x", (), "best.safetensors", 0, note=said))
+    assert worse(row | {"val_nat": 0.95}, 150) == ""  # within chance
+    assert worse({name: row[name] for name in ("epoch", "val_nat", "val_rob")}, 150) == ""
 
 
 def initial_weights(made):

@@ -21,6 +21,7 @@ from robustmail import (
     Adversarial,
     Classifier,
     Cosine,
+    Cyclic,
     Images,
     Sigmoid,
     Stairs,
@@ -36,6 +37,7 @@ from robustmail import (
     pm_adv,
     pm_nat,
 )  # fmt: skip
+from robustmail.contracts import assert_lawful
 from robustmail.data.images import Part
 from robustmail.errors import ModelError, PluginError, RecipeError, RunError
 from robustmail.models.twin import Twin
@@ -150,6 +152,64 @@ def test_a_weight_for_a_margin_that_counts_steps_is_not_asked_about_negative_one
         recipe.but(margin=pm_adv, weight=lambda margin: 1 / (1 + margin), burn_in=0).rehearse()
 
 
+@dataclasses.dataclass(frozen=True)
+class Smoothed:
+    """A weight whose fields have the names of some of ours, and meanings of their own."""
+
+    steps: int = 3
+    scale: float = 2.0
+    formula: int = 7
+
+    def __call__(self, margin):
+        weights = (self.scale - margin) ** (1 / self.steps)
+        return weights / weights.mean()
+
+
+@dataclasses.dataclass(frozen=True)
+class Louder:
+    """A weight that is meant not to have mean one."""
+
+    mean_one = False
+
+    def __call__(self, margin):
+        return 2 - margin
+
+
+def test_what_an_own_weight_calls_its_fields_is_its_own_business():
+    made = recipe.but(weight=Smoothed(), burn_in=0, epochs=1)
+    assert "of pm_adv" in made.formula
+    made.rehearse()
+    assert_lawful(Smoothed(), "weight")
+    assert trained(made)[1][0].row["train_loss"] > 0
+    with pytest.raises(PluginError, match="mean one over the batch"):
+        assert_lawful(lambda margin: Louder()(margin), "weight")  # a function says nothing of itself
+    assert_lawful(Louder(), "weight")
+
+
+@dataclasses.dataclass(frozen=True)
+class Longer:
+    """An attack of three steps, whose fields have meanings of their own."""
+
+    eps: tuple = (0.1, 0.2)
+    norm: object = nn.Identity()
+    steps: int = 9
+
+    def __call__(self, model, x, y):
+        return turned(model, x, y)._replace(trace=Trace(torch.ones(3, len(x)) > 0, torch.ones(3, len(x))))
+
+
+def test_an_attack_is_known_by_its_trace_and_by_an_eps_that_is_a_number():
+    made = recipe.but(attack=Longer(), eps=0.1, margin=kappa, weight=Tanh(steps=3), burn_in=0)
+    made.rehearse()
+    assert made.norm == "linf"
+    with pytest.raises(RecipeError, match="the attack Longer has no eps to evaluate with"):
+        _ = made.but(eps=None).budget
+    with pytest.raises(PluginError, match=r"weight Tanh .*counts 9 steps, the attack takes 3"):
+        made.but(weight=Tanh(steps=9)).rehearse()
+    with pytest.raises(RecipeError, match=r"given weight.steps=9, attack.steps=2"):
+        recipe.but(margin=kappa, weight=Tanh(steps=9))
+
+
 # Optimisers
 
 
@@ -175,6 +235,32 @@ def test_the_groups_of_an_own_optimiser_keep_their_knobs(lr, after):
     groups = state.optimizer.param_groups
     assert [group["weight_decay"] for group in groups] == [0.1, 0.0, 0.1]
     assert [group["lr"] for group in groups] == pytest.approx([after, after, 10 * after])
+
+
+@pytest.mark.parametrize(
+    ("lr", "decay"),
+    [
+        (Cyclic(high=0.1, peak=1, epochs=2), 0.1),
+        (Cyclic(high=0.1, peak=1, epochs=2), Stairs({0: 0.0, 1: 0.1})),
+        (Stairs({0: 0.1, 1: 0.0}), Stairs({0: 0.1, 1: 0.0})),
+        (Stairs({0: 0.0, 1: Cyclic(high=0.1, peak=1, epochs=2)}), 0.1),
+        (0.1, Stairs({0: 0.0, 1: 0.1})),
+    ],
+)
+def test_groups_keep_their_proportions_through_a_schedule_that_is_0(lr, decay):
+    made = recipe.but(optimizer=Grouped(lr=lr, weight_decay=decay))
+    state = State.fresh(made)
+    seen = [
+        [(group["lr"], group["weight_decay"]) for group in state.optimizer.param_groups]
+        for record in fit(made, state)
+        if isinstance(record, StepDone)
+    ]
+    now = [made.at(i // 3 + i % 3 / 3).optimizer for i in range(6)]
+    for knobs, (first, second, third) in zip(now, seen, strict=True):
+        assert first == pytest.approx((knobs.lr, knobs.weight_decay))
+        assert second == pytest.approx((knobs.lr, 0.0))
+        assert third == pytest.approx((10 * knobs.lr, knobs.weight_decay))
+    assert any(third[0] > 0 for _, _, third in seen)
 
 
 def test_an_own_optimiser_that_fails_is_named():

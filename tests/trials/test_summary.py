@@ -96,11 +96,11 @@ def test_rows_say_what_is_missing_and_what_failed():
 def test_accuracies_are_read_from_finished_results_alone(tmp_path):
     assert read_accuracies(tmp_path) is None
     path = tmp_path / "results.json"
-    content = {"complete": False, "attacks": [{"name": "nat", "accuracy": 0.5}], "worst_case": {"accuracy": 0.25}}
+    content = {"complete": False, "attacks": [{"name": "nat", "accuracy": 0.5}]}
     path.write_text(json.dumps(content))
     assert read_accuracies(tmp_path) is None
     path.write_text(json.dumps(content | {"complete": True}))
-    assert read_accuracies(tmp_path) == {"nat": 0.5, "worst": 0.25}
+    assert read_accuracies(tmp_path) == {"nat": 0.5}
     for damage in ("{", "[]", "3", '{"complete": true}', '{"complete": true, "attacks": [{"name": "nat"}]}'):
         path.write_text(damage)
         with pytest.raises(RunError, match="is damaged"):
