@@ -80,7 +80,7 @@ class State:
     read_at: float = 0.0
 
     @classmethod
-    def fresh(cls, recipe: Recipe, folder: Path | None = None) -> State:
+    def fresh(cls, recipe: Recipe, folder: str | Path | None = None) -> State:
         """Load the data, build the model, move both to the device.
 
         folder: where state and weights are saved; it is made. Raises DeviceError, DataError or ModelError; nothing has
@@ -104,9 +104,10 @@ class State:
         # Only such an optimiser can be told on the device to leave the weights alone.
         ahead = device.type == "cuda" and getattr(optimizer, "_step_supports_amp_scaling", False)
         average = _average(model, recipe.ema)
-        if folder is not None:
-            make_folder(folder)
-        return cls(recipe, model, optimizer, images, *parts, device, precision, average, folder, ahead=int(ahead))
+        where = Path(folder) if folder is not None else None
+        if where is not None:
+            make_folder(where)
+        return cls(recipe, model, optimizer, images, *parts, device, precision, average, where, ahead=int(ahead))
 
     @functools.cached_property
     def forms(self) -> Forms:

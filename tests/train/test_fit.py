@@ -73,7 +73,7 @@ def test_a_smooth_learning_rate_moves_within_an_epoch_and_stairs_do_not():
 def test_an_average_of_the_weights_is_what_is_kept_and_it_survives_an_interruption(tmp_path, changes):
     made = recipe.but(**changes)
     whole = State.fresh(made, tmp_path / "made" / "whole")
-    parts = State.fresh(made, tmp_path / "made" / "parts")
+    parts = State.fresh(made, f"{tmp_path}/made/parts")
     average, t = initial_weights(made), 0
     for record in fit(made, whole):
         if isinstance(record, StepDone):  # the definition, beside timm's; of the weights as AWP leaves them
