@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from robustmail.errors import DataError
 from robustmail.later import onto
 
-__all__ = ["Images", "Part", "augment", "batches", "hold_out", "to_float"]
+__all__ = ["Images", "Part", "augment", "batches", "hold_out", "in_turn", "to_float"]
 
 
 class Part(NamedTuple):
@@ -80,6 +81,17 @@ class Images:
         for tensor in (*self.train, *self.test):
             digest.update(tensor.cpu().contiguous().numpy().data)
         return digest.hexdigest()[:16]
+
+
+def in_turn(part: Part) -> Part:
+    """The first image of each class, then the second of each, ...: the first n of a folder are then of all classes."""
+    seen: Counter[int] = Counter()
+    place = []
+    for y in part.y.tolist():
+        place.append((seen[y], y))
+        seen[y] += 1
+    order = torch.tensor(sorted(range(len(place)), key=place.__getitem__), dtype=torch.int64)
+    return Part(part.x[order], part.y[order])
 
 
 def hold_out(images: Images, seed: int) -> tuple[Part, Part]:

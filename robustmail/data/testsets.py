@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from robustmail.data.images import Images, Part
-from robustmail.data.sources import as_part, read_arrays, read_folder
+from robustmail.data.folders import read_images, to_evaluate
+from robustmail.data.images import Images, Part, in_turn
+from robustmail.data.sources import as_part, read_arrays
 from robustmail.errors import DataError
 
-__all__ = ["TestSet", "in_turn", "of_arrays", "of_images", "of_path"]
+__all__ = ["TestSet", "of_arrays", "of_images", "of_path"]
 
 PAIRS = (("x_test", "y_test"), ("x", "y"), ("images", "labels"), ("data", "targets"))
 
@@ -30,6 +30,8 @@ class TestSet:
     class_names: tuple[str, ...] | None = None
     given: str | None = None
     """how to come by them again: what was passed to --data"""
+    said: tuple[str, ...] = ()
+    """how they were read, where that could have been otherwise, in sentences"""
 
     def first(self, n: int | None) -> TestSet:
         """The first n images. Raises DataError where there are fewer."""
@@ -83,26 +85,19 @@ def of_images(images: Images) -> TestSet:
     return TestSet(images.name, images.test, images.classes, images.class_names)
 
 
-def in_turn(part: Part) -> Part:
-    """The first image of each class, then the second of each, ...: the first n of a folder are then of all classes."""
-    seen: Counter[int] = Counter()
-    place = []
-    for y in part.y.tolist():
-        place.append((seen[y], y))
-        seen[y] += 1
-    order = torch.tensor(sorted(range(len(place)), key=place.__getitem__), dtype=torch.int64)
-    return Part(part.x[order], part.y[order])
-
-
 def of_path(path: Path) -> TestSet:
-    """An npz file (x_test, y_test; or x, y; images, labels; data, targets), or a folder with test/<class>/ or <class>/.
+    """An npz file (x_test, y_test; or x, y; images, labels; data, targets), or a folder of images.
 
-    Raises DataError: no such thing, damaged, or with images outside [0, 1].
+    A folder has test/<class>/, else val/<class>/, else <class>/; its images come class by class in turn.
+    Raises DataError: no such thing, damaged, with images outside [0, 1], or a folder of which it cannot be told what
+    is of which class.
     """
     who = str(path)
     if path.is_dir():
-        part, names = read_folder(who, path / "test" if (path / "test").is_dir() else path)
-        return TestSet(who, in_turn(part), len(names), tuple(names))
+        listing = to_evaluate(who, path)
+        part, said = read_images(who, listing)
+        classes = listing.classes
+        return TestSet(str(listing.folder), in_turn(part), len(classes), classes, said=(*listing.said, *said))
     arrays, there = read_arrays(who, path, tuple(name for pair in PAIRS for name in pair))
     pair = next((pair for pair in PAIRS if all(name in arrays for name in pair)), None)
     if pair is None:
