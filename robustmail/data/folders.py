@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from robustmail.data.images import Part
+from robustmail.data.images import Part, channels_first
 from robustmail.errors import DataError, in_brief
 from robustmail.records import so_many
 
-__all__ = ["Listing", "pixels", "read_images", "stacked", "to_evaluate", "to_train"]
+__all__ = ["Listing", "alike", "pixels", "read_images", "to_evaluate", "to_train"]
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
           "testing": "test"}  # fmt: skip
@@ -108,22 +108,22 @@ def read_images(who: str, listing: Listing) -> tuple[Part, tuple[str, ...]]:
             wrong = f"images differ in size: {first} and {other}, {listing.files[0]} and {file}"
             raise DataError(who, wrong, "Resize them beforehand.")
     said = [f"EXIF would turn {so_many(len(turned), 'image')}, such as {turned[0]}: read as stored"] if turned else []
-    return Part(stacked(found), torch.tensor(listing.labels, dtype=torch.int64)), tuple(said)
+    x = channels_first(torch.from_numpy(np.stack(alike(found))))
+    return Part(x, torch.tensor(listing.labels, dtype=torch.int64)), tuple(said)
 
 
-def stacked(images: list[Any]) -> torch.Tensor:
-    """[N, C, H, W] of arrays [H, W] or [H, W, 3] of one size; grey ones among coloured ones become coloured."""
-    if any(image.ndim == 3 for image in images):
-        images = [image if image.ndim == 3 else np.repeat(image[..., None], 3, 2) for image in images]
-        return torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy())
-    return torch.from_numpy(np.stack(images)[:, None])
+def alike(images: list[Any]) -> list[Any]:
+    """Arrays [H, W] or [H, W, 3], all grey or all coloured: grey ones among coloured ones become coloured."""
+    if all(image.ndim == 2 for image in images):
+        return images
+    return [image if image.ndim == 3 else np.repeat(image[..., None], 3, 2) for image in images]
 
 
-def pixels(image: Any) -> Any:
-    """A PIL image as bytes, [H, W] if it is grey, else [H, W, 3]. Raises ValueError for more than 8 bits."""
+def pixels(who: str, image: Any) -> Any:
+    """A PIL image as bytes, [H, W] if it is grey, else [H, W, 3]. Raises DataError for more than 8 bits."""
     if image.mode not in BYTES:
-        raise ValueError(f"its pixels are of mode {image.mode}; save it with 8 bits")
-    return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+        raise DataError(who, f"an image has pixels of mode {image.mode}", "Save it with 8 bits.")
+    return np.array(image.convert("L" if image.mode in ("1", "L") else "RGB"))
 
 
 def _decoded(who: str, file: Path) -> tuple[Any, bool]:
@@ -132,7 +132,9 @@ def _decoded(who: str, file: Path) -> tuple[Any, bool]:
 
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(file, formats=FORMATS) as image:
-            return pixels(image), _orientation(image) in (0, 1)
+            return pixels(str(file), image), _orientation(image) in (0, 1)
+    except DataError:
+        raise
     except Exception as error:  # a damaged image fails in a dozen ways
         raise DataError(who, f"the image {file} cannot be read ({in_brief(error)})") from error
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from robustmail.data.folders import read_images, to_train
-from robustmail.data.images import Images, Part, in_turn
+from robustmail.data.images import Images, Part, channels_first, in_turn
 from robustmail.errors import DataError, RecipeError
 from robustmail.values import check
 
@@ -241,11 +241,8 @@ def as_part(who: str, x: Any, y: Any, floats: bool = False) -> Part:
         raise DataError(who, f"images are {x.dtype}, expected uint8", "Multiply floats in [0, 1] by 255 and round.")
     if not np.issubdtype(y.dtype, np.integer):
         raise DataError(who, f"labels are {y.dtype}, expected integers")
-    if x.ndim == 3:
-        x = x[:, None]
-    elif x.ndim == 4 and x.shape[-1] in (1, 3, 4):  # Keras' order; channels first otherwise
-        x = x.transpose(0, 3, 1, 2)
-    if x.ndim != 4:
+    images = channels_first(torch.from_numpy(x)).contiguous()
+    if images.ndim != 4:
         raise DataError(who, f"images have shape {list(x.shape)}, expected [N, H, W, C] or [N, C, H, W]")
     y = y.squeeze(1) if y.ndim == 2 and y.shape[1] == 1 else y  # as Keras ships CIFAR
-    return Part(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y.astype(np.int64)))
+    return Part(images, torch.from_numpy(y.astype(np.int64)))

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from robustmail.data.folders import read_images, to_evaluate
 from robustmail.data.images import Images, Part, in_turn
 from robustmail.data.sources import as_part, read_arrays
 from robustmail.errors import DataError
 
-__all__ = ["TestSet", "of_arrays", "of_images", "of_path"]
+__all__ = ["TestSet", "of_images", "of_path"]
 
 PAIRS = (("x_test", "y_test"), ("x", "y"), ("images", "labels"), ("data", "targets"))
 
@@ -47,37 +44,6 @@ class TestSet:
             return ""
         why = ": the set is sorted" if bool((whole.part.y.diff() >= 0).all()) else ""
         return f"the first {n:,} images have {here} of the {there} classes{why}"
-
-
-def of_arrays(data: Any, n: int | None = None) -> Part:
-    """(images, labels) as tensors or numpy arrays -> a Part, float32 or uint8 and int64; n: only the first n.
-
-    Raises DataError: no such pair, images outside [0, 1], labels that are no whole numbers from 0, or too few.
-    """
-    who = "evaluate"
-    if not isinstance(data, (tuple, list)) or len(data) != 2:
-        raise DataError(who, f"data are a {type(data).__name__}", "Pass (images, labels), tensors or numpy arrays.")
-    try:
-        x, y = map(torch.as_tensor, data)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(who, f"data are no arrays ({error})", "Pass (images, labels), tensors or arrays.") from error
-    x = x.float() if x.is_floating_point() else x
-    y = y.squeeze(1) if y.ndim == 2 and y.shape[1] == 1 else y
-    if x.ndim != 4 or 0 in x.shape or not (x.is_floating_point() or x.dtype == torch.uint8):
-        wrong = f"images are {str(x.dtype)[6:]} of shape {list(x.shape)}"
-        raise DataError(who, wrong, "Pass uint8, or floats in [0, 1], of shape [N, C, H, W].")
-    if x.is_floating_point() and not (x.min() >= 0 and x.max() <= 1):  # also true of NaN
-        raise DataError(who, f"images span [{x.min():.3g}, {x.max():.3g}], outside [0, 1]", "Divide bytes by 255.")
-    if y.ndim != 1 or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        wrong = f"labels are {str(y.dtype)[6:]} of shape {list(y.shape)}, expected whole numbers of shape [N]"
-        raise DataError(who, wrong, "Pass y.argmax(1) of one-hot labels." if y.ndim == 2 else "")
-    if len(x) != len(y):
-        raise DataError(who, f"{len(x)} images, but {len(y)} labels")
-    if int(y.min()) < 0:
-        raise DataError(who, f"has the label {int(y.min())}", "Labels are 0, 1, 2, ...")
-    if n is not None and not 1 <= n <= len(y):
-        raise DataError(f"{who} (given n={n})", f"there are {len(y)} images", f"Pass 1 ... {len(y)}, or leave n out.")
-    return Part(x, y.long()).first(n)
 
 
 def of_images(images: Images) -> TestSet:
