@@ -14,10 +14,13 @@ from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 from torchvision import transforms
 
-from robustmail import evaluate, open_data
+from robustmail import AT, PGD, Recipe, art, digits, evaluate, fit, open_data, torchattack
 from robustmail.data.datasets import read_data
 from robustmail.data.images import channels_first
-from robustmail.errors import DataError
+from robustmail.errors import DataError, ModelError, PluginError, RecipeError
+from robustmail.evaluation.plans import plan
+from robustmail.models.classifier import Classifier
+from robustmail.values import describe
 
 N = 40
 CHANNELS_LAST = np.random.default_rng(0).integers(0, 256, (N, 6, 5, 3), dtype=np.uint8)
@@ -244,3 +247,159 @@ class Output:
 
     logits: torch.Tensor
     loss: None = None
+
+
+class HuggingFace(nn.Module):
+    """A network of which the logits are a part of what it returns."""
+
+    def __init__(self, net: nn.Module, pack: Any = Output) -> None:
+        super().__init__()
+        self.net, self.pack = net, pack
+
+    def forward(self, pixel_values: torch.Tensor) -> Any:
+        return self.pack(self.net(pixel_values))
+
+
+@pytest.mark.parametrize("pack", [Output, lambda z: {"loss": None, "logits": z}], ids=["output", "dict"])
+def test_a_network_of_hugging_face_is_judged_by_its_logits(victim, pack):
+    model, part = victim
+
+    def mine(seen, x, y):
+        return (x + 1 / 255 * seen(x).sum() * 0).clamp(0, 1)  # an attack of one's own gets logits, too
+
+    expected = evaluate(model, part, ("nat", "pgd3", mine), eps=2 / 255)
+    for wrapped in (HuggingFace(model, pack), Classifier(HuggingFace(model, pack)).eval()):
+        found = evaluate(wrapped, part, ("nat", "pgd3", mine), eps=2 / 255)
+        assert found.ledger.broken_by == expected.ledger.broken_by
+
+
+def test_a_network_of_hugging_face_is_trained_in_every_precision():
+    recipe = Recipe(data=digits(), model=lambda classes, channels: HuggingFace(nn.Sequential(
+        nn.Conv2d(channels, 4, 3), nn.Flatten(), nn.Linear(144, classes))), attack=PGD(eps=0.1, alpha=0.1, steps=1),
+        objective=AT(), epochs=1, batch=700, validate="pgd1")  # fmt: skip
+    for precision in ("fp32", "bf16"):
+        assert list(fit(recipe.but(precision=precision)))
+
+
+def test_a_network_that_returns_a_tuple_is_told_what_to_return(victim):
+    with pytest.raises(ModelError, match=r"returned tuple, expected logits .*, or an output that has .logits. Return"):
+        evaluate(Classifier(HuggingFace(victim[0], lambda z: (z, z))), victim[1], "nat")
+
+
+def theirs(model: nn.Module, name: str = "PGD", **knobs: Any) -> Any:
+    """An attack of torchattacks, bound to a model."""
+    import torchattacks
+
+    return getattr(torchattacks, name)(model, **knobs)
+
+
+def of_art(model: nn.Module, name: str = "ProjectedGradientDescent", clip: Any = (0, 1), **knobs: Any) -> Any:
+    """An attack of ART, bound to a model."""
+    from art.attacks import evasion
+    from art.estimators.classification import PyTorchClassifier
+
+    preprocessing = knobs.pop("preprocessing", (0.0, 1.0))
+    bound = PyTorchClassifier(
+        model, nn.CrossEntropyLoss(), (3, 32, 32), 10, clip_values=clip, preprocessing=preprocessing
+    )
+    return getattr(evasion, name)(bound, **knobs)
+
+
+TAKEN = {
+    "PGD": (lambda m: theirs(m, eps=4 / 255, alpha=1 / 255, steps=7),
+            "torchattack('PGD', eps=4/255, alpha=1/255, steps=7, random_start=True)"),
+    "APGD": (lambda m: theirs(m, "APGD", eps=4 / 255, rho=0.5, norm="L2"),
+             "norm='L2', eps=4/255, steps=10, n_restarts=1, seed=0, loss='ce', eot_iter=1, rho=0.5"),
+    "FAB": (lambda m: theirs(m, "FAB", n_classes=7), "seed=0, multi_targeted=False, n_classes=7)"),
+    "Square": (lambda m: theirs(m, "Square", resc_schedule=False), "resc_schedule=False"),
+    "DIFGSM": (lambda m: theirs(m, "DIFGSM", resize_rate=0.8), "resize_rate=0.8"),
+    "SPSA": (lambda m: theirs(m, "SPSA", nb_iter=2), "nb_iter=2"),
+    "ART's PGD": (lambda m: of_art(m, eps=4 / 255, eps_step=1 / 255, max_iter=3, num_random_init=1),
+                  "norm=inf, eps=4/255, eps_step=1/255, decay=None, max_iter=3, targeted=False, num_random_init=1"),
+    "ART's Square": (lambda m: of_art(m, "SquareAttack", max_iter=9), "adv_criterion=None, loss=None, max_iter=9"),
+    "ART's Carlini": (lambda m: of_art(m, "CarliniL2Method", confidence=0.5), "art('CarliniL2Method', confidence=0.5"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "said"), TAKEN.values(), ids=TAKEN)
+def test_an_attack_of_a_library_bound_to_a_model_is_used_with_its_own_settings(victim, make, said):
+    attack = make(victim[0])
+    (value,) = plan(attack, 4 / 255, 10).stages.values()
+    assert said in describe(value)
+    assert plan(value, 4 / 255, 10).stages == {type(attack).__name__: value}
+
+
+def test_the_model_that_an_attack_is_bound_to_is_replaced(victim):
+    model, part = victim
+    other = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
+    told = {"eps": 32 / 255, "alpha": 8 / 255, "steps": 9}
+    expected = evaluate(model, part, (torchattack("PGD", **told),), eps=32 / 255)
+    found = evaluate(model, part, (theirs(other, **told),), eps=32 / 255)
+    assert found["PGD"].settings == expected["PGD"].settings
+    assert found.ledger.broken_by == expected.ledger.broken_by
+    assert expected["PGD"].correct < expected["PGD"].n
+    recipe = Recipe(data=digits(), model="small_cnn", attack=theirs(other, **told), objective=AT(), epochs=1)
+    assert recipe == recipe.but(attack=torchattack("PGD", **told))
+    assert recipe.budget == 32 / 255
+
+
+def changed(attack: Any, **attributes: Any) -> Any:
+    for name, value in attributes.items():
+        setattr(attack, name, value)
+    return attack
+
+
+def told(attack: Any, method: str, *args: Any, **options: Any) -> Any:
+    getattr(attack, method)(*args, **options)
+    return attack
+
+
+class Own:
+    """A class of one's own on a library's, made late, for the library is imported late."""
+
+    def __new__(cls, model: nn.Module) -> Any:
+        return type("Mine", (type(theirs(model)),), {})(model)
+
+
+LEFT = {
+    "a class": (
+        lambda m: type(theirs(m)),
+        r"of torchattacks, not .*Write torchattack\('PGD', eps=8/255, ",
+    ),
+    "a class of ART": (lambda m: type(of_art(m, "DeepFool")), r"of ART, not .*Write art\('DeepFool'\)"),
+    "a class of one's own": (Own, "Mine: is a class of one's own on one of torchattacks, .*Write a function"),
+    "targeted": (lambda m: told(theirs(m), "set_mode_targeted_random", quiet=True), "is targeted"),
+    "targeted, of ART": (lambda m: of_art(m, targeted=True), "is targeted"),
+    "in training mode": (lambda m: told(theirs(m), "set_model_training_mode", True), "attack_mode='train'"),
+    "normalised": (
+        lambda m: told(theirs(m), "set_normalization_used", [0.5] * 3, [0.2] * 3),
+        r"how images are normalised.*Classifier\(model, \(\(0.5, 0.5, 0.5\), \(0.2, 0.2, 0.2\)\)\)",
+    ),
+    "normalised, of ART": (
+        lambda m: of_art(m, preprocessing=(0.5, 0.25)),
+        r"Classifier\(model, \(\(0.5,\), \(0.25,\)\)",
+    ),
+    "bytes": (lambda m: of_art(m, clip=(0, 255)), r"takes images in \[0.0, 255.0\]. Images are in \[0, 1\] here"),
+    "eps of bytes": (lambda m: theirs(m, eps=8), "Write eps=8/255"),
+    "a changed attribute": (lambda m: changed(theirs(m, "SPSA"), loss_fn=nn.CrossEntropyLoss()), "SPSA: its loss_fn"),
+    "an own criterion": (lambda m: of_art(m, "SquareAttack", adv_criterion=lambda a, b: a), "its adv_criterion"),
+    "what it does not keep": (lambda m: theirs(m, "PGDRS"), "does not keep its noise_type"),
+}
+
+
+@pytest.mark.parametrize(("make", "wrong"), LEFT.values(), ids=LEFT)
+def test_an_attack_whose_settings_cannot_be_taken_over_is_refused_with_what_to_write(victim, make, wrong):
+    attack = make(victim[0])
+    for use in (lambda: evaluate(*victim, (attack,)), lambda: Recipe(
+        data=digits(), model="small_cnn", attack=attack, objective=AT(), epochs=1)):  # fmt: skip
+        with pytest.raises((RecipeError, PluginError), match=wrong) as caught:
+            use()
+        assert "\n" not in str(caught.value)
+
+
+def test_the_line_that_an_error_gives_makes_the_attack(victim):
+    net = victim[0]
+    pairs = [(torchattack("PGD", eps=8 / 255), theirs(net)),
+             (art("DeepFool", max_iter=3, batch_size=1), of_art(net, "DeepFool", max_iter=3))]  # fmt: skip
+    for written, attack in pairs:
+        assert list(plan(attack, 8 / 255, 10).stages.values()) == [written]
