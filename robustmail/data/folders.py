@@ -35,6 +35,7 @@ FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "GIF", "WEBP")  # no other decod
 BYTES = ("1", "L", "P", "RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr", "LAB", "HSV")  # PIL's modes of 8 bits
 HIDDEN = ("__MACOSX", "__pycache__", "@eaDir")  # and whatever begins with a dot
 ANNOTATIONS = "val_annotations.txt"
+DEEP = 50  # folders within one another
 ORIENTATION = 0x0112  # EXIF
 
 
@@ -86,7 +87,7 @@ def _chosen(who: str, tree: _Tree, splits: dict[str, _Tree], known: tuple[str, .
     for tried in (splits[name] for name in ("test", "val") if name in splits):
         if _labelled(tried, known):
             there = ", ".join(f"{split.name}/" for split in splits.values())
-            return _listed(who, tried, known).saying(*said, f"of {there} {tried.name}/ is evaluated")
+            return _listed(who, tried, known).saying(*said, f"{tried.name}/ is evaluated (there are {there})")
         said.append(f"{tried.name}/ has no labels and is left out")
     todo = f"Pass {splits['train'].path} to evaluate on it." if "train" in splits else "Make test/<class>/ with images."
     raise DataError(who, "; ".join(["has no labelled test/ or val/", *said]), todo)
@@ -130,6 +131,8 @@ def _decoded(who: str, file: Path) -> tuple[Any, bool]:
     """(bytes, whether they are stored upright)"""
     from PIL import Image
 
+    if not file.is_file():  # a pipe would be waited for
+        raise DataError(who, f"the image {file} is no file")
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(file, formats=FORMATS) as image:
             return pixels(str(file), image), _orientation(image) in (0, 1)
@@ -188,6 +191,8 @@ class _Tree:
 def _scan(who: str, folder: Path, above: tuple[str, ...] = ()) -> _Tree:
     """What is in a folder; links are followed, but none back up, and what is hidden is not there."""
     here = (*above, os.path.realpath(folder))
+    if len(here) > DEEP:
+        raise DataError(who, f"has folders within folders, {DEEP} deep", f"Pass {here[-1]}, if it is that one.")
     try:
         with os.scandir(folder) as found:
             seen = sorted((e for e in found if e.name[0] != "." and e.name not in HIDDEN), key=lambda e: e.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -159,7 +160,7 @@ def test_linked_folders_are_followed_and_a_link_that_leads_back_is_not(tmp_path:
     (tmp_path / "data" / "cat").symlink_to(tmp_path / "elsewhere" / "felis")
     (tmp_path / "data" / "dog" / "again").symlink_to(tmp_path / "data")
     (tmp_path / "data" / "dog" / "broken.png").symlink_to(tmp_path / "nowhere.png")
-    assert "broken.png cannot be read (FileNotFoundError" in refusal(lambda: open_data(str(tmp_path / "data")))
+    assert "broken.png is no file" in refusal(lambda: open_data(str(tmp_path / "data")))
     (tmp_path / "data" / "dog" / "broken.png").unlink()
     assert read(tmp_path / "data")[:2] == ([0, 1], ("cat", "dog"))
     (tmp_path / "test").symlink_to(tmp_path / "data")
@@ -260,6 +261,15 @@ def test_an_image_that_would_be_misread_is_refused_by_name(tmp_path: Path, spoil
     said = refusal(lambda: open_data(str(tmp_path)))
     assert f"{tmp_path / 'dog' / '0.png'}" in said
     assert ("cannot be read" in said) != ("pixels of mode I;16. Save it with 8 bits" in said)
+
+
+def test_what_is_no_file_and_folders_without_end_are_refused(tmp_path: Path) -> None:
+    put(tmp_path, "cat", "dog")
+    os.mkfifo(tmp_path / "dog" / "1.png")
+    assert f"{tmp_path / 'dog' / '1.png'} is no file" in refusal(lambda: open_data(str(tmp_path)))
+    (tmp_path / "dog" / "1.png").unlink()
+    (tmp_path / "dog" / "/".join("d" * 60)).mkdir(parents=True)
+    assert "has folders within folders, 50 deep" in refusal(lambda: open_data(str(tmp_path)))
 
 
 def test_images_of_different_sizes_are_refused_by_name(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -395,6 +397,14 @@ def test_an_attack_whose_settings_cannot_be_taken_over_is_refused_with_what_to_w
         with pytest.raises((RecipeError, PluginError), match=wrong) as caught:
             use()
         assert "\n" not in str(caught.value)
+
+
+def test_the_documentation_can_be_run():
+    text = (Path(__file__).parents[2] / "docs" / "python.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text.partition("### What may be handed over")[2], re.DOTALL)[:1]
+    assert "DataLoader(" in code
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    exec(code, {"data": open_data("digits").first(100), "evaluate": evaluate, "model": model})
 
 
 def test_the_line_that_an_error_gives_makes_the_attack(victim):
