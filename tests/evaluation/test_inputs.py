@@ -16,11 +16,14 @@ from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 from torchvision import transforms
 
-from robustmail import AT, PGD, Recipe, art, digits, evaluate, fit, open_data, torchattack
+from robustmail import AT, PGD, Recipe, art, digits, evaluate, fit, open_data, torchattack, verify
 from robustmail.data.datasets import read_data
 from robustmail.data.images import channels_first
+from robustmail.data.testsets import TestSet
 from robustmail.errors import DataError, ModelError, PluginError, RecipeError
+from robustmail.evaluation.folder import Task, examine
 from robustmail.evaluation.plans import plan
+from robustmail.evaluation.subject import Subject
 from robustmail.models.classifier import Classifier
 from robustmail.values import describe
 
@@ -235,6 +238,16 @@ def test_evaluate_judges_a_loader_as_it_judges_arrays(victim):
         rows,
     ):
         assert evaluate(model, data, "nat,pgd3", eps=2 / 255).ledger.broken_by == expected.broken_by
+
+
+def test_verify_takes_what_evaluate_takes(victim, tmp_path):
+    model, part = victim
+    data = TestSet("sixteen", part, 10)
+    list(examine(Task(Subject.of(model, data), data, ("nat", "pgd3"), 8 / 255), tmp_path))
+    for images in (DataLoader(TensorDataset(*part), 5, shuffle=True), part, (part.x.permute(0, 2, 3, 1), part.y)):
+        assert verify(tmp_path, model, images).images == 16
+    with pytest.raises(DataError, match=r"verify: images span \[0, 255\]"):
+        verify(tmp_path, model, TensorDataset(part.x.float(), part.y))
 
 
 def test_what_open_data_returns_is_data(victim):
