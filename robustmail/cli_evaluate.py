@@ -273,8 +273,8 @@ def opened(
     chosen = everything.first(positive("--n", n))
     subject = open_subject(path, everything.first(min(1000, len(everything.part.y))), model, normalize, weights, probe,
                            pick_device(device))  # fmt: skip
-    if lacking := chosen.lacks(everything):
-        subject = replace(subject, said=(*subject.said, lacking))
+    lacking = chosen.lacks(everything)
+    subject = replace(subject, said=(*everything.said, *subject.said, *([lacking] if lacking else [])))
     trained = facts.get("norm") or "linf"
     measure = _norm(norm or trained)
     own = facts.get("eps") if measure == trained else None  # a length in one norm says nothing in another

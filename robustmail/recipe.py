@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from robustmail import distributed
+from robustmail.attacks.instances import adopted
 from robustmail.attacks.view import Norm, check_budget, eps_of, norm_of
 from robustmail.errors import RecipeError, did_you_mean
 from robustmail.optimizers import SGD, Optimizer
@@ -80,6 +81,7 @@ class Recipe:
     seed: int = 1
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "attack", adopted(self.attack))
         self._check_schedules()
         check(self)
         if isinstance(self.evaluate, list):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from robustmail.errors import ModelError
+
 __all__ = [
     "Adversarial", "Attack", "Margin", "Objective", "Perturbation", "Step", "Terms", "Trace", "Weighter",
-    "counted_steps", "means_one", "mode", "unmoved",
+    "counted_steps", "logits_of", "means_one", "mode", "unmoved",
 ]  # fmt: skip
 
 
@@ -97,14 +99,25 @@ class Step:
         return self._logits[which]
 
     def _compute(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.model(images)
-        return logits
+        return logits_of(self.model(images))
 
 
 class Window(Step):
     def _compute(self, images: Tensor) -> Tensor:
         with torch.no_grad(), mode(self.model, "eval"):
             return super()._compute(images)
+
+
+def logits_of(said: Any) -> Tensor:
+    """The logits of what a network returned: it itself, or its `logits`, as Hugging Face's networks have it.
+
+    Raises ModelError for anything else, a tuple for one.
+    """
+    found = said.get("logits") if isinstance(said, Mapping) else getattr(said, "logits", said)
+    if isinstance(found, Tensor):
+        return found
+    wrong = f"returned {type(said).__name__}, expected logits [B, classes], or an output that has .logits"
+    raise ModelError("the model", wrong, "Return the logits alone, or wrap it in a module that does.")
 
 
 @contextmanager

@@ -60,5 +60,5 @@ def _kind(p: inspect.Parameter) -> Any:
     if "float" in str(p.annotation) and isinstance(p.default, (int, float)):
         return float
     if isinstance(p.default, (int, float)):
-        return int if COUNTS.search(p.name) else float
+        return int if isinstance(p.default, int) and COUNTS.search(p.name) else float
     return Any

@@ -15,7 +15,7 @@ from robustmail.later import look
 from robustmail.models.twin import Twin
 from robustmail.randomness import forked
 from robustmail.scores import precise
-from robustmail.step import mode, unmoved
+from robustmail.step import logits_of, mode, unmoved
 
 __all__ = [
     "MOST",
@@ -41,7 +41,7 @@ SLACK = 1e-6  # what rounding may add to a distance in float32
 
 
 def answer(model: nn.Module, x: Tensor) -> Tensor:
-    """What a model says of images. Raises ModelError for one that returns no tensor, or leaves by sys.exit."""
+    """The logits that a model gives of images. Raises ModelError for one that returns none, or leaves by sys.exit."""
     try:
         said = model(x)
     except BaseException as error:
@@ -49,10 +49,7 @@ def answer(model: nn.Module, x: Tensor) -> Tensor:
             raise
         wrong = f"leaves with {in_brief(error)}"  # and the process would end as if all were well
         raise ModelError("the model", wrong, "Raise an error instead.") from error
-    if not isinstance(said, Tensor):
-        wrong = f"returned {type(said).__name__}, expected logits [B, classes]"
-        raise ModelError("the model", wrong, "Return the logits alone, or wrap it in a module that does.")
-    return said
+    return logits_of(said)
 
 
 class View(nn.Module):

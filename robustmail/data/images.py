@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from robustmail.errors import DataError
 from robustmail.later import onto
 
-__all__ = ["Images", "Part", "augment", "batches", "hold_out", "to_float"]
+__all__ = ["Images", "Part", "augment", "batches", "channels_first", "hold_out", "in_turn", "to_float"]
 
 
 class Part(NamedTuple):
@@ -82,6 +83,17 @@ class Images:
         return digest.hexdigest()[:16]
 
 
+def in_turn(part: Part) -> Part:
+    """The first image of each class, then the second of each, ...: the first n of a folder are then of all classes."""
+    seen: Counter[int] = Counter()
+    place = []
+    for y in part.y.tolist():
+        place.append((seen[y], y))
+        seen[y] += 1
+    order = torch.tensor(sorted(range(len(place)), key=place.__getitem__), dtype=torch.int64)
+    return Part(part.x[order], part.y[order])
+
+
 def hold_out(images: Images, seed: int) -> tuple[Part, Part]:
     """(training part, validation part): a random share of every class is held out of train, `validation` in all.
 
@@ -132,6 +144,16 @@ def augment(x: Tensor, pad: int, flip: bool, rng: torch.Generator) -> Tensor:
     example = torch.arange(n, device=x.device)[:, None, None]
     cropped = padded.permute(0, 2, 3, 1)[example, rows[:, :, None], columns[:, None, :]]  # [B, H, W, C]
     return cropped.permute(0, 3, 1, 2)
+
+
+def channels_first(x: Tensor) -> Tensor:
+    """[N, H, W] or [N, H, W, C] -> [N, C, H, W]; the channels come last where there are 1, 3 or 4 of them at the end,
+    and not 1 or 3, or those of a square image, at the beginning."""
+    if x.ndim == 3:
+        return x[:, None]
+    if x.ndim != 4 or x.shape[3] not in (1, 3, 4) or x.shape[1] in (1, 3) or x.shape[1] != x.shape[2] == x.shape[3]:
+        return x
+    return x.permute(0, 3, 1, 2).contiguous()
 
 
 def to_float(x: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from robustmail.data.images import Images, Part
+from robustmail.data.folders import read_images, to_train
+from robustmail.data.images import Images, Part, channels_first, in_turn
 from robustmail.errors import DataError, RecipeError
 from robustmail.values import check
 
@@ -134,9 +135,10 @@ class npz:
 
 @dataclass(frozen=True)
 class image_folder:
-    """Folders train/<class>/*.png and test/<class>/*.png; all images of one size.
+    """Folders train/<class>/*.png and test/<class>/*.png, or val/ in place of test/; all images of one size.
 
-    Classes are numbered in the order of their folders' names; grey images are read as one channel.
+    Classes are numbered in the order of their folders' names as text; where all images are grey, they have one
+    channel. Training images come class by class, test images of each class in turn.
     """
 
     path: str
@@ -149,14 +151,12 @@ class image_folder:
 
     def __call__(self) -> Images:
         who = f"image_folder({self.path!r})"
-        (train, names), (test, test_names) = (read_folder(who, Path(self.path) / s) for s in ("train", "test"))
-        if set(test_names) - set(names):
-            raise DataError(
-                who, f"test has classes that train lacks: {', '.join(sorted(set(test_names) - set(names)))}"
-            )
-        relabel = torch.tensor([names.index(n) for n in test_names])
-        test = Part(test.x, relabel[test.y])
-        return Images(who, train, test, len(names), self.pad, self.flip, self.validation, tuple(names))
+        listings = to_train(who, Path(self.path))
+        parts = [read_images(who, listing)[0] for listing in listings]
+        channels = max(part.x.shape[1] for part in parts)  # all grey in one split alone is no reason to refuse
+        train, test = (part._replace(x=part.x.expand(-1, channels, -1, -1).contiguous()) for part in parts)
+        names = listings[0].classes
+        return Images(who, train, in_turn(test), len(names), self.pad, self.flip, self.validation, names)
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,8 @@ class subset:
         images: Images = self.of()
         if self.train > len(images.train.y):
             raise DataError(f"subset (given train={self.train})", f"{images.name} has {len(images.train.y)} images")
-        return replace(images, name=f"{images.name}, first {self.train:,}", train=images.train.first(self.train))
+        train = in_turn(images.train) if isinstance(self.of, image_folder) else images.train  # or it is of one class
+        return replace(images, name=f"{images.name}, first {self.train:,}", train=train.first(self.train))
 
 
 def _torchvision(source: Any, name: str, classes: int) -> Images:
@@ -240,38 +241,8 @@ def as_part(who: str, x: Any, y: Any, floats: bool = False) -> Part:
         raise DataError(who, f"images are {x.dtype}, expected uint8", "Multiply floats in [0, 1] by 255 and round.")
     if not np.issubdtype(y.dtype, np.integer):
         raise DataError(who, f"labels are {y.dtype}, expected integers")
-    if x.ndim == 3:
-        x = x[:, None]
-    elif x.ndim == 4 and x.shape[-1] in (1, 3, 4):  # Keras' order; channels first otherwise
-        x = x.transpose(0, 3, 1, 2)
-    if x.ndim != 4:
+    images = channels_first(torch.from_numpy(x)).contiguous()
+    if images.ndim != 4:
         raise DataError(who, f"images have shape {list(x.shape)}, expected [N, H, W, C] or [N, C, H, W]")
     y = y.squeeze(1) if y.ndim == 2 and y.shape[1] == 1 else y  # as Keras ships CIFAR
-    return Part(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y.astype(np.int64)))
-
-
-def read_folder(who: str, folder: Path) -> tuple[Part, list[str]]:
-    """(images, names of classes) of folder/<class>/*.png, all of one size. Raises DataError."""
-    from torchvision.datasets import ImageFolder
-
-    if not folder.is_dir():
-        raise DataError(who, f"has no folder {folder.name}/", "Make train/<class>/ and test/<class>/ with images.")
-    try:
-        found = ImageFolder(str(folder), loader=_load_image)
-        images = [found[i][0] for i in range(len(found))]
-    except FileNotFoundError as error:
-        raise DataError(who, f"{folder.name}/: {' '.join(str(error).split())}") from error
-    except OSError as error:
-        raise DataError(who, f"an image in {folder.name}/ cannot be read: {error}") from error
-    sizes = {image.shape for image in images}
-    if len(sizes) > 1:
-        first, second = sorted(sizes)[:2]
-        raise DataError(who, f"images differ in size: {list(first)} and {list(second)}", "Resize them beforehand.")
-    return as_part(who, np.stack(images), np.asarray(found.targets)), list(found.classes)
-
-
-def _load_image(path: str) -> Any:
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+    return Part(images, torch.from_numpy(y.astype(np.int64)))

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from robustmail.data.images import Images, Part
-from robustmail.data.sources import as_part, read_arrays, read_folder
+from robustmail.data.folders import read_images, to_evaluate
+from robustmail.data.images import Images, Part, in_turn
+from robustmail.data.sources import as_part, read_arrays
 from robustmail.errors import DataError
 
-__all__ = ["TestSet", "in_turn", "of_arrays", "of_images", "of_path"]
+__all__ = ["TestSet", "of_images", "of_path"]
 
 PAIRS = (("x_test", "y_test"), ("x", "y"), ("images", "labels"), ("data", "targets"))
 
@@ -30,6 +27,8 @@ class TestSet:
     class_names: tuple[str, ...] | None = None
     given: str | None = None
     """how to come by them again: what was passed to --data"""
+    said: tuple[str, ...] = ()
+    """how they were read, where that could have been otherwise, in sentences"""
 
     def first(self, n: int | None) -> TestSet:
         """The first n images. Raises DataError where there are fewer."""
@@ -47,62 +46,24 @@ class TestSet:
         return f"the first {n:,} images have {here} of the {there} classes{why}"
 
 
-def of_arrays(data: Any, n: int | None = None) -> Part:
-    """(images, labels) as tensors or numpy arrays -> a Part, float32 or uint8 and int64; n: only the first n.
-
-    Raises DataError: no such pair, images outside [0, 1], labels that are no whole numbers from 0, or too few.
-    """
-    who = "evaluate"
-    if not isinstance(data, (tuple, list)) or len(data) != 2:
-        raise DataError(who, f"data are a {type(data).__name__}", "Pass (images, labels), tensors or numpy arrays.")
-    try:
-        x, y = map(torch.as_tensor, data)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DataError(who, f"data are no arrays ({error})", "Pass (images, labels), tensors or arrays.") from error
-    x = x.float() if x.is_floating_point() else x
-    y = y.squeeze(1) if y.ndim == 2 and y.shape[1] == 1 else y
-    if x.ndim != 4 or 0 in x.shape or not (x.is_floating_point() or x.dtype == torch.uint8):
-        wrong = f"images are {str(x.dtype)[6:]} of shape {list(x.shape)}"
-        raise DataError(who, wrong, "Pass uint8, or floats in [0, 1], of shape [N, C, H, W].")
-    if x.is_floating_point() and not (x.min() >= 0 and x.max() <= 1):  # also true of NaN
-        raise DataError(who, f"images span [{x.min():.3g}, {x.max():.3g}], outside [0, 1]", "Divide bytes by 255.")
-    if y.ndim != 1 or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        wrong = f"labels are {str(y.dtype)[6:]} of shape {list(y.shape)}, expected whole numbers of shape [N]"
-        raise DataError(who, wrong, "Pass y.argmax(1) of one-hot labels." if y.ndim == 2 else "")
-    if len(x) != len(y):
-        raise DataError(who, f"{len(x)} images, but {len(y)} labels")
-    if int(y.min()) < 0:
-        raise DataError(who, f"has the label {int(y.min())}", "Labels are 0, 1, 2, ...")
-    if n is not None and not 1 <= n <= len(y):
-        raise DataError(f"{who} (given n={n})", f"there are {len(y)} images", f"Pass 1 ... {len(y)}, or leave n out.")
-    return Part(x, y.long()).first(n)
-
-
 def of_images(images: Images) -> TestSet:
     """The test part of a recipe's data."""
     return TestSet(images.name, images.test, images.classes, images.class_names)
 
 
-def in_turn(part: Part) -> Part:
-    """The first image of each class, then the second of each, ...: the first n of a folder are then of all classes."""
-    seen: Counter[int] = Counter()
-    place = []
-    for y in part.y.tolist():
-        place.append((seen[y], y))
-        seen[y] += 1
-    order = torch.tensor(sorted(range(len(place)), key=place.__getitem__), dtype=torch.int64)
-    return Part(part.x[order], part.y[order])
-
-
 def of_path(path: Path) -> TestSet:
-    """An npz file (x_test, y_test; or x, y; images, labels; data, targets), or a folder with test/<class>/ or <class>/.
+    """An npz file (x_test, y_test; or x, y; images, labels; data, targets), or a folder of images.
 
-    Raises DataError: no such thing, damaged, or with images outside [0, 1].
+    A folder has test/<class>/, else val/<class>/, else <class>/; its images come class by class in turn.
+    Raises DataError: no such thing, damaged, with images outside [0, 1], or a folder of which it cannot be told what
+    is of which class.
     """
     who = str(path)
     if path.is_dir():
-        part, names = read_folder(who, path / "test" if (path / "test").is_dir() else path)
-        return TestSet(who, in_turn(part), len(names), tuple(names))
+        listing = to_evaluate(who, path)
+        part, said = read_images(who, listing)
+        classes = listing.classes
+        return TestSet(str(listing.folder), in_turn(part), len(classes), classes, said=(*listing.said, *said))
     arrays, there = read_arrays(who, path, tuple(name for pair in PAIRS for name in pair))
     pair = next((pair for pair in PAIRS if all(name in arrays for name in pair)), None)
     if pair is None:

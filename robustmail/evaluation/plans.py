@@ -10,6 +10,7 @@ from torch import Tensor
 
 from robustmail.attacks.art import art
 from robustmail.attacks.autoattack import AutoAttack
+from robustmail.attacks.instances import adopted
 from robustmail.attacks.pgd import PGD
 from robustmail.attacks.torchattacks import torchattack
 from robustmail.attacks.view import Norm, check_budget, distances, eps_of, norm_of, slack
@@ -94,7 +95,7 @@ def check_own(what: Plan) -> None:
 
 
 def plan(attack: str | Attack, eps: float, classes: int, norm: Norm = "linf") -> Plan:
-    """The attack of a name at a budget; an attack of one's own is taken as it is.
+    """The attack of a name at a budget; an attack of one's own is taken as it is, a library's with its settings.
 
     nat: no attack. pgdN: N iterations of PGD on the cross-entropy from a random start. cw: 20 iterations of PGD on
     the margin max_{j != y} z_j - z_y, which papers on robustness call CW; cw-art: ART's Carlini and Wagner, which looks
@@ -104,12 +105,13 @@ def plan(attack: str | Attack, eps: float, classes: int, norm: Norm = "linf") ->
     10), and never by more than eps. Raises RecipeError for another name, or an attack that needs more classes.
     """
     if not isinstance(attack, str):
-        name = str(getattr(attack, "__given__", (label(attack),))[0])  # a library's class by its own name
+        value: Attack = adopted(attack)
+        name = str(getattr(value, "__given__", (label(value),))[0])  # a library's class by its own name
         if is_ours(name):
             raise RecipeError(f"attack {name}", "an attack of one's own has the name of a built-in one", "Rename it.")
         if name in RESERVED:
             raise RecipeError(f"attack {name}", "has the name of a column of the ledger", "Rename it.")
-        return Plan(name, {name: attack}, eps, norm)
+        return Plan(name, {name: value}, eps, norm)
     if attack == "nat":
         return Plan(attack, {}, eps, norm)
     if found := re.fullmatch(r"pgd([1-9]\d*)", attack):

@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from robustmail.checkpoints import Checkpoint, Reading, fit, make, normalisation_in, open_checkpoint
-from robustmail.data.sources import image_folder
-from robustmail.data.testsets import TestSet, in_turn, of_images, of_path
+from robustmail.data.testsets import TestSet, of_images, of_path
 from robustmail.errors import DataError, ModelError, RecipeError
 from robustmail.evaluation.conventions import (
     PROBED,
@@ -88,9 +87,7 @@ def open_data(text: str) -> TestSet:
     source = read(text, "data")
     if not callable(source):
         raise RecipeError(f"--data {text}", "is no data source", "Write cifar10, npz('FILE') or a path.")
-    found = of_images(source())
-    folder = isinstance(getattr(source, "of", source), image_folder)  # a subset's source is its `of`
-    return replace(found, part=in_turn(found.part) if folder else found.part, given=text)
+    return replace(of_images(source()), given=text)
 
 
 def open_subject(

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from robustmail import distributed
 from robustmail.attacks.noise import noise_of_each
 from robustmail.attacks.view import Norm, View, distances, settle
+from robustmail.data.datasets import read_data
 from robustmail.data.images import Part, to_float
-from robustmail.data.testsets import of_arrays
 from robustmail.errors import ModelError, NonFiniteError, RecipeError, RobustmailError, in_brief
 from robustmail.evaluation.exact import Likeness, Room, exact, is_out_of_memory, quick, searched
 from robustmail.evaluation.ledger import UNTRIED, Ledger, joined
@@ -78,7 +78,7 @@ class Evaluation:
 
 def evaluate(
     model: nn.Module,
-    data: Part | tuple[Any, Any],
+    data: Any,
     attacks: str | Iterable[str | Attack] = ("nat", "pgd100"),
     eps: float = 8 / 255,
     norm: Norm = "linf",
@@ -89,9 +89,10 @@ def evaluate(
 ) -> Evaluation:
     """Robust accuracy of any nn.Module that takes images in [0, 1] and returns logits, one row per attack.
 
-    data: (images, labels), tensors or numpy arrays, uint8 or floats in [0, 1] [N, C, H, W] and integers [N]; n: only
-    the first n. attacks: also as one text, "nat,pgd100". batch: images
-    under attack at once; it changes the memory that is needed and nothing else. progress: called with how far it is.
+    data: (images, labels), tensors or numpy arrays, uint8 or floats in [0, 1] [N, C, H, W] and integers [N]; or a data
+    set or its DataLoader, read in the data set's order (see `read_data`); n: only the first n. attacks: also as one
+    text, "nat,pgd100". batch: images under attack at once; it changes the memory that is needed and nothing else.
+    progress: called with how far it is.
     Raises RecipeError for an unknown attack, one of one's own that keeps to a smaller ball, none at all, or a budget,
     n or batch that is none, DataError for data that are not such, AttackError
     for an attack that leaves its ball,
@@ -104,7 +105,7 @@ def evaluate(
         if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
             raise RecipeError(f"evaluate (given {name}={count!r})", "must be a whole number, at least 1",
                               "Leave it out for all images." if name == "n" else "Leave it out.")  # fmt: skip
-    part = of_arrays(data, n)
+    part = read_data("evaluate", data, n)
     if isinstance(attacks, str):
         attacks = tuple(name.strip() for name in attacks.split(","))
     plans = planned(attacks, eps, classes_of(model, part), norm)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustmail.data.testsets import TestSet, of_arrays
+from robustmail.data.datasets import read_data
+from robustmail.data.testsets import TestSet
 from robustmail.errors import RunError
 from robustmail.evaluation.exact import exact
 from robustmail.evaluation.folder import Held, context_of, fingerprint_of, read_folder, summed, told_of
@@ -41,7 +42,7 @@ class Verified:
 def verify(
     folder: str | Path,
     model: nn.Module | None = None,
-    images: TestSet | tuple[Tensor, Tensor] | None = None,
+    images: Any = None,
     *,
     checkpoint: str | Path | None = None,
     data: str | None = None,
@@ -49,16 +50,17 @@ def verify(
 ) -> Verified:
     """Re-judge an evaluation in two forward passes, with the model and the data that it names itself, or these.
 
-    checkpoint, data, factory: where the weights, the images, and the model's file.py:factory lie now.
+    images: as `evaluate` takes data. checkpoint, data, factory: where the weights, the images, and the model's
+    file.py:factory lie now.
 
     Raises RunError, naming the row, where the weights, the data, an image, an example, its distance, a verdict, eps or
     a number in results.json is not what it was.
     """
     held = read_folder(Path(folder), strict=True)
-    if isinstance(images, tuple):
-        part = of_arrays(images)
+    if images is not None and not isinstance(images, TestSet):
+        part = read_data("verify", images)
         images = TestSet("images", part, int(part.y.max()) + 1)
-    found = images or open_data(data or held.results["spec"]["data_given"])
+    found: TestSet = images or open_data(data or held.results["spec"]["data_given"])
     there = Path(checkpoint) if checkpoint else None
     spec = held.results["spec"] | ({"model": factory} if factory else {})
     subject = Subject.of(model, found) if model is not None else reopen(spec, found, there)

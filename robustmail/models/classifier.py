@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from robustmail.errors import ModelError, asked_to_stop, did_you_mean, in_brief
 from robustmail.scores import precise
-from robustmail.step import mode, unmoved
+from robustmail.step import logits_of, mode, unmoved
 
 __all__ = ["Classifier", "build", "check_name", "response", "try_out"]
 
@@ -34,8 +34,7 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] in [0, 1] -> [B, classes]"""
-        logits: Tensor = self.net(self.prepare(x))
-        return precise(logits)
+        return precise(logits_of(self.net(self.prepare(x))))
 
     def prepare(self, x: Tensor) -> Tensor:
         """What the network gets of an image: normalised, channels-last."""

@@ -115,7 +115,8 @@ def test_data_that_can_only_mean_one_thing_are_taken(victim):
      (lambda x, y: (x[0], y), "images are uint8 of shape"), (lambda x, y: (x[:0], y[:0]), "of shape"),
      (lambda x, y: (x, nn.functional.one_hot(y, 10)), r"one-hot"), (lambda x, y: (x, y - 99), "has the label -"),
      (lambda x, y: (x, y[:-1]), "16 images, but 15 labels"), (lambda x, y: (x, y.float()), "labels are float32"),
-     (lambda x, y: x, "data are a Tensor"), (lambda x, y: (x, ["a"]), "data are no arrays")],
+     (lambda x, y: x, "data are a Tensor"), (lambda x, y: (x, ["a"]), "a label is the text 'a'"),
+     (lambda x, y: (x, [object()]), "data are no arrays")],
 )  # fmt: skip
 def test_data_that_are_none_are_refused_in_one_line(victim, spoil, wrong):
     model, part = victim
@@ -231,7 +232,7 @@ def test_an_attack_that_ends_the_process_has_no_number(victim):
         evaluate(model, part, (leaves,))
 
 
-@pytest.mark.parametrize("pack", [lambda z: (z, z), lambda z: {"logits": z}], ids=["tuple", "dict"])
+@pytest.mark.parametrize("pack", [lambda z: (z, z), lambda z: {"scores": z}], ids=["tuple", "dict"])
 def test_a_model_that_returns_more_than_logits_is_told_so(victim, pack):
     model, part = victim
 
