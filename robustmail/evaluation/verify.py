@@ -109,7 +109,9 @@ def _verify(held: Held, subject: Subject, data: TestSet, moved: bool) -> Verifie
     if held.stored != tuple(ledger.index[sorted(ledger.examples)].tolist()):
         raise RunError(str(held.folder / "examples.safetensors"), "holds examples that the ledger does not speak of")
     mine = type(part)(part.x[ledger.index], part.y[ledger.index])
-    text = write_rows(ledger, floats(mine.x), context_of(subject.fingerprint, results["spec"]))
+    images = [digest(floats(x)) for x in mine.x]
+    examples = {at: digest(x) for at, x in ledger.examples.items()}
+    text = write_rows(ledger, images, examples, context_of(subject.fingerprint, results["spec"]))
     if text != (held.folder / "ledger.csv").read_bytes().decode():
         raise RunError(str(where), "is not what robustmail writes of these verdicts: it was altered")
     room = room_of(subject.model, None)
