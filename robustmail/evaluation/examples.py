@@ -29,15 +29,14 @@ def write_examples(folder: Path, ledger: Ledger, originals: Mapping[int, Tensor]
     shutil.rmtree(folder / PARTS, ignore_errors=True)
 
 
-def add_examples(folder: Path, ledger: Ledger, originals: Tensor, stored: dict[int, str]) -> None:
-    """Write the examples that are not `stored`, position -> hash, and then are."""
+def add_examples(folder: Path, ledger: Ledger, originals: Tensor, stored: dict[int, str], last: bool) -> None:
+    """Write the examples that are not `stored`, position -> hash, and then are; with the last ones, the one file."""
     new = sorted(ledger.examples.keys() - stored.keys())
-    if not (folder / WHOLE).exists():
+    if last or not (folder / WHOLE).exists():
         write_examples(folder, ledger, originals)
     elif new:
-        parts = folder / PARTS
-        parts.mkdir(exist_ok=True)
-        _write(parts / f"{len(list(parts.glob('*.safetensors'))) + 1:06}.safetensors", ledger, new, originals)
+        (folder / PARTS).mkdir(exist_ok=True)
+        _write(folder / PARTS / f"{len(_parts(folder)) + 1:06}.safetensors", ledger, new, originals)
     stored.update({at: digest(ledger.examples[at]) for at in new})
 
 
@@ -47,7 +46,7 @@ def load_examples(folder: Path) -> dict[int, tuple[Tensor, Tensor]]:
     Raises RunError for a file that is missing or damaged.
     """
     found: dict[int, tuple[Tensor, Tensor]] = {}
-    for path in (folder / WHOLE, *sorted((folder / PARTS).glob("*.safetensors"))):
+    for path in (folder / WHOLE, *_parts(folder)):
         try:
             content = load_file(path)
             index, x, original = (content[name] for name in ("index", "x", "original"))
@@ -57,6 +56,13 @@ def load_examples(folder: Path) -> dict[int, tuple[Tensor, Tensor]]:
         except Exception as error:  # missing, or damaged in any way
             raise RunError(str(path), f"damaged or missing ({type(error).__name__}: {error})") from error
     return found
+
+
+def _parts(folder: Path) -> list[Path]:
+    """In the order in which they were written. Raises RunError for a link to another folder."""
+    if (folder / PARTS).is_symlink():
+        raise RunError(str(folder / PARTS), "is a symbolic link", "Delete it.")
+    return sorted((folder / PARTS).glob("*.safetensors"))
 
 
 def _write(path: Path, ledger: Ledger, where: Sequence[int], originals: Mapping[int, Tensor] | Tensor) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Generator, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -54,8 +54,8 @@ from robustmail.step import Attack
 from robustmail.values import identity
 
 __all__ = [
-    "FILES", "Held", "Task", "clear", "context_of", "differences", "examine", "fingerprint_of", "merge", "read_folder",
-    "summed", "told_of", "write_pngs",
+    "FILES", "Held", "Task", "clear", "context_of", "differences", "examine", "fingerprint_of", "merge",
+    "open_shard", "open_whole", "read_folder", "summed", "told_of", "write_pngs",
 ]  # fmt: skip
 
 FILES = ("results.json", "ledger.csv", WHOLE, PARTS, "report.html", "png", "lock")
@@ -155,22 +155,51 @@ class Held:
     """the images of which there are examples in the file, whether the ledger speaks of them or not"""
 
 
-def examine(task: Task, folder: Path, fresh: bool = False) -> Iterator[Attacking | Attacked]:
+def examine(task: Task, folder: Path, fresh: bool = False) -> Generator[Attacking | Attacked, None, None]:
     """Evaluate into a folder, or go on with what is there; the last save is at most some seconds old.
 
     Raises RunError for a folder of something else or one that was altered, and whatever an attack raises.
     """
     make_folder(folder, FILES, "evaluation")
     with locked(folder):
-        if fresh:
-            clear(folder)
-        held = _resume(task, folder)
-        if held and held.results["complete"] and held.results["spec"]["attacks"] == task.spec["attacks"]:
+        held = _open(task, folder, fresh)
+        if held and held.results["complete"]:
             yield from (Attacked(**row) for row in held.results["attacks"])
             return
-        if held and held.results["complete"]:  # attacks are added: until they are done, no result is whole
-            write_json(folder / "results.json", sealed({**held.results, "complete": False}))
         yield from _examine(task, folder, held)
+
+
+def open_whole(task: Task, folder: Path, fresh: bool = False) -> bool:
+    """Does the folder hold, finished, the whole evaluation of which `task` is a shard?
+
+    Raises RunError where it holds another one, or other things.
+    """
+    make_folder(folder, FILES, "evaluation")
+    with locked(folder):
+        held = _open(replace(task, shard=(1, 1)), folder, fresh)
+    return held is not None and held.results["complete"]
+
+
+def open_shard(task: Task, folder: Path, whole: Path, fresh: bool = False) -> None:
+    """Begin a shard with what the whole evaluation knows of its images, unless the shard's folder knows already.
+
+    Raises RunError where either folder holds another evaluation, or other things.
+    """
+    make_folder(folder, FILES, "evaluation")
+    with locked(folder):
+        if _open(task, folder, fresh) is None and (held := _resume(replace(task, shard=(1, 1)), whole)):
+            _save(task, folder, held.ledger.take(task.index), [], None, 0.0)
+
+
+def _open(task: Task, folder: Path, fresh: bool) -> Held | None:
+    """What the folder holds of this very evaluation; complete only if nothing is left to do."""
+    if fresh:
+        clear(folder)
+    held = _resume(task, folder)
+    if held and held.results["complete"] and held.results["spec"]["attacks"] != task.spec["attacks"]:
+        held.results["complete"] = False  # attacks are added: until they are done, no result is whole
+        write_json(folder / "results.json", sealed(held.results))
+    return held
 
 
 def _examine(task: Task, folder: Path, held: Held | None) -> Iterator[Attacking | Attacked]:
@@ -213,8 +242,10 @@ def _measured(task: Task, ledger: Ledger, room: Room) -> Iterator[Attacking | di
         yield from measure(task.subject.model, task.data.part, ledger, task.eps, task.norm, task.seed, room)
 
 
-def merge(folders: list[Path], to: Path) -> None:
+def merge(folders: list[Path], to: Path, again: bool = False) -> None:
     """Put the shards of one evaluation together; the ledger is the one that a single process would have written.
+
+    again: `to` may hold an unfinished result of this evaluation, as `open_whole` leaves it.
 
     Raises RunError for shards of different evaluations, unfinished ones, or too few.
     """
@@ -240,7 +271,7 @@ def merge(folders: list[Path], to: Path) -> None:
     place = {int(index): i for i, index in enumerate(ledger.index)}
     rows = sorted((row for other in held for row in other.rows), key=lambda row: int(row["index"]))
     make_folder(to, FILES, "evaluation")
-    if (to / "results.json").exists():
+    if (to / "results.json").exists() and not again:
         raise RunError(str(to), "holds results already", "Pass another --out.")
     measured = next((other.results["measured"] for other in held if other.results["measured"]), None)
     attacks = [verdict(ledger, Attacked(**row), first["spec"]["seed"]) for row in first["attacks"]]
@@ -431,9 +462,7 @@ def _save(
     path = folder / "results.json"
     if not path.exists():  # else a kill before the last line would leave a ledger of which nothing is known
         write_json(path, sealed({**results, "complete": False}))
-    add_examples(folder, ledger, task.part.x, stored)
-    if complete:
-        write_examples(folder, ledger, task.part.x)
+    add_examples(folder, ledger, task.part.x, stored, complete)
     write_text(folder / "ledger.csv", write_rows(ledger, task.hashes, stored, task.context))
     write_json(path, sealed(results))
 
