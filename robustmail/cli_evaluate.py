@@ -176,11 +176,12 @@ def verify(
     checkpoint: Annotated[Path | None, typer.Option(help="Where the weights lie now, if they have moved.")] = None,
     data: Annotated[str | None, typer.Option(help="Where the data lie now, if they have moved.")] = None,
     model: Annotated[str | None, typer.Option(help="Where file.py:factory is now, if it has moved.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
 ) -> None:
     """Judge an evaluation's stored examples again; anything that was altered is found, and its row named."""
     from robustmail.evaluation.verify import verify as check
 
-    found = check(folder, checkpoint=checkpoint, data=data, factory=model)
+    found = check(folder, checkpoint=checkpoint, data=data, factory=model, device=device)
     close = f"; {found.close} too close to call on this machine" if found.close else ""
     print(f"{folder}: in order. {found.images} images, {found.examples} examples judged again{close}")
     print("not to be told from files: " + "; ".join(found.unchecked))

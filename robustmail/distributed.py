@@ -58,7 +58,7 @@ def leads() -> bool:
 
 
 def speaks() -> bool:
-    """Is this the one of torchrun's processes that says what all would? Also where they have not met, or have parted."""
+    """Is this the one of torchrun's processes that speaks for all? Also where they have not met, or have parted."""
     return int(os.environ.get("RANK", "0")) == 0
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustmail.data.testsets import TestSet, of_arrays
+from robustmail.devices import pick_device
 from robustmail.errors import RunError
 from robustmail.evaluation.exact import exact
 from robustmail.evaluation.folder import Held, context_of, fingerprint_of, read_folder, summed, told_of
@@ -46,10 +47,12 @@ def verify(
     checkpoint: str | Path | None = None,
     data: str | None = None,
     factory: str | None = None,
+    device: str = "auto",
 ) -> Verified:
     """Re-judge an evaluation in two forward passes, with the model and the data that it names itself, or these.
 
-    checkpoint, data, factory: where the weights, the images, and the model's file.py:factory lie now.
+    checkpoint, data, factory: where the weights, the images, and the model's file.py:factory lie now. device: where to
+    judge; a `model` stays where it is.
 
     Raises RunError, naming the row, where the weights, the data, an image, an example, its distance, a verdict, eps or
     a number in results.json is not what it was.
@@ -61,7 +64,7 @@ def verify(
     found = images or open_data(data or held.results["spec"]["data_given"])
     there = Path(checkpoint) if checkpoint else None
     spec = held.results["spec"] | ({"model": factory} if factory else {})
-    subject = Subject.of(model, found) if model is not None else reopen(spec, found, there)
+    subject = Subject.of(model, found) if model is not None else reopen(spec, found, there, pick_device(device))
     return _verify(
         held, subject, found.first(min(len(found.part.y), held.results["spec"]["n"])), moved=there is not None
     )
