@@ -110,7 +110,7 @@ def run_(
             if not (folder / "curves.png").exists():
                 draw_curves(folder, name)
     except Stopped as stop:
-        if not distributed.leads():
+        if not distributed.speaks():
             raise typer.Exit(128 + stop.signum) from None
         again = shlex.join(["robustmail", *_without(sys.argv[1:], "--fresh", "--yes")])
         saved = f"saved in {folder}. Go on with: {again}" if (folder / "state.pt").exists() else "nothing was begun"
@@ -262,7 +262,8 @@ def main() -> None:
         code = command.main(_without(words, "--traceback"), prog_name="robustmail", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except RobustmailError as error:
-        _complain(str(error), loud)
+        if not error.told:
+            _complain(str(error), loud)
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         _complain("stopped", loud)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from robustmail.data.testsets import TestSet
     from robustmail.evaluation.folder import Task
     from robustmail.evaluation.subject import Subject
+    from robustmail.train.run import Signals
 
 __all__ = ["File", "Plain", "Weights", "add_to", "attack_of", "name_of", "once", "opened", "positive"]
 
@@ -83,75 +84,91 @@ def eval_(
     from rich.console import Console
 
     from robustmail import distributed
-    from robustmail.evaluation.folder import Task, merge, write_pngs
+    from robustmail.evaluation.folder import Task, write_pngs
+    from robustmail.train.run import Signals, Stopped
 
-    # Days of patience: one process may be done long before another.
-    with distributed.joined(device, patience=timedelta(days=7)):
+    def prepared() -> tuple[Task, Path]:
+        """The task of this process, and the folder of what all of them find."""
         subject, chosen, budget, measure = opened(file, data, n, model, normalize, weights, probe, device, eps, norm)
-        part, whole = _shard(shard), out or Path("evals") / name_of(subject)
-        parts = [whole]
-        if (processes := distributed.world()) > 1:
-            if shard:
-                raise RecipeError(f"--shard {shard}", "torchrun's processes are the shards already", "Leave it out.")
-            part = (distributed.rank() + 1, processes)
-            parts = [_share(whole, k + 1, processes) for k in range(processes)]
-        elif shard and out is None:
-            parts = [_share(whole, *part)]
+        if (processes := distributed.world()) > 1 and shard:
+            raise RecipeError(f"--shard {shard}", "torchrun's processes are the shards already", "Leave it out.")
+        part = (distributed.rank() + 1, processes) if processes > 1 else _shard(shard)
         names = tuple(attack_of(name) for name in once("--attacks", STANDARD if attacks is None else attacks, STANDARD))
         command = shlex.join(["robustmail", *sys.argv[1:]])
         task = Task(subject, chosen, names, budget, measure, seed, part, positive("--batch", batch), command)
-        folder = parts[distributed.rank()]
-        if processes == 1 or not _merged(whole, fresh):
-            _attack_and_show(task, folder, fresh, plain)
-            distributed.together([folder])  # nobody goes on before all are done
-            if processes > 1 and distributed.leads():
-                merge(parts, whole)
-        if not distributed.leads():
-            return
-    _show(Console(), folder if shard else whole, task.shard != (1, 1) and processes == 1)
-    if png:
-        shown = folder if processes == 1 else whole
-        print(f"{write_pngs(shown)} PNG files in {shown / 'png'}")
+        whole = out or Path("evals") / name_of(subject)
+        return task, _share(whole, *part) if shard and out is None else whole
+
+    signals, folder = Signals(), out
+    try:
+        with signals.caught():
+            # Days of patience: one process may be done long before another.
+            with distributed.joined(device, patience=timedelta(days=7)):
+                task, folder = distributed.alike(prepared)
+                _attack(task, folder, fresh, plain, signals)
+                leads = distributed.leads()
+            if leads:
+                _show(Console(), folder, shard=bool(shard) and task.shard != (1, 1))
+                if png:
+                    print(f"{write_pngs(folder)} PNG files in {folder / 'png'}")
+    except Stopped as stop:
+        _say_stopped(stop.signum, folder)
+        raise typer.Exit(128 + stop.signum) from None
 
 
-def _attack_and_show(task: Task, folder: Path, fresh: bool, plain: bool) -> None:
+def _say_stopped(signum: int, folder: Path | None) -> None:
+    from signal import Signals
+
+    from robustmail import distributed
+
+    if distributed.speaks():
+        begun = folder is not None and folder.exists()
+        said = f"the same command goes on from {folder}" if begun else "nothing was begun"
+        print(f"robustmail: stopped by {Signals(signum).name}; {said}", file=sys.stderr)
+
+
+def _attack(task: Task, folder: Path, fresh: bool, plain: bool, signals: Signals) -> None:
+    """Evaluate into a folder; several processes into one each, which the first of them puts together."""
+    from robustmail import distributed
+    from robustmail.evaluation.folder import merge, open_shard, open_whole
+
+    if (processes := distributed.world()) == 1:
+        _attack_and_show(task, folder, fresh, plain, signals)
+        return
+    if distributed.told(lambda: open_whole(task, folder, fresh)):
+        return
+    parts = [_share(folder, k + 1, processes) for k in range(processes)]
+    mine = parts[distributed.rank()]
+    distributed.alike(lambda: open_shard(task, mine, folder, fresh))
+    _attack_and_show(task, mine, False, plain, signals)
+    distributed.together([mine])  # nobody goes on before all are done
+    distributed.told(lambda: merge(parts, folder, again=True))
+
+
+def _attack_and_show(task: Task, folder: Path, fresh: bool, plain: bool, signals: Signals) -> None:
+    from contextlib import closing
+
     from rich.console import Console
 
     from robustmail import distributed
     from robustmail.dashboard import choose_watch
     from robustmail.evaluation.folder import examine
-    from robustmail.train.run import Signals, Stopped
 
-    signals = Signals()
-    try:
-        with signals.caught():
-            records = examine(task, folder, fresh)
-            if not distributed.leads():
-                for _ in records:
-                    pass
-                return
-            for text in task.subject.said:
-                print(text)
-            with choose_watch(Console(), plain or bool(os.environ.get("CI"))) as show:
-                for record in records:
-                    show(record)
-    except Stopped as stop:
-        print(f"robustmail: stopped; the same command goes on from {folder}", file=sys.stderr)
-        raise typer.Exit(128 + stop.signum) from None
+    with closing(examine(task, folder, fresh)) as records:  # at whatever moment it is stopped, it saves
+        if not distributed.leads():
+            for _ in records:
+                signals.check()
+            return
+        for text in task.subject.said:
+            print(text)
+        with choose_watch(Console(), plain or bool(os.environ.get("CI"))) as show:
+            for record in records:
+                show(record)
+                signals.check()
 
 
 def _share(whole: Path, number: int, of: int) -> Path:
     return whole.with_name(f"{whole.name}-shard-{number}-of-{of}")
-
-
-def _merged(whole: Path, fresh: bool) -> bool:
-    """Has the first of several processes put the whole together before? With `fresh`, not any more."""
-    from robustmail import distributed
-    from robustmail.evaluation.folder import clear
-
-    if distributed.leads() and fresh:
-        clear(whole)
-    return distributed.told(lambda: (whole / "results.json").exists())
 
 
 def verify(
@@ -159,11 +176,12 @@ def verify(
     checkpoint: Annotated[Path | None, typer.Option(help="Where the weights lie now, if they have moved.")] = None,
     data: Annotated[str | None, typer.Option(help="Where the data lie now, if they have moved.")] = None,
     model: Annotated[str | None, typer.Option(help="Where file.py:factory is now, if it has moved.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
 ) -> None:
     """Judge an evaluation's stored examples again; anything that was altered is found, and its row named."""
     from robustmail.evaluation.verify import verify as check
 
-    found = check(folder, checkpoint=checkpoint, data=data, factory=model)
+    found = check(folder, checkpoint=checkpoint, data=data, factory=model, device=device)
     close = f"; {found.close} too close to call on this machine" if found.close else ""
     print(f"{folder}: in order. {found.images} images, {found.examples} examples judged again{close}")
     print("not to be told from files: " + "; ".join(found.unchecked))

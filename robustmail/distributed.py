@@ -20,12 +20,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from robustmail.devices import pick_device
-from robustmail.errors import DeviceError, RunError, in_brief
+from robustmail.errors import DeviceError, RobustmailError, RunError, in_brief
 from robustmail.randomness import drawn_by
 
 __all__ = [
-    "everyone", "first_alone", "joined", "leads", "mean", "mine", "one_batch", "one_of", "rank", "summed", "told",
-    "together", "world",
+    "alike", "everyone", "first_alone", "joined", "leads", "mean", "mine", "one_batch", "one_of", "rank", "speaks",
+    "summed", "together", "told", "world",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -57,6 +57,11 @@ def leads() -> bool:
     return rank() == 0
 
 
+def speaks() -> bool:
+    """Is this the one of torchrun's processes that speaks for all? Also where they have not met, or have parted."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 @contextmanager
 def joined(device: str = "auto", patience: timedelta = timedelta(minutes=30)) -> Iterator[None]:
     """Be one of torchrun's processes inside the block: NCCL and a GPU each, or gloo on the CPU; else do nothing.
@@ -74,10 +79,18 @@ def joined(device: str = "auto", patience: timedelta = timedelta(minutes=30)) ->
             wrong = f"{here} processes on this machine, one GPU each, but {gpus} GPUs"
             raise DeviceError(f"device={device!r}", wrong, "Use device=cuda and as many processes, or device=cpu.")
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    backend = "nccl" if where.type == "cuda" else "gloo"
     with _peers():
-        dist.init_process_group("nccl" if where.type == "cuda" else "gloo", timeout=patience)
-    yield
-    dist.destroy_process_group()  # after an error the others are past talking to
+        dist.init_process_group(backend, timeout=patience)
+    try:
+        yield
+        with _peers():
+            dist.barrier()  # or one that is still listening would hear the line go dead
+    except BaseException:
+        if backend == "gloo":  # whose threads must end before Python does; NCCL would wait for the others
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 @contextmanager
@@ -147,14 +160,30 @@ def together(values: list[T]) -> list[T]:
 
 
 def told(work: Callable[[], T]) -> T:
-    """What the first process finds, for all of them; nobody goes on before."""
-    if world() == 1:
-        return work()
-    said: list[Any] = [work() if leads() else None]
-    with _peers():
-        dist.broadcast_object_list(said)
-    answer: T = said[0]
+    """What the first process finds, for all of them; nobody goes on before. Its RobustmailError is raised in all."""
+    answer: T = _shared(lambda: work() if leads() else None)[0]
     return answer
+
+
+def alike(work: Callable[[], T]) -> T:
+    """What each process finds by itself; where one raises a RobustmailError, all do, and the first one says it."""
+    found: list[T] = []
+    _shared(lambda: found.append(work()))
+    return found[0]
+
+
+def _shared(work: Callable[[], Any]) -> list[Any]:
+    """What all processes find, or the RobustmailError of one of them."""
+    said: tuple[Any, RobustmailError | None]
+    try:
+        said = (work(), None)
+    except RobustmailError as error:
+        said = (None, error)
+    every = together([said])
+    if wrong := next((error for _, error in every if error is not None), None):
+        wrong.told = not leads()
+        raise wrong
+    return [answer for answer, _ in every]
 
 
 @contextmanager

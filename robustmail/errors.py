@@ -39,9 +39,15 @@ __all__ = [
 class RobustmailError(Exception):
     """`who`: `wrong`. `todo`"""
 
+    told = False
+    """does another process of the same run say it?"""
+
     def __init__(self, who: str, wrong: str, todo: str = "") -> None:
         self.who, self.wrong, self.todo = who, wrong, todo
         super().__init__(" ".join(f"{who}: {wrong.rstrip('.')}. {todo}".split()))
+
+    def __reduce__(self) -> tuple[type[RobustmailError], tuple[str, str, str]]:
+        return type(self), (self.who, self.wrong, self.todo)
 
 
 class RecipeError(RobustmailError):

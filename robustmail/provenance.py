@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 import time
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ def provenance(device: torch.device) -> dict[str, Any]:
             "date": time.strftime("%Y-%m-%dT%H:%M:%S%z")}  # fmt: skip
 
 
+@cache
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
     art = "adversarial-robustness-toolbox"
@@ -33,6 +35,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
+@cache  # the code that runs is the one that was there at first
 def _commit() -> str | None:
     """The commit of this checkout, with a + where it has changes; None outside one."""
     here = Path(__file__).resolve().parents[1]

@@ -65,8 +65,10 @@ def measure(
     part = part.first(SAMPLE)
     sample = look(model, part, room)
     n = len(sample)
-    found: dict[str, Any] = {"n": n, **_outputs(model, part.first(64), room.slice),
-                             "zero_gradients": _zero_gradients(model, part, room.slice)}  # fmt: skip
+    found: dict[str, Any] = {
+        "n": n, **room.patiently(lambda: _outputs(model, part.first(64), room.slice)),
+        "zero_gradients": room.patiently(lambda: _zero_gradients(model, part, room.slice)),
+    }  # fmt: skip
     for name, what in {
         "pgd10": plan("pgd10", eps, 10, norm), "pgd100": plan("pgd100", eps, 10, norm),
         "margin": plan("cw", eps, 10, norm), "targeted": _targeted(eps, norm, found["classes"]),

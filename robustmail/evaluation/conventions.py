@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from robustmail.data.images import Part
 from robustmail.errors import ModelError, NonFiniteError, did_you_mean
 from robustmail.evaluation.exact import exact
 from robustmail.evaluation.statistics import paired
-from robustmail.evaluation.suite import images
+from robustmail.evaluation.suite import images, room_of
 from robustmail.models.classifier import Classifier
 from robustmail.scores import ce
 
@@ -87,9 +88,11 @@ def spelt(normalize: Normalize | None) -> str:
     return name or "/".join(",".join(f"{v:.6g}" for v in half) for half in normalize)
 
 
-def shortlisted(networks: dict[str, nn.Module], conventions: dict[str, Normalize | None], part: Part) -> list[Score]:
+def shortlisted(networks: dict[str, nn.Module], conventions: dict[str, Normalize | None], part: Part,
+                device: torch.device | str = "cpu") -> list[Score]:  # fmt: skip
     """Every network under every convention, on a few images; the better ones on all. What fails or gives NaN has no
     score."""
+    networks = {name: net.to(device) for name, net in networks.items()}
     few = sorted(_scored(((n, c) for n in networks for c in conventions), networks, conventions, part.first(FEW)),
                  key=lambda s: (-s.accuracy, s.loss.mean().item()))  # fmt: skip
     pairs = [(s.network, s.convention) for s in few[:SHORT]]
@@ -153,11 +156,16 @@ def _worse(a: Score, b: Score) -> bool:
 
 
 def _answers(model: Classifier, part: Part) -> tuple[Tensor, Tensor]:
+    room = room_of(model, None)
+
+    def said(x: Tensor) -> Tensor:
+        with exact(model, room.slice) as view, torch.no_grad():
+            return view(x)
+
     right, loss = [], []
     for start in range(0, len(part.y), PROBED):
         x, y = images(model, part, slice(start, start + PROBED))
-        with exact(model) as view, torch.no_grad():
-            logits = view(x)
+        logits = room.patiently(partial(said, x))
         if not logits.isfinite().all() or logits.ndim != 2 or logits.shape[1] <= int(y.max()):
             raise ValueError("no logits for these labels")
         right.append((logits.argmax(1) == y).cpu())

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from robustmail.attacks.view import View, answer, viewed
 from robustmail.errors import ModelError
@@ -34,13 +35,15 @@ class Room:
     """How much is done at once: `batch` images under attack, `slice` in one pass of the model.
 
     The batch is free: halved where memory runs out, and, unless it was given, made to take some seconds; verdicts stay.
-    The slice is halved only when a batch of one slice is still too much, and then the last bits may change.
+    A block that cannot be halved is `frugal` instead: its gradients keep one slice of activations, and compute those of
+    the others again. The slice is halved only when that is still too much, and then the last bits may change.
     """
 
     def __init__(self, device: torch.device, batch: int | None = None) -> None:
         first, most = BATCH.get(device.type, BATCH["cpu"])
         self.slice = SLICE.get(device.type, SLICE["cpu"])
         self.batch, self.most, self.given = batch or first, batch or most, batch is not None
+        self.frugal = False
 
     def pace(self, seconds: float) -> None:
         """A batch took so long: take more, or less, the next time."""
@@ -49,23 +52,33 @@ class Room:
         elif seconds > LATE and self.batch // 2 >= self.slice and not self.given:
             self.batch //= 2
 
-    def patiently(self, work: Callable[[], T]) -> T:
-        """Do some work, of which the batch or the slice is a part; where memory runs out, again with half."""
+    def patiently(self, work: Callable[[], T], block: str = "") -> T:
+        """Do some work, of which the batch or the slice is a part; where memory runs out, again with half.
+
+        block: who needs how many images at once, where that is not a batch. Raises ModelError where one image is too
+        many.
+        """
         while True:
             try:
                 return work()
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                self.shrink(error)
+                self.shrink(error, block)
 
-    def shrink(self, error: Exception) -> None:
-        """Make do with half. Raises ModelError where one image is too many."""
-        if self.batch > self.slice:
+    def shrink(self, error: Exception, block: str = "") -> None:
+        """Make do with less. Raises ModelError where one image is too many."""
+        if block and not self.frugal:
+            self.frugal = True
+        elif self.batch > self.slice and not block:
             self.batch = self.most = max(self.slice, self.batch // 2)
         elif self.slice > 1:
             self.slice //= 2
-            self.batch = self.most = self.slice
+            self.batch = self.most = self.batch if block else self.slice
+        elif block:
+            raise ModelError(block, "out of memory, also where each pass of the model has a single image",
+                             "It sees these images at once, so a smaller --batch does not help: use --device cpu, or a "
+                             "machine with more memory.") from error  # fmt: skip
         else:
             raise ModelError("evaluate", "out of memory with a single image", "Use a machine with more.") from error
 
@@ -83,21 +96,31 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class Sliced(nn.Module):
-    """A model whose every pass has exactly `size` images; or, `whole`, a multiple of it, LONGEST at most."""
+    """A model whose every pass has exactly `size` images; or, `whole`, a multiple of it, LONGEST at most.
 
-    def __init__(self, model: nn.Module, size: int, whole: bool = False) -> None:
+    frugal: a gradient computes each pass again when its turn comes, so that one is in memory at a time.
+    """
+
+    def __init__(self, model: nn.Module, size: int, whole: bool = False, frugal: bool = False) -> None:
         super().__init__()
-        self.model, self.size, self.longest = model, size, LONGEST if whole else size
+        self.model, self.size, self.longest = model, size, LONGEST if whole and not frugal else size
+        self.frugal = frugal
         self.training = model.training
 
     def forward(self, x: Tensor) -> Tensor:
         n, missing = len(x), -len(x) % self.size
         if missing:
             x = torch.cat([x, x[:1].detach().expand(missing, *x.shape[1:])])
-        parts = [answer(self.model, part) for part in x.split(self.longest)]
+        parts = [self._pass(part) for part in x.split(self.longest)]
         logits: Tensor = (torch.cat(parts) if len(parts) > 1 else parts[0])[:n]
         if x.requires_grad and not logits.requires_grad:  # cut off within: then its gradient is zero, which is flagged
             logits = logits + 0 * x[:n].flatten(1).sum(1, keepdim=True)
+        return logits
+
+    def _pass(self, x: Tensor) -> Tensor:
+        if not self.frugal or not torch.is_grad_enabled():
+            return answer(self.model, x)
+        logits: Tensor = checkpoint(answer, self.model, x, use_reentrant=False)
         return logits
 
 
@@ -140,14 +163,14 @@ def quick(model: nn.Module, sample: Tensor, size: int) -> Likeness:
 
 
 @contextmanager
-def searched(view: View, likeness: Likeness, size: int) -> Iterator[View]:
+def searched(view: View, likeness: Likeness, size: int, frugal: bool = False) -> Iterator[View]:
     """The view of a likeness beside an exact view of its model, in the same slices."""
     form = likeness.form
     if isinstance(form, Twin):
         form.refresh()
     else:
         form = view.model.model  # type: ignore[assignment]
-    yield View(Sliced(form, size, likeness.whole))
+    yield View(Sliced(form, size, likeness.whole, frugal))
 
 
 def _regular(form: nn.Module, model: nn.Module, sample: Tensor, size: int) -> bool:

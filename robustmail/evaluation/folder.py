@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import Generator, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from robustmail.attacks.view import Norm, distances, slack
@@ -21,6 +20,7 @@ from robustmail.data.testsets import TestSet
 from robustmail.errors import RunError
 from robustmail.evaluation.believable import curve, judge, measure
 from robustmail.evaluation.exact import Room, exact
+from robustmail.evaluation.examples import PARTS, WHOLE, add_examples, load_examples, write_examples
 from robustmail.evaluation.ledger import (
     BROKE,
     STOOD,
@@ -54,11 +54,11 @@ from robustmail.step import Attack
 from robustmail.values import identity
 
 __all__ = [
-    "FILES", "Held", "Task", "clear", "context_of", "differences", "examine", "fingerprint_of", "merge", "read_folder",
-    "summed", "told_of", "write_pngs",
+    "FILES", "Held", "Task", "clear", "context_of", "differences", "examine", "fingerprint_of", "merge",
+    "open_shard", "open_whole", "read_folder", "summed", "told_of", "write_pngs",
 ]  # fmt: skip
 
-FILES = ("results.json", "ledger.csv", "examples.safetensors", "report.html", "png", "lock")
+FILES = ("results.json", "ledger.csv", WHOLE, PARTS, "report.html", "png", "lock")
 FORMAT = 3  # raised whenever older folders can no longer be judged by what is written here
 SAVE_EVERY = 20.0  # seconds
 QUANTILES = 5
@@ -93,17 +93,27 @@ class Task:
                            f"Use {so_many(blocks, 'shard')} at most.")  # fmt: skip
         self.plans = planned(self.attacks, self.eps, self.subject.classes, self.norm)
 
-    @property
+    @cached_property
     def index(self) -> Tensor:
         """Places in the data set of this shard's images."""
         index = torch.arange(len(self.data.part.y))
         k, of = self.shard
         return index[(index // CHUNK) % of == k - 1]
 
-    @property
+    @cached_property
     def part(self) -> Part:
         """This shard's images."""
         return Part(self.data.part.x[self.index], self.data.part.y[self.index])
+
+    @cached_property
+    def hashes(self) -> list[str]:
+        """Of each of this shard's images, as rows of the ledger say it."""
+        return [digest(floats(x)) for x in self.part.x]
+
+    @cached_property
+    def told(self) -> dict[str, Any]:
+        """What the results say of the images."""
+        return told_of(self.data, self.subject.classes)
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -145,32 +155,63 @@ class Held:
     """the images of which there are examples in the file, whether the ledger speaks of them or not"""
 
 
-def examine(task: Task, folder: Path, fresh: bool = False) -> Iterator[Attacking | Attacked]:
+def examine(task: Task, folder: Path, fresh: bool = False) -> Generator[Attacking | Attacked, None, None]:
     """Evaluate into a folder, or go on with what is there; the last save is at most some seconds old.
 
     Raises RunError for a folder of something else or one that was altered, and whatever an attack raises.
     """
     make_folder(folder, FILES, "evaluation")
     with locked(folder):
-        if fresh:
-            clear(folder)
-        held = _resume(task, folder)
-        if held and held.results["complete"] and held.results["spec"]["attacks"] == task.spec["attacks"]:
+        held = _open(task, folder, fresh)
+        if held and held.results["complete"]:
             yield from (Attacked(**row) for row in held.results["attacks"])
             return
-        if held and held.results["complete"]:  # attacks are added: until they are done, no result is whole
-            write_json(folder / "results.json", sealed({**held.results, "complete": False}))
         yield from _examine(task, folder, held)
+
+
+def open_whole(task: Task, folder: Path, fresh: bool = False) -> bool:
+    """Does the folder hold, finished, the whole evaluation of which `task` is a shard?
+
+    Raises RunError where it holds another one, or other things.
+    """
+    make_folder(folder, FILES, "evaluation")
+    with locked(folder):
+        held = _open(replace(task, shard=(1, 1)), folder, fresh)
+    return held is not None and held.results["complete"]
+
+
+def open_shard(task: Task, folder: Path, whole: Path, fresh: bool = False) -> None:
+    """Begin a shard with what the whole evaluation knows of its images, unless the shard's folder knows already.
+
+    Raises RunError where either folder holds another evaluation, or other things.
+    """
+    make_folder(folder, FILES, "evaluation")
+    with locked(folder):
+        if _open(task, folder, fresh) is None and (held := _resume(replace(task, shard=(1, 1)), whole)):
+            _save(task, folder, held.ledger.take(task.index), [], None, 0.0)
+
+
+def _open(task: Task, folder: Path, fresh: bool) -> Held | None:
+    """What the folder holds of this very evaluation; complete only if nothing is left to do."""
+    if fresh:
+        clear(folder)
+    held = _resume(task, folder)
+    if held and held.results["complete"] and held.results["spec"]["attacks"] != task.spec["attacks"]:
+        held.results["complete"] = False  # attacks are added: until they are done, no result is whole
+        write_json(folder / "results.json", sealed(held.results))
+    return held
 
 
 def _examine(task: Task, folder: Path, held: Held | None) -> Iterator[Attacking | Attacked]:
     model, part, room = task.subject.model, task.part, room_of(task.subject.model, task.batch)
     began = time.perf_counter() - (held.results["provenance"]["seconds"] if held else 0.0)
     ledger = held.ledger if held else look(model, part, room, task.index)
+    stored = {at: row["example"] for at, row in enumerate(held.rows) if row["example"]} if held else {}
     rows: list[Attacked] = []
+    measured: dict[str, Any] | None = None
 
-    def save(measured: dict[str, Any] | None = None, complete: bool = False) -> float:
-        _save(task, folder, ledger, rows, measured, time.perf_counter() - began, complete)
+    def save(complete: bool = False) -> float:
+        _save(task, folder, ledger, rows, measured, time.perf_counter() - began, complete, stored)
         return time.monotonic()
 
     saved = time.monotonic()
@@ -181,24 +222,30 @@ def _examine(task: Task, folder: Path, held: Held | None) -> Iterator[Attacking 
                 yield record
             rows.append(verdict(ledger, what, task.seed))
             yield rows[-1]
-    except BaseException as stop:
-        if not isinstance(stop, Exception):  # asked to stop, rather than failed
-            save()
-        raise
-    _round(task, ledger, part, room)
-    save()
-    measured: dict[str, Any] | None = None
-    if task.shard[0] == 1:
-        for found in measure(model, task.data.part, ledger, task.eps, task.norm, task.seed, room):
+        _round(task, ledger, part, room)
+        save()
+        for found in _measured(task, ledger, room):
             if isinstance(found, dict):
                 measured = found
             else:
                 yield found
-    save(measured, complete=True)
+    except BaseException as stop:
+        if not isinstance(stop, Exception):  # asked to stop, rather than failed
+            save()
+        raise
+    save(complete=True)
 
 
-def merge(folders: list[Path], to: Path) -> None:
+def _measured(task: Task, ledger: Ledger, room: Room) -> Iterator[Attacking | dict[str, Any]]:
+    """What the first shard examines for all of them."""
+    if task.shard[0] == 1:
+        yield from measure(task.subject.model, task.data.part, ledger, task.eps, task.norm, task.seed, room)
+
+
+def merge(folders: list[Path], to: Path, again: bool = False) -> None:
     """Put the shards of one evaluation together; the ledger is the one that a single process would have written.
+
+    again: `to` may hold an unfinished result of this evaluation, as `open_whole` leaves it.
 
     Raises RunError for shards of different evaluations, unfinished ones, or too few.
     """
@@ -224,7 +271,7 @@ def merge(folders: list[Path], to: Path) -> None:
     place = {int(index): i for i, index in enumerate(ledger.index)}
     rows = sorted((row for other in held for row in other.rows), key=lambda row: int(row["index"]))
     make_folder(to, FILES, "evaluation")
-    if (to / "results.json").exists():
+    if (to / "results.json").exists() and not again:
         raise RunError(str(to), "holds results already", "Pass another --out.")
     measured = next((other.results["measured"] for other in held if other.results["measured"]), None)
     attacks = [verdict(ledger, Attacked(**row), first["spec"]["seed"]) for row in first["attacks"]]
@@ -234,7 +281,7 @@ def merge(folders: list[Path], to: Path) -> None:
         "provenance": {**first["provenance"], "seconds": seconds, "merged": [str(other.folder) for other in held]},
     }  # fmt: skip
     originals = {place[i]: x for other in held for i, x in _by_index(other).items()}
-    _write_examples(to, ledger, originals)
+    write_examples(to, ledger, originals)
     write_text(to / "ledger.csv", text_of(rows))
     write_json(to / "results.json", sealed(results))
 
@@ -312,15 +359,25 @@ def _resume(task: Task, folder: Path) -> Held | None:
             raise RunError(str(folder), "has a ledger, but its results.json is missing",
                            "Restore it, pass another --out, or --fresh to begin anew.")  # fmt: skip
         return None
+    if not (folder / "ledger.csv").exists() and _just_begun(folder):
+        return None
     held = read_folder(folder, strict=True)
     mine = {"spec": task.spec, "weights": {"fingerprint": task.subject.fingerprint},
-            "data": {"fingerprint": fingerprint_of(task.data.part)}, "shard": _shard(task)}  # fmt: skip
+            "data": task.told, "shard": _shard(task)}  # fmt: skip
     _same(held.results, mine, folder, shard=True)
     before, now = held.results["spec"]["attacks"], task.spec["attacks"]
     if now[: len(before)] != before:
         raise RunError(str(folder), f"holds the attacks {', '.join(before)}, not {', '.join(now)}",
                        "Attacks can be added at the end; otherwise pass another --out, or --fresh.")  # fmt: skip
     return held
+
+
+def _just_begun(folder: Path) -> bool:
+    """Was its process killed within its first save, before there was anything to lose?"""
+    try:
+        return json.loads((folder / "results.json").read_text(encoding="utf-8"))["complete"] is False
+    except (OSError, ValueError, LookupError, TypeError):  # read_folder says what is wrong
+        return False
 
 
 def _same(there: dict[str, Any], here: dict[str, Any], folder: Path, shard: bool = False) -> None:
@@ -354,9 +411,10 @@ def _plain(value: Any) -> str:
 
 def clear(folder: Path) -> None:
     """Delete what an evaluation left in its folder, the results first: nothing may stand in them that is gone."""
-    for name in ("results.json", "ledger.csv", "examples.safetensors", "report.html"):
+    for name in ("results.json", "ledger.csv", WHOLE, "report.html"):
         (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / "png", ignore_errors=True)
+    for name in (PARTS, "png"):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _round(task: Task, ledger: Ledger, part: Part, room: Room) -> None:
@@ -390,21 +448,23 @@ def eight_bit(x: Tensor, found: Tensor, eps: float, norm: Norm) -> Tensor:
 
 def _save(
     task: Task, folder: Path, ledger: Ledger, rows: list[Attacked], measured: dict[str, Any] | None, seconds: float,
-    complete: bool = False,
+    complete: bool = False, stored: dict[int, str] | None = None,
 ) -> None:  # fmt: skip
     """Examples first, then the ledger that speaks of them, then the results that sum it up: a kill in between leaves
-    more than is spoken of, never less."""
-    part = task.part
-    _write_examples(folder, ledger, {at: part.x[at] for at in ledger.examples})
-    write_text(folder / "ledger.csv", write_rows(ledger, floats(part.x), task.context))
+    more than is spoken of, never less. `stored`: the examples, position -> hash, that the folder holds already."""
+    stored = {} if stored is None else stored
     results = {
         "format": FORMAT, "kind": "evaluation", "complete": complete, "name": task.subject.name, "n": len(ledger),
-        "shard": _shard(task), "spec": task.spec, "weights": task.subject.weights,
-        "data": told_of(task.data, task.subject.classes),
+        "shard": _shard(task), "spec": task.spec, "weights": task.subject.weights, "data": task.told,
         **summed(ledger, rows, task.subject.classes, measured),
         "provenance": {**provenance(task.subject.device), "seconds": round(seconds, 2), "command": task.command},
     }  # fmt: skip
-    write_json(folder / "results.json", sealed(results))
+    path = folder / "results.json"
+    if not path.exists():  # else a kill before the last line would leave a ledger of which nothing is known
+        write_json(path, sealed({**results, "complete": False}))
+    add_examples(folder, ledger, task.part.x, stored, complete)
+    write_text(folder / "ledger.csv", write_rows(ledger, task.hashes, stored, task.context))
+    write_json(path, sealed(results))
 
 
 def told_of(data: TestSet, classes: int) -> dict[str, Any]:
@@ -450,19 +510,6 @@ def _by_margin(ledger: Ledger) -> list[dict[str, Any]]:
     return found
 
 
-def _write_examples(folder: Path, ledger: Ledger, originals: dict[int, Tensor]) -> None:
-    where = sorted(ledger.examples)
-    shape = next(iter(ledger.examples.values())).shape if where else (0,)
-    content = {
-        "index": ledger.index[where],
-        "x": torch.stack([ledger.examples[at].float() for at in where]) if where else torch.empty(0, *shape),
-        "original": torch.stack([originals[at].cpu() for at in where]) if where else torch.empty(0, *shape),
-    }
-    write(
-        folder / "examples.safetensors", lambda path: save_file({k: v.contiguous() for k, v in content.items()}, path)
-    )
-
-
 def _read_examples(
     folder: Path, ledger: Ledger, rows: list[dict[str, str]]
 ) -> tuple[dict[int, Tensor], tuple[int, ...]]:
@@ -471,28 +518,21 @@ def _read_examples(
 
     Raises RunError, naming the row, where one is missing or is not the one that was written.
     """
-    path = folder / "examples.safetensors"
-    try:
-        content = load_file(path)
-        index, x, original = (content[name] for name in ("index", "x", "original"))
-        place = {int(i): k for k, i in enumerate(index)}
-        if extra := sorted(set(content) - {"index", "x", "original"}):
-            raise ValueError(f"holds {extra[0]!r}, which no evaluation writes")
-    except Exception as error:  # missing, or damaged in any way
-        raise RunError(str(path), f"damaged or missing ({type(error).__name__}: {error})") from error
+    found = load_examples(folder)
     originals = {}
     for at, row in enumerate(rows):
         if not row["example"]:
             continue
         who = f"{folder / 'ledger.csv'}, row {at + 1} (image {row['index']})"
-        k = place.get(int(row["index"]))
-        if k is None or digest(x[k]) != row["example"]:
-            raise RunError(who, "its example is missing" if k is None else "its example was altered")
-        clean = original[k]
+        if int(row["index"]) not in found:
+            raise RunError(who, "its example is missing")
+        x, clean = found[int(row["index"])]
+        if digest(x) != row["example"]:
+            raise RunError(who, "its example was altered")
         if digest(floats(clean)) != row["image"]:
             raise RunError(who, "its original image was altered")
-        ledger.examples[at], originals[at] = x[k], clean
-    return originals, tuple(map(int, index))
+        ledger.examples[at], originals[at] = x, clean
+    return originals, tuple(found)
 
 
 def _by_index(held: Held) -> dict[int, Tensor]:

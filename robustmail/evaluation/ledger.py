@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -84,14 +84,21 @@ class Ledger:
     def enter(self, stage: str, tried: Tensor, broke: Tensor, said: Tensor, far: Tensor, found: Tensor | None) -> None:
         """A stage has tried the images at positions `tried`, [T]: which broke, what the model said, how far, and
         the images themselves (None: not kept)."""
-        self.outcome(stage)[tried] = torch.where(broke, BROKE, STOOD).to(torch.int8)
+        outcome = self.outcome(stage).clone()
+        outcome[tried] = torch.where(broke, BROKE, STOOD).to(torch.int8)
+        by, examples = [*self.broken_by], {**self.examples}
+        as_, distance = self.broken_as.clone(), self.distance.clone()
         for k in broke.nonzero().flatten().tolist():
             at = int(tried[k])
-            if self.broken_by[at]:
+            if by[at]:
                 continue
-            self.broken_by[at], self.broken_as[at], self.distance[at] = stage, said[k], far[k]
+            by[at], as_[at], distance[at] = stage, said[k], far[k]
             if found is not None:
-                self.examples[at] = found[k]
+                examples[at] = found[k]
+        # One call into C, before or after which a signal may arrive, not within: no batch is entered by halves.
+        self.__dict__.update(
+            stages={**self.stages, stage: outcome}, broken_by=by, broken_as=as_, distance=distance, examples=examples
+        )
 
     def take(self, positions: Tensor) -> Ledger:
         """The rows at some positions, as a ledger of their own."""
@@ -115,7 +122,7 @@ def joined(parts: list[Ledger]) -> Ledger:
         **columns, stages={s: torch.cat([p.outcome(s) for p in parts]) for s in stages},
         broken_by=[by for part in parts for by in part.broken_by],
         examples={start + i: x for start, p in zip(starts, parts, strict=True) for i, x in p.examples.items()},
-        seconds={s: sum(p.seconds.get(s, 0.0) for p in parts) for s in stages},
+        seconds={s: sum(p.seconds.get(s, 0.0) for p in parts) for s in ("natural", *stages)},
     )  # fmt: skip
     return whole.take(whole.index.argsort())
 
@@ -125,18 +132,19 @@ def digest(tensor: Tensor) -> str:
     return hashlib.blake2b(tensor.detach().cpu().contiguous().numpy().tobytes(), digest_size=8).hexdigest()
 
 
-def write_rows(ledger: Ledger, images: Tensor, context: str) -> str:
-    """ledger.csv; `images`: the clean ones, [N, C, H, W]; `context`: what every row's seal covers besides the row."""
+def write_rows(ledger: Ledger, images: Sequence[str], examples: Mapping[int, str], context: str) -> str:
+    """ledger.csv; `images`: the hashes of the clean ones, [N]; `examples`: those of the examples, by position;
+    `context`: what every row's seal covers besides the row."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*FIXED, *ledger.stages, *LAST])
-    for i, by in enumerate(ledger.broken_by):
-        example = digest(ledger.examples[i]) if i in ledger.examples else ""
+    words = [[WORDS[code] for code in codes.tolist()] for codes in (*ledger.stages.values(), ledger.rounded)]
+    columns = (ledger.index, ledger.label, ledger.predicted, ledger.margin, ledger.broken_as, ledger.distance)
+    for i, (index, label, said, margin, as_, far) in enumerate(zip(*map(Tensor.tolist, columns), strict=True)):
+        by, example = ledger.broken_by[i], examples.get(i, "")
         row = [
-            int(ledger.index[i]), int(ledger.label[i]), int(ledger.predicted[i]), f"{float(ledger.margin[i]):.9g}",
-            by, int(ledger.broken_as[i]) if by else "", f"{float(ledger.distance[i]):.9g}" if example else "",
-            *(WORDS[int(outcome[i])] for outcome in ledger.stages.values()), WORDS[int(ledger.rounded[i])],
-            digest(images[i]), example,
+            index, label, said, f"{margin:.9g}", by, as_ if by else "", f"{far:.9g}" if example else "",
+            *(column[i] for column in words), images[i], example,
         ]  # fmt: skip
         writer.writerow([*row, seal(row, context)])
     return text.getvalue()

@@ -109,7 +109,7 @@ def open_subject(
     tried = {**conventions, "none": None} if given else conventions
     said = [why] if why else []
     if len(networks) * len(tried) > 1:
-        best, told = _chosen(shortlisted(networks, tried, sample), data, conventions, given)
+        best, told = _chosen(shortlisted(networks, tried, sample, device), data, conventions, given)
         said += told
         network, convention, judged = best.network, conventions[best.convention], best.model
     else:
@@ -128,7 +128,9 @@ def open_subject(
                    tuple(said))  # fmt: skip
 
 
-def reopen(spec: dict[str, Any], data: TestSet, path: Path | None = None) -> Subject:
+def reopen(
+    spec: dict[str, Any], data: TestSet, path: Path | None = None, device: torch.device | str = "cpu"
+) -> Subject:
     """The model that an evaluation's results speak of, from its own path or another."""
     if spec["checkpoint"] is None and path is None:
         raise ModelError(
@@ -139,7 +141,7 @@ def reopen(spec: dict[str, Any], data: TestSet, path: Path | None = None) -> Sub
     read = _read_networks(checkpoint) if "model" not in checkpoint.facts else {}
     net = read.get(spec["model"]) or next(iter(_networks(checkpoint, data, _named(spec, checkpoint)).values()))
     normalize = read_convention(spec["normalize"], data.part.x.shape[1])
-    judged = Classifier(net, normalize).eval()
+    judged = Classifier(net, normalize).eval().to(device)
     described = {k: spec[k] for k in ("weights", "model", "normalize")} | {"checkpoint": str(where)}
     return Subject(_called(where, checkpoint), judged, classes_of(judged, data.part), described, checkpoint.sha256)
 

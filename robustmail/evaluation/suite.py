@@ -23,7 +23,7 @@ from robustmail.evaluation.ledger import UNTRIED, Ledger, joined
 from robustmail.evaluation.plans import Plan, check_eps, check_own, plan
 from robustmail.evaluation.statistics import wilson
 from robustmail.randomness import reseed
-from robustmail.records import Attacked, Attacking
+from robustmail.records import Attacked, Attacking, so_many
 from robustmail.rehearsal import ask, broken
 from robustmail.scores import gap
 from robustmail.step import Adversarial, Attack
@@ -195,7 +195,8 @@ def attempt(
                 ledger.enter(stage, tried, *_attack(model, search, part, tried, place, what, stage, seed, room, keep))
                 return tried
 
-            tried = room.patiently(work)
+            together = so_many(int((block == block[0]).sum()), "image")
+            tried = room.patiently(work, "" if what.independent(stage) else f"attack {stage} (given {together})")
             todo = todo[~torch.isin(todo, tried)]
             took = time.perf_counter() - began
             ledger.seconds[stage] = ledger.seconds.get(stage, 0.0) + took
@@ -318,8 +319,8 @@ def _attack(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
     """(broke, class said, distance, images or None) of the images at positions `tried`, on the CPU."""
     x, y = images(model, part, tried)
-    attack = what.stages[stage]
-    with exact(model, room.slice) as view, searched(view, search, room.slice) as seen:
+    attack, frugal = what.stages[stage], room.frugal and not what.independent(stage)
+    with exact(model, room.slice) as view, searched(view, search, room.slice, frugal) as seen:
         reseed(seed, stage, place)
         with noise_of_each(x, seed, stage) if what.independent(stage) else nullcontext():
             found = ask("attack", attack, seen, x.clone(), y.clone())  # it may write into them; we judge by ours

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from robustmail.data.datasets import read_data
 from robustmail.data.testsets import TestSet
+from robustmail.devices import pick_device
 from robustmail.errors import RunError
 from robustmail.evaluation.exact import exact
 from robustmail.evaluation.folder import Held, context_of, fingerprint_of, read_folder, summed, told_of
@@ -47,11 +48,12 @@ def verify(
     checkpoint: str | Path | None = None,
     data: str | None = None,
     factory: str | None = None,
+    device: str = "auto",
 ) -> Verified:
     """Re-judge an evaluation in two forward passes, with the model and the data that it names itself, or these.
 
     images: as `evaluate` takes data. checkpoint, data, factory: where the weights, the images, and the model's
-    file.py:factory lie now.
+    file.py:factory lie now. device: where to judge; a `model` stays where it is.
 
     Raises RunError, naming the row, where the weights, the data, an image, an example, its distance, a verdict, eps or
     a number in results.json is not what it was.
@@ -63,7 +65,7 @@ def verify(
     found: TestSet = images or open_data(data or held.results["spec"]["data_given"])
     there = Path(checkpoint) if checkpoint else None
     spec = held.results["spec"] | ({"model": factory} if factory else {})
-    subject = Subject.of(model, found) if model is not None else reopen(spec, found, there)
+    subject = Subject.of(model, found) if model is not None else reopen(spec, found, there, pick_device(device))
     return _verify(
         held, subject, found.first(min(len(found.part.y), held.results["spec"]["n"])), moved=there is not None
     )
@@ -111,7 +113,9 @@ def _verify(held: Held, subject: Subject, data: TestSet, moved: bool) -> Verifie
     if held.stored != tuple(ledger.index[sorted(ledger.examples)].tolist()):
         raise RunError(str(held.folder / "examples.safetensors"), "holds examples that the ledger does not speak of")
     mine = type(part)(part.x[ledger.index], part.y[ledger.index])
-    text = write_rows(ledger, floats(mine.x), context_of(subject.fingerprint, results["spec"]))
+    images = [digest(floats(x)) for x in mine.x]
+    examples = {at: digest(x) for at, x in ledger.examples.items()}
+    text = write_rows(ledger, images, examples, context_of(subject.fingerprint, results["spec"]))
     if text != (held.folder / "ledger.csv").read_bytes().decode():
         raise RunError(str(where), "is not what robustmail writes of these verdicts: it was altered")
     room = room_of(subject.model, None)

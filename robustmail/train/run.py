@@ -36,7 +36,7 @@ NOT_THE_METHOD = {"device"}  # a run may go on elsewhere
 
 
 class Signals:
-    """Catches SIGINT and SIGTERM: during training the step under way is finished and saved, otherwise at once."""
+    """Catches what asks a process to stop: in training the step under way is finished and saved, otherwise at once."""
 
     def __init__(self) -> None:
         self.asked: int | None = None
@@ -45,7 +45,7 @@ class Signals:
     @contextmanager
     def caught(self) -> Iterator[Signals]:
         """Handle the signals inside the block."""
-        before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        before = {s: signal.signal(s, self._handle) for s in _asking()}
         try:
             yield self
         finally:
@@ -62,10 +62,23 @@ class Signals:
             self._deferring = False
 
     def _handle(self, signum: int, _: FrameType | None) -> None:
-        if self._deferring and (self.asked is None or world() > 1):  # torchrun sends one of its own after Ctrl-C
-            self.asked = self.asked or signum
-        else:
+        again, self.asked = self.asked is not None, self.asked or signum
+        if again and world() > 1:  # torchrun sends one of its own after Ctrl-C
+            return
+        if again or not self._deferring:
             raise Stopped(signum)
+
+    def check(self) -> None:
+        """Raise Stopped where a signal came and Python swallowed what it raised, as in a destructor."""
+        if self.asked is not None:
+            raise Stopped(self.asked)
+
+
+def _asking() -> list[signal.Signals]:
+    """The signals that ask a process to stop; a terminal that is gone does, but not under nohup."""
+    gone = getattr(signal, "SIGHUP", None)
+    heard = gone is not None and signal.getsignal(gone) != signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([gone] if gone is not None and heard else [])]
 
 
 def preflight(recipe: Recipe) -> None:
