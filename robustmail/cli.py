@@ -14,6 +14,7 @@ import typer
 
 from robustmail import __version__, catalogue, cli_evaluate, cli_lab, cli_trials
 from robustmail.errors import PluginError, RecipeError, RobustmailError, RunError, did_you_mean
+from robustmail.untrusted import printable
 
 if TYPE_CHECKING:
     from robustmail.recipe import Recipe
@@ -271,7 +272,7 @@ def _as_override(option: str, context: Any) -> str:
 def _complain(text: str, loud: bool) -> None:
     if loud:
         traceback.print_exc()
-    print(f"robustmail: {text}", file=sys.stderr, flush=True)
+    print(f"robustmail: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def _load(name: str, overrides: list[str] | None) -> Recipe:

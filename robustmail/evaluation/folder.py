@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -47,10 +47,11 @@ from robustmail.evaluation.suite import (
     verdict,
     worst_case,
 )
-from robustmail.files import locked, make_folder, write, write_json, write_text
+from robustmail.files import check_folder, locked, make_folder, remove, write, write_json, write_text
 from robustmail.provenance import provenance
 from robustmail.records import Attacked, Attacking, so_many
 from robustmail.step import Attack
+from robustmail.untrusted import check_shape, check_tensors, read_json, read_text
 from robustmail.values import identity
 
 __all__ = [
@@ -62,6 +63,22 @@ FILES = ("results.json", "ledger.csv", "examples.safetensors", "report.html", "p
 FORMAT = 3  # raised whenever older folders can no longer be judged by what is written here
 SAVE_EVERY = 20.0  # seconds
 QUANTILES = 5
+ROW = {"name": str, "correct": int, "n": int, "accuracy": float, "low": float, "high": float, "seconds": float,
+       "settings": {"*": str}, "stages": [str]}  # fmt: skip
+SPEC = {
+    "checkpoint": (None, str), "weights": (None, str), "model": str, "normalize": (None, str), "source": (None, str),
+    "data": str, "data_given": (None, str), "attacks": [str], "own": {"*": str}, "eps": float, "norm": str, "n": int,
+    "seed": int,
+}  # fmt: skip
+SHAPE = {
+    "format": int, "kind": str, "complete": bool, "name": str, "n": int, "shard": (None, [int]), "spec": SPEC,
+    "weights": {"file": (None, str), "sha256": (None, str), "fingerprint": str},
+    "data": {"name": str, "classes": int, "class_names": (None, [str]), "shape": [int], "fingerprint": str},
+    "attacks": [ROW], "measured": (None, dict), "seconds": {"*": float},
+    "provenance": {"seconds": float, "command": str},
+}  # fmt: skip
+"""What is read of an evaluation's results.json, which anybody may have written"""
+MOST = 10**7  # images or classes
 MAY_DIFFER = ("checkpoint", "data", "data_given", "attacks", "own")  # where files lie, and attacks that are added later
 
 
@@ -234,9 +251,10 @@ def merge(folders: list[Path], to: Path) -> None:
         "provenance": {**first["provenance"], "seconds": seconds, "merged": [str(other.folder) for other in held]},
     }  # fmt: skip
     originals = {place[i]: x for other in held for i, x in _by_index(other).items()}
-    _write_examples(to, ledger, originals)
-    write_text(to / "ledger.csv", text_of(rows))
-    write_json(to / "results.json", sealed(results))
+    with locked(to):
+        _write_examples(to, ledger, originals)
+        write_text(to / "ledger.csv", text_of(rows))
+        write_json(to / "results.json", sealed(results))
 
 
 def write_pngs(folder: Path) -> int:
@@ -245,8 +263,10 @@ def write_pngs(folder: Path) -> int:
 
     held = read_folder(folder)
     spec = held.results["spec"]
-    shutil.rmtree(folder / "png", ignore_errors=True)  # of images that may stand now
-    (folder / "png").mkdir()
+    if (folder / "png").is_symlink():
+        raise RunError(str(folder / "png"), "is a symbolic link", "Delete it.")
+    _clear_pngs(folder)  # of images that may stand now
+    make_folder(folder / "png")
     for at, found in held.ledger.examples.items():
         clean = floats(held.originals[at])[None]
         pixels = (eight_bit(clean, found[None], spec["eps"], spec["norm"])[0] * 255).round().to(torch.uint8)
@@ -257,6 +277,16 @@ def write_pngs(folder: Path) -> int:
     return len(held.ledger.examples)
 
 
+def _clear_pngs(folder: Path) -> None:
+    """Delete what `write_pngs` wrote; whatever else lies there stays, and so does its folder then."""
+    there = folder / "png"
+    if not there.is_dir() or there.is_symlink():
+        return
+    remove(there, [path.name for path in there.iterdir() if re.fullmatch(r"\d{5,}\.png", path.name)])
+    if not any(there.iterdir()):
+        there.rmdir()
+
+
 def read_folder(folder: Path, strict: bool = False) -> Held:
     """The files of an evaluation; `strict`: every row must still bear its seal.
 
@@ -264,17 +294,17 @@ def read_folder(folder: Path, strict: bool = False) -> Held:
     """
     path = folder / "results.json"
     try:
-        results = json.loads(path.read_text())
+        results = read_json(path)
         if isinstance(results, dict) and "spec" not in results and results.get("kind", "run") == "run":
             raise RunError(str(folder), "is a training run, not an evaluation", "robustmail eval it first.")
-        spec, fingerprint, _ = results["spec"], results["weights"]["fingerprint"], results["seconds"].items()
-        context = context_of(fingerprint, spec)
         if results["format"] != FORMAT:
             age = "an older" if isinstance(results["format"], int) and results["format"] < FORMAT else "another"
             wrong = f"was made by {age} version (format {results['format']}, this one reads {FORMAT})"
             raise RunError(str(path), wrong, "Evaluate again into another folder, or read it with that version.")
         if results["kind"] != "evaluation":
             raise RunError(str(path), f"is of kind {results['kind']!r}, not an evaluation's")
+        _check_sizes(results)
+        context = context_of(results["weights"]["fingerprint"], results["spec"])
         for row in results["attacks"]:
             Attacked(**row)
     except FileNotFoundError as error:
@@ -282,7 +312,7 @@ def read_folder(folder: Path, strict: bool = False) -> Held:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(str(path), f"damaged, or not an evaluation's ({type(error).__name__}: {error})") from error
     try:
-        text = (folder / "ledger.csv").read_bytes().decode()  # as it is: read_text would turn line ends into ours
+        text = read_text(folder / "ledger.csv")
     except (OSError, ValueError) as error:
         raise RunError(str(folder / "ledger.csv"), f"cannot be read ({error})") from error
     if "\r" in text:
@@ -303,6 +333,16 @@ def read_folder(folder: Path, strict: bool = False) -> Held:
     ledger.seconds = {str(stage): float(s) for stage, s in results["seconds"].items()}
     originals, stored = _read_examples(folder, ledger, rows)
     return Held(folder, results, ledger, rows, originals, stored)
+
+
+def _check_sizes(results: dict[str, Any]) -> None:
+    """Refuse results.json where a part is missing, of another type, or larger than any evaluation (ValueError)."""
+    check_shape(results, SHAPE)
+    n, shard = results["spec"]["n"], results["shard"]
+    if not (1 <= n <= MOST and 1 <= results["data"]["classes"] <= MOST and results["spec"]["eps"] > 0):
+        raise ValueError("the numbers of images or classes, or eps, are no evaluation's")
+    if shard is not None and not (len(shard) == 2 and 1 <= shard[0] <= shard[1] <= n):
+        raise ValueError(f"there is no shard {shard}")
 
 
 def _resume(task: Task, folder: Path) -> Held | None:
@@ -354,9 +394,11 @@ def _plain(value: Any) -> str:
 
 def clear(folder: Path) -> None:
     """Delete what an evaluation left in its folder, the results first: nothing may stand in them that is gone."""
-    for name in ("results.json", "ledger.csv", "examples.safetensors", "report.html"):
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / "png", ignore_errors=True)
+    if not folder.is_dir():
+        return
+    check_folder(folder, FILES, "evaluation")
+    remove(folder, ("results.json", "ledger.csv", "examples.safetensors", "report.html"))
+    _clear_pngs(folder)
 
 
 def _round(task: Task, ledger: Ledger, part: Part, room: Room) -> None:
@@ -473,6 +515,7 @@ def _read_examples(
     """
     path = folder / "examples.safetensors"
     try:
+        check_tensors(path)
         content = load_file(path)
         index, x, original = (content[name] for name in ("index", "x", "original"))
         place = {int(i): k for k, i in enumerate(index)}

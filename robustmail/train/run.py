@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,20 +16,21 @@ from robustmail.errors import RunError
 from robustmail.evaluation.folder import fingerprint_of
 from robustmail.evaluation.plans import plan
 from robustmail.evaluation.suite import trial
-from robustmail.files import locked, make_folder, write_json, write_text
+from robustmail.files import check_folder, locked, make_folder, remove, write_json, write_text
 from robustmail.models.classifier import check_name
 from robustmail.provenance import provenance
 from robustmail.recipe import Recipe
 from robustmail.records import Attacked, Finished, Record
 from robustmail.train.loop import fit
 from robustmail.train.state import State
+from robustmail.untrusted import read_json
 from robustmail.values import describe, flatten
 
 __all__ = ["Signals", "Stopped", "preflight", "run", "status", "write_recipe"]
 
 OURS = (  # the state first: what begins anew takes that away before anything else
     "state.pt", "recipe.py", "recipe.json", "metrics.csv", "log.txt", "best.safetensors", "last.safetensors",
-    "results.json", "curves.png", "nonfinite.pt", "forked.json", "lock",
+    "results.json", "curves.png", "nonfinite.pt", "forked.json", "report.html", "lock",
 )  # fmt: skip
 NOT_THE_METHOD = {"device"}  # a run may go on elsewhere
 
@@ -91,20 +91,15 @@ def preflight(recipe: Recipe) -> None:
 def status(recipe: Recipe, folder: Path, fresh: bool = False, yes: bool = False) -> str:
     """What running the recipe in the folder means: "new", "continue", "finished", or "replace" with `fresh`.
 
-    Reads only. Raises RunError: a folder of another recipe (naming the fields that differ), one with other things in
-    it, or an unfinished run that `fresh` would delete without `yes`.
+    Reads only. Raises RunError: a folder of another recipe (naming the fields that differ), files that would be
+    overwritten and are no run's, or an unfinished run that `fresh` would delete without `yes`.
     """
     if not folder.exists():
         return "new"
     if not folder.is_dir():
         raise RunError(str(folder), "is a file, not a folder", "Pass another --out.")
-    make_folder(folder, OURS, "run")
-    inside = {path.name for path in folder.iterdir()}
+    check_folder(folder, OURS, "run")
     begun = (folder / "state.pt").exists()
-    if not begun and inside and not (folder / "lock").exists():  # a start of ours that was cut short leaves a lock
-        raise RunError(
-            str(folder), f"holds {', '.join(sorted(inside)[:3])} but no run", "Pass an empty folder with --out."
-        )  # fmt: skip
     if fresh:
         finished = begun and _read_json(folder / "results.json").get("complete", False)
         if begun and not finished and not yes:
@@ -165,10 +160,7 @@ def _enter(recipe: Recipe, state: State, folder: Path, what: str, source: str | 
     if what == "continue":
         state.load()
         return
-    for name in OURS:
-        if name != "lock":
-            (folder / name).unlink(missing_ok=True)
-            (folder / f"{name}.tmp").unlink(missing_ok=True)
+    remove(folder, [name for name in OURS if name != "lock"])
     write_recipe(recipe, folder, source)
     state.save()
 
@@ -255,7 +247,7 @@ def _refuse_another(recipe: Recipe, there: dict[str, Any], folder: Path) -> None
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from robustmail.trials.execute import Submit, check, in_order, missing
 from robustmail.trials.fork import forked_from, own, plan
 from robustmail.trials.grid import Cell, folders, recipes
 from robustmail.trials.summary import Row, read_accuracies, rows
+from robustmail.untrusted import check_shape, read_json
 from robustmail.values import describe
 
 __all__ = ["Study"]
@@ -125,7 +125,8 @@ class Study:
     def _before(self) -> dict[str, dict[str, Any]]:
         """The trunks of earlier calls."""
         try:
-            trunks = json.loads(self.file.read_text())["shared"]["trunks"]
+            trunks = read_json(self.file)["shared"]["trunks"]
+            check_shape(trunks, [{"folder": str, "epochs": int, "steps": int, "seconds": float}], "trunks")
             return {trunk["folder"]: trunk for trunk in trunks}
         except FileNotFoundError:
             return {}
