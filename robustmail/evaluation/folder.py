@@ -18,7 +18,7 @@ from torch import Tensor
 from robustmail.attacks.view import Norm, distances, slack
 from robustmail.data.images import Part
 from robustmail.data.testsets import TestSet
-from robustmail.errors import RunError
+from robustmail.errors import RunError, in_brief
 from robustmail.evaluation.believable import curve, judge, measure
 from robustmail.evaluation.exact import Room, exact
 from robustmail.evaluation.ledger import (
@@ -56,7 +56,7 @@ from robustmail.values import identity
 
 __all__ = [
     "FILES", "Held", "Task", "clear", "context_of", "differences", "examine", "fingerprint_of", "merge", "read_folder",
-    "summed", "told_of", "write_pngs",
+    "summed_again", "told_of", "write_pngs",
 ]  # fmt: skip
 
 FILES = ("results.json", "ledger.csv", "examples.safetensors", "report.html", "png", "lock")
@@ -247,7 +247,8 @@ def merge(folders: list[Path], to: Path) -> None:
     attacks = [verdict(ledger, Attacked(**row), first["spec"]["seed"]) for row in first["attacks"]]
     seconds = sum(other.results["provenance"]["seconds"] for other in held)
     results = {
-        **first, "n": len(ledger), "shard": None, **summed(ledger, attacks, first["data"]["classes"], measured),
+        **first, "n": len(ledger), "shard": None,
+        **summed_again(to, ledger, attacks, first["data"]["classes"], measured),
         "provenance": {**first["provenance"], "seconds": seconds, "merged": [str(other.folder) for other in held]},
     }  # fmt: skip
     originals = {place[i]: x for other in held for i, x in _by_index(other).items()}
@@ -469,6 +470,16 @@ def summed(ledger: Ledger, rows: list[Attacked], classes: int, measured: dict[st
         "curve": curve(measured) if measured else None, "believable": judge(measured, ledger, pgd, classes),
         "measured": measured, "seconds": {k: round(v, 3) for k, v in ledger.seconds.items()},
     }  # fmt: skip
+
+
+def summed_again(
+    folder: Path, ledger: Ledger, rows: list[Attacked], classes: int, measured: dict[str, Any] | None
+) -> dict[str, Any]:
+    """As `summed`, of what anybody may have written: RunError where `measured` is not what an evaluation measures."""
+    try:
+        return summed(ledger, rows, classes, measured)
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise RunError(str(folder / "results.json"), f"is damaged or was altered ({in_brief(error)})") from error
 
 
 def _per_class(ledger: Ledger, classes: int) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from robustmail.data.testsets import TestSet, of_arrays
 from robustmail.errors import RunError
 from robustmail.evaluation.exact import exact
-from robustmail.evaluation.folder import Held, context_of, fingerprint_of, read_folder, summed, told_of
+from robustmail.evaluation.folder import Held, context_of, fingerprint_of, read_folder, summed_again, told_of
 from robustmail.evaluation.ledger import BROKE, UNTRIED, Ledger, digest, write_rows
 from robustmail.evaluation.plans import Plan, is_ours, plan
 from robustmail.evaluation.subject import Subject, open_data, open_recorded_data, reopen
@@ -193,7 +193,7 @@ def _check_sums(held: Held, classes: int) -> None:
             raise RunError(path, f"its stages or settings are not those of {row.name}: it was altered, or the attack "
                            "is another one in this version")  # fmt: skip
         _check_tried(held, row)
-    expected = summed(ledger, again, classes, results["measured"])
+    expected = summed_again(held.folder, ledger, again, classes, results["measured"])
     for name, value in expected.items():
         if name != "seconds" and _plain(value) != _plain(results.get(name)):
             raise RunError(path, f"{name} does not follow from the ledger: it was altered")
