@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from robustmail.catalogue import entries
-from robustmail.errors import RunError
+from robustmail.errors import RecipeError, RunError
 
 __all__ = [
     "HEADER",
@@ -224,14 +224,14 @@ def check_tensors(path: Path) -> None:
 def data_source(text: object) -> Callable[[], Any] | None:
     """The built-in data source that a file names: `digits()`, `cifar10(validation=500)`, or a subset of one.
 
-    None for everything else: paths, own and installed sources, and texts as arguments, but where they are the
-    argument's default. Raises RecipeError for arguments that the source does not take.
+    None for everything else: paths, own and installed sources, texts as arguments but where they are the argument's
+    default, and arguments that the source does not take.
     """
     if not isinstance(text, str) or len(text) > LONGEST:
         return None
     try:
         return _source(ast.parse(text, mode="eval").body)
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+    except (RecipeError, SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return None
 
 
@@ -242,6 +242,8 @@ def _source(node: ast.expr) -> Callable[[], Any] | None:
         return None
     kind = getattr(import_module(entry.module), entry.name)
     fields = kind.__dataclass_fields__
+    if len(args) > len(fields):
+        return None
     knobs: dict[str, Any] = {}
     for name, part in [*zip(fields, args, strict=False), *((word.arg, word.value) for word in words)]:
         value = _source(part) if isinstance(part, ast.Call) else ast.literal_eval(part)

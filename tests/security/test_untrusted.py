@@ -12,6 +12,8 @@ import random
 import resource
 import shutil
 import struct
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -60,11 +62,91 @@ def _nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, honest: Path)
     assert not (honest / "executed").exists()
 
 
+class Touch:
+    """A pickle that leaves a trace where it is loaded."""
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path(os.environ["EXECUTED"]),)
+
+
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     code, _, said = call(capsys, *words)
     assert (code, said.count("\n")) == (2, 1), (words, code, said)
     assert said.rstrip("\n").isprintable()
     return said
+
+
+# Under a tracer
+
+VERBS = (
+    ("inspect run/best.safetensors", 0), ("inspect own.safetensors", 0), ("inspect bomb.pt", 2),
+    ("eval run --n 40 --attacks nat,pgd2 --out again --plain", 0), ("eval own.safetensors --data digits", 2),
+    ("eval elsewhere.safetensors", 2), ("eval best.safetensors --n 20 --attacks nat --out beside --plain", 0),
+    ("margins run --n 20 --margins pm_adv --against pgd2 --out lab --plain", 0), ("margins elsewhere.safetensors", 2),
+    ("figure 4 run --n 20 --out figure --plain", 0), ("figure 1c run elsewhere.safetensors --out figure", 2),
+    ("verify e", 2), ("verify e --checkpoint run/best.safetensors", 0), ("verify hostile", 2),
+    ("compare e again", 0), ("compare e e", 0), ("merge s1 s2 --out merged", 0), ("report e run --format html", 0),
+    ("report e run hostile --format table", 0), ("report e --format csv", 0), ("show quickstart", 0),
+    ("check quickstart", 0), ("list", 0), ("table 1 --scale mini --out grid", 0),
+    ("trials quickstart --seeds 0 --out grid epochs=0", 2), ("run quickstart --out run --plain", 2),
+)  # fmt: skip
+
+
+@pytest.fixture
+def hostile(honest: Path, tmp_path: Path) -> Path:
+    """A folder that runs code in every way that a folder has, as the current one."""
+    for name in "run", "e", "s1", "s2":
+        shutil.copytree(honest / name, name)
+    shutil.copy("run/best.safetensors", "best.safetensors")
+    rewritten(Path("best.safetensors"), Path("own.safetensors"), model="recipe.py:net")
+    rewritten(Path("best.safetensors"), Path("elsewhere.safetensors"), source="x.py:y")
+    altered(Path("e"), Path("hostile"), lambda r: r["spec"].update(data_given="x.py:y", model="x.py:net"))
+    torch.save(Touch(), "bomb.pt")
+    for folder in ".", "run", "e", "grid/runs/quickstart/0":
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for name in "recipe", "conftest", "sitecustomize", "usercustomize", "small_cnn", "digits", "neighbour":
+            Path(folder, f"{name}.py").write_text(EXECUTED)
+        for name in "torch", "numpy", "timm", "safetensors", "rich", "matplotlib", "recipes", "git":
+            Path(folder, name).mkdir()
+            Path(folder, name, "__init__.py").write_text(EXECUTED)
+    Path("matplotlibrc").write_text("text.usetex: True\nbackend: module://neighbour\n")
+    git = f"[core]\n\trepositoryformatversion = 0\n\tfsmonitor = touch {honest / 'executed'}\n"
+    for name in ".git", ".git/objects", ".git/refs":
+        os.mkdir(name)
+    Path(".git/HEAD").write_text("ref: refs/heads/main\n")
+    Path(".git/config").write_text(git)
+    return tmp_path
+
+
+def outside(paths: list[str], *folders: Path) -> list[str]:
+    return [path for path in paths if not any(map(Path(path).is_relative_to, folders))]
+
+
+def test_no_verb_opens_or_starts_anything_else(hostile: Path, honest: Path) -> None:
+    child = Path(__file__).with_name("traced.py")
+    words = [sys.executable, child, json.dumps(VERBS), "seen.json"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    seen = json.loads(Path("seen.json").read_text())
+    wrong = [(words, code, said) for (words, wanted), (code, said) in zip(VERBS, seen["said"], strict=True)
+             if code != wanted or (wanted == 2 and said.count("\n") != 1)]  # fmt: skip
+    assert not wrong
+    assert [path for path in seen["run"] if path.startswith(str(hostile))] == []
+    package, home = Path(__file__).parents[2], Path.home()
+    caches = (hostile, home / ".cache", home / ".art", home / ".config" / "matplotlib", Path("/dev"))
+    system = map(Path, (sys.prefix, sys.base_prefix, "/proc", "/sys", "/usr", "/lib", "/etc"))
+    assert outside(seen["read"], *caches, *system, package) == []
+    assert outside(seen["written"], *caches) == []
+    harmless = {"uname", "ldconfig"}  # Python's platform and ctypes ask them
+    started = [words for words in seen["started"] if Path(words[0]).name not in harmless]
+    assert all(words[:3] == ["git", "-C", str(package)] for words in started)
+    assert seen["connected"] == []
+
+
+def test_python_m_robustmail_imports_no_torch_of_the_current_folder(hostile: Path, honest: Path) -> None:
+    words = [sys.executable, "-m", "robustmail", "inspect", "best.safetensors"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=100, check=False)
+    assert "small_cnn" in done.stdout, done.stderr[-2000:]
 
 
 # Names of data
@@ -186,12 +268,6 @@ def test_every_verb_refuses_results_of_hostile_json(honest, capsys, text: str) -
     Path("e/results.json").write_text(text)
     for words in verbs(Path("e"), honest):
         refused(capsys, *words)
-    shutil.copytree(honest / "run", "run")
-    for name in "results.json", "recipe.json":
-        (Path("run") / name).write_text(text)
-    refused(capsys, "report", "run")
-    with contextlib.suppress(RobustmailError):  # no weights are named, so the best ones are taken
-        call(capsys, "eval", "run", "--n", 20, "--attacks", "nat", "--out", "x", "--plain")
 
 
 def test_a_wrong_type_anywhere_is_told_in_one_line(honest, capsys) -> None:
@@ -215,7 +291,7 @@ def test_state_of_a_wrong_type_anywhere_is_damaged(honest, capsys) -> None:
     shutil.copytree(honest / "run", "run")
     content = torch.load("run/state.pt", weights_only=True)
     state = State.fresh(recipe, Path("run"))
-    for name in content:
+    for name in content.keys() - {"average"}:  # there is none in this recipe
         torch.save({**content, name: {"a": ["b"]}}, "run/state.pt")
         with pytest.raises(RunError, match=r"damaged|differ"):
             state.load()
@@ -226,14 +302,12 @@ def test_state_of_a_wrong_type_anywhere_is_damaged(honest, capsys) -> None:
 
 @pytest.mark.parametrize("name", OURS)
 def test_a_link_that_leads_out_of_a_folder_and_a_pipe_are_not_read(honest, capsys, name: str) -> None:
-    shutil.copytree(honest / "e", "e")
-    for plant in (lambda path: os.symlink(honest / "e" / name, path), os.mkfifo, os.mkdir):
-        shutil.rmtree(f"e/{name}", ignore_errors=True)
-        Path(f"e/{name}").unlink(missing_ok=True) if not Path(f"e/{name}").is_dir() else None
-        plant(f"e/{name}")
-        for words in verbs(Path("e"), honest):
-            if words[:1] != ["report"] or name != "examples.safetensors" or "html" in words:
-                refused(capsys, *words)
+    for kind, plant in ("link", lambda path: os.symlink(honest / "e" / name, path)), ("pipe", os.mkfifo):
+        shutil.copytree(honest / "e", kind)
+        os.remove(f"{kind}/{name}")
+        plant(f"{kind}/{name}")
+        for words in verbs(Path(kind), honest):
+            refused(capsys, *words)
     Path("run").mkdir()
     for name in "best.safetensors", "results.json":
         os.symlink(honest / "run" / name, f"run/{name}")
@@ -277,7 +351,8 @@ def test_no_writer_follows_a_link(honest, capsys) -> None:
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
-    path = tmp_path / "results.json"
+    path = tmp_path / "new" / "results.json"
+    path.parent.mkdir()
 
     def slow(temporary: Path) -> None:
         write(path, lambda other: other.write_text("second"))
@@ -286,14 +361,14 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
 
     write(path, slow)
     assert path.read_text() == "first"
-    assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
+    assert [p.name for p in path.parent.iterdir()] == ["results.json"]
 
 
 def test_what_a_killed_writer_left_goes_with_the_next_lock(tmp_path: Path) -> None:
     (tmp_path / "ledger.csv.robustmail-a1b2c3d4.tmp").write_text("half")
     (tmp_path / "notes.tmp").write_text("mine")
     with locked(tmp_path):
-        assert sorted(p.name for p in tmp_path.iterdir()) == ["lock", "notes.tmp"]
+        assert {p.name for p in tmp_path.iterdir()} == {"lock", "notes.tmp", "x.py"}
 
 
 # What is announced, and what is there
@@ -344,10 +419,6 @@ def test_a_view_that_repeats_one_number_is_not_unfolded() -> None:
 
 
 def test_a_pickle_in_an_npz_or_a_state_is_not_loaded(honest, capsys) -> None:
-    class Touch:
-        def __reduce__(self) -> Any:
-            return Path.touch, (honest / "executed",)
-
     np.savez("x.npz", x=np.array([Touch()], dtype=object), y=np.array([0]))
     refused(capsys, "eval", honest / "run", "--data", "x.npz")
     shutil.copytree(honest / "run", "run")
