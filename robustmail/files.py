@@ -17,7 +17,9 @@ from robustmail.errors import InUseError, RunError, in_brief
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
-__all__ = ["SIGNS", "append", "check_folder", "locked", "make_folder", "remove", "write", "write_json", "write_text"]
+__all__ = [
+    "SIGNS", "append", "check_folder", "locked", "make_folder", "opened", "remove", "write", "write_json", "write_text",
+]  # fmt: skip
 
 SIGNS = {"run": "state.pt", "evaluation": "ledger.csv", "lab": "margins.json"}
 """The file by which a folder of each kind is known; what another kind wrote is never mixed with it."""
@@ -66,7 +68,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def append(path: Path, text: str) -> None:
     """Write to the end of a file; raises RunError where that is a link or no file, or the disk is full."""
-    with _opened(path, os.O_WRONLY | os.O_APPEND) as number:
+    with opened(path, os.O_WRONLY | os.O_APPEND) as number:
         try:
             with open(number, "a", encoding="utf-8", closefd=False) as file:
                 file.write(text)
@@ -75,7 +77,7 @@ def append(path: Path, text: str) -> None:
 
 
 @contextmanager
-def _opened(path: Path, flags: int) -> Iterator[int]:
+def opened(path: Path, flags: int) -> Iterator[int]:
     """The descriptor of a file of ours, made if it is missing; neither a link nor a pipe is followed."""
     flags |= os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
@@ -153,7 +155,7 @@ def locked(folder: Path) -> Iterator[None]:
     except ImportError:  # no such thing on this platform
         yield
         return
-    with _opened(folder / "lock", os.O_RDWR) as number:
+    with opened(folder / "lock", os.O_RDWR) as number:
         try:
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -23,9 +23,9 @@ from robustmail.catalogue import entries
 from robustmail.errors import RecipeError, RunError
 
 __all__ = [
-    "HEADER",
-    "beside", "check_inside", "check_shape", "check_tensors", "check_unpacked", "data_source", "inside", "is_code",
-    "parse_json", "printable", "quoted", "read_bytes", "read_json", "read_text", "unpacked", "verify_command",
+    "HEADER", "beside", "check_inside", "check_shape", "check_tensors", "check_unpacked", "check_within", "data_source",
+    "inside", "is_code", "parse_json", "printable", "quoted", "read_bytes", "read_json", "read_text", "unpacked",
+    "verify_command",
 ]  # fmt: skip
 
 LARGEST = 64 * 2**20
@@ -43,22 +43,25 @@ HEADER = 100 * 10**6
 # Files
 
 
-def check_inside(path: Path, folder: Path | None = None) -> None:
-    """Refuse what is no regular file, and a link that leads out of the folder, by default the file's own.
+def check_inside(path: Path) -> None:
+    """Refuse what is no regular file, and a link that leads out of the file's own folder.
 
     Raises RunError, FileNotFoundError where there is nothing.
     """
-    folder = path.parent if folder is None else folder
+    check_within(path, path.parent)
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise RunError(str(path), "is no regular file")
+
+
+def check_within(path: Path, folder: Path) -> None:
+    """Refuse a path that links lead out of a folder (raises RunError); there need not be anything yet."""
     try:
-        real = path.resolve(strict=True)
+        real = path.resolve()
     except RuntimeError as error:  # a ring of links
         raise RunError(str(path), "is a symbolic link to itself") from error
     if not real.is_relative_to(folder.resolve()):
-        raise RunError(
-            str(path), f"is a symbolic link that leads out of {folder}", "Name the file itself, or copy it into there."
-        )
-    if not stat.S_ISREG(real.stat().st_mode):
-        raise RunError(str(path), "is no regular file")
+        wrong = f"is a symbolic link that leads out of {folder}"
+        raise RunError(str(path), wrong, "Name its target itself, or copy it into there.")
 
 
 def read_bytes(path: Path, most: int = LARGEST) -> bytes:

@@ -17,7 +17,7 @@ from robustmail.trials.execute import Submit, check, in_order, missing
 from robustmail.trials.fork import forked_from, own, plan
 from robustmail.trials.grid import Cell, folders, recipes
 from robustmail.trials.summary import Row, read_accuracies, rows
-from robustmail.untrusted import check_shape, read_json
+from robustmail.untrusted import check_shape, check_within, read_json
 from robustmail.values import describe
 
 __all__ = ["Study"]
@@ -41,6 +41,8 @@ class Study:
         self.recipes = {cell: self._every[cell] for cell in cells}
         places = folders(every, out)
         self.folders = {cell: places[cell] for cell in cells}
+        for folder in (*places.values(), out / "trunks", out / "jobs"):
+            check_within(folder, out)
         self.jobs = own(plan(self._every, places, out), self.recipes)
         self.missing = missing(self.jobs, self._every)
         self.errors: dict[Cell, str] = {}
