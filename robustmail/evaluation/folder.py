@@ -49,7 +49,7 @@ from robustmail.evaluation.suite import (
 )
 from robustmail.files import check_folder, locked, make_folder, remove, write, write_json, write_text
 from robustmail.provenance import provenance
-from robustmail.records import Attacked, Attacking, so_many
+from robustmail.records import ATTACKED, Attacked, Attacking, so_many
 from robustmail.step import Attack
 from robustmail.untrusted import check_shape, check_tensors, read_json, read_text
 from robustmail.values import identity
@@ -63,8 +63,6 @@ FILES = ("results.json", "ledger.csv", "examples.safetensors", "report.html", "p
 FORMAT = 3  # raised whenever older folders can no longer be judged by what is written here
 SAVE_EVERY = 20.0  # seconds
 QUANTILES = 5
-ROW = {"name": str, "correct": int, "n": int, "accuracy": float, "low": float, "high": float, "seconds": float,
-       "settings": {"*": str}, "stages": [str]}  # fmt: skip
 SPEC = {
     "checkpoint": (None, str), "weights": (None, str), "model": str, "normalize": (None, str), "source": (None, str),
     "data": str, "data_given": (None, str), "attacks": [str], "own": {"*": str}, "eps": float, "norm": str, "n": int,
@@ -74,7 +72,7 @@ SHAPE = {
     "format": int, "kind": str, "complete": bool, "name": str, "n": int, "shard": (None, [int]), "spec": SPEC,
     "weights": {"file": (None, str), "sha256": (None, str), "fingerprint": str},
     "data": {"name": str, "classes": int, "class_names": (None, [str]), "shape": [int], "fingerprint": str},
-    "attacks": [ROW], "measured": (None, dict), "seconds": {"*": float},
+    "attacks": [ATTACKED], "measured": (None, dict), "seconds": {"*": float},
     "provenance": {"seconds": float, "command": str},
 }  # fmt: skip
 """What is read of an evaluation's results.json, which anybody may have written"""

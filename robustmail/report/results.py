@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from robustmail.errors import RunError, in_brief
-from robustmail.records import Attacked, so_many
+from robustmail.records import ATTACKED, Attacked, so_many
 from robustmail.report.lines import fraction, percent
 from robustmail.untrusted import check_shape, read_json, read_text
 
@@ -38,10 +38,10 @@ LIGHTS = {
 }
 DAMAGED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, csv.Error)
 
-ROW = {"name": str, "correct": int, "n": int, "accuracy": float, "low": float, "high": float, "seconds": float}
 DATA = {"name?": str, "fingerprint?": str, "class_names?": [str]}
 SHAPE = {
-    "complete": bool, "attacks": [ROW], "name?": str, "kind?": str, "spec?": dict, "weights?": dict, "data?": DATA,
+    "complete": bool, "attacks": [ATTACKED], "name?": str, "kind?": str, "spec?": dict, "weights?": dict, "data?": DATA,
+    "worst_case?": ATTACKED, "eight_bit?": ATTACKED,
     "provenance?": {"data?": DATA, "recipe?": dict},
 }  # fmt: skip
 """What is read of a results.json, an evaluation's or a training run's"""

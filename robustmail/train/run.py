@@ -20,10 +20,10 @@ from robustmail.files import check_folder, locked, make_folder, remove, write_js
 from robustmail.models.classifier import check_name
 from robustmail.provenance import provenance
 from robustmail.recipe import Recipe
-from robustmail.records import Attacked, Finished, Record
+from robustmail.records import ATTACKED, Attacked, Finished, Record
 from robustmail.train.loop import fit
 from robustmail.train.state import State
-from robustmail.untrusted import read_json
+from robustmail.untrusted import check_shape, read_json
 from robustmail.values import describe, flatten
 
 __all__ = ["Signals", "Stopped", "preflight", "run", "status", "write_recipe"]
@@ -32,6 +32,9 @@ OURS = (  # the state first: what begins anew takes that away before anything el
     "state.pt", "recipe.py", "recipe.json", "metrics.csv", "log.txt", "best.safetensors", "last.safetensors",
     "results.json", "curves.png", "nonfinite.pt", "forked.json", "report.html", "lock",
 )  # fmt: skip
+RESULTS = {
+    "complete": bool, "attacks": [ATTACKED], "weights": {"file": str, "epoch": int, "burn_in?": int},
+}  # fmt: skip
 NOT_THE_METHOD = {"device"}  # a run may go on elsewhere
 
 
@@ -101,14 +104,13 @@ def status(recipe: Recipe, folder: Path, fresh: bool = False, yes: bool = False)
     check_folder(folder, OURS, "run")
     begun = (folder / "state.pt").exists()
     if fresh:
-        finished = begun and _read_json(folder / "results.json").get("complete", False)
-        if begun and not finished and not yes:
+        if begun and not yes and not _read_results(folder).get("complete"):
             raise RunError(str(folder), "holds a run that is not finished", "Add --yes to delete it, or drop --fresh.")
         return "replace"
     if not begun:
         return "new"
     _refuse_another(recipe, _read_json(folder / "recipe.json"), folder)
-    return "finished" if _read_json(folder / "results.json").get("complete") else "continue"
+    return "finished" if _read_results(folder).get("complete") else "continue"
 
 
 def run(
@@ -184,7 +186,7 @@ def _train(recipe: Recipe, state: State, name: str, signals: Signals) -> Iterato
 def _evaluate(recipe: Recipe, state: State, folder: Path) -> Iterator[Record]:
     """Attack the test set, once; a verdict that is in results.json already is not computed again."""
     chosen = state.best_epoch if recipe.select == "best" else recipe.epochs - 1
-    rows = told(lambda: [Attacked(**row) for row in _read_json(folder / "results.json").get("attacks", [])])
+    rows = told(lambda: [Attacked(**row) for row in _read_results(folder).get("attacks", [])])
     state.read_weights(recipe.select)
     test = state.images.test.first(recipe.test_size)
     data = {"name": state.images.name, "fingerprint": fingerprint_of(test)}
@@ -227,7 +229,7 @@ def _write_results(
 
 
 def _finished(folder: Path, before: bool = False) -> Finished:
-    results = _read_json(folder / "results.json")
+    results = _read_results(folder)
     rows = tuple(Attacked(**row) for row in results["attacks"])
     weights = results["weights"]
     return Finished(str(folder), rows, weights["file"], weights["epoch"], before, weights.get("burn_in", 0))
@@ -245,11 +247,17 @@ def _refuse_another(recipe: Recipe, there: dict[str, Any], folder: Path) -> None
         )  # fmt: skip
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_results(folder: Path) -> dict[str, Any]:
+    """The results of a run, or nothing; raises RunError for what no run writes."""
+    return _read_json(folder / "results.json", RESULTS)
+
+
+def _read_json(path: Path, shape: Any = dict) -> dict[str, Any]:
     try:
-        content = read_json(path)
+        content: dict[str, Any] = read_json(path)
+        check_shape(content, shape)
+        return content
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise RunError(str(path), f"damaged ({error})", "Begin anew with --fresh --yes.") from error
-    return content if isinstance(content, dict) else {}

@@ -28,8 +28,9 @@ from robustmail.evaluation.folder import write_pngs
 from robustmail.files import append, locked, write, write_json
 from robustmail.report.export import FORMATS, export
 from robustmail.report.page import write_page
+from robustmail.train.run import run
 from robustmail.train.state import State
-from robustmail.untrusted import data_source, inside, parse_json, printable, quoted
+from robustmail.untrusted import data_source, inside, parse_json, quoted
 from tests.security.folders import EXECUTED, altered, call, places, put, recipe, rewritten, trained
 
 OURS = ("results.json", "ledger.csv", "examples.safetensors")
@@ -278,12 +279,36 @@ def test_a_wrong_type_anywhere_is_told_in_one_line(honest, capsys) -> None:
     for path in places(there):
         folder = altered(honest / "e", Path("e"), lambda results, path=path: put(results, path, rng.choice(wrong)))
         with contextlib.suppress(RobustmailError):
-            assert printable(export([folder], rng.choice(list(FORMATS))).replace("\n", "")).isprintable()
+            assert "\x1b" not in export([folder], rng.choice(list(FORMATS)))
         with contextlib.suppress(RobustmailError):
             write_page(folder)
         code, out, said = call(capsys, "verify", folder, "--checkpoint", weights)
         assert code == 0 or (code == 2 and said.count("\n") == 1), (path, said)
         assert "\x1b" not in out + said
+
+
+def test_a_grid_and_a_run_refuse_files_of_another_shape(honest, capsys) -> None:
+    grid = ("trials", "quickstart", "--seeds", "0", "--out", "grid")
+    cell = Path("grid/runs/quickstart/0")
+    cell.mkdir(parents=True)
+    for name in "state.pt", "lock":
+        (cell / name).touch()
+    shutil.copytree(honest / "run", "run")
+    wrong = [{"complete": True, "attacks": [{"name": 3}]}, {"complete": True}, [1], {"complete": True, "attacks": 7}]
+    for content in map(json.dumps, wrong):
+        for path in Path("grid/trials.json"), cell / "recipe.json":
+            path.write_text(content)
+            refused(capsys, *grid)
+            path.unlink()
+        Path("run/results.json").write_text(content)
+        with pytest.raises(RunError, match="damaged"):
+            list(run(recipe, Path("run"), "mine"))
+    Path("lab").mkdir()
+    for text in "[]", '{"areas": []}', "{":
+        Path("lab/margins.json").write_text(text)
+        refused(
+            capsys, "margins", honest / "run", "--n", 20, "--margins", "pm_adv", "--against", "pgd2", "--out", "lab"
+        )
 
 
 def test_state_of_a_wrong_type_anywhere_is_damaged(honest, capsys) -> None:
