@@ -28,7 +28,7 @@ from robustmail.evaluation.folder import write_pngs
 from robustmail.files import append, locked, write, write_json
 from robustmail.report.export import FORMATS, export
 from robustmail.report.page import write_page
-from robustmail.train.run import run
+from robustmail.train.run import run, status
 from robustmail.train.state import State
 from robustmail.untrusted import data_source, inside, parse_json, quoted
 from tests.security.folders import EXECUTED, altered, call, places, put, recipe, rewritten, trained
@@ -303,6 +303,7 @@ def test_a_grid_and_a_run_refuse_files_of_another_shape(honest, capsys) -> None:
         Path("run/results.json").write_text(content)
         with pytest.raises(RunError, match="damaged"):
             list(run(recipe, Path("run"), "mine"))
+        assert status(recipe, Path("run"), fresh=True, yes=True) == "replace", "as the error says"
     Path("lab").mkdir()
     for text in "[]", '{"areas": []}', "{":
         Path("lab/margins.json").write_text(text)
