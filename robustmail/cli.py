@@ -25,6 +25,7 @@ from robustmail.errors import (
     did_you_mean,
     in_brief,
 )  # fmt: skip
+from robustmail.untrusted import printable
 
 if TYPE_CHECKING:
     from robustmail.recipe import Recipe
@@ -314,7 +315,7 @@ def _as_override(option: str, context: Any) -> str:
 def _complain(text: str, loud: bool) -> None:
     if loud:
         traceback.print_exc()
-    print(f"robustmail: {text}", file=sys.stderr, flush=True)
+    print(f"robustmail: {printable(text)}", file=sys.stderr, flush=True)
 
 
 def _load(name: str, overrides: list[str] | None) -> Recipe:

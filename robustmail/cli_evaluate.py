@@ -173,9 +173,9 @@ def _share(whole: Path, number: int, of: int) -> Path:
 
 def verify(
     folder: Folder,
-    checkpoint: Annotated[Path | None, typer.Option(help="Where the weights lie now, if they have moved.")] = None,
-    data: Annotated[str | None, typer.Option(help="Where the data lie now, if they have moved.")] = None,
-    model: Annotated[str | None, typer.Option(help="Where file.py:factory is now, if it has moved.")] = None,
+    checkpoint: Annotated[Path | None, typer.Option(help="The weights, if they lie outside of the folder.")] = None,
+    data: Annotated[str | None, typer.Option(help="The data, if they are a file, a folder or your own.")] = None,
+    model: Annotated[str | None, typer.Option(help="The file.py:factory that made the network, if one did.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
 ) -> None:
     """Judge an evaluation's stored examples again; anything that was altered is found, and its row named."""
@@ -262,10 +262,12 @@ def _show(console: Console, folder: Path, shard: bool) -> None:
     from robustmail.report.page import write_page
     from robustmail.report.results import read_results
     from robustmail.report.table import evaluation_table
+    from robustmail.untrusted import verify_command
 
-    console.print(evaluation_table(read_results(folder).raw, folder))
-    page = write_page(folder)
-    print(f"{page}: the same with pictures. Ledger, examples and results are beside it; robustmail verify {folder}")
+    results = read_results(folder).raw
+    console.print(evaluation_table(results, folder))
+    print(f"{write_page(folder)}: the same with pictures. Ledger, examples and results are beside it")
+    print(f"Judge the examples again: {verify_command(folder, results['spec'])}")
     if shard:
         print("This is one shard: robustmail merge DIR... --out DIR puts them together")
 
@@ -280,14 +282,13 @@ def opened(
 
     from robustmail.checkpoints import check_there
     from robustmail.devices import pick_device
-    from robustmail.evaluation.subject import open_data, open_subject
+    from robustmail.evaluation.subject import open_data, open_recorded_data, open_subject
 
     check_there(path := _weights_of(file))
     facts = _facts_of(path)
-    data = data or facts.get("source")
-    if data is None:
+    if data is None and "source" not in facts:
         raise DataError(str(file), "does not say which data to attack", "Pass --data cifar10, or an npz file.")
-    everything = open_data(data)
+    everything = open_data(data) if data else open_recorded_data(facts["source"], str(file))
     chosen = everything.first(positive("--n", n))
     subject = open_subject(path, everything.first(min(1000, len(everything.part.y))), model, normalize, weights, probe,
                            pick_device(device))  # fmt: skip
@@ -304,13 +305,15 @@ def _weights_of(file: Path) -> Path:
     """The file itself, or the chosen weights of a run's folder."""
     if not file.is_dir():
         return file
+    from robustmail.untrusted import inside, read_json
+
     try:
-        chosen = json.loads((file / "results.json").read_bytes())["weights"]["file"]
+        chosen = read_json(file / "results.json")["weights"]["file"]
     except (OSError, ValueError, KeyError, TypeError):
         chosen = "best.safetensors"
-    if not isinstance(chosen, str) or not (file / chosen).is_file():
+    if (found := inside(file, chosen)) is None:
         raise RunError(str(file), "is a folder without weights of a run", "Pass a checkpoint file.")
-    return file / chosen
+    return found
 
 
 def _facts_of(path: Path) -> dict[str, Any]:

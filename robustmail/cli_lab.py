@@ -64,7 +64,7 @@ def margins(
     """Measure margins on a checkpoint: continuous? free of the path? true? what do they hide, and what do they cost?"""
     from rich.console import Console
 
-    from robustmail.files import locked, make_folder
+    from robustmail.files import locked, make_folder, remove
     from robustmail.lab.laboratory import AGAINST, Task, lab, prepare, same, save
     from robustmail.report.ink import pictures
     from robustmail.report.lab import lab_table, read_lab
@@ -81,8 +81,7 @@ def margins(
     make_folder(folder, (*results, "lock"), "lab")
     with locked(folder):
         if fresh:
-            for name in results:
-                (folder / name).unlink(missing_ok=True)
+            remove(folder, results)
         if (folder / "margins.json").exists():
             same(task, read_lab(folder), folder)
         print("\n".join([*subject.said, task.forecast]))
@@ -183,7 +182,9 @@ def _watched(records: Iterator[Any], plain: bool, folder: Path) -> Any:
 
 def _replaced(path: Path, write: Callable[[], Any]) -> bool:
     """Write a file; did it hold something else before?"""
-    before = path.read_bytes() if path.exists() else None
+    from robustmail.untrusted import read_bytes
+
+    before = read_bytes(path) if path.exists() else None
     write()
     return before not in (None, path.read_bytes())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -15,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from robustmail.errors import RunError
+from robustmail.files import append
 from robustmail.records import (
     Attacked,
     Attacking,
@@ -38,6 +39,7 @@ __all__ = ["Cells", "Dashboard", "Log", "Plain", "Watch", "choose", "choose_watc
 BLOCKS = " ▁▂▃▄▅▆▇█"
 BELOW, ABOVE = "dark_orange3", "deep_sky_blue3"  # apart for the colour-blind
 EVERY = 10.0  # seconds between plain lines within an epoch
+Name = partial(TextColumn, markup=False)  # brackets in a name are brackets
 
 
 def choose(console: Console, plain: bool) -> Dashboard | Plain:
@@ -56,8 +58,8 @@ class Watch:
 
     def __init__(self, console: Console) -> None:
         self._bars = Progress(
-            TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.completed} / {task.total}"),
-            TextColumn("{task.fields[note]}"), TimeRemainingColumn(), TextColumn("left"),
+            Name("{task.description}"), BarColumn(None), TextColumn("{task.completed} / {task.total}"),
+            Name("{task.fields[note]}"), TimeRemainingColumn(), TextColumn("left"),
             console=console, expand=True, transient=True,
         )  # fmt: skip
 
@@ -93,8 +95,8 @@ class Cells:
     def __init__(self, console: Console, plain: bool) -> None:
         self._console, self._live = console, console.is_terminal and not (plain or console.is_dumb_terminal)
         self._bars = Progress(
-            TextColumn("{task.description}"), BarColumn(None), TextColumn("{task.completed} / {task.total}"),
-            TextColumn("{task.fields[note]}"), TimeRemainingColumn(), TextColumn("left"),
+            Name("{task.description}"), BarColumn(None), TextColumn("{task.completed} / {task.total}"),
+            Name("{task.fields[note]}"), TimeRemainingColumn(), TextColumn("left"),
             console=console, expand=True, transient=True, disable=not self._live,
         )  # fmt: skip
         self._all = self._bars.add_task("runs", total=None, note="")
@@ -157,11 +159,7 @@ class Log:
 
     def _append(self, text: str) -> None:
         now = time.strftime("%Y-%m-%d %H:%M:%S")
-        try:
-            with open(self._path, "a", encoding="utf-8") as file:
-                file.writelines(f"{now}  {part}\n" for part in text.splitlines())
-        except OSError as error:
-            raise RunError(str(self._path), f"cannot be written ({error.strerror})", "Free some space.") from error
+        append(self._path, "".join(f"{now}  {part}\n" for part in text.splitlines()))
 
 
 class _Thinned:
@@ -184,7 +182,8 @@ class Dashboard:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bars = Progress(
-            TextColumn("{task.description:<7}"), BarColumn(None), TextColumn("{task.fields[note]}"),
+            Name("{task.description:<7}"), BarColumn(None),
+            Name("{task.fields[note]}"),
             TimeRemainingColumn(), TextColumn("left"), console=console, expand=True,
         )  # fmt: skip
         self._begun: Begun | None = None
@@ -273,7 +272,7 @@ class Dashboard:
         text.stylize("bold", start, start + len(begun.formula))
         if self._forecast is not None:
             text.append(f"\n{line(self._forecast)}", style="italic")
-        return Panel(text, title=begun.name, title_align="left")
+        return Panel(text, title=Text(begun.name), title_align="left")
 
     def _training(self, step: StepDone) -> RenderableType:
         table = Table.grid(padding=(0, 2))
@@ -300,7 +299,7 @@ class Dashboard:
             text.append("\n")
         scale = f"{low:g}".ljust(width // 2 - 1) + f"{(low + high) / 2:g}"
         text.append(scale.ljust(width - len(f"{high:g}")) + f"{high:g}", style="dim")
-        return Panel(text, title=f"margin: {step.margin}", title_align="left", height=8)
+        return Panel(text, title=Text(f"margin: {step.margin}"), title_align="left", height=8)
 
     def _weights(self, step: StepDone) -> RenderableType:
         begun = self._begun

@@ -1,41 +1,59 @@
-"""Files appear whole or not at all."""
+"""Files appear whole or not at all, and none outside of the folder that was named."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import stat
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from robustmail.errors import InUseError, RunError, in_brief
 
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
-__all__ = ["locked", "make_folder", "write", "write_json", "write_text"]
+__all__ = [
+    "SIGNS", "append", "check_folder", "locked", "make_folder", "opened", "remove", "write", "write_json", "write_text",
+]  # fmt: skip
+
+SIGNS = {"run": "state.pt", "evaluation": "ledger.csv", "lab": "margins.json"}
+"""The file by which a folder of each kind is known; what another kind wrote is never mixed with it."""
+_MARK = ".robustmail-"
+_LEFT = re.compile(re.escape(_MARK) + r"\w{8}\.tmp$")
+"""How the names of temporary files end: no two writers share one, and what a killed one left is known as ours."""
+_UNLOCKED = ("report.html", "curves.png")
+"""Files that may be under way while another process has the lock."""
 
 
 def write(path: Path, fill: Callable[[Path], Any]) -> None:
     """Let `fill` write a temporary file beside `path`, then put it in its place at once.
 
-    A reader, and a process killed at any moment, sees the old file or the new one. Raises RunError where the disk is
-    full or the folder cannot be written; the old file stays.
+    A reader, and a process killed at any moment, sees the old file or the new one; a symbolic link is replaced, not
+    followed. Raises RunError where the disk is full or the folder cannot be written; the old file stays.
     """
-    temporary = path.with_name(f"{path.name}.tmp")
+    temporary = None
     try:
+        number, name = tempfile.mkstemp(".tmp", f"{path.name}{_MARK}", path.parent)
+        os.close(number)
+        temporary = Path(name)
         fill(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_UMASK)  # safetensors writes for the owner's eyes alone
+        os.chmod(temporary, 0o666 & ~_UMASK)  # safetensors and mkstemp write for the owner's eyes alone
         os.replace(temporary, path)
     except Exception as error:  # torch's and safetensors' writers have errors of their own for a full disk
-        temporary.unlink(missing_ok=True)
         raise RunError(
             str(path), f"cannot be written ({in_brief(error)})",
             "Free some space or pass --out DIR; the same command then goes on from the last saved state.",
         ) from error  # fmt: skip
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -48,17 +66,82 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
+def append(path: Path, text: str) -> None:
+    """Write to the end of a file; raises RunError where that is a link or no file, or the disk is full."""
+    with opened(path, os.O_WRONLY | os.O_APPEND) as number:
+        try:
+            with open(number, "a", encoding="utf-8", closefd=False) as file:
+                file.write(text)
+        except OSError as error:
+            raise RunError(str(path), f"cannot be written ({error.strerror})", "Free some space.") from error
+
+
+@contextmanager
+def opened(path: Path, flags: int) -> Iterator[int]:
+    """The descriptor of a file of ours, made if it is missing; neither a link nor a pipe is followed."""
+    flags |= os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        number = os.open(path, flags, 0o666)
+    except OSError as error:
+        wrong = "is a symbolic link" if path.is_symlink() else f"cannot be written ({error.strerror})"
+        raise RunError(str(path), wrong, "Delete it, or pass another --out.") from error
+    try:
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            raise RunError(str(path), "is no regular file", "Delete it, or pass another --out.")
+        yield number
+    finally:
+        os.close(number)
+
+
 def make_folder(folder: Path, ours: Iterable[str] | None = None, kind: str = "") -> None:
-    """Make a folder, or see that nothing but files of `ours`, whole or half written, lies in it (raises RunError)."""
+    """Make a folder, or see that `ours` may be written into it (raises RunError as `check_folder`)."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        names = sorted(path.name for path in folder.iterdir())
     except OSError as error:
         raise RunError(str(folder), f"cannot be made ({error.strerror})", "Pass another --out.") from error
-    foreign = [name for name in names if ours is not None and name.removesuffix(".tmp") not in {*ours}]
-    if foreign:
-        wrong = f"holds things that are no {kind}'s: {', '.join(foreign[:3])}"
-        raise RunError(str(folder), wrong, "Pass an empty folder with --out.")
+    if ours is not None:
+        check_folder(folder, ours, kind)
+
+
+def check_folder(folder: Path, ours: Iterable[str], kind: str) -> None:
+    """May files of these names be written in an existing folder of that kind? Whatever else lies in it stays.
+
+    Raises RunError for a folder of another kind, and for files of these names in one that is none of ours.
+    """
+    try:
+        names = {path.name for path in folder.iterdir()}
+    except OSError as error:
+        raise RunError(str(folder), f"cannot be read ({error.strerror})", "Pass another --out.") from error
+    if others := [f"{sign}, an {other}'s" if other == "evaluation" else f"{sign}, a {other}'s"
+                  for other, sign in SIGNS.items() if sign in names and other != kind]:  # fmt: skip
+        raise RunError(str(folder), f"is no {kind}'s: it holds {others[0]}", "Pass another --out.")
+    taken = sorted(names & {*ours} - {"lock"})
+    if taken and not _is_lock(folder / "lock") and SIGNS.get(kind) not in names:
+        wrong = f"holds {', '.join(taken[:3])}, which would be overwritten, but no {kind}"
+        raise RunError(str(folder), wrong, "Pass another --out.")
+
+
+def remove(folder: Path, names: Iterable[str]) -> None:
+    """Delete files of ours, and what writers of them that were killed have left; nothing else."""
+    names = list(names)
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
+    for path in _leftovers(folder):
+        if _LEFT.sub("", path.name) in names:
+            path.unlink(missing_ok=True)
+
+
+def _leftovers(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if _LEFT.search(path.name)] if folder.is_dir() else []
+
+
+def _is_lock(path: Path) -> bool:
+    """A lock of ours is an empty file."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_size == 0
 
 
 @contextmanager
@@ -72,18 +155,14 @@ def locked(folder: Path) -> Iterator[None]:
     except ImportError:  # no such thing on this platform
         yield
         return
-    with _open_lock(folder) as file:
+    with opened(folder / "lock", os.O_RDWR) as number:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise InUseError(
                 str(folder), "another process is working in it", "Wait for it, or pass another --out."
             ) from error
+        for path in _leftovers(folder):  # of writers that were killed: those of now have no lock
+            if _LEFT.sub("", path.name) not in _UNLOCKED:
+                path.unlink(missing_ok=True)
         yield
-
-
-def _open_lock(folder: Path) -> TextIO:
-    try:
-        return open(folder / "lock", "w", encoding="utf-8")
-    except OSError as error:
-        raise RunError(str(folder), f"cannot be written ({error.strerror})", "Pass another --out.") from error

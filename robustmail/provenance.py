@@ -37,13 +37,19 @@ def _versions() -> dict[str, str]:
 
 @cache  # the code that runs is the one that was there at first
 def _commit() -> str | None:
-    """The commit of this checkout, with a + where it has changes; None outside one."""
+    """The commit of this checkout, with a + where it has changes; None outside one.
+
+    git is asked about the package's own checkout alone, whose code is running already, never about the current folder;
+    and what git calls by itself is switched off.
+    """
     here = Path(__file__).resolve().parents[1]
     if not (here / ".git").exists():
         return None
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(here), *words], capture_output=True, timeout=20)
+        command = ["git", "-C", str(here), "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", *words]
+        elsewhere = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+        done = subprocess.run(command, capture_output=True, timeout=20, env=elsewhere)
         return done.stdout.decode(errors="replace").strip()
 
     try:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = [
-    "Attacked", "Attacking", "Begun", "CellBegun", "CellDone", "EpochDone", "Finished", "Forecast", "Measuring",
-    "Record", "StepDone", "Waiting", "WeightStats", "so_many",
+    "ATTACKED", "Attacked", "Attacking", "Begun", "CellBegun", "CellDone", "EpochDone", "Finished", "Forecast",
+    "Measuring", "Record", "StepDone", "Waiting", "WeightStats", "so_many",
 ]  # fmt: skip
 
 
@@ -132,6 +132,13 @@ class Attacked:
     settings: dict[str, str] = field(default_factory=dict)
     stages: list[str] = field(default_factory=list)
     """what it consists of: columns of the ledger"""
+
+
+ATTACKED = {
+    "name": str, "correct": int, "n": int, "accuracy": float, "low": float, "high": float, "seconds": float,
+    "settings?": {"*": str}, "stages?": [str],
+}  # fmt: skip
+"""`Attacked` as it stands in a results.json, for `untrusted.check_shape`"""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from robustmail.checkpoints.architecture import Reading, readings
 from robustmail.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from robustmail.checkpoints.container import check_there
+from robustmail.checkpoints.container import check_there, load_saved
 from robustmail.checkpoints.doctor import Report, inspect
 from robustmail.checkpoints.load import fit, make, normalisation_in
 
@@ -13,6 +13,7 @@ __all__ = [
     "check_there",
     "fit",
     "inspect",
+    "load_saved",
     "make",
     "normalisation_in",
     "open_checkpoint",

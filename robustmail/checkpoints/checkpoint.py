@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from robustmail.checkpoints.architecture import Reading, readings
 from robustmail.checkpoints.container import read
 from robustmail.checkpoints.state_dicts import Cleaned, Normalisation, choose, clean, find
 from robustmail.errors import ModelError
+from robustmail.untrusted import parse_json
 
 __all__ = ["Checkpoint", "examine", "open_checkpoint"]
 
@@ -103,8 +103,8 @@ def examine(path: str | Path, weights: str | None = None, size: int | None = Non
 def _facts(text: str) -> dict[str, Any]:
     """What robustmail wrote into the file, as far as it is of the right kind: anybody may have written it."""
     try:
-        given = json.loads(text) if 0 < len(text) < 100_000 else {}
-    except (ValueError, RecursionError):
+        given = parse_json(text) if 0 < len(text) < 100_000 else {}
+    except ValueError:
         return {}
     if not isinstance(given, Mapping):
         return {}

@@ -8,7 +8,6 @@ import codecs
 import gzip
 import hashlib
 import io
-import json
 import lzma
 import os
 import pathlib
@@ -28,11 +27,9 @@ from torch import Tensor
 
 from robustmail.checkpoints.pickles import PickleTooLongError, global_names
 from robustmail.errors import ModelError, did_you_mean, in_brief
+from robustmail.untrusted import HEADER, check_inside, check_unpacked, parse_json, unpacked
 
-__all__ = ["Opened", "check_there", "read"]
-
-LARGEST = 8 * 2**30
-"""bytes that a compressed file may unpack to"""
+__all__ = ["Opened", "check_there", "load_saved", "read"]
 
 _MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 """the number that torch's own pickles began with before 1.6"""
@@ -97,6 +94,20 @@ def read(path: str | Path) -> Opened:
     return Opened(path, container, content, metadata, path.stat().st_size, digest)
 
 
+def load_saved(path: Path, device: torch.device) -> Any:
+    """What our own torch.save wrote, which somebody else may have put in its place: no code in it is run.
+
+    Raises ModelError, RunError, or what zipfile and torch raise of damaged files.
+    """
+    check_inside(path)
+    with zipfile.ZipFile(path) as archive:
+        check_unpacked(archive, path.stat().st_size)
+        sizes = {member.file_size for member in archive.infolist()}
+    content = torch.load(path, map_location=device, weights_only=True)
+    _check_storages(path, content, sizes)
+    return content
+
+
 def check_there(path: Path) -> None:
     """Refuse what is no file of weights at first sight: a folder, nothing, something empty (raises ModelError)."""
     try:
@@ -138,20 +149,21 @@ def _open(path: Path, file: IO[bytes], packed: str = "") -> tuple[str, Any, dict
 
 
 def _unpack(path: Path, file: IO[bytes], name: str, unpacker: Callable[[Any], Any]) -> IO[bytes]:
+    most = unpacked(path.stat().st_size)
     try:
         with unpacker(file) as packed:
-            unpacked = packed.read(LARGEST + 1)
+            content = packed.read(most + 1)
     except (OSError, EOFError, lzma.LZMAError, ValueError) as error:
         raise ModelError(
             str(path), f"damaged or cut short: {name} cannot unpack it ({in_brief(error)})", _AGAIN
         ) from error
     except Exception as error:  # zlib has an error of its own
         raise ModelError(str(path), f"damaged: {name} cannot unpack it ({in_brief(error)})", _AGAIN) from error
-    if len(unpacked) > LARGEST:
-        raise ModelError(str(path), f"unpacks to more than {LARGEST >> 30} GiB", "Unpack it by hand.")
-    if not unpacked:
+    if len(content) > most:
+        raise ModelError(str(path), f"unpacks to more than {most:,} bytes, far more than it has", "Unpack it by hand.")
+    if not content:
         raise ModelError(str(path), f"empty once {name} has unpacked it", _AGAIN)
-    return io.BytesIO(unpacked)
+    return io.BytesIO(content)
 
 
 def _zip(path: Path, file: IO[bytes]) -> tuple[str, Any, dict[str, str]]:
@@ -159,8 +171,7 @@ def _zip(path: Path, file: IO[bytes]) -> tuple[str, Any, dict[str, str]]:
     try:
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
-            if sum(member.file_size for member in members) > 1000 * file.seek(0, os.SEEK_END):
-                raise ModelError(str(path), "a zip that unpacks to a thousand times its size", "It is no checkpoint.")
+            check_unpacked(archive, file.seek(0, os.SEEK_END))
             names = [m.filename for m in members if not m.is_dir()]
             pickled = [n for n in names if n.endswith("/data.pkl") or n == "data.pkl"]
             if any("/code/" in n or n.endswith("constants.pkl") for n in names):
@@ -222,10 +233,10 @@ def _safetensors(path: Path, file: IO[bytes]) -> tuple[str, Any, dict[str, str]]
 
     data = file.read()
     length = struct.unpack("<Q", data[:8])[0]
-    if length > len(data) - 8:
+    if length > min(len(data) - 8, HEADER):
         raise ModelError(str(path), "cut short: a safetensors file that ends within its header", _AGAIN)
     try:
-        metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+        metadata = parse_json(data[8 : 8 + length].decode()).get("__metadata__") or {}
         tensors = load(data)
     except Exception as error:  # json's, safetensors' and torch's
         raise ModelError(
@@ -251,7 +262,9 @@ def _legacy(path: Path, file: IO[bytes], head: bytes) -> tuple[Any, dict[str, st
     if not ours:
         raise ModelError(str(path), "a plain pickle, not written by torch.save", _RESAVE)
     file.seek(0)
-    return _torch_load(path, file), {}
+    content = _torch_load(path, file)
+    _check_storages(path, content, None)
+    return content, {}
 
 
 def _check_globals(path: Path, stream: IO[bytes], pickles: int = 1) -> None:
@@ -321,9 +334,12 @@ def _torch_load(path: Path, file: IO[bytes]) -> Any:
         raise ModelError(str(path), f"damaged or cut short ({_reason(error)})", _AGAIN) from error
 
 
-def _check_storages(path: Path, content: Any, sizes: set[int]) -> None:
-    """Refuse tensors that claim more bytes than the file has for them: to touch them would read foreign memory."""
-    seen, todo = set(), [content]
+def _check_storages(path: Path, content: Any, sizes: set[int] | None) -> None:
+    """Refuse tensors that claim more bytes than the file has for them: to touch them would read foreign memory.
+
+    A view may repeat its numbers, which costs nothing until it is copied; so all views together must stay small.
+    """
+    seen, todo, claimed = set(), [content], 0
     while todo:
         value = todo.pop()
         if id(value) in seen:
@@ -337,7 +353,10 @@ def _check_storages(path: Path, content: Any, sizes: set[int]) -> None:
             todo += vars(value).values()
         elif isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu":
             nbytes = value.untyped_storage().nbytes()
-            if nbytes and nbytes not in sizes:
+            claimed += value.numel() * value.element_size()
+            if claimed > unpacked(path.stat().st_size):
+                raise ModelError(str(path), f"its tensors claim {claimed:,} bytes, far more than it has", _AGAIN)
+            if nbytes and sizes is not None and nbytes not in sizes:
                 raise ModelError(
                     str(path), f"damaged: a tensor claims {nbytes:,} bytes that are not in the file", _AGAIN
                 )

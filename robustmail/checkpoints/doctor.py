@@ -10,6 +10,7 @@ from typing import Any
 from robustmail.checkpoints.architecture import Reading
 from robustmail.checkpoints.checkpoint import Checkpoint, examine
 from robustmail.records import so_many
+from robustmail.untrusted import data_source
 
 __all__ = ["Report", "inspect"]
 
@@ -75,7 +76,11 @@ class Report:
         out = [f"Not written in the file: {', '.join(missing)}."] if missing else []
         first = self.readings[0]
         known = {10: "cifar10", 100: "cifar100"} if first.channels == 3 and first.size in (None, 32) else {}
-        data = "" if self.checkpoint.facts.get("source") else f" --data {known.get(first.classes, 'IMAGES.npz')}"
+        data = (
+            ""
+            if data_source(self.checkpoint.facts.get("source"))
+            else f" --data {known.get(first.classes, 'IMAGES.npz')}"
+        )
         return [*out, "Next:", f"  robustmail eval {file}{data}{'' if written else ' --probe'}"]
 
 

@@ -20,6 +20,8 @@ _OURS = {"cifar_resnet18": 64, "cifar_preact_resnet18": 64, "cifar_wrn28_10": 10
 """our networks, one for each class, with the width of that name"""
 Shapes = Mapping[str, tuple[int, ...]]
 _COUNTER = "num_batches_tracked"
+LITTLE = 10**6
+"""numbers that cost nothing"""
 _TRIED = 5
 """models of timm with the same names that are built and compared"""
 
@@ -56,7 +58,17 @@ def named(name: str, tensors: Mapping[str, Tensor], classes: int, channels: int)
     for knobs in _timm_knobs(shapes):
         if next(_fitting(name, [{**knobs, **ends}], tensors, shapes, ""), None):
             return build(name, {**knobs, **ends})
-    return build(name, ends)
+    try:
+        with torch.device("meta"):
+            sketch = build(name, ends)
+    except Exception:  # some need numbers at once
+        return build(name, ends)
+    # One that a file's own numbers make huge is compared by its shapes alone, and never allocated.
+    return sketch if _numbers(sketch.state_dict()) > 4 * _numbers(tensors) + LITTLE else build(name, ends)
+
+
+def _numbers(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors.values())
 
 
 def _fitting(

@@ -14,6 +14,7 @@ import torch
 from robustmail.data.folders import read_images, to_train
 from robustmail.data.images import Images, Part, channels_first, in_turn
 from robustmail.errors import DataError, RecipeError
+from robustmail.untrusted import check_unpacked
 from robustmail.values import check
 
 __all__ = ["cifar10", "cifar100", "digits", "image_folder", "npz", "subset", "svhn"]
@@ -213,6 +214,7 @@ def read_arrays(who: str, path: Path, keys: tuple[str, ...]) -> tuple[dict[str, 
         raise DataError(who, "no such file")
     try:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+            check_unpacked(file.zip, path.stat().st_size)
             there = list(file)
             return {key: np.asarray(file[key]) for key in keys if key in there}, there
     except Exception as error:  # a damaged archive fails in a dozen ways, from zlib's to the tokenizer's

@@ -160,7 +160,8 @@ def _answers(model: Classifier, part: Part) -> tuple[Tensor, Tensor]:
 
     def said(x: Tensor) -> Tensor:
         with exact(model, room.slice) as view, torch.no_grad():
-            return view(x)
+            logits: Tensor = view(x)
+        return logits
 
     right, loss = [], []
     for start in range(0, len(part.y), PROBED):

@@ -17,6 +17,7 @@ from torch import Tensor
 from robustmail.errors import RunError
 from robustmail.evaluation.ledger import Ledger, digest
 from robustmail.files import write
+from robustmail.untrusted import check_tensors
 
 __all__ = ["PARTS", "WHOLE", "add_examples", "load_examples", "write_examples"]
 
@@ -48,6 +49,7 @@ def load_examples(folder: Path) -> dict[int, tuple[Tensor, Tensor]]:
     found: dict[int, tuple[Tensor, Tensor]] = {}
     for path in (folder / WHOLE, *_parts(folder)):
         try:
+            check_tensors(path)
             content = load_file(path)
             index, x, original = (content[name] for name in ("index", "x", "original"))
             if extra := sorted(set(content) - {"index", "x", "original"}):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Generator, Iterator
@@ -17,7 +18,7 @@ from torch import Tensor
 from robustmail.attacks.view import Norm, distances, slack
 from robustmail.data.images import Part
 from robustmail.data.testsets import TestSet
-from robustmail.errors import RunError
+from robustmail.errors import RunError, in_brief
 from robustmail.evaluation.believable import curve, judge, measure
 from robustmail.evaluation.exact import Room, exact
 from robustmail.evaluation.examples import PARTS, WHOLE, add_examples, load_examples, write_examples
@@ -47,21 +48,36 @@ from robustmail.evaluation.suite import (
     verdict,
     worst_case,
 )
-from robustmail.files import locked, make_folder, write, write_json, write_text
+from robustmail.files import check_folder, locked, make_folder, remove, write, write_json, write_text
 from robustmail.provenance import provenance
-from robustmail.records import Attacked, Attacking, so_many
+from robustmail.records import ATTACKED, Attacked, Attacking, so_many
 from robustmail.step import Attack
+from robustmail.untrusted import check_shape, read_json, read_text
 from robustmail.values import identity
 
 __all__ = [
     "FILES", "Held", "Task", "clear", "context_of", "differences", "examine", "fingerprint_of", "merge",
-    "open_shard", "open_whole", "read_folder", "summed", "told_of", "write_pngs",
+    "open_shard", "open_whole", "read_folder", "summed_again", "told_of", "write_pngs",
 ]  # fmt: skip
 
 FILES = ("results.json", "ledger.csv", WHOLE, PARTS, "report.html", "png", "lock")
 FORMAT = 3  # raised whenever older folders can no longer be judged by what is written here
 SAVE_EVERY = 20.0  # seconds
 QUANTILES = 5
+SPEC = {
+    "checkpoint": (None, str), "weights": (None, str), "model": str, "normalize": (None, str), "source": (None, str),
+    "data": str, "data_given": (None, str), "attacks": [str], "own": {"*": str}, "eps": float, "norm": str, "n": int,
+    "seed": int,
+}  # fmt: skip
+SHAPE = {
+    "format": int, "kind": str, "complete": bool, "name": str, "n": int, "shard": (None, [int]), "spec": SPEC,
+    "weights": {"file": (None, str), "sha256": (None, str), "fingerprint": str},
+    "data": {"name": str, "classes": int, "class_names": (None, [str]), "shape": [int], "fingerprint": str},
+    "attacks": [ATTACKED], "measured": (None, dict), "seconds": {"*": float},
+    "provenance": {"seconds": float, "command": str},
+}  # fmt: skip
+"""What is read of an evaluation's results.json, which anybody may have written"""
+MOST = 10**7  # images or classes
 MAY_DIFFER = ("checkpoint", "data", "data_given", "attacks", "own")  # where files lie, and attacks that are added later
 
 
@@ -277,13 +293,15 @@ def merge(folders: list[Path], to: Path, again: bool = False) -> None:
     attacks = [verdict(ledger, Attacked(**row), first["spec"]["seed"]) for row in first["attacks"]]
     seconds = sum(other.results["provenance"]["seconds"] for other in held)
     results = {
-        **first, "n": len(ledger), "shard": None, **summed(ledger, attacks, first["data"]["classes"], measured),
+        **first, "n": len(ledger), "shard": None,
+        **summed_again(to, ledger, attacks, first["data"]["classes"], measured),
         "provenance": {**first["provenance"], "seconds": seconds, "merged": [str(other.folder) for other in held]},
     }  # fmt: skip
     originals = {place[i]: x for other in held for i, x in _by_index(other).items()}
-    write_examples(to, ledger, originals)
-    write_text(to / "ledger.csv", text_of(rows))
-    write_json(to / "results.json", sealed(results))
+    with locked(to):
+        write_examples(to, ledger, originals)
+        write_text(to / "ledger.csv", text_of(rows))
+        write_json(to / "results.json", sealed(results))
 
 
 def write_pngs(folder: Path) -> int:
@@ -292,8 +310,10 @@ def write_pngs(folder: Path) -> int:
 
     held = read_folder(folder)
     spec = held.results["spec"]
-    shutil.rmtree(folder / "png", ignore_errors=True)  # of images that may stand now
-    (folder / "png").mkdir()
+    if (folder / "png").is_symlink():
+        raise RunError(str(folder / "png"), "is a symbolic link", "Delete it.")
+    _clear_pngs(folder)  # of images that may stand now
+    make_folder(folder / "png")
     for at, found in held.ledger.examples.items():
         clean = floats(held.originals[at])[None]
         pixels = (eight_bit(clean, found[None], spec["eps"], spec["norm"])[0] * 255).round().to(torch.uint8)
@@ -304,6 +324,16 @@ def write_pngs(folder: Path) -> int:
     return len(held.ledger.examples)
 
 
+def _clear_pngs(folder: Path) -> None:
+    """Delete what `write_pngs` wrote; whatever else lies there stays, and so does its folder then."""
+    there = folder / "png"
+    if not there.is_dir() or there.is_symlink():
+        return
+    remove(there, [path.name for path in there.iterdir() if re.fullmatch(r"\d{5,}\.png", path.name)])
+    if not any(there.iterdir()):
+        there.rmdir()
+
+
 def read_folder(folder: Path, strict: bool = False) -> Held:
     """The files of an evaluation; `strict`: every row must still bear its seal.
 
@@ -311,17 +341,17 @@ def read_folder(folder: Path, strict: bool = False) -> Held:
     """
     path = folder / "results.json"
     try:
-        results = json.loads(path.read_bytes())
+        results = read_json(path)
         if isinstance(results, dict) and "spec" not in results and results.get("kind", "run") == "run":
             raise RunError(str(folder), "is a training run, not an evaluation", "robustmail eval it first.")
-        spec, fingerprint, _ = results["spec"], results["weights"]["fingerprint"], results["seconds"].items()
-        context = context_of(fingerprint, spec)
         if results["format"] != FORMAT:
             age = "an older" if isinstance(results["format"], int) and results["format"] < FORMAT else "another"
             wrong = f"was made by {age} version (format {results['format']}, this one reads {FORMAT})"
             raise RunError(str(path), wrong, "Evaluate again into another folder, or read it with that version.")
         if results["kind"] != "evaluation":
             raise RunError(str(path), f"is of kind {results['kind']!r}, not an evaluation's")
+        _check_sizes(results)
+        context = context_of(results["weights"]["fingerprint"], results["spec"])
         for row in results["attacks"]:
             Attacked(**row)
     except FileNotFoundError as error:
@@ -329,7 +359,7 @@ def read_folder(folder: Path, strict: bool = False) -> Held:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(str(path), f"damaged, or not an evaluation's ({type(error).__name__}: {error})") from error
     try:
-        text = (folder / "ledger.csv").read_bytes().decode()  # as it is: read_text would turn line ends into ours
+        text = read_text(folder / "ledger.csv")
     except (OSError, ValueError) as error:
         raise RunError(str(folder / "ledger.csv"), f"cannot be read ({error})") from error
     if "\r" in text:
@@ -350,6 +380,16 @@ def read_folder(folder: Path, strict: bool = False) -> Held:
     ledger.seconds = {str(stage): float(s) for stage, s in results["seconds"].items()}
     originals, stored = _read_examples(folder, ledger, rows)
     return Held(folder, results, ledger, rows, originals, stored)
+
+
+def _check_sizes(results: dict[str, Any]) -> None:
+    """Refuse results.json where a part is missing, of another type, or larger than any evaluation (ValueError)."""
+    check_shape(results, SHAPE)
+    n, shard = results["spec"]["n"], results["shard"]
+    if not (1 <= n <= MOST and 1 <= results["data"]["classes"] <= MOST and results["spec"]["eps"] > 0):
+        raise ValueError("the numbers of images or classes, or eps, are no evaluation's")
+    if shard is not None and not (len(shard) == 2 and 1 <= shard[0] <= shard[1] <= n):
+        raise ValueError(f"there is no shard {shard}")
 
 
 def _resume(task: Task, folder: Path) -> Held | None:
@@ -411,10 +451,13 @@ def _plain(value: Any) -> str:
 
 def clear(folder: Path) -> None:
     """Delete what an evaluation left in its folder, the results first: nothing may stand in them that is gone."""
-    for name in ("results.json", "ledger.csv", WHOLE, "report.html"):
-        (folder / name).unlink(missing_ok=True)
-    for name in (PARTS, "png"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    if not folder.is_dir():
+        return
+    check_folder(folder, FILES, "evaluation")
+    remove(folder, ("results.json", "ledger.csv", WHOLE, "report.html"))
+    if not (folder / PARTS).is_symlink():
+        shutil.rmtree(folder / PARTS, ignore_errors=True)
+    _clear_pngs(folder)
 
 
 def _round(task: Task, ledger: Ledger, part: Part, room: Room) -> None:
@@ -487,6 +530,16 @@ def summed(ledger: Ledger, rows: list[Attacked], classes: int, measured: dict[st
         "curve": curve(measured) if measured else None, "believable": judge(measured, ledger, pgd, classes),
         "measured": measured, "seconds": {k: round(v, 3) for k, v in ledger.seconds.items()},
     }  # fmt: skip
+
+
+def summed_again(
+    folder: Path, ledger: Ledger, rows: list[Attacked], classes: int, measured: dict[str, Any] | None
+) -> dict[str, Any]:
+    """As `summed`, of what anybody may have written: RunError where `measured` is not what an evaluation measures."""
+    try:
+        return summed(ledger, rows, classes, measured)
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise RunError(str(folder / "results.json"), f"is damaged or was altered ({in_brief(error)})") from error
 
 
 def _per_class(ledger: Ledger, classes: int) -> list[dict[str, Any]]:

@@ -165,7 +165,10 @@ def read_rows(who: str, text: str) -> tuple[Ledger, list[dict[str, str]]]:
 
     Raises RunError, naming the row, for one that cannot be read.
     """
-    rows = list(csv.DictReader(io.StringIO(text)))
+    try:
+        rows = list(csv.DictReader(io.StringIO(text)))
+    except csv.Error as error:
+        raise RunError(who, f"cannot be read ({error})") from error
     header = text.partition("\n")[0].split(",")
     if not rows or tuple(header[: len(FIXED)]) != FIXED or tuple(header[-len(LAST) :]) != LAST:
         raise RunError(who, "is no ledger, or an empty one")
@@ -177,10 +180,10 @@ def read_rows(who: str, text: str) -> tuple[Ledger, list[dict[str, str]]]:
             if None in row or None in row.values():
                 raise ValueError("another number of columns")
             for name in ("index", "label", "predicted"):
-                columns[name].append(int(row[name]))
+                columns[name].append(_int(row[name]))
             columns["margin"].append(float(row["margin"]))
             columns["broken_by"].append(row["broken_by"])
-            columns["broken_as"].append(int(row["broken_as"] or -1))
+            columns["broken_as"].append(_int(row["broken_as"] or "-1"))
             columns["distance"].append(float(row["distance"] or "nan"))
             for stage in (*stages, "rounded"):
                 columns[stage].append(codes[row[stage]])
@@ -194,3 +197,10 @@ def read_rows(who: str, text: str) -> tuple[Ledger, list[dict[str, str]]]:
         torch.tensor(columns["rounded"], dtype=torch.int8),
     )  # fmt: skip
     return ledger, rows
+
+
+def _int(text: str) -> int:
+    number = int(text)
+    if abs(number) >= 2**62:
+        raise ValueError(f"{text[:20]} is too large")
+    return number

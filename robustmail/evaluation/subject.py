@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,11 +27,12 @@ from robustmail.evaluation.conventions import (
     spelt,
 )
 from robustmail.evaluation.suite import classes_of
-from robustmail.models.classifier import Classifier
+from robustmail.models.classifier import Classifier, is_network
 from robustmail.overrides import read
-from robustmail.plugins import find, load_source
+from robustmail.plugins import find
+from robustmail.untrusted import data_source, is_code, quoted, read_text
 
-__all__ = ["Subject", "open_data", "open_subject", "reopen"]
+__all__ = ["Subject", "open_data", "open_recorded_data", "open_subject", "reopen"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,18 @@ def open_data(text: str) -> TestSet:
     source = read(text, "data")
     if not callable(source):
         raise RecipeError(f"--data {text}", "is no data source", "Write cifar10, npz('FILE') or a path.")
+    return _of_source(source, text)
+
+
+def open_recorded_data(text: str, who: str) -> TestSet:
+    """What the file `who` says it was trained on: a built-in source, or else the option that allows it (DataError)."""
+    if (source := data_source(text)) is None:
+        wrong = f"was trained on {text}, and a file may not say what to open"
+        raise DataError(who, wrong, f"Add {quoted('--data', text)} if you trust it, or other data.")
+    return _of_source(source, text)
+
+
+def _of_source(source: Callable[[], Any], text: str) -> TestSet:
     return replace(of_images(source()), given=text)
 
 
@@ -120,7 +134,7 @@ def open_subject(
         "weights": checkpoint.weights,
         "model": network,
         "normalize": spelt(convention),
-        "source": _source(checkpoint, model),
+        "source": _source(model),
     }
     judged = judged.to(device)
     said = [*_assumed(checkpoint, network), *said]
@@ -131,7 +145,7 @@ def open_subject(
 def reopen(
     spec: dict[str, Any], data: TestSet, path: Path | None = None, device: torch.device | str = "cpu"
 ) -> Subject:
-    """The model that an evaluation's results speak of, from its own path or another."""
+    """The model that an evaluation's results speak of, from its own path or another: for specs that are trusted."""
     if spec["checkpoint"] is None and path is None:
         raise ModelError(
             "verify", "this evaluation was of a model in memory", "Call robustmail.verify(DIR, model, data)."
@@ -161,14 +175,13 @@ def _networks(checkpoint: Checkpoint, data: TestSet, model: str | None) -> dict[
     """The networks that the file may be, by name."""
     who = str(checkpoint.path)
     if model is not None:
-        what: str | Callable[..., Any] = find(model) if ".py:" in model else model
+        what: str | Callable[..., Any] = find(model) if is_code(model) else model
         if isinstance(what, nn.Module):
             return {model: fit(checkpoint.raw_tensors, what, who)}
         return {model: fit(checkpoint.raw_tensors, make(what, checkpoint.tensors, channels=data.part.x.shape[1]), who)}
     if "model" in checkpoint.facts:
         facts = checkpoint.facts
-        own = _own_model(checkpoint)
-        built = make(own, checkpoint.tensors, facts.get("classes"), facts.get("channels"))
+        built = make(_named_model(checkpoint), checkpoint.tensors, facts.get("classes"), facts.get("channels"))
         return {facts["model"]: fit(checkpoint.tensors, built, who)}
     if not (found := _read_networks(checkpoint)):
         raise ModelError(who, "its tensors fit no network that robustmail knows",
@@ -189,24 +202,23 @@ def _readings(checkpoint: Checkpoint) -> dict[str, Reading]:
     return found
 
 
-def _own_model(checkpoint: Checkpoint) -> Any:
-    """The model of a file that robustmail wrote: a timm name, or a function in the recipe beside it."""
-    name = checkpoint.facts["model"]
-    recipe = checkpoint.path.parent / "recipe.py"
-    if recipe.is_file():
-        found = getattr(load_source(recipe), name, None)
-        return found if callable(found) else name
-    return name
+def _named_model(checkpoint: Checkpoint) -> str:
+    """The name, timm's or ours, in a file that robustmail wrote; a function of a recipe is code, and is not run."""
+    name: str = checkpoint.facts["model"]
+    if is_network(name):
+        return name
+    function, recipe = name.rpartition(".py:")[2], checkpoint.path.parent / "recipe.py"
+    there = function.isidentifier() and recipe.is_file() and function in re.findall(r"\w+", read_text(recipe))
+    wrong = f"its network is {function}{' of the recipe beside it' * there}, which is code"
+    where = f"{recipe}:{function}" if there else "file.py:factory"
+    raise ModelError(str(checkpoint.path), wrong, f"Pass {quoted('--model', where)} if you trust it.")
 
 
-def _source(checkpoint: Checkpoint, model: str | None) -> str | None:
+def _source(model: str | None) -> str | None:
     """A hash of the file whose code makes the network, where that is somebody's own; weights do not tell of it."""
-    if model is not None:
-        file = Path(model.rpartition(":")[0]) if ".py:" in model else None
-    else:
-        recipe = checkpoint.path.parent / "recipe.py"
-        file = recipe if "model" in checkpoint.facts and callable(_own_model(checkpoint)) else None
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:8] if file else None
+    if model is None or not is_code(model):
+        return None
+    return hashlib.sha256(Path(model.rpartition(":")[0]).read_bytes()).hexdigest()[:8]
 
 
 def _conventions(

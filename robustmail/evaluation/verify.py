@@ -15,13 +15,14 @@ from robustmail.data.testsets import TestSet
 from robustmail.devices import pick_device
 from robustmail.errors import RunError
 from robustmail.evaluation.exact import exact
-from robustmail.evaluation.folder import Held, context_of, fingerprint_of, read_folder, summed, told_of
+from robustmail.evaluation.folder import Held, context_of, fingerprint_of, read_folder, summed_again, told_of
 from robustmail.evaluation.ledger import BROKE, UNTRIED, Ledger, digest, write_rows
 from robustmail.evaluation.plans import Plan, is_ours, plan
-from robustmail.evaluation.subject import Subject, open_data, reopen
+from robustmail.evaluation.subject import Subject, open_data, open_recorded_data, reopen
 from robustmail.evaluation.suite import CHUNK, floats, look, room_of, verdict
 from robustmail.evaluation.suite import images as seen
 from robustmail.records import Attacked
+from robustmail.untrusted import beside, data_source, is_code, verify_command
 
 __all__ = ["Verified", "verify"]
 
@@ -50,25 +51,41 @@ def verify(
     factory: str | None = None,
     device: str = "auto",
 ) -> Verified:
-    """Re-judge an evaluation in two forward passes, with the model and the data that it names itself, or these.
+    """Re-judge an evaluation in two forward passes.
 
-    images: as `evaluate` takes data. checkpoint, data, factory: where the weights, the images, and the model's
-    file.py:factory lie now. device: where to judge; a `model` stays where it is.
+    images: as `evaluate` takes data. checkpoint, data, factory: the weights, the images, and the model's
+    file.py:factory. What the folder names is not opened: only weights inside of it and built-in data need not be
+    passed. device: where to judge; a `model` stays where it is.
 
-    Raises RunError, naming the row, where the weights, the data, an image, an example, its distance, a verdict, eps or
-    a number in results.json is not what it was.
+    Raises RunError, with the whole command, where something has to be passed; and, naming the row, where the weights,
+    the data, an image, an example, its distance, a verdict, eps or a number in results.json is not what it was.
     """
     held = read_folder(Path(folder), strict=True)
+    spec = held.results["spec"]
     if images is not None and not isinstance(images, TestSet):
         part = read_data("verify", images)
         images = TestSet("images", part, int(part.y.max()) + 1)
-    found: TestSet = images or open_data(data or held.results["spec"]["data_given"])
-    there = Path(checkpoint) if checkpoint else None
-    spec = held.results["spec"] | ({"model": factory} if factory else {})
-    subject = Subject.of(model, found) if model is not None else reopen(spec, found, there, pick_device(device))
-    return _verify(
-        held, subject, found.first(min(len(found.part.y), held.results["spec"]["n"])), moved=there is not None
-    )
+    there = Path(checkpoint) if checkpoint else beside(held.folder, spec["checkpoint"])
+    if wanted := _wanted(held, model is not None, images is not None or bool(data), there, factory):
+        wrong = f"was made with {', '.join(wanted)}, and a file may not say what to open"
+        raise RunError(str(folder), wrong, f"If you trust it: {verify_command(held.folder, spec)}")
+    found: TestSet = images or (open_data(data) if data else open_recorded_data(spec["data_given"], str(folder)))
+    named = spec | ({"model": factory} if factory else {})
+    subject = Subject.of(model, found) if model is not None else reopen(named, found, there, pick_device(device))
+    moved = there is not None and str(there) != spec["checkpoint"]
+    return _verify(held, subject, found.first(min(len(found.part.y), spec["n"])), moved)
+
+
+def _wanted(held: Held, model: bool, data: bool, checkpoint: Path | None, factory: str | None) -> list[str]:
+    """What the folder names, and the caller neither passed nor may leave to it."""
+    spec, found = held.results["spec"], []
+    if not model and spec["checkpoint"] and checkpoint is None:
+        found.append(f"the weights {spec['checkpoint']}")
+    if not data and spec["data_given"] and data_source(spec["data_given"]) is None:
+        found.append(f"the data {spec['data_given']}")
+    if not model and is_code(spec["model"]) and factory is None:
+        found.append(f"the code {spec['model']}")
+    return found
 
 
 def _verify(held: Held, subject: Subject, data: TestSet, moved: bool) -> Verified:
@@ -182,7 +199,7 @@ def _check_sums(held: Held, classes: int) -> None:
             raise RunError(path, f"its stages or settings are not those of {row.name}: it was altered, or the attack "
                            "is another one in this version")  # fmt: skip
         _check_tried(held, row)
-    expected = summed(ledger, again, classes, results["measured"])
+    expected = summed_again(held.folder, ledger, again, classes, results["measured"])
     for name, value in expected.items():
         if name != "seconds" and _plain(value) != _plain(results.get(name)):
             raise RunError(path, f"{name} does not follow from the ledger: it was altered")

@@ -5,11 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from robustmail.untrusted import check_shape
+
 __all__ = [
     "AREAS", "CAUSES", "Area", "Continuity", "Cost", "Estimate", "Figure", "Findings", "Hidden", "Lab", "Per", "Spread",
     "Truth",
 ]  # fmt: skip
 
+SHAPE = {
+    "name": str, "n": int, "spec": {"own?": {"*": str}}, "weights": {"fingerprint": str}, "data": {"fingerprint": str},
+}  # fmt: skip
+"""What is compared of a margins.json, which anybody may have written"""
 AREAS = ("wrong", "boundary", "safe")
 CAUSES = ("draw", "path", "end", "both")
 
@@ -156,6 +162,7 @@ class Lab:
     @classmethod
     def of(cls, raw: dict[str, Any]) -> Lab:
         """Read back what `dataclasses.asdict` and JSON made of one; raises what a missing or odd entry raises."""
+        check_shape(raw, SHAPE)
         known = {name: value for name, value in raw.items() if name != "format"}
         known["areas"] = tuple(Area(**area) for area in raw["areas"])
         known["findings"] = tuple(map(_findings, raw["findings"]))

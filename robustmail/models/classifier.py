@@ -11,7 +11,7 @@ from robustmail.errors import ModelError, asked_to_stop, did_you_mean, in_brief
 from robustmail.scores import precise
 from robustmail.step import logits_of, mode, unmoved
 
-__all__ = ["Classifier", "build", "check_name", "response", "try_out"]
+__all__ = ["Classifier", "build", "check_name", "is_network", "response", "try_out"]
 
 
 class Classifier(nn.Module):
@@ -109,14 +109,23 @@ def _network(model: str | Callable[[int, int], nn.Module], classes: int, channel
     return network
 
 
+def is_network(name: str) -> bool:
+    """Does timm's registry, ours included, have that name? Others, as `hf-hub:...`, would be downloaded."""
+    import timm
+
+    from robustmail.models import resnet, small, wide_resnet  # noqa: F401  registers ours
+
+    return timm.is_model(name) and ":" not in name and "/" not in name
+
+
 def check_name(model: str) -> None:
     """Refuse a name that timm does not have (raises ModelError, with the nearest)."""
     import timm
 
-    from robustmail.models import resnet, small, wide_resnet  # registers them
+    from robustmail.models import resnet, small, wide_resnet
 
     ours = [*resnet.__all__, *small.__all__, *wide_resnet.__all__]
-    if not timm.is_model(model):
+    if not is_network(model):
         if model.endswith(".py"):
             raise ModelError(f"model={model!r}", "says no function of the file", f"Write {model}:FUNCTION.")
         near = did_you_mean(model, ours)

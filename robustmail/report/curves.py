@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 
 from robustmail.files import write
+from robustmail.report.ink import styled
+from robustmail.untrusted import read_text
 
 __all__ = ["draw_curves"]
 
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#777777"  # apart for the colour-blind, and in print
+STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "text.parse_math": False}
 
 
 def draw_curves(folder: Path, title: str = "") -> Path | None:
     """Accuracies, loss and weights by epoch; None where no epoch was finished."""
-    with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = list(csv.DictReader(io.StringIO(read_text(folder / "metrics.csv"), newline="")))
     if not rows:
         return None
-    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -28,7 +30,7 @@ def draw_curves(folder: Path, title: str = "") -> Path | None:
     def column(name: str, factor: float = 1.0) -> list[float]:
         return [float(row[name]) * factor if row[name] else float("nan") for row in rows]
 
-    with matplotlib.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+    with styled(STYLE):
         figure = Figure(figsize=(10, 3.4), layout="constrained", dpi=150)
         FigureCanvasAgg(figure)
         accuracy, loss, weights = figure.subplots(1, 3)

@@ -55,8 +55,16 @@ def _csv(read: dict[str, Results]) -> str:
             about = _about(r) | {"shard": "{} of {}".format(*r.shard) if r.shard else None}
             numbers = asdict(row) | {"settings": json.dumps(row.settings) if row.settings else ""}
             numbers["attack"] = numbers.pop("name")
-            writer.writerow({"folder": folder, **about, **numbers})
+            writer.writerow({name: _plain(value) for name, value in {"folder": folder, **about, **numbers}.items()})
     return out.getvalue()
+
+
+def _plain(value: object) -> object:
+    """A cell as text and nothing else: no control characters, and no formula for a spreadsheet."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def _json(read: dict[str, Results]) -> str:

@@ -13,7 +13,10 @@ from robustmail.files import write
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["BLUE", "GREEN", "GREY", "HATCH", "MARKS", "ORANGE", "box", "dot", "patch", "pictures", "remove", "sheet"]
+__all__ = [
+    "BLUE", "GREEN", "GREY", "HATCH", "MARKS", "ORANGE", "box", "dot", "patch", "pictures", "remove", "sheet",
+    "styled",
+]  # fmt: skip
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#777777"  # of Okabe and Ito; unlike in grey too
 HATCH = "////"
@@ -38,13 +41,23 @@ def remove(stem: Path) -> None:
 
 
 @contextmanager
+def styled(style: dict[Any, Any]) -> Iterator[None]:
+    """Figures look so, whatever a matplotlibrc says: it may lie in the current folder, and it can start processes."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(style)
+        yield
+
+
+@contextmanager
 def sheet(stem: Path, width: float, height: float, made: list[Path]) -> Iterator[Figure]:
     """A figure of some inches, written to stem.png and stem.svg at the end; the paths are added to `made`."""
-    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE):
+    with styled(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
         FigureCanvasAgg(figure)
         yield figure

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from robustmail.lab.records import Area, Estimate, Findings, Lab
 from robustmail.records import so_many
 from robustmail.report.lines import percent, printable
 from robustmail.report.results import budget, undamaged
+from robustmail.untrusted import read_json
 
 __all__ = ["lab_table", "read_lab"]
 
@@ -24,7 +24,7 @@ def read_lab(folder: Path) -> Lab:
     path = folder / "margins.json"
     if not path.is_file():
         raise RunError(str(folder), "has no margins.json", "Pass a folder that robustmail margins wrote.")
-    return undamaged(path, lambda: Lab.of(json.loads(path.read_text(encoding="utf-8"))))
+    return undamaged(path, lambda: Lab.of(read_json(path)))
 
 
 def lab_table(lab: Lab) -> RenderableType:

@@ -17,6 +17,7 @@ from robustmail.records import (
     Waiting,
     so_many,
 )  # fmt: skip
+from robustmail.untrusted import printable
 
 __all__ = ["duration", "fraction", "line", "percent", "printable"]
 
@@ -91,11 +92,6 @@ def fraction(eps: float) -> str:
     short = f"{eps:.3g}"
     whole = round(eps * 255)
     return f"{whole}/255" if eps != float(short) and abs(eps * 255 - whole) < 2e-3 else short
-
-
-def printable(text: str) -> str:
-    """One line without control characters: a name from a file must not steer a terminal."""
-    return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _begun(record: Begun) -> str:

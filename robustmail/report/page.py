@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Iterator
 from importlib.resources import files
@@ -26,6 +25,7 @@ from robustmail.report.results import (
     undamaged,
 )
 from robustmail.report.table import BELIEVING
+from robustmail.untrusted import read_bytes, verify_command
 
 __all__ = ["write_page"]
 
@@ -246,7 +246,7 @@ def _training(folder: Path) -> Html | None:
     if not path.exists():
         return None
     alt = "Accuracies, losses and weights by epoch; the numbers are in metrics.csv."
-    return _section("Training", tag("img", src=data_uri(path.read_bytes()), alt=alt, class_="picture"))
+    return _section("Training", tag("img", src=data_uri(read_bytes(path)), alt=alt, class_="picture"))
 
 
 def _settings(r: Results) -> Html | None:
@@ -264,7 +264,7 @@ def _provenance(r: Results, folder: Path) -> Html:
     facts |= {"data": data or facts.get("data"), "recipe": None, "text": None}
     recipe = r.provenance.get("recipe")
     spelt = tag("details", tag("summary", "The recipe with every default"), _facts(recipe)) if recipe else None
-    command = tag("p", tag("code", f"robustmail verify {shlex.quote(str(folder))}"), class_="command")
+    command = tag("p", tag("code", verify_command(folder, r.raw.get("spec") or {})), class_="command")
     verify = (tag("p", "Judge the stored examples again, without attacking:"), command)
     return _section("Where it comes from", *(verify if r.kind == "evaluation" else ()), _facts(facts), spelt)
 

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from robustmail.errors import RunError, in_brief
+from robustmail.untrusted import check_tensors
 
 __all__ = ["Example", "data_uri", "magnification", "png", "read_examples"]
 
@@ -49,12 +50,13 @@ def read_examples(folder: Path, most: int = 12) -> tuple[list[Example], int]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        check_tensors(path)
         with safe_open(path, framework="np") as file:  # reads no more than the images that are shown
             index = file.get_tensor("index")
             x, original = file.get_slice("x"), file.get_slice("original")
             chosen = sorted({round(i) for i in np.linspace(0, len(index) - 1, min(most, len(index)))})
             return [Example(int(index[i]), _floats(original[i]), _floats(x[i])) for i in chosen], len(index)
-    except (SafetensorError, ValueError, IndexError, KeyError, OSError) as error:
+    except (SafetensorError, ValueError, TypeError, IndexError, KeyError, OSError) as error:
         raise RunError(
             str(path), f"is damaged ({in_brief(error)})",
             "Restore it, or evaluate again into another folder.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import json
+import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from robustmail.errors import RunError, in_brief
-from robustmail.records import Attacked, so_many
+from robustmail.records import ATTACKED, Attacked, so_many
 from robustmail.report.lines import fraction, percent
+from robustmail.untrusted import check_shape, read_json, read_text
 
 __all__ = [
     "LIGHTS",
@@ -35,7 +36,15 @@ LIGHTS = {
     "red": "do not quote this number",
     "grey": "too little was run to say whether to believe this number",
 }
-DAMAGED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+DAMAGED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, csv.Error)
+
+DATA = {"name?": str, "fingerprint?": str, "class_names?": [str]}
+SHAPE = {
+    "complete": bool, "attacks": [ATTACKED], "name?": str, "kind?": str, "spec?": dict, "weights?": dict, "data?": DATA,
+    "worst_case?": ATTACKED, "eight_bit?": ATTACKED,
+    "provenance?": {"data?": DATA, "recipe?": dict},
+}  # fmt: skip
+"""What is read of a results.json, an evaluation's or a training run's"""
 
 
 @dataclass(frozen=True)
@@ -168,14 +177,16 @@ def read_results(folder: Path) -> Results:
     """The results of a folder; raises RunError where it has none or they are damaged."""
     path = folder / "results.json"
     try:
-        text = path.read_text(encoding="utf-8")
+        raw = read_json(path)
     except FileNotFoundError:
         raise RunError(
             str(folder), "has no results.json", "Pass a folder that robustmail eval or robustmail run wrote."
         ) from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise RunError(str(path), f"cannot be read ({error})") from error
-    return Results.of(undamaged(path, lambda: json.loads(text)), folder)
+    except ValueError as error:
+        raise _damaged(path, error) from error
+    return Results.of(raw, folder)
 
 
 def read_ledger(folder: Path) -> Ledger | None:
@@ -196,11 +207,15 @@ def undamaged(path: Path, read: Callable[[], T]) -> T:
     try:
         return read()
     except DAMAGED as error:
-        wrong = f"is damaged ({in_brief(error)})"
-        raise RunError(str(path), wrong, "Restore it, or evaluate again into another folder.") from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> RunError:
+    return RunError(str(path), f"is damaged ({in_brief(error)})", "Restore it, or evaluate again into another folder.")
 
 
 def _results(raw: dict[str, Any], folder: Path) -> Results:
+    check_shape(raw, SHAPE, "it")
     attacks = tuple(map(_row, raw["attacks"]))
     spec, shard, light = raw.get("spec") or {}, raw.get("shard"), raw.get("believable")
     eps, norm = (float(spec["eps"]), str(spec["norm"])) if "eps" in spec else _attacked_with(attacks)
@@ -252,11 +267,10 @@ def _attacked_with(attacks: tuple[Attacked, ...]) -> tuple[float | None, str]:
 
 
 def _ledger(path: Path) -> Ledger:
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        names = list(reader.fieldnames or ())
-        stages = tuple(names[names.index("distance") + 1 : names.index("rounded")])
-        return Ledger(stages, tuple(map(_verdict, reader)))
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    names = list(reader.fieldnames or ())
+    stages = tuple(names[names.index("distance") + 1 : names.index("rounded")])
+    return Ledger(stages, tuple(map(_verdict, reader)))
 
 
 def _verdict(row: dict[str, str]) -> Verdict:

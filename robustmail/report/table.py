@@ -43,7 +43,7 @@ def comparison_table(rows: Iterable[Any], first: str, second: str, notes: Iterab
     """Paired differences (`evaluation.compare.Compared`), each with its interval and a verdict in words."""
     rows = list(rows)
     title = f"A: {printable(first)}\nB: {printable(second)}"
-    table = Table(title=title, title_justify="left", title_style="", header_style="")
+    table = Table(title=Text(title), title_justify="left", title_style="", header_style="")
     table.add_column("stands under")
     for name in ("A", "B", "A - B, 95 % interval", "p"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -54,7 +54,7 @@ def comparison_table(rows: Iterable[Any], first: str, second: str, notes: Iterab
         verdict = "the same" if same else "tie" if found.tie else f"{'A' if found.difference > 0 else 'B'} is better"
         difference, low, high = (f"{100 * v:+.1f}" for v in (found.difference, found.low, found.high))
         cells = [percent(row.first), percent(row.second), f"{difference} [{low}, {high}]", f"{found.p:.2g}"]
-        table.add_row(row.name, *cells, verdict)
+        table.add_row(Text(printable(row.name)), *cells, verdict)
     ties = [row for row in rows if row.paired.tie]
     said = [f"p is McNemar's, exact, on {rows[0].paired.n:,} images"] if rows else []
     said += (

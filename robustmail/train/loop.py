@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustmail.checkpoints import load_saved
 from robustmail.data.images import augment, batches, to_float
 from robustmail.devices import pick_device
 from robustmail.distributed import one_batch, summed, world
@@ -91,7 +92,7 @@ def reproduce(dump: str | Path, recipe: Recipe) -> float:
     already the attack that met NaN; a loss that is finite after all had a gradient that was not.
     """
     device = pick_device(recipe.device)
-    content = torch.load(dump, map_location=device, weights_only=True)
+    content = load_saved(Path(dump), device)
     x, y, epoch, step = (content[name] for name in ("x", "y", "epoch", "step"))
     model = build(recipe.model, content["classes"], x.shape[1], recipe.normalize).to(device)
     model.load_state_dict(content["model"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,21 +16,25 @@ from robustmail.errors import RunError, Stopped
 from robustmail.evaluation.folder import fingerprint_of
 from robustmail.evaluation.plans import plan
 from robustmail.evaluation.suite import trial
-from robustmail.files import locked, make_folder, write, write_json
+from robustmail.files import check_folder, locked, make_folder, remove, write, write_json
 from robustmail.models.classifier import check_name
 from robustmail.provenance import provenance
 from robustmail.recipe import Recipe
-from robustmail.records import Attacked, Finished, Record
+from robustmail.records import ATTACKED, Attacked, Finished, Record
 from robustmail.train.loop import fit, worse
 from robustmail.train.state import State
+from robustmail.untrusted import check_shape, read_json
 from robustmail.values import describe, flatten
 
 __all__ = ["Signals", "Stopped", "preflight", "run", "status", "write_recipe"]
 
 OURS = (  # the state first: what begins anew takes that away before anything else
     "state.pt", "recipe.py", "recipe.json", "metrics.csv", "log.txt", "best.safetensors", "last.safetensors",
-    "results.json", "curves.png", "nonfinite.pt", "forked.json", "lock",
+    "results.json", "curves.png", "nonfinite.pt", "forked.json", "report.html", "lock",
 )  # fmt: skip
+RESULTS = {
+    "complete": bool, "attacks": [ATTACKED], "weights": {"file": str, "epoch": int, "burn_in?": int},
+}  # fmt: skip
 NOT_THE_METHOD = {"device"}  # a run may go on elsewhere
 
 
@@ -96,29 +99,23 @@ def preflight(recipe: Recipe) -> None:
 def status(recipe: Recipe, folder: Path, fresh: bool = False, yes: bool = False) -> str:
     """What running the recipe in the folder means: "new", "continue", "finished", or "replace" with `fresh`.
 
-    Reads only. Raises RunError: a folder of another recipe (naming the fields that differ), one with other things in
-    it, or an unfinished run that `fresh` would delete without `yes`.
+    Reads only. Raises RunError: a folder of another recipe (naming the fields that differ), files that would be
+    overwritten and are no run's, or an unfinished run that `fresh` would delete without `yes`.
     """
     if not folder.exists():
         return "new"
     if not folder.is_dir():
         raise RunError(str(folder), "is a file, not a folder", "Pass another --out.")
-    make_folder(folder, OURS, "run")
-    inside = {path.name for path in folder.iterdir()}
+    check_folder(folder, OURS, "run")
     begun = (folder / "state.pt").exists()
-    if not begun and inside and not (folder / "lock").exists():  # a start of ours that was cut short leaves a lock
-        raise RunError(
-            str(folder), f"holds {', '.join(sorted(inside)[:3])} but no run", "Pass an empty folder with --out."
-        )  # fmt: skip
     if fresh:
-        finished = begun and _read_json(folder / "results.json").get("complete", False)
-        if begun and not finished and not yes:
+        if begun and not yes and not _read_results(folder).get("complete"):
             raise RunError(str(folder), "holds a run that is not finished", "Add --yes to delete it, or drop --fresh.")
         return "replace"
     if not begun:
         return "new"
     _refuse_another(recipe, _read_json(folder / "recipe.json"), folder)
-    return "finished" if _read_json(folder / "results.json").get("complete") else "continue"
+    return "finished" if _read_results(folder).get("complete") else "continue"
 
 
 def run(
@@ -170,10 +167,7 @@ def _enter(recipe: Recipe, state: State, folder: Path, what: str, source: bytes 
     if what == "continue":
         state.load()
         return
-    for name in OURS:
-        if name != "lock":
-            (folder / name).unlink(missing_ok=True)
-            (folder / f"{name}.tmp").unlink(missing_ok=True)
+    remove(folder, [name for name in OURS if name != "lock"])
     write_recipe(recipe, folder, source)
     state.save()
 
@@ -197,7 +191,7 @@ def _train(recipe: Recipe, state: State, name: str, signals: Signals) -> Iterato
 def _evaluate(recipe: Recipe, state: State, folder: Path) -> Iterator[Record]:
     """Attack the test set, once; a verdict that is in results.json already is not computed again."""
     chosen = state.best_epoch if recipe.select == "best" else recipe.epochs - 1
-    rows = told(lambda: [Attacked(**row) for row in _read_json(folder / "results.json").get("attacks", [])])
+    rows = told(lambda: [Attacked(**row) for row in _read_results(folder).get("attacks", [])])
     state.read_weights(recipe.select)
     test = state.images.test.first(recipe.test_size)
     data = {"name": state.images.name, "fingerprint": fingerprint_of(test)}
@@ -241,7 +235,7 @@ def _write_results(
 
 
 def _finished(folder: Path, before: bool = False) -> Finished:
-    results = _read_json(folder / "results.json")
+    results = _read_results(folder)
     rows = tuple(Attacked(**row) for row in results["attacks"])
     weights = results["weights"]
     burn_in, note = weights.get("burn_in", 0), weights.get("note", "")
@@ -260,11 +254,17 @@ def _refuse_another(recipe: Recipe, there: dict[str, Any], folder: Path) -> None
         )  # fmt: skip
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_results(folder: Path) -> dict[str, Any]:
+    """The results of a run, or nothing; raises RunError for what no run writes."""
+    return _read_json(folder / "results.json", RESULTS)
+
+
+def _read_json(path: Path, shape: Any = dict) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content: dict[str, Any] = read_json(path)
+        check_shape(content, shape)
+        return content
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise RunError(str(path), f"damaged ({error})", "Begin anew with --fresh --yes.") from error
-    return content if isinstance(content, dict) else {}

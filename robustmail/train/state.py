@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
+from robustmail.checkpoints import load_saved
 from robustmail.data.images import Images, Part, batches, hold_out, to_float
 from robustmail.devices import pick_device
 from robustmail.distributed import first_alone, leads, one_batch, world
@@ -28,11 +29,18 @@ from robustmail.randomness import forked, generator, reseed
 from robustmail.recipe import Recipe
 from robustmail.records import StepDone
 from robustmail.rehearsal import ask
+from robustmail.untrusted import check_shape, check_tensors
 from robustmail.values import describe
 
 __all__ = ["Launched", "State"]
 
 FORMAT = 1
+SHAPE = {
+    "format": int, "data": str, "epoch": int, "step": int, "sums": {"*": [float]}, "history": [dict], "best": float,
+    "best_epoch": int, "threads": int, "precision": str, "processes?": int, "model": dict, "optimizer": dict,
+    "average": dict,
+}  # fmt: skip
+"""What is read of state.pt, which anybody may have written"""
 
 
 class Launched(Protocol):
@@ -184,7 +192,8 @@ class State:
         """
         path = _folder(self) / "state.pt"
         try:
-            content = torch.load(path, map_location=self.device, weights_only=True)
+            content = load_saved(path, self.device)
+            check_shape(content, SHAPE)
             if content["format"] != FORMAT:
                 raise RunError(str(path), f"has format {content['format']}, this version reads {FORMAT}")
             if content["data"] != self.images.fingerprint:
@@ -215,11 +224,12 @@ class State:
         if self.folder is None or not leads():
             return
         weights = {key: value.detach().cpu().contiguous() for key, value in self.kept.state_dict().items()}
+        named = self.recipe.model  # a text is timm's name; a function is code, and says so
         facts = {
-            "model": describe(self.recipe.model).strip("'"), "classes": self.images.classes,
-            "channels": self.images.shape[0], "shape": list(self.images.shape), "data": self.images.name,
-            "normalize": self.recipe.normalize, "eps": self.recipe.budget, "epoch": self.epoch,
-            "norm": self.recipe.norm, "source": describe(self.recipe.data),
+            "model": named if isinstance(named, str) else f"recipe.py:{describe(named)}",
+            "classes": self.images.classes, "channels": self.images.shape[0], "shape": list(self.images.shape),
+            "data": self.images.name, "normalize": self.recipe.normalize, "eps": self.recipe.budget,
+            "epoch": self.epoch, "norm": self.recipe.norm, "source": describe(self.recipe.data),
         }  # fmt: skip
         metadata = {"robustmail": json.dumps(facts)}  # one key: safetensors writes several in random order
         write(self.folder / f"{name}.safetensors", lambda path: save_file(weights, path, metadata))
@@ -230,6 +240,7 @@ class State:
             return
         path = self.folder / f"{name}.safetensors"
         try:
+            check_tensors(path)
             self.kept.load_state_dict(load_file(path, device=str(self.device)))
         except Exception as error:  # missing, damaged, or of another network
             wrong = f"cannot be read ({in_brief(error)})"

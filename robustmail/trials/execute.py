@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from robustmail.errors import InUseError, RobustmailError, RunError, did_you_mean, in_brief
+from robustmail.files import opened
 from robustmail.plugins import recipe_path
 from robustmail.recipe import Recipe
 from robustmail.records import Begun, CellBegun, EpochDone, Record, Waiting
@@ -194,8 +195,8 @@ def _stderr_to(file: Path) -> Iterator[None]:
     file.parent.mkdir(parents=True, exist_ok=True)
     ours = os.dup(2)
     try:
-        with open(file, "ab") as to:
-            os.dup2(to.fileno(), 2)
+        with opened(file, os.O_WRONLY | os.O_APPEND) as to:
+            os.dup2(to, 2)
         yield
     finally:
         os.dup2(ours, 2)

@@ -8,7 +8,6 @@ training depends on.
 from __future__ import annotations
 
 import functools
-import json
 import os
 import shutil
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from robustmail.records import so_many
 from robustmail.schedules import Stairs
 from robustmail.train.run import write_recipe
 from robustmail.trials.grid import Cell
+from robustmail.untrusted import check_inside, read_json, read_text
 from robustmail.values import parts, schedules, transform
 
 __all__ = ["Job", "begun", "fork", "forked_from", "own", "plan", "trained"]
@@ -73,7 +73,7 @@ def own(jobs: Sequence[Job], cells: Container[Cell]) -> list[Job]:
 def forked_from(folder: Path) -> Path | None:
     """The trunk that a run went on from, or None."""
     try:
-        name = str(json.loads((folder / "forked.json").read_bytes())["trunk"])
+        name = str(read_json(folder / "forked.json")["trunk"])
         return (folder / name).resolve()
     except (OSError, ValueError, TypeError, LookupError):  # what was saved is not worth an error
         return None
@@ -87,7 +87,7 @@ def begun(folder: Path) -> bool:
 def trained(folder: Path, epochs: int) -> bool:
     """Has the run in a folder trained and saved so many epochs?"""
     try:
-        return len((folder / "metrics.csv").read_bytes().splitlines()) > epochs  # it has a heading
+        return len(read_text(folder / "metrics.csv").splitlines()) > epochs  # it has a heading
     except OSError:
         return False
 
@@ -102,6 +102,7 @@ def fork(recipe: Recipe, trunk: Path, folder: Path, source: Path | None) -> None
         write_recipe(recipe, folder, source.read_bytes() if source is not None else None)
         write_json(folder / "forked.json", {"trunk": os.path.relpath(trunk, folder)})
         for name in ("best.safetensors", "last.safetensors", "metrics.csv", "state.pt"):
+            check_inside(trunk / name)
             write(folder / name, functools.partial(shutil.copyfile, trunk / name))
 
 

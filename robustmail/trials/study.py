@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from robustmail.trials.execute import Submit, check, in_order, missing
 from robustmail.trials.fork import forked_from, own, plan
 from robustmail.trials.grid import Cell, folders, recipes
 from robustmail.trials.summary import Row, read_accuracies, rows
+from robustmail.untrusted import check_shape, check_within, read_json
 from robustmail.values import describe
 
 __all__ = ["Study"]
@@ -41,6 +41,8 @@ class Study:
         self.recipes = {cell: self._every[cell] for cell in cells}
         places = folders(every, out)
         self.folders = {cell: places[cell] for cell in cells}
+        for folder in (*places.values(), out / "trunks", out / "jobs"):
+            check_within(folder, out)
         self.jobs = own(plan(self._every, places, out), self.recipes)
         self.missing = missing(self.jobs, self._every)
         self.errors: dict[Cell, str] = {}
@@ -125,7 +127,8 @@ class Study:
     def _before(self) -> dict[str, dict[str, Any]]:
         """The trunks of earlier calls."""
         try:
-            trunks = json.loads(self.file.read_bytes())["shared"]["trunks"]
+            trunks = read_json(self.file)["shared"]["trunks"]
+            check_shape(trunks, [{"folder": str, "epochs": int, "steps": int, "seconds": float}], "trunks")
             return {trunk["folder"]: trunk for trunk in trunks}
         except FileNotFoundError:
             return {}

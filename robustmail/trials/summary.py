@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from robustmail.errors import RunError, in_brief
+from robustmail.untrusted import read_json
 
 __all__ = ["Measured", "Row", "Spread", "Standing", "compared", "read_accuracies", "rows", "spread"]
 
@@ -136,7 +136,7 @@ def read_accuracies(folder: Path) -> dict[str, float] | None:
     """{attack: accuracy, ...} of a finished run, None of another. Raises RunError where it is damaged."""
     path = folder / "results.json"
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
         if not content["complete"]:
             return None
         return {str(row["name"]): float(row["accuracy"]) for row in content["attacks"]}

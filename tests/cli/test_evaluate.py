@@ -128,11 +128,14 @@ def bench(tmp_path: Path) -> Path:
     np.savez(tmp_path / "keys.npz", a=x, b=y)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.tex").write_text("words")
+    (tmp_path / "trained").mkdir()
+    (tmp_path / "trained" / "state.pt").write_text("a run's")
     return tmp_path
 
 
 GOOD = "eval small.pth --data ten.npz --normalize none --attacks nat,pgd2"
 WRAPPED = "eval wrapped.pth --data ten.npz --attacks nat,pgd2 --normalize none --model own.py"
+VERIFY = "verify a --checkpoint small.pth --data ten.npz"
 WRONG = {
     # files
     "no file": ("eval no.pth --data ten.npz", "no.pth: no such file"),
@@ -193,7 +196,7 @@ WRONG = {
     "more shards than parts": (f"{GOOD} --shard 1/2", "20 images make 1 block of 50 ... Use 1 shard at most"),
     "device": (f"{GOOD} --device tpu", "device='tpu'"),
     # folders
-    "folder in use": (f"{GOOD} --out taken", "taken: holds things that are no evaluation's: thesis.tex"),
+    "folder in use": (f"{GOOD} --out trained", "trained: is no evaluation's: it holds state.pt, a run's"),
     "nothing to verify": ("verify taken", "taken: holds no evaluation"),
     "nothing to compare": ("compare taken taken", "taken: holds no evaluation"),
     "nothing to merge": ("merge taken --out new", "taken: holds no evaluation"),
@@ -233,7 +236,7 @@ def test_eval_says_what_it_did_and_where_it_is(done, robustmail):  # noqa: F811
 
 
 def test_a_result_is_verified_compared_reported_and_begun_anew(done, robustmail):  # noqa: F811
-    assert robustmail("verify a").out.startswith("a: in order. 20 images")
+    assert robustmail(VERIFY).out.startswith("a: in order. 20 images")
     assert robustmail(f"{GOOD.replace('pgd2', 'pgd5')} --eps 0.1 --out b").code == 0
     said = robustmail("compare a b --json")
     assert [row["name"] for row in json.loads(said.out)["rows"]] == ["natural", "worst case"]
@@ -251,7 +254,8 @@ def test_a_result_is_verified_compared_reported_and_begun_anew(done, robustmail)
 def test_moved_weights_and_data_are_found_where_they_are_said_to_be(done, robustmail):  # noqa: F811
     (done / "small.pth").rename(done / "moved.pth")
     (done / "ten.npz").rename(done / "there.npz")
-    assert_refused(robustmail("verify a"), "ten.npz: no such file")
+    assert_refused(robustmail("verify a"), f"a: was made with the weights small.pth, the data ten.npz ... {VERIFY}")
+    assert_refused(robustmail(VERIFY), "ten.npz: no such file")
     assert robustmail("verify a --checkpoint moved.pth --data there.npz").code == 0
 
 
@@ -261,7 +265,7 @@ def test_altered_weights_and_data_are_found(done, robustmail, name):  # noqa: F8
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(bytes(content))
-    assert robustmail("verify a").code == 2
+    assert_refused(robustmail(VERIFY), name)
 
 
 def test_damaged_results_are_not_reported(done, robustmail):  # noqa: F811
@@ -303,11 +307,13 @@ def test_a_run_of_ours_is_evaluated_with_no_options_at_all(bench, robustmail, mo
     monkeypatch.setattr(cli_evaluate, "STANDARD", "nat,pgd3")
     short = "run quickstart epochs=1 burn_in=0 optimizer.lr=0.05 evaluate=nat test_size=30 --plain"
     assert robustmail(short).code == 0
-    assert robustmail("eval runs/quickstart/1 --n 40").code == 0
+    assert (said := robustmail("eval runs/quickstart/1 --n 40")).code == 0
     results = json.loads((bench / "evals" / "quickstart-1" / "results.json").read_text())
     assert (results["spec"]["eps"], results["spec"]["norm"], results["spec"]["model"]) == (0.1, "linf", "small_cnn")
     assert results["name"] == "quickstart/1", "every run's weights are called best"
-    assert robustmail("verify evals/quickstart-1").code == 0
+    command = "verify evals/quickstart-1 --checkpoint runs/quickstart/1/best.safetensors"
+    assert f"Judge the examples again: robustmail {command}" in said.out
+    assert robustmail(command).code == 0
 
 
 def test_an_image_folder_is_data(bench, robustmail):  # noqa: F811
@@ -340,8 +346,10 @@ def test_a_models_own_file_is_part_of_what_is_evaluated_and_may_move(bench, robu
     command = f"{WRAPPED}:Wrapped --eps 0.1 --out a"
     assert robustmail(command).code == 0
     (bench / "own.py").rename(bench / "moved.py")
-    assert_refused(robustmail("verify a"), "own.py: cannot be read")
-    assert robustmail("verify a --model moved.py:Wrapped").code == 0
+    verify = VERIFY.replace("small", "wrapped")
+    assert_refused(robustmail(verify), f"was made with the code own.py:Wrapped ... {verify} --model own.py:Wrapped")
+    assert_refused(robustmail(f"{verify} --model own.py:Wrapped"), "own.py: cannot be read")
+    assert robustmail(f"{verify} --model moved.py:Wrapped").code == 0
     (bench / "own.py").write_text(OWN.replace("(x - 0.5) / 0.5", "(x - 0.5) / 0.4"))
     assert_refused(robustmail(command), "a: holds another evaluation (source: ... there, ... here)")
 

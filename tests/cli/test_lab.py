@@ -31,6 +31,8 @@ def folder(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     torch.save(build("small_cnn", 10, 1).net.state_dict(), tmp_path / "net.pth")
     (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "trained").mkdir()
+    (tmp_path / "trained" / "state.pt").write_text("a run's")
     return tmp_path
 
 
@@ -104,7 +106,8 @@ def test_the_weights_of_runs_do_not_share_a_folder(robustmail, folder: Path):  #
         ("margins nofile.pth", "nofile.pth: no such file"),
         ("margins net.pth --against ''", "--against: names none. Write pgd100,cw,apgd."),
         ("margins net.pth --margins own.py", "Write own.py:margin."),
-        ("margins net.pth --out .", "holds things that are no lab's"),
+        ("margins net.pth --out trained", "trained: is no lab's: it holds state.pt, a run's"),
+        ("figure 4 net.pth --out trained", "trained: is no figure's: it holds state.pt, a run's"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(robustmail, words: str, says: str, folder: Path):  # noqa: F811

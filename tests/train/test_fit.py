@@ -28,6 +28,7 @@ from robustmail.errors import NonFiniteError, RecipeError, RunError
 from robustmail.evaluation.folder import fingerprint_of
 from robustmail.records import Attacked, Begun, EpochDone, Finished, Forecast, StepDone
 from robustmail.report.lines import line
+from robustmail.report.page import write_page
 from robustmail.train.gauges import weight_stats
 from robustmail.train.loop import work_through, worse
 from robustmail.train.run import run, status
@@ -226,18 +227,32 @@ def test_fresh_never_deletes_an_unfinished_run_without_yes(tmp_path):
     assert status(recipe, folder) == "continue"
 
 
-def test_a_folder_with_other_things_in_it_is_left_alone(tmp_path):
-    (tmp_path / "thesis.tex").write_text("years of work")
+def test_other_things_in_a_folder_stop_no_run_and_stay(tmp_path):
+    others = {"thesis.tex", ".DS_Store", "nohup.out", "slurm-7.out"}
+    for name in others:
+        (tmp_path / name).write_text("years of work")
+    list(run(recipe, tmp_path, "name"))
+    write_page(tmp_path)
+    assert status(recipe, tmp_path) == "finished"
+    list(run(recipe, tmp_path, "name", fresh=True))
+    assert not (tmp_path / "report.html").exists()
+    assert {name for name in others if (tmp_path / name).read_text() == "years of work"} == others
+
+
+@pytest.mark.parametrize("sign", ["ledger.csv", "margins.json"])
+def test_a_run_does_not_go_where_another_kind_of_result_lies(tmp_path, sign: str):
+    for name in (sign, "results.json", "lock"):
+        (tmp_path / name).touch()
     for fresh in (False, True):
-        with pytest.raises(RunError, match=r"holds things that are no run's: thesis.tex"):
+        with pytest.raises(RunError, match=rf"is no run's: it holds {sign}"):
             list(run(recipe, tmp_path, "name", fresh=fresh, yes=True))
-    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    assert {p.name for p in tmp_path.iterdir()} == {sign, "results.json", "lock"}
 
 
 def test_a_recipe_that_lies_in_the_folder_of_its_run_is_refused_and_stays(tmp_path):
     for name in ("recipe.py", "log.txt"):
         (tmp_path / name).write_text("mine")
-    with pytest.raises(RunError, match=r"holds log.txt, recipe.py but no run"):
+    with pytest.raises(RunError, match=r"holds log.txt, recipe.py, which would be overwritten, but no run"):
         list(run(recipe, tmp_path, "name", tmp_path / "recipe.py"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["log.txt", "recipe.py"]
 
@@ -246,11 +261,11 @@ def test_a_start_that_was_cut_short_anywhere_is_begun_again(tmp_path):
     folder = tmp_path / "run"
     list(run(recipe, folder, "name"))
     (folder / "state.pt").unlink()  # --fresh takes this away first; then it was killed
-    (folder / "recipe.json.tmp").write_text("half")
+    (folder / "recipe.json.robustmail-a1b2c3d4.tmp").write_text("half")
     assert status(recipe, folder) == "new"
     records = list(run(recipe.but(seed=5), folder, "name"))
     assert not records[-1].before
-    assert not (folder / "recipe.json.tmp").exists()
+    assert not list(folder.glob("*.tmp"))
 
 
 def test_a_run_that_another_process_finished_meanwhile_is_left_alone(tmp_path, monkeypatch):
