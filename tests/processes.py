@@ -97,7 +97,8 @@ def _run(words: list[str], cwd: Path, env: dict[str, str], out: Connection, err:
     for there, number in ((out, 1), (err, 2)):
         os.dup2(there.fileno(), number)
         there.close()
-    sys.stdout, sys.stderr = open(1, "w", encoding="utf-8"), open(2, "w", encoding="utf-8", buffering=1)
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8")
+    sys.stderr = os.fdopen(2, "w", encoding="utf-8", buffering=1)
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)

@@ -58,8 +58,8 @@ def allowed(model: nn.Module, x: Tensor, y: Tensor, dtype: torch.dtype, repeats:
             if isinstance(layer, LAYERS):
                 _roughen(layer, _unit(layer, dtype), rng)
         several = _answers(rough, x.repeat(repeats, 1, 1, 1), y.repeat(repeats))
-        for answers in zip(*(part.split(len(x)) for part in several), strict=True):
-            found.append([_share(*pair) for pair in zip(answers, right, strict=True)])
+        each = zip(*(part.split(len(x)) for part in several), strict=True)
+        found += [[_share(*pair) for pair in zip(answers, right, strict=True)] for answers in each]
     return Apart(*(MARGIN * max(of_each) for of_each in zip(*found, strict=True)))
 
 

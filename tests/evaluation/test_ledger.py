@@ -30,6 +30,8 @@ from robustmail.evaluation.subject import Subject
 from robustmail.evaluation.verify import verify
 from tests.processes import Python, python
 
+pytestmark = pytest.mark.long
+
 EPS = 0.1
 ATTACKS = (
     "nat", "pgd10", "cw", torchattack("APGD", eps=EPS, steps=15), torchattack("APGDT", eps=EPS, steps=6),
@@ -86,6 +88,7 @@ def test_some_but_not_all_shards_are_not_merged(hardened, hand, tmp_path):
         merge([tmp_path / "1"], tmp_path / "merged")
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_an_image_meets_the_same_fate_alone_and_in_company(hardened, hand, norm):
     part, eps = hand.part.first(40), 0.1 if norm == "linf" else 0.6

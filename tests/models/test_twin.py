@@ -45,6 +45,7 @@ def images():
     return torch.rand(6, 3, 32, 32, generator=rng), torch.randint(10, (6,), generator=rng)
 
 
+@pytest.mark.numeric
 @every_dtype
 @pytest.mark.parametrize("name", [*OURS, "resnet18"])
 def test_logits_and_gradients_are_the_models_but_for_rounding(name, dtype, images):
@@ -87,6 +88,7 @@ def conv(*sizes, **knobs):
     return nn.Sequential(nn.Conv2d(*sizes, **knobs), nn.BatchNorm2d(sizes[1]), nn.ReLU())
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(
     "first",
     [
@@ -111,6 +113,7 @@ def ending_in_ten(first):
     return Classifier(nn.Sequential(first, *rest)).eval()
 
 
+@pytest.mark.numeric
 @every_dtype
 @pytest.mark.parametrize("way", ["forward", "backward"])
 def test_no_rounding_excuses_a_kernel_that_is_turned_around(way, dtype, monkeypatch):
@@ -130,6 +133,7 @@ def test_no_rounding_excuses_a_kernel_that_is_turned_around(way, dtype, monkeypa
     assert not apart(twin, model, x, y).within(allowed(model, x, y, dtype, repeats=8))
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("name", OURS)
 def test_torchs_own_operators_do_elsewhere_what_oneDNNs_do(name, images, monkeypatch):
     model, few = made(name), [part[:2] for part in images]
@@ -146,6 +150,7 @@ def test_every_batchnorm_behind_a_convolution_every_sum_and_every_relu_is_folded
     assert sum(isinstance(part, FoldedConv) for part in twin.graph.modules()) == 20
 
 
+@pytest.mark.numeric
 def test_it_follows_the_weights_each_time_it_is_lent(images):
     model, before, few = made("cifar_resnet18_w8"), made("cifar_resnet18_w8"), [part[:2] for part in images]
     twin = Twin(model, images[0], HALF)

@@ -8,6 +8,8 @@ from torch import nn
 
 from robustmail import LMPGD, PGD, Step, art, kappa, lps, pm_adv, torchattack
 
+pytestmark = pytest.mark.numeric
+
 EPS = 8 / 255
 
 

@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 from tests.processes import Peers, Python
 
+pytestmark = pytest.mark.long
+
 WORKER, EXACTLY = (Path(__file__).with_name(name) for name in ("worker.py", "exactly.py"))
 SMALL = [
     "model=cifar_resnet18_w8", "epochs=2", "data.validation=32", "batch=32", "attack.steps=2", "evaluate=nat,pgd10",
@@ -51,13 +53,13 @@ def results(folder: Path) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(("name", "size", "more"), [
-    ("at", 12, ["attack_mode=train", "attack.steps=2"]), ("mail_at", 13, ["attack=PGD(norm='l2', eps=0.5, alpha=0.2, steps=2)"]),
-    ("mail_trades", 13, ["attack.steps=2"]), ("gair_mart", 13, ["attack.steps=2", "weight.steps=2"]),
-    ("trades_awp", 13, ["attack.steps=2"]),
+    ("at", 12, ["attack_mode=train", "attack.steps=2"]),
+    ("mail_at", 13, ["attack=PGD(norm='l2', eps=0.5, alpha=0.2, steps=2)"]), ("mail_trades", 13, ["attack.steps=2"]),
+    ("gair_mart", 13, ["attack.steps=2", "weight.steps=2"]), ("trades_awp", 13, ["attack.steps=2"]),
 ])  # fmt: skip
 def test_fifty_steps_in_two_processes_are_fifty_steps_in_one(name, size, more, tmp_path):
     # In double precision: in single, the sign of a gradient near zero makes another image out of a last bit.
-    changes = ["model=cifar_resnet18_w8", "optimizer.lr=0.02", "burn_in=0", *more]
+    changes = ["model=small_cnn", "optimizer.lr=0.02", "burn_in=0", *more]
     for processes in (1, 2):
         done = launch(processes, EXACTLY, tmp_path / f"{processes}.pt", size, name, *changes)
         _, wrong = done.communicate()

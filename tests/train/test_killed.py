@@ -15,6 +15,8 @@ import torch
 
 from tests.processes import Python, python
 
+pytestmark = pytest.mark.long
+
 SCRIPT = """
 import sys
 from pathlib import Path

@@ -22,6 +22,8 @@ from robustmail.trials.grid import Cell
 from tests.processes import Python, python
 from tests.trials.conftest import TINY, call, hashes
 
+pytestmark = pytest.mark.long
+
 GRID = ("trials", "quickstart", "--over", "margin=pm_adv,pm_nat", "--seeds", "0:2", *TINY, "--out", "grid")
 CELLS = [f"runs/quickstart-margin={margin}/{seed}" for margin in ("pm_adv", "pm_nat") for seed in (0, 1)]
 
