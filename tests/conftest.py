@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,25 @@ import torch
 from torch import nn
 
 HERE = Path(__file__).parent
+SEED = int(os.environ.get("TEST_SEED", "0"))  # any other must do as well
 SHARED = HERE.parent.parent / "shared" / "data" / "cifar10-mini.npz"
 
 torch.set_num_threads(1)  # tests run side by side; two processes with two threads each would wait for one another
+
+
+def reseed() -> None:
+    """What a test draws without a seed of its own is the same each time: torch begins at another number otherwise."""
+    for seed in (torch.manual_seed, np.random.seed, random.seed):
+        seed(SEED)
+
+
+def pytest_collectstart() -> None:
+    reseed()  # networks that are made while a module is imported
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    reseed()  # before fixtures, of a session too: so they are the same whichever test comes first
 
 
 class Small(nn.Module):

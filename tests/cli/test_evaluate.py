@@ -22,6 +22,8 @@ import torch
 from torch import nn
 from robustmail.models.classifier import build
 
+pytestmark = pytest.mark.long
+
 
 class Wrapped(nn.Module):
     def __init__(self):

@@ -11,6 +11,8 @@ import torch
 from robustmail.models.classifier import build
 from tests.cli.test_bad_input import assert_refused, robustmail  # noqa: F401  a fixture
 
+pytestmark = pytest.mark.long
+
 OWN = """
 import torch
 

@@ -17,6 +17,8 @@ from robustmail.evaluation.ledger import Ledger
 from robustmail.evaluation.suite import room_of
 from robustmail.step import mode
 
+pytestmark = pytest.mark.long
+
 EPS = 0.1
 DOCS = Path(__file__).parents[2] / "docs" / "believing.md"
 

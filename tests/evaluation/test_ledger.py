@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -31,6 +28,9 @@ from robustmail.evaluation.ledger import BROKE, STOOD
 from robustmail.evaluation.statistics import paired
 from robustmail.evaluation.subject import Subject
 from robustmail.evaluation.verify import verify
+from tests.processes import Python, python
+
+pytestmark = pytest.mark.long
 
 EPS = 0.1
 ATTACKS = (
@@ -88,6 +88,7 @@ def test_some_but_not_all_shards_are_not_merged(hardened, hand, tmp_path):
         merge([tmp_path / "1"], tmp_path / "merged")
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_an_image_meets_the_same_fate_alone_and_in_company(hardened, hand, norm):
     part, eps = hand.part.first(40), 0.1 if norm == "linf" else 0.6
@@ -110,17 +111,15 @@ def test_a_killed_evaluation_goes_on_to_the_same_ledger(hand, hardened, tmp_path
     attacks = ("nat", "pgd100", "cw", "apgd")
     list(examine(task(hardened, hand, attacks=attacks), tmp_path / "whole"))
     torch.save(hardened.net.state_dict(), tmp_path / "hardened.pth")
-    words = [sys.executable, "-m", "robustmail", "eval", str(tmp_path / "hardened.pth"), "--model", "small_cnn",
+    words = ["eval", str(tmp_path / "hardened.pth"), "--model", "small_cnn",
              "--normalize", "none", "--data", "digits()", "--n", "160", "--eps", str(EPS),
              "--attacks", ",".join(attacks), "--out", str(tmp_path / "out"), "--batch", "16", "--plain"]  # fmt: skip
     script = (
         "import sys; from robustmail.evaluation import folder; folder.SAVE_EVERY = 0.0; "
         "sys.argv = ['robustmail', *sys.argv[1:]]; from robustmail.cli import main; main()"
     )
-    words[1:3] = ["-c", script]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
     for stage in ("pgd100", "apgd-ce"):
-        process = subprocess.Popen(words, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        process = Python("-c", script, *words)
         ledger, until = tmp_path / "out" / "ledger.csv", time.monotonic() + 120
         while time.monotonic() < until and process.poll() is None:
             begun = ledger.exists() and (tmp_path / "out" / "results.json").exists()
@@ -131,7 +130,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_ledger(hand, hardened, tmp_path
         said = process.communicate()[1]
         assert process.returncode == -signal.SIGKILL, said
         assert not json.loads((tmp_path / "out" / "results.json").read_text())["complete"]
-    last = subprocess.run(words, env=env, capture_output=True, text=True, timeout=300)
+    last = python("-c", script, *words)
     assert last.returncode == 0, last.stderr
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
 

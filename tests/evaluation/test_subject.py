@@ -18,6 +18,8 @@ from robustmail.evaluation.subject import _told, open_data, open_subject, reopen
 from robustmail.evaluation.suite import evaluate
 from robustmail.models.classifier import Classifier, build
 
+pytestmark = pytest.mark.long
+
 CHECKPOINTS = Path(__file__).parents[3] / "shared" / "checkpoints"
 FACTS = {  # file: (correct of the first 1,000, convention); measured with networks written by hand
     "resnet20-12fca82f.th": (915, "imagenet"),

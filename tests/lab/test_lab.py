@@ -36,6 +36,8 @@ from robustmail.scores import gap
 from robustmail.step import Trace
 from robustmail.values import describe
 
+pytestmark = pytest.mark.long
+
 STRONG = PGD(eps=0.1, alpha=0.02, steps=5, start="none", loss="margin")
 
 

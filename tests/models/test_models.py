@@ -45,6 +45,7 @@ def test_the_papers_wrn32_is_wrn34_under_another_name(knobs: dict[str, int]) -> 
     assert str(one) == str(other)
 
 
+@pytest.mark.numeric
 def test_cifar_resnet18_is_torchvisions_resnet18_with_a_small_stem() -> None:
     torch.manual_seed(0)
     reference = torchvision.models.resnet18(num_classes=10)

@@ -17,7 +17,8 @@ from robustmail.errors import ModelError
 from robustmail.models import recorded
 from robustmail.models.twin import FoldedConv, Twin
 from robustmail.precision import Decision, forms
-from tests.models.test_twin import gradient, made
+from tests.models.test_twin import made
+from tests.rounding import gradient
 
 
 class Tape(TorchDispatchMode):

@@ -12,6 +12,8 @@ from torch import nn
 from robustmail import LMPGD, PGD, Step, art, kappa, lps, pm_adv, torchattack
 from robustmail.randomness import forked, reseed
 
+pytestmark = pytest.mark.numeric
+
 EPS = 8 / 255
 
 

@@ -8,6 +8,8 @@ import torchattacks
 
 from robustmail import PGD, torchattack
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture
 def model(small):

@@ -8,6 +8,8 @@ import torch
 from robustmail import AT, MART, PGD, TRADES, Discrete, Recipe, Sigmoid, Step, Tanh, digits, kappa, pm_adv, pm_nat
 from robustmail.scores import ce, kl
 
+pytestmark = pytest.mark.numeric
+
 NAT = [[2.0, -1.0, 0.5, 0.0], [0.3, 0.1, -0.2, 1.7], [-3.0, 4.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0], [5.0, -5.0, 2.5, 1.0]]
 ADV = [
     [0.5, 0.25, 1.5, -1.0],

@@ -14,6 +14,8 @@ from robustmail.plugins import load_recipe, load_source
 from robustmail.records import Attacked, EpochDone, StepDone
 from robustmail.train.run import preflight, run
 
+pytestmark = pytest.mark.long
+
 FILES = recipe_files()
 VARIANTS = [
     name if variable == "recipe" else f"{name}:{variable}"
@@ -87,8 +89,8 @@ def test_a_margin_that_needs_another_look_costs_a_forward():
 @pytest.mark.parametrize("name", sorted(set(FILES) - {"quickstart"}))
 def test_a_recipe_trains_two_epochs_on_real_images_to_a_finished_table(name, slice_path, tmp_path):
     changes = [
-        f"data=npz('{slice_path}')", "model=cifar_resnet18_w8", "epochs=2", "burn_in=1", "data.validation=32",
-        "batch=64", "evaluate=nat,pgd10", "test_size=40", "optimizer=SGD(lr=0.01)",
+        f"data=npz('{slice_path}')", "model=cifar_resnet18_w8", "epochs=2", "burn_in=1", "data.validation=96",
+        "batch=32", "evaluate=nat,pgd10", "test_size=16", "optimizer=SGD(lr=0.01)",
     ]  # fmt: skip
     records = list(run(override(load_recipe(name), changes), tmp_path / "run", name))
     assert all(math.isfinite(r.loss) for r in records if isinstance(r, StepDone))

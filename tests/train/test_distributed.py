@@ -12,6 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.processes import Peers, Python
+
+pytestmark = pytest.mark.long
+
 WORKER, EXACTLY = (Path(__file__).with_name(name) for name in ("worker.py", "exactly.py"))
 SMALL = [
     "model=cifar_resnet18_w8", "epochs=2", "data.validation=32", "batch=32", "attack.steps=2", "evaluate=nat,pgd10",
@@ -19,12 +23,17 @@ SMALL = [
 ]  # fmt: skip
 
 
-def launch(processes: int, *words: str | Path) -> subprocess.Popen:
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+def launch(processes: int, *words: str | Path) -> Python | Peers:
+    return Peers(processes, *words) if processes > 1 else Python(*words)
+
+
+def torchrun(processes: int, *words: str | Path) -> subprocess.Popen:
+    """The command itself."""
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, *(torchrun if processes > 1 else []), *map(str, words)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        [*run, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+    )
 
 
 def train(processes: int, folder: Path, name: str, *changes: str) -> list[dict]:
@@ -44,13 +53,13 @@ def results(folder: Path) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(("name", "size", "more"), [
-    ("at", 12, ["attack_mode=train"]), ("mail_at", 13, ["attack=PGD(norm='l2', eps=0.5, alpha=0.2, steps=2)"]),
-    ("mail_trades", 13, ["attack.steps=2"]), ("gair_mart", 13, ["attack.steps=2", "weight.steps=2"]),
-    ("trades_awp", 13, ["attack.steps=2"]),
+    ("at", 12, ["attack_mode=train", "attack.steps=2"]),
+    ("mail_at", 13, ["attack=PGD(norm='l2', eps=0.5, alpha=0.2, steps=2)"]), ("mail_trades", 13, ["attack.steps=2"]),
+    ("gair_mart", 13, ["attack.steps=2", "weight.steps=2"]), ("trades_awp", 13, ["attack.steps=2"]),
 ])  # fmt: skip
 def test_fifty_steps_in_two_processes_are_fifty_steps_in_one(name, size, more, tmp_path):
     # In double precision: in single, the sign of a gradient near zero makes another image out of a last bit.
-    changes = ["model=cifar_resnet18_w8", "optimizer.lr=0.02", "burn_in=0", *more]
+    changes = ["model=small_cnn", "optimizer.lr=0.02", "burn_in=0", *more]
     for processes in (1, 2):
         done = launch(processes, EXACTLY, tmp_path / f"{processes}.pt", size, name, *changes)
         _, wrong = done.communicate()
@@ -108,7 +117,7 @@ def test_a_killed_process_ends_the_run_with_a_word_and_a_state_that_goes_on(tmp_
 
 def test_the_command_line_shows_one_run_under_torchrun(tmp_path, slice_path):
     words = [f"data=npz('{slice_path}')", *SMALL, "epochs=1", "--out", str(tmp_path / "run"), "--plain"]
-    process = launch(2, "-m", "robustmail", "run", "at", *words)
+    process = torchrun(2, "-m", "robustmail", "run", "at", *words)
     shown, wrong = process.communicate()
     assert process.returncode == 0, wrong
     assert "2 processes" in shown
@@ -120,16 +129,8 @@ def test_the_command_line_shows_one_run_under_torchrun(tmp_path, slice_path):
 def test_two_processes_evaluate_a_run_to_the_bytes_of_one(tmp_path, slice_path):
     train(1, tmp_path / "run", "at", f"data=npz('{slice_path}')", *SMALL, "epochs=1")
     for processes in (1, 2):
-        words = [
-            "robustmail",
-            "eval",
-            tmp_path / "run",
-            "--attacks",
-            "nat,pgd10",
-            "--out",
-            tmp_path / f"eval{processes}",
-        ]
-        done = launch(processes, "-m", *(["--"] if processes > 1 else []), *words)
+        words = ("eval", tmp_path / "run", "--attacks", "nat,pgd10", "--out", tmp_path / f"eval{processes}")
+        done = launch(processes, "-m", "robustmail", *words)
         _, wrong = done.communicate()
         assert done.returncode == 0, wrong
     for name in ("ledger.csv", "examples.safetensors"):

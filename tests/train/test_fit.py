@@ -34,6 +34,8 @@ from robustmail.train.loop import work_through, worse
 from robustmail.train.run import run, status
 from tests.train.conftest import Poison, Root, recipe
 
+pytestmark = pytest.mark.long
+
 
 def test_fit_yields_records_and_learns_without_touching_the_callers_generator():
     before = torch.get_rng_state()

@@ -7,13 +7,15 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.processes import Python, python
+
+pytestmark = pytest.mark.long
 
 SCRIPT = """
 import sys
@@ -48,11 +50,8 @@ def launch(tmp_path: Path, slice_path: Path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
 
-    def start(folder: str, *changes: str, save_every: float = 0.0) -> subprocess.Popen:
-        words = [str(tmp_path / folder), str(save_every), f"data=npz('{slice_path}')", *CHANGES, *changes]
-        return subprocess.Popen(
-            [sys.executable, str(script), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+    def start(folder: str, *changes: str, save_every: float = 0.0) -> Python:
+        return Python(script, tmp_path / folder, str(save_every), f"data=npz('{slice_path}')", *CHANGES, *changes)
 
     return start
 
@@ -61,14 +60,14 @@ def hashes(folder: Path) -> dict[str, str]:
     return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in KEPT}
 
 
-def after_steps(process: subprocess.Popen, n: int) -> None:
+def after_steps(process: Python, n: int) -> None:
     """Wait for n steps, then for a moment within the next one."""
     for _ in range(n):
         assert process.stdout.readline() == "step\n", process.stderr.read()
     time.sleep(random.Random(n).random() * 0.2)
 
 
-def finished(process: subprocess.Popen) -> None:
+def finished(process: Python) -> None:
     _, wrong = process.communicate()
     assert process.returncode == 0, wrong
 
@@ -131,7 +130,7 @@ def test_a_full_disk_is_one_error_and_the_last_state_stays(tmp_path, slice_path)
         "from robustmail.cli import main\nmain()\n"
     )
     words = ["run", "mail_trades", f"data=npz('{slice_path}')", *CHANGES, "--out", str(tmp_path / "run")]
-    done = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True)
+    done = python(script, *words)
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert "cannot be written" in done.stderr

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.processes import python
+
 TINY = (
-    "model=cifar_resnet18_w8", "data.validation=30", "attack=PGD(eps=0.1, alpha=0.05, steps=2)", "epochs=3",
+    "model=small_cnn", "data.validation=30", "attack=PGD(eps=0.1, alpha=0.05, steps=2)", "epochs=3",
     "burn_in=2", "batch=512", "optimizer.lr=Stairs({0: 0.05, 2: 0.01})", "validate=pgd2",
     "evaluate=nat,pgd2", "test_size=40",
     "precision='fp32'",
@@ -23,9 +24,7 @@ Script = Callable[..., subprocess.CompletedProcess[str]]
 
 def call(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run the command line in a folder, to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "robustmail", *words], cwd=folder, capture_output=True, text=True, timeout=300
-    )
+    return python("-m", "robustmail", *words, cwd=folder)
 
 
 @pytest.fixture

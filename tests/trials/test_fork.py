@@ -16,6 +16,8 @@ from robustmail.trials.fork import Job, begun, plan, way
 from robustmail.trials.grid import Cell, cells, folders, recipes
 from tests.trials.conftest import TINY, hashes
 
+pytestmark = pytest.mark.long
+
 OUT = Path("grid")
 
 

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,7 +19,10 @@ from robustmail.train.run import Signals
 from robustmail.trials.execute import work
 from robustmail.trials.fork import Job
 from robustmail.trials.grid import Cell
+from tests.processes import Python, python
 from tests.trials.conftest import TINY, call, hashes
+
+pytestmark = pytest.mark.long
 
 GRID = ("trials", "quickstart", "--over", "margin=pm_adv,pm_nat", "--seeds", "0:2", *TINY, "--out", "grid")
 CELLS = [f"runs/quickstart-margin={margin}/{seed}" for margin in ("pm_adv", "pm_nat") for seed in (0, 1)]
@@ -41,14 +43,11 @@ def summary(folder: Path) -> dict:
     return {name: found[name] for name in ("format", "complete", "seeds", "rows", "cells", "recipes")}
 
 
-def launch(tmp_path: Path, *words: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "robustmail", *words], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True,
-    )  # fmt: skip
+def launch(tmp_path: Path, *words: str) -> Python:
+    return Python("-m", "robustmail", *words, cwd=tmp_path)
 
 
-def until_it_says(process: subprocess.Popen, what: str) -> None:
+def until_it_says(process: Python, what: str) -> None:
     for text in process.stdout:
         if text.startswith(what):
             return
@@ -219,9 +218,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(tmp_path, monkeypatch, 
 
 def test_an_executor_without_submitit_is_one_line(tmp_path):
     code = "import sys; sys.modules['submitit'] = None\nfrom robustmail.cli import main\nmain()\n"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *GRID, "--executor", "local"], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = python("-c", code, *GRID, "--executor", "local", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (
         2,
         "robustmail: --executor local: needs submitit, which is not installed. pip install 'robustmail[trials]'\n",
