@@ -91,10 +91,12 @@ def test_plugins_that_cannot_be_compared_are_not_shared(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from dataclasses import dataclass\nimport torch\nfrom robustmail import PGD\n\n\n"
         "@dataclass(frozen=True)\nclass tilted:\n    eps: float\n    by: object\n\n"
-        "    def __call__(self, model, x, y):\n        return x\n\n\nattack = tilted(0.1, torch.zeros(3))\n"
+        "    def __call__(self, model, x, y):\n        return x\n\n\n"
+        "attack, equal = tilted(0.1, torch.zeros(3)), tilted(0.1, torch.zeros(3))\n"
     )
-    words = (f"attack={tmp_path}/mine.py:attack",)
-    assert shared(cell("a", *words), cell("b", *words, "margin=pm_nat")) == []
+    attack, equal = (f"attack={tmp_path}/mine.py:{name}" for name in ("attack", "equal"))
+    assert shared(cell("a", attack), cell("b", equal, "margin=pm_nat")) == []
+    assert shared(cell("a", attack), cell("b", attack, "margin=pm_nat")) == [("a", 0, 2, 2)]  # a file is one module
 
 
 def test_epochs_and_burn_in_alone_are_not_what_an_epoch_depends_on():
