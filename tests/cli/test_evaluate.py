@@ -17,13 +17,12 @@ from robustmail.models.classifier import build
 from robustmail.randomness import forked
 from tests.cli.test_bad_input import assert_refused, robustmail, tree  # noqa: F401  a fixture
 
+pytestmark = pytest.mark.long
+
 OWN = """
 import torch
 from torch import nn
 from robustmail.models.classifier import build
-
-pytestmark = pytest.mark.long
-
 
 class Wrapped(nn.Module):
     def __init__(self):
