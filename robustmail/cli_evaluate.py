@@ -67,6 +67,7 @@ def eval_(
     n: Annotated[int | None, typer.Option(help="Only the first so many images.")] = None,
     normalize: Annotated[str | None, typer.Option(help="cifar10, imagenet, ..., mean/std or none.")] = None,
     probe: Annotated[bool, typer.Option("--probe", help="Find the normalisation that fits, on 256 images.")] = False,
+    accept_reading: Annotated[bool, typer.Option("--accept-reading", help="Evaluate a file as it is read, even where that is in doubt.")] = False,
     weights: Weights = None,
     out: Annotated[Path | None, typer.Option(help="Where results go.  [default: evals/NAME]")] = None,
     seed: Annotated[int, typer.Option(help="Of the attacks' noise.")] = 0,
@@ -87,7 +88,8 @@ def eval_(
 
     # Days of patience: one process may be done long before another.
     with distributed.joined(device, patience=timedelta(days=7)):
-        subject, chosen, budget, measure = opened(file, data, n, model, normalize, weights, probe, device, eps, norm)
+        subject, chosen, budget, measure = opened(file, data, n, model, normalize, weights, probe, device, eps, norm,
+                                                  accept_reading)  # fmt: skip
         part, whole = _shard(shard), out or Path("evals") / name_of(subject)
         parts = [whole]
         if (processes := distributed.world()) > 1:
@@ -255,7 +257,7 @@ def _show(console: Console, folder: Path, shard: bool) -> None:
 def opened(
     file: Path, data: str | None = None, n: int | None = None, model: str | None = None, normalize: str | None = None,
     weights: str | None = None, probe: bool = False, device: str = "auto", eps: str | None = None,
-    norm: str | None = None,
+    norm: str | None = None, accept_reading: bool = False,
 ) -> tuple[Subject, TestSet, float, Norm]:  # fmt: skip
     """(model, images, eps, norm) of what the options of `eval` name; what is left out is the file's own, if it says."""
     from dataclasses import replace
@@ -272,7 +274,7 @@ def opened(
     everything = open_data(data)
     chosen = everything.first(positive("--n", n))
     subject = open_subject(path, everything.first(min(1000, len(everything.part.y))), model, normalize, weights, probe,
-                           pick_device(device))  # fmt: skip
+                           pick_device(device), accept_reading)  # fmt: skip
     if lacking := chosen.lacks(everything):
         subject = replace(subject, said=(*subject.said, lacking))
     trained = facts.get("norm") or "linf"

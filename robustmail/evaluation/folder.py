@@ -191,7 +191,7 @@ def _examine(task: Task, folder: Path, held: Held | None) -> Iterator[Attacking 
     if task.shard[0] == 1:
         for found in measure(model, task.data.part, ledger, task.eps, task.norm, task.seed, room):
             if isinstance(found, dict):
-                measured = found
+                measured = {**found, "doubts": list(task.subject.doubts)}
             else:
                 yield found
     save(measured, complete=True)
