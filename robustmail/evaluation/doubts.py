@@ -1,0 +1,108 @@
+"""May a reading of a file be believed?
+
+A reading that fits the shapes may still have another activation, pool, stride or normalisation than the network that
+was trained, and then its numbers are wrong by points while everything looks in order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from robustmail.data.images import Part
+from robustmail.evaluation.conventions import Score, outdone
+from robustmail.evaluation.evidence import excludes, recalibrated, unlike
+from robustmail.evaluation.statistics import wilson
+
+__all__ = ["doubts", "stored"]
+
+MISFIT = 0.02  # nats per channel between BatchNorm's statistics and the images'
+STRETCH = 4.0  # by which the logits may be too large or too small
+CERTAIN = 0.99  # of the interval of an accuracy
+
+
+def doubts(best: Score, ranked: Sequence[Score], part: Part, accuracies: Mapping[str, float]) -> list[str]:
+    """What speaks against the reading that fits best, in sentences; nothing does where the list is empty.
+
+    ranked: the readings that were scored. accuracies: those that the file says its network has, in [0, 1], by name.
+    """
+    found = list(_of_itself(best, part))
+    agree = [name for name, value in accuracies.items() if not _contradicts(best, value)]
+    if accuracies and not agree:
+        name, value = max(accuracies.items(), key=lambda pair: -abs(pair[1] - best.accuracy))
+        found.append(f"the file says {name} {100 * value:.1f} %, {_measured(best)}")
+    elif not agree and (rivals := _rivals(best, ranked, part)):
+        first = rivals[0]
+        share = (first.logits.argmax(1) != best.logits[: len(first.right)].argmax(1)).double().mean().item()
+        found.append(f"{len(first.right)} images do not exclude {_called(first, best)}, which answers otherwise on "
+                     f"{100 * share:.1f} % of them")  # fmt: skip
+    return found
+
+
+def stored(best: Score, accuracies: Mapping[str, float]) -> Iterator[str]:
+    """How the accuracies that the file tells compare with the measured one, in sentences."""
+    for name, value in accuracies.items():
+        more = ": MORE THAN CHANCE EXPLAINS" if _contradicts(best, value) else ""
+        yield f"the file says {name} {100 * value:.1f} %, {_measured(best)}{more}"
+
+
+def _measured(best: Score) -> str:
+    low, high = wilson(int(best.right.sum()), len(best.right), CERTAIN)
+    return (f"measured {100 * best.accuracy:.1f} % of {len(best.right)} images "
+            f"(99 % interval {100 * low:.1f} to {100 * high:.1f})")  # fmt: skip
+
+
+def _contradicts(best: Score, value: float) -> bool:
+    """Is an accuracy outside the 99 % interval of the measured one? The file does not say on how many images it was
+    measured, so it is taken as exact."""
+    low, high = wilson(int(best.right.sum()), len(best.right), CERTAIN)
+    return not low <= value <= high
+
+
+def _of_itself(best: Score, part: Part) -> Iterator[str]:
+    """What a reading's own numbers say against it."""
+    classes = best.logits.shape[1]
+    guessing, loss = math.log(classes), best.loss.mean().item()
+    _, stretch = recalibrated(best.logits, part.y[: len(best.right)].cpu())
+    if loss > guessing and best.accuracy > 1.5 / classes:
+        yield (f"its mean cross-entropy is {loss:.3g} nats at {100 * best.accuracy:.1f} % accuracy, "
+               f"where guessing has {guessing:.3g}")  # fmt: skip
+    elif not 1 / STRETCH <= stretch <= STRETCH:
+        yield f"its logits are out of proportion: {stretch:.2g} times as large, they would fit the labels best"
+    if best.misfit is not None and best.misfit > MISFIT:
+        yield (f"what reaches its BatchNorms is {best.misfit:.2g} nats per channel from the statistics that they "
+               f"keep, where {MISFIT} is usual at most")  # fmt: skip
+
+
+def _rivals(best: Score, ranked: Sequence[Score], part: Part) -> list[Score]:
+    """Those that answer otherwise than `best` and that some of the images do not exclude, the likeliest first; if all
+    of `part` excludes them, none."""
+    pairs = [(loss, score) for score in ranked if (loss := _open_question(best, score, part)) is not None]
+    rivals = [score for _, score in sorted(pairs, key=lambda pair: pair[0])]
+    if not rivals or len(best.right) == len(part.y) == len(rivals[0].right):
+        return rivals
+    best = best if len(best.right) == len(part.y) else best.on(part)
+    for k, rival in enumerate(rivals):
+        again = rival.on(part)
+        if _open_question(best, again, part) is not None:
+            return [again, *rivals[k + 1 :]]
+    return []
+
+
+def _called(rival: Score, best: Score) -> str:
+    """What tells a rival from the best: its network, its convention, or both."""
+    parts = [rival.network] if rival.network != best.network else []
+    parts += [f"images normalised as {rival.convention}"] if rival.convention != best.convention else []
+    return ", ".join(parts)
+
+
+def _open_question(best: Score, other: Score, part: Part) -> float | None:
+    """The other's recalibrated cross-entropy, if it answers otherwise and nothing excludes it."""
+    if (best.network, best.convention) == (other.network, other.convention):
+        return None
+    n = min(len(best.right), len(other.right))
+    mine, its, y = best.logits[:n], other.logits[:n], part.y[:n].cpu()
+    if not unlike(mine.argmax(1), its.argmax(1)) or outdone(other, best):
+        return None
+    loss = recalibrated(its, y)[0]
+    return None if excludes(recalibrated(mine, y)[0], loss) else loss.mean().item()
