@@ -73,7 +73,7 @@ def _read(path: Path) -> bytes:
 def _neighbours(folder: Path) -> Modules:
     """What was imported from a folder since its first file was run."""
     before = _FOLDERS[folder]
-    return {n: m for n, m in [*sys.modules.items()] if n not in before and _lies_in(folder, n, m)}
+    return {n: m for n, m in sys.modules.copy().items() if n not in before and _lies_in(folder, n, m)}
 
 
 def _lies_in(folder: Path, name: str, module: object) -> bool:

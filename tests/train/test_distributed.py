@@ -67,7 +67,7 @@ def test_fifty_steps_in_two_processes_are_fifty_steps_in_one(name, size, more, t
     one, two = (torch.load(tmp_path / f"{processes}.pt") for processes in (1, 2))
     assert len(one["losses"]) == 50
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-6)
-    assert one["losses"][-1] < one["losses"][0]
+    assert sum(one["losses"][-5:]) < sum(one["losses"][:5])
     for key, tensor in one["model"].items():
         torch.testing.assert_close(two["model"][key], tensor, rtol=1e-6, atol=1e-6)
     assert Path(f"{tmp_path}/2.pt.0").read_text() == Path(f"{tmp_path}/2.pt.1").read_text()
@@ -129,7 +129,8 @@ def test_the_command_line_shows_one_run_under_torchrun(tmp_path, slice_path):
 def test_two_processes_evaluate_a_run_to_the_bytes_of_one(tmp_path, slice_path):
     train(1, tmp_path / "run", "at", f"data=npz('{slice_path}')", *SMALL, "epochs=1")
     for processes in (1, 2):
-        words = ("eval", tmp_path / "run", "--attacks", "nat,pgd10", "--out", tmp_path / f"eval{processes}")
+        data = ("--data", f"npz('{slice_path}')")
+        words = ("eval", tmp_path / "run", *data, "--attacks", "nat,pgd10", "--out", tmp_path / f"eval{processes}")
         done = launch(processes, "-m", "robustmail", *words)
         _, wrong = done.communicate()
         assert done.returncode == 0, wrong
