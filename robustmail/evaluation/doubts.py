@@ -7,7 +7,6 @@ was trained, and then its numbers are wrong by points while everything looks in 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from robustmail.data.images import Part
@@ -92,10 +91,9 @@ def _rivals(best: Score, ranked: Sequence[Score], part: Part) -> list[Score]:
 
 def _called(rival: Score, best: Score) -> str:
     """What tells a rival from the best: its network, its convention, or both."""
-    known = re.split(": |; ", best.network)
-    parts = [part for part in re.split(": |; ", rival.network) if part not in known]
+    parts = [rival.network] if rival.network != best.network else []
     parts += [f"images normalised as {rival.convention}"] if rival.convention != best.convention else []
-    return "; ".join(parts)
+    return ", ".join(parts)
 
 
 def _open_question(best: Score, other: Score, part: Part) -> float | None:
