@@ -242,7 +242,7 @@ def _examine(task: Task, folder: Path, held: Held | None) -> Iterator[Attacking 
         save()
         for found in _measured(task, ledger, room):
             if isinstance(found, dict):
-                measured = {**found, "doubts": list(task.subject.doubts)}
+                measured = found
             else:
                 yield found
     except BaseException as stop:

@@ -23,11 +23,9 @@ from robustmail.evaluation.conventions import (
     fitting,
     plausible,
     read_convention,
-    scores_of,
     shortlisted,
     spelt,
 )
-from robustmail.evaluation.doubts import doubts, stored
 from robustmail.evaluation.suite import classes_of
 from robustmail.models.classifier import Classifier, is_network
 from robustmail.overrides import read
@@ -51,8 +49,6 @@ class Subject:
     described: dict[str, Any]
     sha256: str | None = None
     said: tuple[str, ...] = ()
-    doubts: tuple[str, ...] = ()
-    """what speaks against the way the file was read, in sentences"""
 
     @property
     def device(self) -> torch.device:
@@ -110,52 +106,40 @@ def _of_source(source: Callable[[], Any], text: str) -> TestSet:
 
 def open_subject(
     path: Path, data: TestSet, model: str | None = None, normalize: str | None = None, weights: str | None = None,
-    probe: bool = False, device: torch.device | str = "cpu", accept_reading: bool = False,
+    probe: bool = False, device: torch.device | str = "cpu",
 ) -> Subject:  # fmt: skip
     """Read a checkpoint into a model, by what the file says, the user says, and labelled images tell.
 
     model: a timm name or file.py:factory; without one, what the names and shapes of the tensors fit. normalize: a
     convention; without one, what the file holds, or with `probe` the one that fits. Where several readings remain,
-    images decide, and `said` tells. Raises ModelError for whatever is left open, does not fit, or is in doubt, unless
-    accept_reading: then `doubts` tells.
+    images decide, and `said` tells. Raises ModelError for whatever is left open, or does not fit.
     """
     checkpoint = open_checkpoint(path, weights, data.part.x.shape[-1])
     channels = data.part.x.shape[1]
-    networks = {name: net.to(device) for name, net in _networks(checkpoint, data, model).items()}
+    networks = _networks(checkpoint, data, model)
     conventions, why = _conventions(checkpoint, networks, normalize, probe, channels)
     sample = data.part.first(PROBED)
     given = normalize is not None and normalize != "none"
     tried = {**conventions, "none": None} if given else conventions
-    inferred, probed = model is None and "model" not in checkpoint.facts, len(conventions) > 1
-    told = [why] if why else []
-    best: Score | None
+    said = [why] if why else []
     if len(networks) * len(tried) > 1:
-        first, ranked, more = _chosen(shortlisted(networks, tried, sample), data, conventions, given)
-        told += more
-        best, network, named, judged = first, first.network, first.convention, first.model
+        best, told = _chosen(shortlisted(networks, tried, sample, device), data, conventions, given)
+        said += told
+        network, convention, judged = best.network, conventions[best.convention], best.model
     else:
-        network, named = next(iter(networks)), next(iter(conventions))
-        judged = Classifier(networks[network], conventions[named]).eval()
-        one = scores_of([(network, named)], networks, conventions, sample) if inferred or checkpoint.accuracies else ()
-        best, ranked = next(iter(one), None), []
-    found: list[str] = []
-    if best is not None:
-        best = best.on(data.part) if checkpoint.accuracies else best
-        told += stored(best, checkpoint.accuracies)
-        found = doubts(best, ranked, data.part, checkpoint.accuracies)
-        if found and (inferred or probed) and not accept_reading:
-            raise _doubtful(path, network, named if probed else "", inferred, found)
+        (network, net), (_, convention) = next(iter(networks.items())), next(iter(conventions.items()))
+        judged = Classifier(net, convention).eval()
     described = {
         "checkpoint": str(path),
         "weights": checkpoint.weights,
         "model": network,
-        "normalize": spelt(conventions[named]),
+        "normalize": spelt(convention),
         "source": _source(model),
     }
     judged = judged.to(device)
-    said = [*_assumed(checkpoint, network), *told, *(f"IN DOUBT: {text}" for text in found)]
+    said = [*_assumed(checkpoint, network), *said]
     return Subject(_called(path, checkpoint), judged, classes_of(judged, data.part), described, checkpoint.sha256,
-                   tuple(said), tuple(found))  # fmt: skip
+                   tuple(said))  # fmt: skip
 
 
 def reopen(
@@ -206,12 +190,16 @@ def _networks(checkpoint: Checkpoint, data: TestSet, model: str | None) -> dict[
 
 
 def _read_networks(checkpoint: Checkpoint) -> dict[str, nn.Module]:
-    return {name: reading.network for name, reading in _readings(checkpoint).items()}
+    return {name: reading.network() for name, reading in _readings(checkpoint).items()}
 
 
 def _readings(checkpoint: Checkpoint) -> dict[str, Reading]:
-    """The readings by a name that says what was assumed, so that it means the same wherever the file is read again."""
-    return {": ".join(filter(None, [r.name, "; ".join(r.unwritten)])): r for r in checkpoint.readings()}
+    """The readings by name; a second of the same name is called so."""
+    found: dict[str, Reading] = {}
+    for reading in checkpoint.readings():
+        k = sum(name.partition(" [")[0] == reading.name for name in found)
+        found[f"{reading.name} [{k + 1}]" if k else reading.name] = reading
+    return found
 
 
 def _named_model(checkpoint: Checkpoint) -> str:
@@ -262,8 +250,8 @@ def _conventions(
 
 def _chosen(
     scores: list[Score], data: TestSet, conventions: dict[str, Normalize | None], given: bool
-) -> tuple[Score, list[Score], list[str]]:
-    """(the score that fits best among what is in question, all of those, what must be said of it)."""
+) -> tuple[Score, list[str]]:
+    """(the score that fits best among what is in question, what must be said of it)."""
     allowed = [s for s in scores if s.convention in conventions]
     best, rivals, ranked = fitting(allowed, data.part)
     if given:
@@ -274,7 +262,7 @@ def _chosen(
                 f"the model seems to normalise already: of {len(best.right)} images {100 * bare[0].accuracy:.1f} % are "
                 f"right without, {100 * best.accuracy:.1f} % with it", "Drop --normalize, or pass --normalize none.",
             )  # fmt: skip
-    return best, ranked, list(_told(best, rivals, ranked))
+    return best, list(_told(best, rivals, ranked))
 
 
 def _told(best: Score, rivals: list[Score], ranked: list[Score]) -> Iterator[str]:
@@ -298,19 +286,9 @@ def _told(best: Score, rivals: list[Score], ranked: list[Score]) -> Iterator[str
             yield f"  {len(best.right)} images do not tell it from {unlike[0]}. Pass --model if you know better"
 
 
-def _doubtful(path: Path, network: str, convention: str, inferred: bool, found: list[str]) -> ModelError:
-    """Nothing is evaluated that may be another network."""
-    read = f"read as {network}" + (f", images normalised as {convention}" if convention else "")
-    given = ["--model file.py:factory"] * inferred + ["--normalize NAME"] * bool(convention)
-    return ModelError(
-        str(path), f"is {read}, which is in doubt: {'; '.join(found)}",
-        f"Say what it is: robustmail eval {path} {' '.join(given)}, or pass --accept-reading to evaluate it as it is.",
-    )  # fmt: skip
-
-
 def _assumed(checkpoint: Checkpoint, network: str) -> list[str]:
     """What the tensors do not say of the network that was read off them."""
     reading = None if "model" in checkpoint.facts else _readings(checkpoint).get(network)
     if reading is None:
         return []
-    return [f"read off the tensors: {reading.name}", *(f"  assumed: {text}" for text in reading.unwritten)]
+    return [f"read off the tensors: {network}", *(f"  assumed: {text}" for text in reading.unwritten)]
