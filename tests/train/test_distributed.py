@@ -67,7 +67,7 @@ def test_fifty_steps_in_two_processes_are_fifty_steps_in_one(name, size, more, t
     one, two = (torch.load(tmp_path / f"{processes}.pt") for processes in (1, 2))
     assert len(one["losses"]) == 50
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-6)
-    assert one["losses"][-1] < one["losses"][0]
+    assert sum(one["losses"][-5:]) < sum(one["losses"][:5])
     for key, tensor in one["model"].items():
         torch.testing.assert_close(two["model"][key], tensor, rtol=1e-6, atol=1e-6)
     assert Path(f"{tmp_path}/2.pt.0").read_text() == Path(f"{tmp_path}/2.pt.1").read_text()
