@@ -35,6 +35,7 @@ from robustmail.randomness import forked, reseed
 from robustmail.records import Attacked, Begun, EpochDone, StepDone
 from robustmail.train.loop import work_through
 from robustmail.train.run import run
+from tests.rounding import needs_bf16
 
 recipe = Recipe(
     data=digits(), model="small_cnn", attack=PGD(eps=0.1, alpha=0.05, steps=2), objective=TRADES(), epochs=2,
@@ -60,6 +61,7 @@ def test_auto_is_fp32_for_what_is_too_small_or_grouped_and_what_is_asked_for_is_
     assert decide("auto", build("cifar_resnet18", 10, 3), x).name in ("fp32", "bf16")
 
 
+@needs_bf16
 def test_fp32_is_the_model_itself_and_bf16_its_twin_or_the_reason_why_not():
     x = torch.rand(2, 3, 32, 32)
     model = build("cifar_resnet18_w8", 10, 3)
@@ -109,6 +111,7 @@ def test_with_uniform_weights_every_margin_trains_the_bit_identical_model(margin
     assert all(torch.equal(plain[name], weighted[name]) for name in plain)
 
 
+@needs_bf16
 def test_a_run_says_its_precision_and_stores_it(tmp_path):
     records = list(run(recipe, tmp_path / "run", "name"))
     (begun,) = [r for r in records if isinstance(r, Begun)]
@@ -120,6 +123,7 @@ def test_a_run_says_its_precision_and_stores_it(tmp_path):
         list(run(recipe.but(precision="fp32"), tmp_path / "run", "name"))
 
 
+@needs_bf16
 def test_what_auto_was_at_the_start_stays_when_a_run_goes_on_elsewhere(tmp_path):
     made = recipe.but(precision="auto")
     begun = State.fresh(made, tmp_path)
