@@ -1,5 +1,5 @@
 """python -m robustmail"""
 
-from robustmail.cli import main
+from robustmail.cli.main import main
 
 main()

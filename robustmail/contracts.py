@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustmail.attacks.view import norm_of, reach, slack, viewed
+from robustmail.attacks.view import viewed
 from robustmail.errors import AttackError, NonFiniteError, PluginError, in_brief
-from robustmail.randomness import forked
+from robustmail.norms import norm_of, reach, slack
+from robustmail.plugin_calls import is_foreign, label, raised_at, where
+from robustmail.runtime.rng import forked
 from robustmail.step import Adversarial, Step, Terms, Trace
-from robustmail.values import is_foreign, label, raised_at, where
 
 __all__ = ["KINDS", "assert_lawful", "broken_laws", "kind_of", "laws"]
 

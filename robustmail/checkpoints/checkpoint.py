@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from robustmail.checkpoints.architecture import Reading, readings
-from robustmail.checkpoints.container import read
+from robustmail.checkpoints.file_formats import read
+from robustmail.checkpoints.infer.candidates import Reading, readings
 from robustmail.checkpoints.state_dicts import Cleaned, Normalisation, choose, clean, find
 from robustmail.errors import ModelError
 

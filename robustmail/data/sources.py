@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from robustmail.data.images import Images, Part
+from robustmail.data.dataset import Images, Part
 from robustmail.errors import DataError, RecipeError
-from robustmail.values import check
+from robustmail.fields import check
 
 __all__ = ["cifar10", "cifar100", "digits", "image_folder", "npz", "subset", "svhn"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from robustmail.data.images import Images, Part
+from robustmail.data.dataset import Images, Part
 from robustmail.data.sources import as_part, read_arrays, read_folder
 from robustmail.errors import DataError
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robustmail.errors import ModelError, did_you_mean, in_brief
-from robustmail.scores import precise
+from robustmail.functional import precise
 from robustmail.step import mode, unmoved
 
 __all__ = ["Classifier", "build", "check_name", "response", "try_out"]

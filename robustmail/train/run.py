@@ -3,77 +3,34 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from robustmail.devices import pick_device
-from robustmail.distributed import leads, together, told, world
+from robustmail.data.dataset import fingerprint_of
 from robustmail.errors import RunError
-from robustmail.evaluation.folder import fingerprint_of
-from robustmail.evaluation.plans import plan
-from robustmail.evaluation.suite import trial
-from robustmail.files import locked, make_folder, write_json, write_text
+from robustmail.evaluation.attack_specs import plan
+from robustmail.evaluation.evaluator import trial
+from robustmail.fields import describe, flatten
 from robustmail.models.classifier import check_name
-from robustmail.provenance import provenance
 from robustmail.recipe import Recipe
 from robustmail.records import Attacked, Finished, Record
+from robustmail.runtime.devices import pick_device
+from robustmail.runtime.distributed import leads, together, told
+from robustmail.runtime.files import locked, make_folder, write_json, write_text
+from robustmail.runtime.provenance import provenance
+from robustmail.runtime.signals import Signals, Stopped
 from robustmail.train.loop import fit
 from robustmail.train.state import State
-from robustmail.values import describe, flatten
 
-__all__ = ["Signals", "Stopped", "preflight", "run", "status", "write_recipe"]
+__all__ = ["preflight", "run", "status", "write_recipe"]
 
 OURS = (  # the state first: what begins anew takes that away before anything else
     "state.pt", "recipe.py", "recipe.json", "metrics.csv", "log.txt", "best.safetensors", "last.safetensors",
     "results.json", "curves.png", "nonfinite.pt", "forked.json", "lock",
 )  # fmt: skip
 NOT_THE_METHOD = {"device"}  # a run may go on elsewhere
-
-
-class Stopped(BaseException):
-    """Somebody asked the process to stop; what was worth saving is saved."""
-
-    def __init__(self, signum: int) -> None:
-        self.signum = signum
-        super().__init__(signal.Signals(signum).name)
-
-
-class Signals:
-    """Catches SIGINT and SIGTERM: during training the step under way is finished and saved, otherwise at once."""
-
-    def __init__(self) -> None:
-        self.asked: int | None = None
-        self._deferring = False
-
-    @contextmanager
-    def caught(self) -> Iterator[Signals]:
-        """Handle the signals inside the block."""
-        before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """The first signal inside the block only sets `asked`; a second one does not wait."""
-        self._deferring = True
-        try:
-            yield
-        finally:
-            self._deferring = False
-
-    def _handle(self, signum: int, _: FrameType | None) -> None:
-        if self._deferring and (self.asked is None or world() > 1):  # torchrun sends one of its own after Ctrl-C
-            self.asked = self.asked or signum
-        else:
-            raise Stopped(signum)
 
 
 def preflight(recipe: Recipe) -> None:

@@ -26,9 +26,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from robustmail.checkpoints import container as containers
+from robustmail.checkpoints import file_formats as containers
 from robustmail.checkpoints import inspect, open_checkpoint
-from robustmail.checkpoints.container import read
+from robustmail.checkpoints.file_formats import read
 from robustmail.errors import ModelError, in_brief
 from tests.checkpoints import networks as n
 

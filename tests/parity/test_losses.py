@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from robustmail import AT, MART, PGD, TRADES, Discrete, Recipe, Sigmoid, Step, Tanh, digits, kappa, pm_adv, pm_nat
-from robustmail.scores import ce, kl
+from robustmail.functional import ce, kl
 
 NAT = [[2.0, -1.0, 0.5, 0.0], [0.3, 0.1, -0.2, 1.7], [-3.0, 4.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0], [5.0, -5.0, 2.5, 1.0]]
 ADV = [
