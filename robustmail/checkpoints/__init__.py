@@ -1,20 +1,20 @@
 """Checkpoints of any origin: read without running their code, diagnosed, and loaded into networks."""
 
 from robustmail.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from robustmail.checkpoints.file_formats import check_there
-from robustmail.checkpoints.infer.candidates import Reading, readings
-from robustmail.checkpoints.inspection import Report, inspect
-from robustmail.checkpoints.load import fit, make, normalisation_in
+from robustmail.checkpoints.file_formats import check_exists
+from robustmail.checkpoints.infer.candidates import Candidate, candidates
+from robustmail.checkpoints.inspection import Inspection, inspect_checkpoint
+from robustmail.checkpoints.load import build_network, load_strict, normalisation_in
 
 __all__ = [
     "Checkpoint",
-    "Reading",
-    "Report",
-    "check_there",
-    "fit",
-    "inspect",
-    "make",
+    "Candidate",
+    "Inspection",
+    "check_exists",
+    "load_strict",
+    "inspect_checkpoint",
+    "build_network",
     "normalisation_in",
     "open_checkpoint",
-    "readings",
+    "candidates",
 ]

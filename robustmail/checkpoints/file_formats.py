@@ -29,9 +29,9 @@ from torch import Tensor
 from robustmail.checkpoints.pickle_scan import PickleTooLongError, global_names
 from robustmail.errors import ModelError, did_you_mean, in_brief
 
-__all__ = ["Opened", "check_there", "read"]
+__all__ = ["RawCheckpoint", "check_exists", "read_file"]
 
-LARGEST = 8 * 2**30
+MAX_BYTES = 8 * 2**30
 """bytes that a compressed file may unpack to"""
 
 _MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
@@ -60,7 +60,7 @@ _AGAIN = "Download or copy it again, and compare its size with the original's."
 
 
 @dataclass(frozen=True)
-class Opened:
+class RawCheckpoint:
     """A file's content as plain values and tensors."""
 
     path: Path
@@ -73,13 +73,13 @@ class Opened:
     sha256: str = ""
 
 
-def read(path: str | Path) -> Opened:
+def read_file(path: str | Path) -> RawCheckpoint:
     """Open a file of weights in any format that can be read without running code.
 
     Raises ModelError: missing, empty, cut short, damaged, another kind of file, or one that needs code (named).
     """
     path = Path(path)
-    check_there(path)
+    check_exists(path)
     try:
         with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -94,10 +94,10 @@ def read(path: str | Path) -> Opened:
         raise ModelError(str(path), f"cannot be read ({error.strerror or in_brief(error)})") from error
     except Exception as error:  # what was written to be damaging may fail anywhere
         raise ModelError(str(path), f"damaged ({in_brief(error)})", _AGAIN) from error
-    return Opened(path, container, content, metadata, path.stat().st_size, digest)
+    return RawCheckpoint(path, container, content, metadata, path.stat().st_size, digest)
 
 
-def check_there(path: Path) -> None:
+def check_exists(path: Path) -> None:
     """Refuse what is no file of weights at first sight: a folder, nothing, something empty (raises ModelError)."""
     try:
         if path.is_dir():
@@ -140,15 +140,15 @@ def _open(path: Path, file: IO[bytes], packed: str = "") -> tuple[str, Any, dict
 def _unpack(path: Path, file: IO[bytes], name: str, unpacker: Callable[[Any], Any]) -> IO[bytes]:
     try:
         with unpacker(file) as packed:
-            unpacked = packed.read(LARGEST + 1)
+            unpacked = packed.read(MAX_BYTES + 1)
     except (OSError, EOFError, lzma.LZMAError, ValueError) as error:
         raise ModelError(
             str(path), f"damaged or cut short: {name} cannot unpack it ({in_brief(error)})", _AGAIN
         ) from error
     except Exception as error:  # zlib has an error of its own
         raise ModelError(str(path), f"damaged: {name} cannot unpack it ({in_brief(error)})", _AGAIN) from error
-    if len(unpacked) > LARGEST:
-        raise ModelError(str(path), f"unpacks to more than {LARGEST >> 30} GiB", "Unpack it by hand.")
+    if len(unpacked) > MAX_BYTES:
+        raise ModelError(str(path), f"unpacks to more than {MAX_BYTES >> 30} GiB", "Unpack it by hand.")
     if not unpacked:
         raise ModelError(str(path), f"empty once {name} has unpacked it", _AGAIN)
     return io.BytesIO(unpacked)

@@ -30,7 +30,7 @@ from robustmail.errors import RecipeError, RunError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from robustmail.evaluation.task import Task
+    from robustmail.evaluation.task import EvaluationTask
 
 __all__ = ["add_to"]
 
@@ -53,7 +53,7 @@ def inspect(
 
     The exit code is 1 for weights that cannot be used, such as ones with NaN.
     """
-    from robustmail.checkpoints import inspect as examine
+    from robustmail.checkpoints import inspect_checkpoint as examine
 
     found = examine(_weights_of(file), weights)
     print(json.dumps(found.as_dict(), indent=2) if as_json else "\n".join(found.lines()))
@@ -86,17 +86,17 @@ def eval_(
 
     from rich.console import Console
 
-    from robustmail.evaluation.runner import merge
+    from robustmail.evaluation.runner import merge_shards
     from robustmail.evaluation.storage import write_pngs
-    from robustmail.evaluation.task import Task
+    from robustmail.evaluation.task import EvaluationTask
     from robustmail.runtime import distributed
 
     # Days of patience: one process may be done long before another.
-    with distributed.joined(device, patience=timedelta(days=7)):
+    with distributed.process_group(device, patience=timedelta(days=7)):
         subject, chosen, budget, measure = opened(file, data, n, model, normalize, weights, probe, device, eps, norm)
         part, whole = _shard(shard), out or Path("evals") / name_of(subject)
         parts = [whole]
-        if (processes := distributed.world()) > 1:
+        if (processes := distributed.world_size()) > 1:
             if shard:
                 raise RecipeError(f"--shard {shard}", "torchrun's processes are the shards already", "Leave it out.")
             part = (distributed.rank() + 1, processes)
@@ -105,14 +105,14 @@ def eval_(
             parts = [_share(whole, *part)]
         names = tuple(attack_of(name) for name in once("--attacks", STANDARD if attacks is None else attacks, STANDARD))
         command = shlex.join(["robustmail", *sys.argv[1:]])
-        task = Task(subject, chosen, names, budget, measure, seed, part, positive("--batch", batch), command)
+        task = EvaluationTask(subject, chosen, names, budget, measure, seed, part, positive("--batch", batch), command)
         folder = parts[distributed.rank()]
         if processes == 1 or not _merged(whole, fresh):
             _attack_and_show(task, folder, fresh, plain)
-            distributed.together([folder])  # nobody goes on before all are done
-            if processes > 1 and distributed.leads():
-                merge(parts, whole)
-        if not distributed.leads():
+            distributed.all_gather_lists([folder])  # nobody goes on before all are done
+            if processes > 1 and distributed.is_main_process():
+                merge_shards(parts, whole)
+        if not distributed.is_main_process():
             return
     _show(Console(), folder if shard else whole, task.shard != (1, 1) and processes == 1)
     if png:
@@ -120,10 +120,10 @@ def eval_(
         print(f"{write_pngs(shown)} PNG files in {shown / 'png'}")
 
 
-def _attack_and_show(task: Task, folder: Path, fresh: bool, plain: bool) -> None:
+def _attack_and_show(task: EvaluationTask, folder: Path, fresh: bool, plain: bool) -> None:
     from rich.console import Console
 
-    from robustmail.evaluation.runner import examine
+    from robustmail.evaluation.runner import run_evaluation
     from robustmail.report.dashboard import choose_watch
     from robustmail.runtime import distributed
     from robustmail.runtime.signals import Signals, Stopped
@@ -131,8 +131,8 @@ def _attack_and_show(task: Task, folder: Path, fresh: bool, plain: bool) -> None
     signals = Signals()
     try:
         with signals.caught():
-            records = examine(task, folder, fresh)
-            if not distributed.leads():
+            records = run_evaluation(task, folder, fresh)
+            if not distributed.is_main_process():
                 for _ in records:
                     pass
                 return
@@ -155,9 +155,9 @@ def _merged(whole: Path, fresh: bool) -> bool:
     from robustmail.evaluation.storage import clear
     from robustmail.runtime import distributed
 
-    if distributed.leads() and fresh:
+    if distributed.is_main_process() and fresh:
         clear(whole)
-    return distributed.told(lambda: (whole / "results.json").exists())
+    return distributed.from_main_process(lambda: (whole / "results.json").exists())
 
 
 def verify(
@@ -186,10 +186,10 @@ def compare(
     from rich.console import Console
 
     from robustmail.evaluation.compare import compare as pair
-    from robustmail.evaluation.storage import read_folder
+    from robustmail.evaluation.storage import read_evaluation
     from robustmail.report.tables import comparison_table
 
-    rows, notes = pair(read_folder(first, strict=True), read_folder(second, strict=True))
+    rows, notes = pair(read_evaluation(first, strict=True), read_evaluation(second, strict=True))
     if as_json:
         print(
             json.dumps({"rows": [{**asdict(r), "paired": r.paired._asdict()} for r in rows], "notes": notes}, indent=2)
@@ -205,7 +205,7 @@ def merge(
     """Join the shards of one evaluation."""
     from rich.console import Console
 
-    from robustmail.evaluation.runner import merge as join
+    from robustmail.evaluation.runner import merge_shards as join
 
     join(folders, out)
     _show(Console(), out, shard=False)
@@ -220,7 +220,7 @@ def report(
     from robustmail.evaluation.results import read_results
     from robustmail.report.export import export
     from robustmail.report.page import write_page
-    from robustmail.runtime.files import write_text
+    from robustmail.runtime.files import atomic_write_text
 
     for folder in folders:  # nothing is shown of an evaluation whose files are missing or do not agree
         there = (folder / "results.json").exists() and read_results(folder).raw.get("kind") == "evaluation"
@@ -236,14 +236,14 @@ def report(
     if out is None:
         print(text.rstrip("\n"))
     else:
-        write_text(out, text)
+        atomic_write_text(out, text)
 
 
 def _sound(folder: Path) -> None:
     """Refuse a folder whose files are damaged (raises RunError, naming the row)."""
-    from robustmail.evaluation.storage import read_folder
+    from robustmail.evaluation.storage import read_evaluation
 
-    read_folder(folder, strict=True)
+    read_evaluation(folder, strict=True)
 
 
 def _show(console: Console, folder: Path, shard: bool) -> None:

@@ -11,27 +11,27 @@ import types
 from pathlib import Path
 from typing import Any
 
-from robustmail.config.catalog import KINDS, entries, places, recipe_files
+from robustmail.config.catalog import KINDS, catalog_entries, module_of_name, recipe_files
 from robustmail.errors import PluginError, RecipeError, RobustmailError, did_you_mean
-from robustmail.fields import parts
+from robustmail.fields import field_values
 from robustmail.recipe import Recipe
 
-__all__ = ["find", "load_plugins", "load_recipe", "load_source", "recipe_path"]
+__all__ = ["find_plugin", "load_plugins", "load_recipe", "load_module", "recipe_path"]
 
 
-def find(name: str, kind: str | None = None) -> Any:
+def find_plugin(name: str, kind: str | None = None) -> Any:
     """The plugin called `name` (of one kind, or of any), or `file.py:name`.
 
     Raises PluginError: no such plugin, with the nearest; or one whose package fails to import, with its reason.
     """
     if ".py:" in name:
         path, _, attribute = name.rpartition(":")
-        module = load_source(Path(path))
+        module = load_module(Path(path))
         if not hasattr(module, attribute):
             raise PluginError(path, f"has no {attribute!r}", did_you_mean(attribute, _public(module)))
         return getattr(module, attribute)
     kinds = [kind] if kind else [k for k in KINDS if k != "models"]
-    for entry in (found[name] for k in kinds if name in (found := entries(k))):
+    for entry in (found[name] for k in kinds if name in (found := catalog_entries(k))):
         if entry.point is None:
             return getattr(importlib.import_module(entry.module), name)
         try:
@@ -40,7 +40,7 @@ def find(name: str, kind: str | None = None) -> Any:
             raise PluginError(
                 f"plugin {name!r} ({entry.summary})", f"cannot be loaded: {type(error).__name__}: {error}"
             ) from error
-    known = [n for k in kinds for n in entries(k)]
+    known = [n for k in kinds for n in catalog_entries(k)]
     raise PluginError(repr(name), f"no such plugin{' among the ' + kind if kind else ''}", did_you_mean(name, known))
 
 
@@ -61,7 +61,7 @@ def load_recipe(name: str) -> Recipe:
     Raises RecipeError: no such file, a file that fails (with the line), or one that defines no such recipe.
     """
     path, variable = recipe_path(name)
-    module = load_source(path)
+    module = load_module(path)
     found = getattr(module, variable, None)
     if isinstance(found, Recipe):
         return found
@@ -77,7 +77,7 @@ def load_plugins(name: str) -> dict[str, Any]:
     Nothing for a file that defines recipes; classes that need no knobs stand for their defaults.
     """
     path, variable = recipe_path(name)
-    module = load_source(path)
+    module = load_module(path)
     chosen = {variable: getattr(module, variable, None)} if ":" in name else vars(module)
     if any(isinstance(value, Recipe) for value in chosen.values()):
         return {}
@@ -98,7 +98,7 @@ def _needs_nothing(cls: type) -> bool:
     return "__call__" in vars(cls)  # its values are callable
 
 
-def load_source(path: Path) -> types.ModuleType:
+def load_module(path: Path) -> types.ModuleType:
     """Run a Python file as a module of its own (nothing is cached on disk); its folder is importable from it."""
     try:
         source = path.read_text()
@@ -138,7 +138,7 @@ def _hint(error: BaseException) -> str:
 
 
 def _class(name: str) -> Any:
-    return getattr(importlib.import_module(places()[name]), name) if name in places() else None
+    return getattr(importlib.import_module(module_of_name()[name]), name) if name in module_of_name() else None
 
 
 def _line_in(path: Path, error: BaseException) -> str:
@@ -165,6 +165,10 @@ def known_paths(recipe: Recipe) -> list[str]:
     """Every path that an override may name."""
 
     def walk(value: Any, prefix: str) -> list[str]:
-        return [p for name, part in parts(value).items() for p in (f"{prefix}{name}", *walk(part, f"{prefix}{name}."))]
+        return [
+            p
+            for name, part in field_values(value).items()
+            for p in (f"{prefix}{name}", *walk(part, f"{prefix}{name}."))
+        ]
 
     return walk(recipe, "")

@@ -1,4 +1,4 @@
-"""Where images come from. A source is a value with knobs that returns `Images` when called."""
+"""Where images come from. A source is a value with knobs that returns `ImageData` when called."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from robustmail.data.dataset import Images, Part
+from robustmail.data.dataset import ImageData, Split
 from robustmail.errors import DataError, RecipeError
-from robustmail.fields import check
+from robustmail.fields import check_types
 
 __all__ = ["cifar10", "cifar100", "digits", "image_folder", "npz", "subset", "svhn"]
 
 
 def _check_knobs(source: Any) -> None:
     """Refuse knobs of the wrong type or out of range (raises RecipeError)."""
-    check(source)
+    check_types(source)
     for name, least in {"pad": 0, "validation": 1, "classes": 1, "train": 1}.items():
         value = getattr(source, name, None)
         if value is not None and value < least:
@@ -39,7 +39,7 @@ class cifar10:
     def __post_init__(self) -> None:
         _check_knobs(self)
 
-    def __call__(self) -> Images:
+    def __call__(self) -> ImageData:
         return _torchvision(self, "CIFAR10", 10)
 
 
@@ -55,7 +55,7 @@ class cifar100:
     def __post_init__(self) -> None:
         _check_knobs(self)
 
-    def __call__(self) -> Images:
+    def __call__(self) -> ImageData:
         return _torchvision(self, "CIFAR100", 100)
 
 
@@ -71,7 +71,7 @@ class svhn:
     def __post_init__(self) -> None:
         _check_knobs(self)
 
-    def __call__(self) -> Images:
+    def __call__(self) -> ImageData:
         return _torchvision(self, "SVHN", 10)
 
 
@@ -89,17 +89,17 @@ class digits:
     def __post_init__(self) -> None:
         _check_knobs(self)
 
-    def __call__(self) -> Images:
+    def __call__(self) -> ImageData:
         from sklearn.datasets import load_digits
 
         raw, labels = load_digits(return_X_y=True)
         x = torch.from_numpy((raw.reshape(-1, 1, 8, 8) * (255 / 16)).round().astype(np.uint8))
         y = torch.from_numpy(labels.astype(np.int64))
         test = torch.arange(len(y)) % 5 == 4
-        return Images(
+        return ImageData(
             "digits()",
-            Part(x[~test], y[~test]),
-            Part(x[test], y[test]),
+            Split(x[~test], y[~test]),
+            Split(x[test], y[test]),
             10,
             self.pad,
             self.flip,
@@ -124,12 +124,12 @@ class npz:
     def __post_init__(self) -> None:
         _check_knobs(self)
 
-    def __call__(self) -> Images:
+    def __call__(self) -> ImageData:
         who = f"npz({self.path!r})"
         arrays = _read_npz(who, Path(self.path))
-        train, test = (as_part(f"{who} ({s})", arrays[f"x_{s}"], arrays[f"y_{s}"]) for s in ("train", "test"))
+        train, test = (as_split(f"{who} ({s})", arrays[f"x_{s}"], arrays[f"y_{s}"]) for s in ("train", "test"))
         classes = self.classes or (int(train.y.max()) + 1 if len(train.y) else 1)
-        return Images(who, train, test, classes, self.pad, self.flip, self.validation)
+        return ImageData(who, train, test, classes, self.pad, self.flip, self.validation)
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class image_folder:
     def __post_init__(self) -> None:
         _check_knobs(self)
 
-    def __call__(self) -> Images:
+    def __call__(self) -> ImageData:
         who = f"image_folder({self.path!r})"
         (train, names), (test, test_names) = (read_folder(who, Path(self.path) / s) for s in ("train", "test"))
         if set(test_names) - set(names):
@@ -155,8 +155,8 @@ class image_folder:
                 who, f"test has classes that train lacks: {', '.join(sorted(set(test_names) - set(names)))}"
             )
         relabel = torch.tensor([names.index(n) for n in test_names])
-        test = Part(test.x, relabel[test.y])
-        return Images(who, train, test, len(names), self.pad, self.flip, self.validation, tuple(names))
+        test = Split(test.x, relabel[test.y])
+        return ImageData(who, train, test, len(names), self.pad, self.flip, self.validation, tuple(names))
 
 
 @dataclass(frozen=True)
@@ -172,14 +172,14 @@ class subset:
     def __post_init__(self) -> None:
         _check_knobs(self)
 
-    def __call__(self) -> Images:
-        images: Images = self.of()
+    def __call__(self) -> ImageData:
+        images: ImageData = self.of()
         if self.train > len(images.train.y):
             raise DataError(f"subset (given train={self.train})", f"{images.name} has {len(images.train.y)} images")
         return replace(images, name=f"{images.name}, first {self.train:,}", train=images.train.first(self.train))
 
 
-def _torchvision(source: Any, name: str, classes: int) -> Images:
+def _torchvision(source: Any, name: str, classes: int) -> ImageData:
     import torchvision
 
     who = f"{type(source).__name__}({source.root!r})"
@@ -200,10 +200,10 @@ def _torchvision(source: Any, name: str, classes: int) -> Images:
     except (RuntimeError, EOFError) as error:
         raise DataError(who, f"damaged: {error}", f"Delete torchvision's {name} files in {source.root}.") from error
     labels = [s.labels if name == "SVHN" else s.targets for s in sets]
-    train, test = (as_part(who, np.asarray(s.data), np.asarray(y)) for s, y in zip(sets, labels, strict=True))
+    train, test = (as_split(who, np.asarray(s.data), np.asarray(y)) for s, y in zip(sets, labels, strict=True))
     names = getattr(sets[0], "classes", None)  # SVHN has none: its classes are digits
     names = tuple(map(str, names if names and len(names) == classes else range(classes)))
-    return Images(who, train, test, classes, source.pad, source.flip, source.validation, names)
+    return ImageData(who, train, test, classes, source.pad, source.flip, source.validation, names)
 
 
 def read_arrays(who: str, path: Path, keys: tuple[str, ...]) -> tuple[dict[str, Any], list[str]]:
@@ -229,7 +229,7 @@ def _read_npz(who: str, path: Path) -> dict[str, Any]:
     return arrays
 
 
-def as_part(who: str, x: Any, y: Any, floats: bool = False) -> Part:
+def as_split(who: str, x: Any, y: Any, floats: bool = False) -> Split:
     """Arrays in any usual order as a Part; `floats`: images in [0, 1] may stay as they are. Raises DataError."""
     if floats and np.issubdtype(x.dtype, np.floating):
         x = x.astype(np.float32)
@@ -247,10 +247,10 @@ def as_part(who: str, x: Any, y: Any, floats: bool = False) -> Part:
     if x.ndim != 4:
         raise DataError(who, f"images have shape {list(x.shape)}, expected [N, H, W, C] or [N, C, H, W]")
     y = y.squeeze(1) if y.ndim == 2 and y.shape[1] == 1 else y  # as Keras ships CIFAR
-    return Part(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y.astype(np.int64)))
+    return Split(torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(y.astype(np.int64)))
 
 
-def read_folder(who: str, folder: Path) -> tuple[Part, list[str]]:
+def read_folder(who: str, folder: Path) -> tuple[Split, list[str]]:
     """(images, names of classes) of folder/<class>/*.png, all of one size. Raises DataError."""
     from torchvision.datasets import ImageFolder
 
@@ -267,7 +267,7 @@ def read_folder(who: str, folder: Path) -> tuple[Part, list[str]]:
     if len(sizes) > 1:
         first, second = sorted(sizes)[:2]
         raise DataError(who, f"images differ in size: {list(first)} and {list(second)}", "Resize them beforehand.")
-    return as_part(who, np.stack(images), np.asarray(found.targets)), list(found.classes)
+    return as_split(who, np.stack(images), np.asarray(found.targets)), list(found.classes)
 
 
 def _load_image(path: str) -> Any:

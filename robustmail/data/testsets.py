@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from robustmail.data.dataset import Images, Part
-from robustmail.data.sources import as_part, read_arrays, read_folder
+from robustmail.data.dataset import ImageData, Split
+from robustmail.data.sources import as_split, read_arrays, read_folder
 from robustmail.errors import DataError
 
-__all__ = ["TestSet", "in_turn", "of_arrays", "of_images", "of_path"]
+__all__ = ["TestSet", "interleave_classes", "from_arrays", "from_image_data", "from_path"]
 
 PAIRS = (("x_test", "y_test"), ("x", "y"), ("images", "labels"), ("data", "targets"))
 
@@ -25,7 +25,7 @@ class TestSet:
     __test__ = False  # for pytest, which takes it for a test
 
     name: str
-    part: Part
+    part: Split
     classes: int
     class_names: tuple[str, ...] | None = None
     given: str | None = None
@@ -47,7 +47,7 @@ class TestSet:
         return f"the first {n:,} images have {here} of the {there} classes{why}"
 
 
-def of_arrays(data: Any, n: int | None = None) -> Part:
+def from_arrays(data: Any, n: int | None = None) -> Split:
     """(images, labels) as tensors or numpy arrays -> a Part, float32 or uint8 and int64; n: only the first n.
 
     Raises DataError: no such pair, images outside [0, 1], labels that are no whole numbers from 0, or too few.
@@ -75,15 +75,15 @@ def of_arrays(data: Any, n: int | None = None) -> Part:
         raise DataError(who, f"has the label {int(y.min())}", "Labels are 0, 1, 2, ...")
     if n is not None and not 1 <= n <= len(y):
         raise DataError(f"{who} (given n={n})", f"there are {len(y)} images", f"Pass 1 ... {len(y)}, or leave n out.")
-    return Part(x, y.long()).first(n)
+    return Split(x, y.long()).first(n)
 
 
-def of_images(images: Images) -> TestSet:
+def from_image_data(images: ImageData) -> TestSet:
     """The test part of a recipe's data."""
     return TestSet(images.name, images.test, images.classes, images.class_names)
 
 
-def in_turn(part: Part) -> Part:
+def interleave_classes(part: Split) -> Split:
     """The first image of each class, then the second of each, ...: the first n of a folder are then of all classes."""
     seen: Counter[int] = Counter()
     place = []
@@ -91,10 +91,10 @@ def in_turn(part: Part) -> Part:
         place.append((seen[y], y))
         seen[y] += 1
     order = torch.tensor(sorted(range(len(place)), key=place.__getitem__), dtype=torch.int64)
-    return Part(part.x[order], part.y[order])
+    return Split(part.x[order], part.y[order])
 
 
-def of_path(path: Path) -> TestSet:
+def from_path(path: Path) -> TestSet:
     """An npz file (x_test, y_test; or x, y; images, labels; data, targets), or a folder with test/<class>/ or <class>/.
 
     Raises DataError: no such thing, damaged, or with images outside [0, 1].
@@ -102,13 +102,13 @@ def of_path(path: Path) -> TestSet:
     who = str(path)
     if path.is_dir():
         part, names = read_folder(who, path / "test" if (path / "test").is_dir() else path)
-        return TestSet(who, in_turn(part), len(names), tuple(names))
+        return TestSet(who, interleave_classes(part), len(names), tuple(names))
     arrays, there = read_arrays(who, path, tuple(name for pair in PAIRS for name in pair))
     pair = next((pair for pair in PAIRS if all(name in arrays for name in pair)), None)
     if pair is None:
         wanted = " or ".join(", ".join(pair) for pair in PAIRS)
         raise DataError(who, f"has {', '.join(there) or 'nothing'}", f"Its keys must be {wanted}.")
-    part = as_part(who, arrays[pair[0]], arrays[pair[1]], floats=True)
+    part = as_split(who, arrays[pair[0]], arrays[pair[1]], floats=True)
     if len(part.x) != len(part.y) or not len(part.y):
         raise DataError(who, f"has {len(part.x)} images and {len(part.y)} labels")
     if int(part.y.min()) < 0:

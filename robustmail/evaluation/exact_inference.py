@@ -14,13 +14,13 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from robustmail.attacks.view import View, answer, viewed
+from robustmail.attacks.view import ModelView, logits_of, model_view
 from robustmail.errors import ModelError
-from robustmail.models.classifier import Classifier, response
-from robustmail.models.folded import Twin
+from robustmail.models.classifier import Classifier, example_logits
+from robustmail.models.folded import FoldedModel
 from robustmail.models.precision import flops
 
-__all__ = ["Likeness", "Room", "exact", "is_out_of_memory", "quick", "searched"]
+__all__ = ["SearchModel", "BatchSizer", "exact_inference", "is_out_of_memory", "make_search_model", "search_view"]
 
 T = TypeVar("T")
 SLICE = {"cpu": 8, "cuda": 250}
@@ -30,7 +30,7 @@ BATCH = {"cpu": (32, 128), "cuda": (500, 2000)}  # to begin with, at most
 SOON, LATE = 5.0, 30.0  # seconds for a batch: so much is lost where the process is killed, and seen late
 
 
-class Room:
+class BatchSizer:
     """How much is done at once: `batch` images under attack, `slice` in one pass of the model.
 
     The batch is free: halved where memory runs out, and, unless it was given, made to take some seconds; verdicts stay.
@@ -49,7 +49,7 @@ class Room:
         elif seconds > LATE and self.batch // 2 >= self.slice and not self.given:
             self.batch //= 2
 
-    def patiently(self, work: Callable[[], T]) -> T:
+    def with_oom_retry(self, work: Callable[[], T]) -> T:
         """Do some work, of which the batch or the slice is a part; where memory runs out, again with half."""
         while True:
             try:
@@ -82,7 +82,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         error = error.__cause__
 
 
-class Sliced(nn.Module):
+class FixedBatch(nn.Module):
     """A model whose every pass has exactly `size` images; or, `whole`, a multiple of it, LONGEST at most."""
 
     def __init__(self, model: nn.Module, size: int, whole: bool = False) -> None:
@@ -94,7 +94,7 @@ class Sliced(nn.Module):
         n, missing = len(x), -len(x) % self.size
         if missing:
             x = torch.cat([x, x[:1].detach().expand(missing, *x.shape[1:])])
-        parts = [answer(self.model, part) for part in x.split(self.longest)]
+        parts = [logits_of(self.model, part) for part in x.split(self.longest)]
         logits: Tensor = (torch.cat(parts) if len(parts) > 1 else parts[0])[:n]
         if x.requires_grad and not logits.requires_grad:  # cut off within: then its gradient is zero, which is flagged
             logits = logits + 0 * x[:n].flatten(1).sum(1, keepdim=True)
@@ -102,22 +102,22 @@ class Sliced(nn.Module):
 
 
 @contextmanager
-def exact(model: nn.Module, size: int | None = None) -> Iterator[View]:
+def exact_inference(model: nn.Module, size: int | None = None) -> Iterator[ModelView]:
     """A view in plain float32, in slices of `size`: no autocast of the caller's, no TF32 on a GPU."""
     device = next((p.device.type for p in model.parameters()), "cpu")
     backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul) if device == "cuda" else ()
     before = [backend.allow_tf32 for backend in backends]
-    with viewed(model) as view, torch.autocast(device, enabled=False):
+    with model_view(model) as view, torch.autocast(device, enabled=False):
         try:
             for backend in backends:
                 backend.allow_tf32 = False
-            yield View(Sliced(view.model, size or SLICE.get(device, 32)))
+            yield ModelView(FixedBatch(view.model, size or SLICE.get(device, 32)))
         finally:
             for backend, allowed in zip(backends, before, strict=True):
                 backend.allow_tf32 = allowed
 
 
-class Likeness(NamedTuple):
+class SearchModel(NamedTuple):
     """What an attack may search on in place of a model."""
 
     form: nn.Module
@@ -125,32 +125,32 @@ class Likeness(NamedTuple):
     """do its passes give the same bits for any multiple of a slice?"""
 
 
-def quick(model: nn.Module, sample: Tensor, size: int) -> Likeness:
+def make_search_model(model: nn.Module, sample: Tensor, size: int) -> SearchModel:
     """In float32 a twin with BatchNorm folded, if the model has one, else the model.
 
     A search may end elsewhere by it, as on another machine; whether an image is broken, the model itself says.
     sample: [B, C, H, W], on which the twin's logits and gradients must be the model's. size: of a slice.
     """
     form = model
-    with viewed(model), torch.autocast(sample.device.type, enabled=False):
+    with model_view(model), torch.autocast(sample.device.type, enabled=False):
         if isinstance(model, Classifier):
             with suppress(ModelError):
-                form = Twin(model, sample, torch.float32).eval()
-        return Likeness(form, _regular(form, model, sample, size))
+                form = FoldedModel(model, sample, torch.float32).eval()
+        return SearchModel(form, _is_batch_invariant(form, model, sample, size))
 
 
 @contextmanager
-def searched(view: View, likeness: Likeness, size: int) -> Iterator[View]:
+def search_view(view: ModelView, likeness: SearchModel, size: int) -> Iterator[ModelView]:
     """The view of a likeness beside an exact view of its model, in the same slices."""
     form = likeness.form
-    if isinstance(form, Twin):
+    if isinstance(form, FoldedModel):
         form.refresh()
     else:
         form = view.model.model  # type: ignore[assignment]
-    yield View(Sliced(form, size, likeness.whole))
+    yield ModelView(FixedBatch(form, size, likeness.whole))
 
 
-def _regular(form: nn.Module, model: nn.Module, sample: Tensor, size: int) -> bool:
+def _is_batch_invariant(form: nn.Module, model: nn.Module, sample: Tensor, size: int) -> bool:
     """Try whether the bits of an image's logits and gradient are the same in passes of one slice and of many."""
     if sample.device.type != "cpu" or size not in MULTIPLES:
         return False
@@ -158,11 +158,11 @@ def _regular(form: nn.Module, model: nn.Module, sample: Tensor, size: int) -> bo
     try:
         if flops(model, sample[:1]) > SMALL:  # not of the form: a twin's own operators are not counted
             return False
-        logits, slopes = response(form, images)
+        logits, slopes = example_logits(form, images)
         return all(
             torch.equal(said, logits[:n]) and torch.equal(slope, slopes[:n])
             for n in MULTIPLES
-            for said, slope in [response(form, images[:n])]
+            for said, slope in [example_logits(form, images[:n])]
         )
     except (Exception, SystemExit):  # a model may fail in any way; its own errors are met and told elsewhere
         return False

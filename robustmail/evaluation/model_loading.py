@@ -12,30 +12,30 @@ from typing import Any
 import torch
 from torch import nn
 
-from robustmail.checkpoints import Checkpoint, Reading, fit, make, normalisation_in, open_checkpoint
-from robustmail.config.loader import find, load_source
-from robustmail.config.overrides import read
+from robustmail.checkpoints import Candidate, Checkpoint, build_network, load_strict, normalisation_in, open_checkpoint
+from robustmail.config.loader import find_plugin, load_module
+from robustmail.config.overrides import parse_value
 from robustmail.data.sources import image_folder
-from robustmail.data.testsets import TestSet, in_turn, of_images, of_path
+from robustmail.data.testsets import TestSet, from_image_data, from_path, interleave_classes
 from robustmail.errors import DataError, ModelError, RecipeError
 from robustmail.evaluation.evaluator import classes_of
 from robustmail.evaluation.normalization import (
-    PROBED,
+    PROBE_IMAGES,
     Normalize,
     Score,
-    fitting,
-    plausible,
-    read_convention,
-    shortlisted,
-    spelt,
+    best_fit,
+    format_normalization,
+    parse_normalization,
+    shortlist,
+    usual_normalizations,
 )
 from robustmail.models.classifier import Classifier
 
-__all__ = ["Subject", "open_data", "open_subject", "reopen"]
+__all__ = ["LoadedModel", "load_data", "load_model", "reload_model"]
 
 
 @dataclass(frozen=True)
-class Subject:
+class LoadedModel:
     """A model under evaluation and where it comes from.
 
     described: plain values that say how the file was read, and suffice to read it so again. said: what was inferred
@@ -69,34 +69,34 @@ class Subject:
         return {"file": self.described.get("checkpoint"), "sha256": self.sha256, "fingerprint": self.fingerprint}
 
     @classmethod
-    def of(cls, model: nn.Module, data: TestSet, name: str = "model") -> Subject:
+    def of(cls, model: nn.Module, data: TestSet, name: str = "model") -> LoadedModel:
         """A model of one's own, which takes images in [0, 1]."""
         described = dict.fromkeys(("checkpoint", "weights", "normalize", "source")) | {"model": type(model).__name__}
         return cls(name, model, classes_of(model, data.part), described)
 
 
-def open_data(text: str) -> TestSet:
+def load_data(text: str) -> TestSet:
     """`cifar10`, `npz("file.npz")`, or the path of an npz file or an image folder.
 
     Raises DataError or RecipeError: no such thing, damaged, images outside [0, 1].
     """
     path = Path(text)
     if path.exists():
-        return replace(of_path(path), given=text)
+        return replace(from_path(path), given=text)
     if "(" not in text and (path.suffix == ".npz" or (len(path.parts) > 1 and ".py:" not in text)):
         raise DataError(text, "no such file or folder")
-    source = read(text, "data")
+    source = parse_value(text, "data")
     if not callable(source):
         raise RecipeError(f"--data {text}", "is no data source", "Write cifar10, npz('FILE') or a path.")
-    found = of_images(source())
+    found = from_image_data(source())
     folder = isinstance(getattr(source, "of", source), image_folder)  # a subset's source is its `of`
-    return replace(found, part=in_turn(found.part) if folder else found.part, given=text)
+    return replace(found, part=interleave_classes(found.part) if folder else found.part, given=text)
 
 
-def open_subject(
+def load_model(
     path: Path, data: TestSet, model: str | None = None, normalize: str | None = None, weights: str | None = None,
     probe: bool = False, device: torch.device | str = "cpu",
-) -> Subject:  # fmt: skip
+) -> LoadedModel:  # fmt: skip
     """Read a checkpoint into a model, by what the file says, the user says, and labelled images tell.
 
     model: a timm name or file.py:factory; without one, what the names and shapes of the tensors fit. normalize: a
@@ -105,14 +105,14 @@ def open_subject(
     """
     checkpoint = open_checkpoint(path, weights, data.part.x.shape[-1])
     channels = data.part.x.shape[1]
-    networks = _networks(checkpoint, data, model)
+    networks = _candidate_networks(checkpoint, data, model)
     conventions, why = _conventions(checkpoint, networks, normalize, probe, channels)
-    sample = data.part.first(PROBED)
+    sample = data.part.first(PROBE_IMAGES)
     given = normalize is not None and normalize != "none"
     tried = {**conventions, "none": None} if given else conventions
     said = [why] if why else []
     if len(networks) * len(tried) > 1:
-        best, told = _chosen(shortlisted(networks, tried, sample), data, conventions, given)
+        best, told = _choose(shortlist(networks, tried, sample), data, conventions, given)
         said += told
         network, convention, judged = best.network, conventions[best.convention], best.model
     else:
@@ -122,16 +122,16 @@ def open_subject(
         "checkpoint": str(path),
         "weights": checkpoint.weights,
         "model": network,
-        "normalize": spelt(convention),
-        "source": _source(checkpoint, model),
+        "normalize": format_normalization(convention),
+        "source": _source_hash(checkpoint, model),
     }
     judged = judged.to(device)
-    said = [*_assumed(checkpoint, network), *said]
-    return Subject(_called(path, checkpoint), judged, classes_of(judged, data.part), described, checkpoint.sha256,
+    said = [*_assumption_notes(checkpoint, network), *said]
+    return LoadedModel(_display_name(path, checkpoint), judged, classes_of(judged, data.part), described, checkpoint.sha256,
                    tuple(said))  # fmt: skip
 
 
-def reopen(spec: dict[str, Any], data: TestSet, path: Path | None = None) -> Subject:
+def reload_model(spec: dict[str, Any], data: TestSet, path: Path | None = None) -> LoadedModel:
     """The model that an evaluation's results speak of, from its own path or another."""
     if spec["checkpoint"] is None and path is None:
         raise ModelError(
@@ -140,37 +140,45 @@ def reopen(spec: dict[str, Any], data: TestSet, path: Path | None = None) -> Sub
     where = path or Path(spec["checkpoint"])
     checkpoint = open_checkpoint(where, spec["weights"] or None, data.part.x.shape[-1])
     read = _read_networks(checkpoint) if "model" not in checkpoint.facts else {}
-    net = read.get(spec["model"]) or next(iter(_networks(checkpoint, data, _named(spec, checkpoint)).values()))
-    normalize = read_convention(spec["normalize"], data.part.x.shape[1])
+    net = read.get(spec["model"]) or next(
+        iter(_candidate_networks(checkpoint, data, _given_model(spec, checkpoint)).values())
+    )
+    normalize = parse_normalization(spec["normalize"], data.part.x.shape[1])
     judged = Classifier(net, normalize).eval()
     described = {k: spec[k] for k in ("weights", "model", "normalize")} | {"checkpoint": str(where)}
-    return Subject(_called(where, checkpoint), judged, classes_of(judged, data.part), described, checkpoint.sha256)
+    return LoadedModel(
+        _display_name(where, checkpoint), judged, classes_of(judged, data.part), described, checkpoint.sha256
+    )
 
 
-def _called(path: Path, checkpoint: Checkpoint) -> str:
+def _display_name(path: Path, checkpoint: Checkpoint) -> str:
     """A name for people: the file's, or, for the best or last weights of a run of ours, that of its two folders."""
     ours = path.stem in ("best", "last") and "epoch" in checkpoint.facts
     return "/".join(path.resolve().parts[-3:-1]) if ours else path.stem
 
 
-def _named(spec: dict[str, Any], checkpoint: Checkpoint) -> str | None:
+def _given_model(spec: dict[str, Any], checkpoint: Checkpoint) -> str | None:
     """The model as it was named with --model, or None where the file names it itself."""
     return None if spec["model"] == checkpoint.facts.get("model") else spec["model"]
 
 
-def _networks(checkpoint: Checkpoint, data: TestSet, model: str | None) -> dict[str, nn.Module]:
+def _candidate_networks(checkpoint: Checkpoint, data: TestSet, model: str | None) -> dict[str, nn.Module]:
     """The networks that the file may be, by name."""
     who = str(checkpoint.path)
     if model is not None:
-        what: str | Callable[..., Any] = find(model) if ".py:" in model else model
+        what: str | Callable[..., Any] = find_plugin(model) if ".py:" in model else model
         if isinstance(what, nn.Module):
-            return {model: fit(checkpoint.raw_tensors, what, who)}
-        return {model: fit(checkpoint.raw_tensors, make(what, checkpoint.tensors, channels=data.part.x.shape[1]), who)}
+            return {model: load_strict(checkpoint.raw_tensors, what, who)}
+        return {
+            model: load_strict(
+                checkpoint.raw_tensors, build_network(what, checkpoint.tensors, channels=data.part.x.shape[1]), who
+            )
+        }
     if "model" in checkpoint.facts:
         facts = checkpoint.facts
         own = _own_model(checkpoint)
-        built = make(own, checkpoint.tensors, facts.get("classes"), facts.get("channels"))
-        return {facts["model"]: fit(checkpoint.tensors, built, who)}
+        built = build_network(own, checkpoint.tensors, facts.get("classes"), facts.get("channels"))
+        return {facts["model"]: load_strict(checkpoint.tensors, built, who)}
     if not (found := _read_networks(checkpoint)):
         raise ModelError(who, "its tensors fit no network that robustmail knows",
                          "Say which it is: --model NAME (timm's or ours) or --model file.py:factory.")  # fmt: skip
@@ -181,9 +189,9 @@ def _read_networks(checkpoint: Checkpoint) -> dict[str, nn.Module]:
     return {name: reading.network() for name, reading in _readings(checkpoint).items()}
 
 
-def _readings(checkpoint: Checkpoint) -> dict[str, Reading]:
+def _readings(checkpoint: Checkpoint) -> dict[str, Candidate]:
     """The readings by name; a second of the same name is called so."""
-    found: dict[str, Reading] = {}
+    found: dict[str, Candidate] = {}
     for reading in checkpoint.readings():
         k = sum(name.partition(" [")[0] == reading.name for name in found)
         found[f"{reading.name} [{k + 1}]" if k else reading.name] = reading
@@ -195,12 +203,12 @@ def _own_model(checkpoint: Checkpoint) -> Any:
     name = checkpoint.facts["model"]
     recipe = checkpoint.path.parent / "recipe.py"
     if recipe.is_file():
-        found = getattr(load_source(recipe), name, None)
+        found = getattr(load_module(recipe), name, None)
         return found if callable(found) else name
     return name
 
 
-def _source(checkpoint: Checkpoint, model: str | None) -> str | None:
+def _source_hash(checkpoint: Checkpoint, model: str | None) -> str | None:
     """A hash of the file whose code makes the network, where that is somebody's own; weights do not tell of it."""
     if model is not None:
         file = Path(model.rpartition(":")[0]) if ".py:" in model else None
@@ -222,27 +230,29 @@ def _conventions(
     there = inside or checkpoint.normalize
     if normalize is not None:
         if there and normalize != "none":
-            raise ModelError(f"--normalize {normalize}", f"the model normalises already (mean and std {spelt(there)})",
+            raise ModelError(f"--normalize {normalize}", f"the model normalises already (mean and std {format_normalization(there)})",
                              "Drop --normalize.")  # fmt: skip
-        return {normalize: read_convention(normalize, channels)}, ""
+        return {normalize: parse_normalization(normalize, channels)}, ""
     if inside:
-        return {"none": None}, f"the network normalises by itself ({spelt(inside)})"
+        return {"none": None}, f"the network normalises by itself ({format_normalization(inside)})"
     if "normalize" in checkpoint.facts or checkpoint.normalize:
-        how = f"normalised by {spelt(checkpoint.normalize)}" if checkpoint.normalize else "not normalised"
+        how = (
+            f"normalised by {format_normalization(checkpoint.normalize)}" if checkpoint.normalize else "not normalised"
+        )
         return {"in the file": checkpoint.normalize}, f"images are {how}, says the file"
     if probe:
-        return plausible(channels), ""
+        return usual_normalizations(channels), ""
     raise ModelError(who, "does not say how images are normalised",
                      "Pass --normalize NAME (none, cifar10, imagenet, ... or mean/std), or --probe to try them on "
-                     f"{PROBED} images.")  # fmt: skip
+                     f"{PROBE_IMAGES} images.")  # fmt: skip
 
 
-def _chosen(
+def _choose(
     scores: list[Score], data: TestSet, conventions: dict[str, Normalize | None], given: bool
 ) -> tuple[Score, list[str]]:
     """(the score that fits best among what is in question, what must be said of it)."""
     allowed = [s for s in scores if s.convention in conventions]
-    best, rivals, ranked = fitting(allowed, data.part)
+    best, rivals, ranked = best_fit(allowed, data.part)
     if given:
         bare = [s for s in scores if s.network == best.network and s.convention == "none"]
         if bare and "none" not in conventions and bare[0].accuracy > best.accuracy + 0.05 and best not in bare:
@@ -251,10 +261,10 @@ def _chosen(
                 f"the model seems to normalise already: of {len(best.right)} images {100 * bare[0].accuracy:.1f} % are "
                 f"right without, {100 * best.accuracy:.1f} % with it", "Drop --normalize, or pass --normalize none.",
             )  # fmt: skip
-    return best, list(_told(best, rivals, ranked))
+    return best, list(_choice_notes(best, rivals, ranked))
 
 
-def _told(best: Score, rivals: list[Score], ranked: list[Score]) -> Iterator[str]:
+def _choice_notes(best: Score, rivals: list[Score], ranked: list[Score]) -> Iterator[str]:
     """How the choice was made, in lines."""
     mine = [s for s in ranked if s.network == best.network]
     others = [s for s in ranked if s.network != best.network]
@@ -275,7 +285,7 @@ def _told(best: Score, rivals: list[Score], ranked: list[Score]) -> Iterator[str
             yield f"  {len(best.right)} images do not tell it from {unlike[0]}. Pass --model if you know better"
 
 
-def _assumed(checkpoint: Checkpoint, network: str) -> list[str]:
+def _assumption_notes(checkpoint: Checkpoint, network: str) -> list[str]:
     """What the tensors do not say of the network that was read off them."""
     reading = None if "model" in checkpoint.facts else _readings(checkpoint).get(network)
     if reading is None:

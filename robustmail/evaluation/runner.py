@@ -9,65 +9,67 @@ from typing import Any
 
 import torch
 
-from robustmail.data.dataset import Part, fingerprint_of
+from robustmail.data.dataset import Split, data_fingerprint
 from robustmail.errors import RunError
 from robustmail.evaluation.evaluator import (
-    attempt,
-    floats,
-    images,
-    look,
-    room_of,
-    verdict,
+    as_floats,
+    attack_result,
+    batch_sizer,
+    clean_pass,
+    image_batch,
+    run_attack,
 )
-from robustmail.evaluation.exact_inference import Room, exact
-from robustmail.evaluation.ledger import BROKE, STOOD, UNTRIED, Ledger, joined, text_of, write_rows
+from robustmail.evaluation.exact_inference import BatchSizer, exact_inference
+from robustmail.evaluation.ledger import BROKE, STOOD, UNTRIED, Ledger, concatenate, rows_as_text, write_rows
 from robustmail.evaluation.sanity_checks import measure
 from robustmail.evaluation.storage import (
     FILES,
     FORMAT,
-    Held,
+    StoredEvaluation,
     _by_index,
     _write_examples,
     clear,
+    describe_data,
     eight_bit,
-    read_folder,
-    sealed,
-    summed,
-    told_of,
+    read_evaluation,
+    summarize,
+    with_seal,
 )
-from robustmail.evaluation.task import Task, _same, _shard
-from robustmail.records import Attacked, Attacking
-from robustmail.runtime.files import locked, make_folder, write_json, write_text
+from robustmail.evaluation.task import EvaluationTask, _same, _shard
+from robustmail.records import AttackProgress, AttackResult
+from robustmail.runtime.files import atomic_write_json, atomic_write_text, folder_lock, make_folder
 from robustmail.runtime.provenance import provenance
 
-__all__ = ["examine", "merge"]
+__all__ = ["run_evaluation", "merge_shards"]
 
 SAVE_EVERY = 20.0  # seconds
 
 
-def examine(task: Task, folder: Path, fresh: bool = False) -> Iterator[Attacking | Attacked]:
+def run_evaluation(task: EvaluationTask, folder: Path, fresh: bool = False) -> Iterator[AttackProgress | AttackResult]:
     """Evaluate into a folder, or go on with what is there; the last save is at most some seconds old.
 
     Raises RunError for a folder of something else or one that was altered, and whatever an attack raises.
     """
     make_folder(folder, FILES, "evaluation")
-    with locked(folder):
+    with folder_lock(folder):
         if fresh:
             clear(folder)
         held = _resume(task, folder)
         if held and held.results["complete"] and held.results["spec"]["attacks"] == task.spec["attacks"]:
-            yield from (Attacked(**row) for row in held.results["attacks"])
+            yield from (AttackResult(**row) for row in held.results["attacks"])
             return
         if held and held.results["complete"]:  # attacks are added: until they are done, no result is whole
-            write_json(folder / "results.json", sealed({**held.results, "complete": False}))
+            atomic_write_json(folder / "results.json", with_seal({**held.results, "complete": False}))
         yield from _examine(task, folder, held)
 
 
-def _examine(task: Task, folder: Path, held: Held | None) -> Iterator[Attacking | Attacked]:
-    model, part, room = task.subject.model, task.part, room_of(task.subject.model, task.batch)
+def _examine(
+    task: EvaluationTask, folder: Path, held: StoredEvaluation | None
+) -> Iterator[AttackProgress | AttackResult]:
+    model, part, room = task.subject.model, task.part, batch_sizer(task.subject.model, task.batch)
     began = time.perf_counter() - (held.results["provenance"]["seconds"] if held else 0.0)
-    ledger = held.ledger if held else look(model, part, room, task.index)
-    rows: list[Attacked] = []
+    ledger = held.ledger if held else clean_pass(model, part, room, task.index)
+    rows: list[AttackResult] = []
 
     def save(measured: dict[str, Any] | None = None, complete: bool = False) -> float:
         _save(task, folder, ledger, rows, measured, time.perf_counter() - began, complete)
@@ -76,10 +78,10 @@ def _examine(task: Task, folder: Path, held: Held | None) -> Iterator[Attacking 
     saved = time.monotonic()
     try:
         for what in task.plans:
-            for record in attempt(model, part, ledger, what, task.seed, room):
+            for record in run_attack(model, part, ledger, what, task.seed, room):
                 saved = save() if time.monotonic() - saved >= SAVE_EVERY else saved
                 yield record
-            rows.append(verdict(ledger, what, task.seed))
+            rows.append(attack_result(ledger, what, task.seed))
             yield rows[-1]
     except BaseException as stop:
         if not isinstance(stop, Exception):  # asked to stop, rather than failed
@@ -97,14 +99,14 @@ def _examine(task: Task, folder: Path, held: Held | None) -> Iterator[Attacking 
     save(measured, complete=True)
 
 
-def merge(folders: list[Path], to: Path) -> None:
+def merge_shards(folders: list[Path], to: Path) -> None:
     """Put the shards of one evaluation together; the ledger is the one that a single process would have written.
 
     Raises RunError for shards of different evaluations, unfinished ones, or too few.
     """
     if not folders:
         raise RunError("merge", "nothing to merge", "Name the shards' folders.")
-    held = [read_folder(folder, strict=True) for folder in folders]
+    held = [read_evaluation(folder, strict=True) for folder in folders]
     first = held[0].results
     for other in held:
         _same(first, other.results, other.folder)
@@ -120,35 +122,35 @@ def merge(folders: list[Path], to: Path) -> None:
     if there != list(range(1, of + 1)):
         said = ", ".join(map(str, there))
         raise RunError("merge", f"given the shards {said} of {of}", f"Name each of 1 ... {of} once.")
-    ledger = joined([other.ledger for other in held])
+    ledger = concatenate([other.ledger for other in held])
     place = {int(index): i for i, index in enumerate(ledger.index)}
     rows = sorted((row for other in held for row in other.rows), key=lambda row: int(row["index"]))
     make_folder(to, FILES, "evaluation")
     if (to / "results.json").exists():
         raise RunError(str(to), "holds results already", "Pass another --out.")
     measured = next((other.results["measured"] for other in held if other.results["measured"]), None)
-    attacks = [verdict(ledger, Attacked(**row), first["spec"]["seed"]) for row in first["attacks"]]
+    attacks = [attack_result(ledger, AttackResult(**row), first["spec"]["seed"]) for row in first["attacks"]]
     seconds = sum(other.results["provenance"]["seconds"] for other in held)
     results = {
-        **first, "n": len(ledger), "shard": None, **summed(ledger, attacks, first["data"]["classes"], measured),
+        **first, "n": len(ledger), "shard": None, **summarize(ledger, attacks, first["data"]["classes"], measured),
         "provenance": {**first["provenance"], "seconds": seconds, "merged": [str(other.folder) for other in held]},
     }  # fmt: skip
     originals = {place[i]: x for other in held for i, x in _by_index(other).items()}
     _write_examples(to, ledger, originals)
-    write_text(to / "ledger.csv", text_of(rows))
-    write_json(to / "results.json", sealed(results))
+    atomic_write_text(to / "ledger.csv", rows_as_text(rows))
+    atomic_write_json(to / "results.json", with_seal(results))
 
 
-def _resume(task: Task, folder: Path) -> Held | None:
+def _resume(task: EvaluationTask, folder: Path) -> StoredEvaluation | None:
     """What the folder holds of this very evaluation, or None where it holds nothing."""
     if not (folder / "results.json").exists():
         if (folder / "ledger.csv").exists():
             raise RunError(str(folder), "has a ledger, but its results.json is missing",
                            "Restore it, pass another --out, or --fresh to begin anew.")  # fmt: skip
         return None
-    held = read_folder(folder, strict=True)
+    held = read_evaluation(folder, strict=True)
     mine = {"spec": task.spec, "weights": {"fingerprint": task.subject.fingerprint},
-            "data": {"fingerprint": fingerprint_of(task.data.part)}, "shard": _shard(task)}  # fmt: skip
+            "data": {"fingerprint": data_fingerprint(task.data.part)}, "shard": _shard(task)}  # fmt: skip
     _same(held.results, mine, folder, shard=True)
     before, now = held.results["spec"]["attacks"], task.spec["attacks"]
     if now[: len(before)] != before:
@@ -157,33 +159,33 @@ def _resume(task: Task, folder: Path) -> Held | None:
     return held
 
 
-def _round(task: Task, ledger: Ledger, part: Part, room: Room) -> None:
+def _round(task: EvaluationTask, ledger: Ledger, part: Split, room: BatchSizer) -> None:
     """Does each example still break its image as a file does, rounded to 8 bits inside the ball?"""
     where = torch.tensor(sorted(at for at in ledger.examples if int(ledger.rounded[at]) == UNTRIED), dtype=torch.int64)
     for some in where.split(room.batch) if len(where) else ():
-        x, y = images(task.subject.model, part, some)
+        x, y = image_batch(task.subject.model, part, some)
         found = torch.stack([ledger.examples[int(at)] for at in some]).to(x)
         bytes_ = eight_bit(x, found, task.eps, task.norm)
-        with exact(task.subject.model, room.slice) as view, torch.no_grad():
+        with exact_inference(task.subject.model, room.slice) as view, torch.no_grad():
             broke = view(bytes_).argmax(1) != y
         inside = task.plans[0].holds(x, bytes_)
         ledger.rounded[some] = torch.where((broke & inside).cpu(), BROKE, STOOD).to(torch.int8)
 
 
 def _save(
-    task: Task, folder: Path, ledger: Ledger, rows: list[Attacked], measured: dict[str, Any] | None, seconds: float,
+    task: EvaluationTask, folder: Path, ledger: Ledger, rows: list[AttackResult], measured: dict[str, Any] | None, seconds: float,
     complete: bool = False,
 ) -> None:  # fmt: skip
     """Examples first, then the ledger that speaks of them, then the results that sum it up: a kill in between leaves
     more than is spoken of, never less."""
     part = task.part
     _write_examples(folder, ledger, {at: part.x[at] for at in ledger.examples})
-    write_text(folder / "ledger.csv", write_rows(ledger, floats(part.x), task.context))
+    atomic_write_text(folder / "ledger.csv", write_rows(ledger, as_floats(part.x), task.context))
     results = {
         "format": FORMAT, "kind": "evaluation", "complete": complete, "name": task.subject.name, "n": len(ledger),
         "shard": _shard(task), "spec": task.spec, "weights": task.subject.weights,
-        "data": told_of(task.data, task.subject.classes),
-        **summed(ledger, rows, task.subject.classes, measured),
+        "data": describe_data(task.data, task.subject.classes),
+        **summarize(ledger, rows, task.subject.classes, measured),
         "provenance": {**provenance(task.subject.device), "seconds": round(seconds, 2), "command": task.command},
     }  # fmt: skip
-    write_json(folder / "results.json", sealed(results))
+    atomic_write_json(folder / "results.json", with_seal(results))

@@ -14,10 +14,10 @@ from robustmail.errors import InUseError, RunError, in_brief
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
-__all__ = ["locked", "make_folder", "write", "write_json", "write_text"]
+__all__ = ["folder_lock", "make_folder", "atomic_write", "atomic_write_json", "atomic_write_text"]
 
 
-def write(path: Path, fill: Callable[[Path], Any]) -> None:
+def atomic_write(path: Path, fill: Callable[[Path], Any]) -> None:
     """Let `fill` write a temporary file beside `path`, then put it in its place at once.
 
     A reader, and a process killed at any moment, sees the old file or the new one. Raises RunError where the disk is
@@ -38,14 +38,14 @@ def write(path: Path, fill: Callable[[Path], Any]) -> None:
         ) from error  # fmt: skip
 
 
-def write_text(path: Path, text: str) -> None:
+def atomic_write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
-    write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def write_json(path: Path, value: Any) -> None:
+def atomic_write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    atomic_write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def make_folder(folder: Path, ours: Iterable[str] | None = None, kind: str = "") -> None:
@@ -62,7 +62,7 @@ def make_folder(folder: Path, ours: Iterable[str] | None = None, kind: str = "")
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def folder_lock(folder: Path) -> Iterator[None]:
     """Only one process at a time works in a folder; the lock falls with the process, however it ends.
 
     Raises InUseError where another one does.

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from robustmail.runtime.distributed import world
+from robustmail.runtime.distributed import world_size
 
 __all__ = ["Stopped", "Signals"]
 
@@ -47,7 +47,7 @@ class Signals:
             self._deferring = False
 
     def _handle(self, signum: int, _: FrameType | None) -> None:
-        if self._deferring and (self.asked is None or world() > 1):  # torchrun sends one of its own after Ctrl-C
+        if self._deferring and (self.asked is None or world_size() > 1):  # torchrun sends one of its own after Ctrl-C
             self.asked = self.asked or signum
         else:
             raise Stopped(signum)

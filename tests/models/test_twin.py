@@ -8,11 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from robustmail import PGD, Classifier, art, build, torchattack
-from robustmail.attacks.view import viewed
+from robustmail.attacks.view import model_view
 from robustmail.errors import ModelError
 from robustmail.evaluation import exact_inference
-from robustmail.evaluation.exact_inference import quick
-from robustmail.models.folded import FoldedConv, Twin
+from robustmail.evaluation.exact_inference import make_search_model
+from robustmail.models.folded import FoldedConv, FoldedModel
 from robustmail.models.precision import flops
 
 OURS = ("cifar_resnet18_w8", "cifar_preact_resnet18_w16", "cifar_wrn16_2", "small_cnn")
@@ -52,7 +52,7 @@ def alike(a, b):
 @pytest.mark.parametrize("name", [*OURS, "resnet18"])
 def test_logits_and_gradients_are_the_models_but_for_rounding(name, images):
     model = made(name, ((0.5, 0.4, 0.3), (0.2, 0.3, 0.2)))
-    twin = Twin(model, images[0])
+    twin = FoldedModel(model, images[0])
     assert twin(images[0]).dtype == torch.float32
     assert gradient(twin, *images).dtype == torch.float32
     assert torch.allclose(twin(images[0]), model(images[0]), atol=0.03 * model(images[0]).abs().max().item())
@@ -62,17 +62,17 @@ def test_logits_and_gradients_are_the_models_but_for_rounding(name, images):
 @pytest.mark.parametrize("name", [*OURS, "resnet18"])
 def test_in_float32_it_is_the_model_to_four_digits(name, images):
     model = made(name, ((0.5, 0.4, 0.3), (0.2, 0.3, 0.2)))
-    twin = Twin(model, images[0], torch.float32)
+    twin = FoldedModel(model, images[0], torch.float32)
     assert torch.allclose(twin(images[0]), model(images[0]), atol=1e-4 * model(images[0]).abs().max().item())
     assert alike(gradient(twin, *images), gradient(model, *images)) > 0.9999
 
 
 def test_a_search_goes_to_the_model_itself_where_a_hook_bends_its_gradients(images):
     model = made("small_cnn")
-    assert isinstance(quick(model, images[0], 8).form, Twin)
+    assert isinstance(make_search_model(model, images[0], 8).form, FoldedModel)
     first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
     first.register_full_backward_hook(lambda module, into, out: (None if into[0] is None else into[0] * 0,))
-    assert quick(model, images[0], 8).form is model
+    assert make_search_model(model, images[0], 8).form is model
 
 
 def test_a_search_goes_to_the_model_itself_where_it_draws_at_random(images):
@@ -85,14 +85,14 @@ def test_a_search_goes_to_the_model_itself_where_it_draws_at_random(images):
             return self.net(x + 0.1 * torch.rand(3, 32, 32))
 
     model = Classifier(lived_in(Noisy()))
-    assert quick(model, images[0], 8).form is model
+    assert make_search_model(model, images[0], 8).form is model
 
 
 def test_a_large_network_is_searched_in_slices_whatever_its_twin_seems_to_cost(images, monkeypatch):
     model = made("small_cnn")
-    assert isinstance(quick(model, images[0], 8).form, Twin)
+    assert isinstance(make_search_model(model, images[0], 8).form, FoldedModel)
     monkeypatch.setattr(exact_inference, "SMALL", flops(model, images[0][:1]) - 1)
-    assert not quick(model, images[0], 8).whole
+    assert not make_search_model(model, images[0], 8).whole
 
 
 def conv(*sizes, **knobs):
@@ -114,21 +114,21 @@ def test_every_kind_of_convolution_has_its_gradient(first, size):
     net = nn.Sequential(first, nn.Conv2d(8, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
     model = Classifier(net).eval()
     x, y = torch.rand(4, 3, size, size), torch.arange(4)
-    twin = Twin(model, x)
+    twin = FoldedModel(model, x)
     assert gradient(twin, x, y).shape == x.shape
     assert alike(gradient(twin, x, y), gradient(model, x, y)) > 0.99
 
 
 @pytest.mark.parametrize("name", OURS)
 def test_oneDNNs_operators_do_what_torchs_own_do_elsewhere(name, images, monkeypatch):
-    twin = Twin(made(name), images[0])
+    twin = FoldedModel(made(name), images[0])
     fused = gradient(twin, *images)
     monkeypatch.setattr(FoldedConv, "forward", lambda self, x, other=None: self.plain(x.bfloat16(), other))
     assert alike(fused, gradient(twin, *images)) > 0.95
 
 
 def test_every_batchnorm_behind_a_convolution_every_sum_and_every_relu_is_folded():
-    twin = Twin(made("cifar_resnet18_w8"), torch.rand(2, 3, 32, 32))
+    twin = FoldedModel(made("cifar_resnet18_w8"), torch.rand(2, 3, 32, 32))
     assert {type(part).__name__ for part in twin.graph.children()} == {"FoldedConv", "Linear"}
     steps = [node.op for node in twin.graph.graph.nodes]
     assert steps.count("call_function") == 0
@@ -137,15 +137,15 @@ def test_every_batchnorm_behind_a_convolution_every_sum_and_every_relu_is_folded
 
 def test_it_follows_the_weights_each_time_it_is_lent(images):
     model = made("cifar_resnet18_w8")
-    twin = Twin(model, images[0])
+    twin = FoldedModel(model, images[0])
     before = twin(images[0])
     with torch.no_grad():
         model.net.conv1.weight.mul_(-1)
         model.net.layer1[0].bn1.running_mean.add_(1)
-    with viewed(twin) as view:
+    with model_view(twin) as view:
         assert not torch.allclose(view(images[0]), before, atol=0.003)
         assert torch.allclose(view(images[0]), model(images[0]), atol=0.003)
-    fresh = Twin(model, images[0])
+    fresh = FoldedModel(model, images[0])
     assert torch.equal(twin(images[0]), fresh(images[0]))
 
 
@@ -163,7 +163,7 @@ def test_every_attack_takes_it_for_the_model_and_leaves_no_mark(attack, images):
     model.net.bn1.eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [m.training for m in model.modules()]
-    twin = Twin(model, images[0])
+    twin = FoldedModel(model, images[0])
     found = attack(twin, *images)
     assert (found.x - images[0]).abs().max() <= 8 / 255 + 1e-6
     assert modes == [m.training for m in model.modules()]
@@ -198,4 +198,4 @@ class Shared(nn.Module):
 )
 def test_what_cannot_be_folded_says_why(net, why):
     with pytest.raises(ModelError, match=why):
-        Twin(Classifier(net).eval(), torch.rand(2, 3, 8, 8))
+        FoldedModel(Classifier(net).eval(), torch.rand(2, 3, 8, 8))
