@@ -1,4 +1,4 @@
-"""The twin that attacks see: the same function as the model, half the precision, and never out of date."""
+"""The folded model is the same function as the model, in half the precision, and follows the live weights."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from robustmail.models.precision import flops
 OURS = ("cifar_resnet18_w8", "cifar_preact_resnet18_w16", "cifar_wrn16_2", "small_cnn")
 
 
-def lived_in(model):
-    """Statistics and affine parameters as after some training: none is what folding could forget."""
+def with_trained_statistics(model):
+    """Set BatchNorm statistics and affine parameters to values that would show if folding forgot one."""
     torch.manual_seed(0)
     for bn in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
         nn.init.normal_(bn.running_mean, 0, 0.1)
@@ -29,9 +29,9 @@ def lived_in(model):
     return model.eval()
 
 
-def made(name, normalize=None):
+def build_model(name, normalize=None):
     torch.manual_seed(0)
-    return lived_in(build(name, 10, 3, normalize))
+    return with_trained_statistics(build(name, 10, 3, normalize))
 
 
 @pytest.fixture
@@ -45,37 +45,37 @@ def gradient(model, x, y):
     return torch.autograd.grad(F.cross_entropy(model(x), y, reduction="sum"), x)[0]
 
 
-def alike(a, b):
+def cosine(a, b):
     return F.cosine_similarity(a.flatten(), b.flatten(), 0).item()
 
 
 @pytest.mark.parametrize("name", [*OURS, "resnet18"])
 def test_logits_and_gradients_are_the_models_but_for_rounding(name, images):
-    model = made(name, ((0.5, 0.4, 0.3), (0.2, 0.3, 0.2)))
-    twin = FoldedModel(model, images[0])
-    assert twin(images[0]).dtype == torch.float32
-    assert gradient(twin, *images).dtype == torch.float32
-    assert torch.allclose(twin(images[0]), model(images[0]), atol=0.03 * model(images[0]).abs().max().item())
-    assert alike(gradient(twin, *images), gradient(model, *images)) > 0.95
+    model = build_model(name, ((0.5, 0.4, 0.3), (0.2, 0.3, 0.2)))
+    folded = FoldedModel(model, images[0])
+    assert folded(images[0]).dtype == torch.float32
+    assert gradient(folded, *images).dtype == torch.float32
+    assert torch.allclose(folded(images[0]), model(images[0]), atol=0.03 * model(images[0]).abs().max().item())
+    assert cosine(gradient(folded, *images), gradient(model, *images)) > 0.95
 
 
 @pytest.mark.parametrize("name", [*OURS, "resnet18"])
-def test_in_float32_it_is_the_model_to_four_digits(name, images):
-    model = made(name, ((0.5, 0.4, 0.3), (0.2, 0.3, 0.2)))
-    twin = FoldedModel(model, images[0], torch.float32)
-    assert torch.allclose(twin(images[0]), model(images[0]), atol=1e-4 * model(images[0]).abs().max().item())
-    assert alike(gradient(twin, *images), gradient(model, *images)) > 0.9999
+def test_in_float32_the_folded_model_is_the_model_to_four_digits(name, images):
+    model = build_model(name, ((0.5, 0.4, 0.3), (0.2, 0.3, 0.2)))
+    folded = FoldedModel(model, images[0], torch.float32)
+    assert torch.allclose(folded(images[0]), model(images[0]), atol=1e-4 * model(images[0]).abs().max().item())
+    assert cosine(gradient(folded, *images), gradient(model, *images)) > 0.9999
 
 
-def test_a_search_goes_to_the_model_itself_where_a_hook_bends_its_gradients(images):
-    model = made("small_cnn")
+def test_a_search_uses_the_model_itself_if_a_hook_changes_its_gradients(images):
+    model = build_model("small_cnn")
     assert isinstance(make_search_model(model, images[0], 8).form, FoldedModel)
     first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
     first.register_full_backward_hook(lambda module, into, out: (None if into[0] is None else into[0] * 0,))
     assert make_search_model(model, images[0], 8).form is model
 
 
-def test_a_search_goes_to_the_model_itself_where_it_draws_at_random(images):
+def test_a_search_uses_the_model_itself_if_it_draws_random_numbers(images):
     class Noisy(nn.Module):
         def __init__(self):
             super().__init__()
@@ -84,12 +84,12 @@ def test_a_search_goes_to_the_model_itself_where_it_draws_at_random(images):
         def forward(self, x):
             return self.net(x + 0.1 * torch.rand(3, 32, 32))
 
-    model = Classifier(lived_in(Noisy()))
+    model = Classifier(with_trained_statistics(Noisy()))
     assert make_search_model(model, images[0], 8).form is model
 
 
-def test_a_large_network_is_searched_in_slices_whatever_its_twin_seems_to_cost(images, monkeypatch):
-    model = made("small_cnn")
+def test_a_large_network_is_searched_in_slices_whatever_the_folded_model_costs(images, monkeypatch):
+    model = build_model("small_cnn")
     assert isinstance(make_search_model(model, images[0], 8).form, FoldedModel)
     monkeypatch.setattr(exact_inference, "SMALL", flops(model, images[0][:1]) - 1)
     assert not make_search_model(model, images[0], 8).whole
@@ -109,44 +109,46 @@ def conv(*sizes, **knobs):
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("size", [13, 16])
-def test_every_kind_of_convolution_has_its_gradient(first, size):
+def test_every_kind_of_convolution_has_the_right_gradient(first, size):
     torch.manual_seed(0)
     net = nn.Sequential(first, nn.Conv2d(8, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
     model = Classifier(net).eval()
     x, y = torch.rand(4, 3, size, size), torch.arange(4)
-    twin = FoldedModel(model, x)
-    assert gradient(twin, x, y).shape == x.shape
-    assert alike(gradient(twin, x, y), gradient(model, x, y)) > 0.99
+    folded = FoldedModel(model, x)
+    assert gradient(folded, x, y).shape == x.shape
+    assert cosine(gradient(folded, x, y), gradient(model, x, y)) > 0.99
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_oneDNNs_operators_do_what_torchs_own_do_elsewhere(name, images, monkeypatch):
-    twin = FoldedModel(made(name), images[0])
-    fused = gradient(twin, *images)
-    monkeypatch.setattr(FoldedConv, "forward", lambda self, x, other=None: self.plain(x.bfloat16(), other))
-    assert alike(fused, gradient(twin, *images)) > 0.95
+def test_oneDNNs_operators_compute_what_torchs_own_do(name, images, monkeypatch):
+    folded = FoldedModel(build_model(name), images[0])
+    fused = gradient(folded, *images)
+    monkeypatch.setattr(
+        FoldedConv, "forward", lambda self, x, residual=None: self.forward_torch(x.bfloat16(), residual)
+    )
+    assert cosine(fused, gradient(folded, *images)) > 0.95
 
 
 def test_every_batchnorm_behind_a_convolution_every_sum_and_every_relu_is_folded():
-    twin = FoldedModel(made("cifar_resnet18_w8"), torch.rand(2, 3, 32, 32))
-    assert {type(part).__name__ for part in twin.graph.children()} == {"FoldedConv", "Linear"}
-    steps = [node.op for node in twin.graph.graph.nodes]
+    folded = FoldedModel(build_model("cifar_resnet18_w8"), torch.rand(2, 3, 32, 32))
+    assert {type(part).__name__ for part in folded.graph.children()} == {"FoldedConv", "Linear"}
+    steps = [node.op for node in folded.graph.graph.nodes]
     assert steps.count("call_function") == 0
-    assert sum(isinstance(part, FoldedConv) for part in twin.graph.modules()) == 20
+    assert sum(isinstance(part, FoldedConv) for part in folded.graph.modules()) == 20
 
 
-def test_it_follows_the_weights_each_time_it_is_lent(images):
-    model = made("cifar_resnet18_w8")
-    twin = FoldedModel(model, images[0])
-    before = twin(images[0])
+def test_an_attack_always_sees_the_live_weights(images):
+    model = build_model("cifar_resnet18_w8")
+    folded = FoldedModel(model, images[0])
+    before = folded(images[0])
     with torch.no_grad():
         model.net.conv1.weight.mul_(-1)
         model.net.layer1[0].bn1.running_mean.add_(1)
-    with model_view(twin) as view:
+    with model_view(folded) as view:
         assert not torch.allclose(view(images[0]), before, atol=0.003)
         assert torch.allclose(view(images[0]), model(images[0]), atol=0.003)
     fresh = FoldedModel(model, images[0])
-    assert torch.equal(twin(images[0]), fresh(images[0]))
+    assert torch.equal(folded(images[0]), fresh(images[0]))
 
 
 @pytest.mark.parametrize(
@@ -158,17 +160,17 @@ def test_it_follows_the_weights_each_time_it_is_lent(images):
     ],
     ids=lambda a: str(getattr(a, "__given__", type(a).__name__)),
 )  # fmt: skip
-def test_every_attack_takes_it_for_the_model_and_leaves_no_mark(attack, images):
-    model = made("cifar_resnet18_w8").train()
+def test_every_attack_works_on_the_folded_model_and_changes_nothing(attack, images):
+    model = build_model("cifar_resnet18_w8").train()
     model.net.bn1.eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [m.training for m in model.modules()]
-    twin = FoldedModel(model, images[0])
-    found = attack(twin, *images)
-    assert (found.x - images[0]).abs().max() <= 8 / 255 + 1e-6
+    folded = FoldedModel(model, images[0])
+    x_adv = attack(folded, *images).x
+    assert (x_adv - images[0]).abs().max() <= 8 / 255 + 1e-6
     assert modes == [m.training for m in model.modules()]
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert all(p.requires_grad and p.grad is None for p in twin.parameters())
+    assert all(p.requires_grad and p.grad is None for p in folded.parameters())
 
 
 class Shared(nn.Module):
@@ -185,10 +187,10 @@ class Shared(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("net", "why"),
+    ("net", "reason"),
     [
         (Shared(), "used twice"),
-        (Shared(branch=True), "cannot be folded .TraceError"),
+        (Shared(branch=True), "folding failed .TraceError"),
         (nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), "no convolutions"),
         (nn.Sequential(nn.Conv2d(3, 4, 3, padding="same"), nn.Flatten(), nn.Linear(256, 10)), "padding 'same'"),
         (build("resnetv2_18", 10, 3).net, "parameters of its own"),
@@ -196,6 +198,6 @@ class Shared(nn.Module):
     ],
     ids=["shared", "branch", "linear", "same", "activation", "groupnorm"],
 )
-def test_what_cannot_be_folded_says_why(net, why):
-    with pytest.raises(ModelError, match=why):
+def test_a_network_that_cannot_be_folded_is_refused_with_the_reason(net, reason):
+    with pytest.raises(ModelError, match=reason):
         FoldedModel(Classifier(net).eval(), torch.rand(2, 3, 8, 8))
