@@ -1,46 +1,47 @@
-"""The table and the chart of a benchmark."""
+"""A benchmark as a table, a bar chart and files."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from rich.box import SIMPLE
 from rich.table import Table
 
-from robustmail.bench import PLAIN, Report
 from robustmail.runtime.files import atomic_write, atomic_write_json, make_folder
+
+if TYPE_CHECKING:  # robustmail.bench imports torch and the attack libraries
+    from robustmail.bench import BenchReport
 
 __all__ = ["bench_table", "draw_bench", "save_bench"]
 
 
-def bench_table(report: Report) -> Table:
-    """A rich table of a report."""
-    from rich.box import SIMPLE
-    from rich.table import Table
-
+def bench_table(report: BenchReport) -> Table:
+    """The report as a rich table, one section for each task."""
     s = report.settings
-    title = f"{s['model']}, batch {s['batch']}, {s['repeats']} repeats, {torch.get_num_threads()} threads"
+    threads = report.provenance["hardware"]["threads"]
+    title = f"{s['model']}, batch {s['batch']}, {s['repeats']} repeats, {threads} threads"
     rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in report.machine.items())
-    shown = Table(
+    table = Table(
         title=title,
         box=SIMPLE,
-        caption=f"{s['precision']}\na matrix product does {rates} GFLOP/s; share is of the most",
+        caption=f"{s['precision']}\nGFLOP/s of a matrix product: {rates}; share: of the highest of these",
     )
     for name in ("who", "images/s", "x plain", "spread", "GFLOP/s", "share"):
-        shown.add_column(name, justify="left" if name == "who" else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name == "who" else "right", no_wrap=True)
     for task in dict.fromkeys(row.task for row in report.rows):
-        shown.add_section()
-        shown.add_row(task, style="bold")
+        table.add_section()
+        table.add_row(task, style="bold")
         for row in (row for row in report.rows if row.task == task):
             work = ("", "") if row.gflops is None else (f"{row.gflops:.0f}", f"{100 * (row.share or 0):.0f}%")
             spread = f"{row.low:.2f}–{row.high:.2f}"
-            shown.add_row(row.who, f"{row.images_per_second:.1f}", f"{row.ratio:.2f}", spread, *work)
-    return shown
+            table.add_row(row.who, f"{row.images_per_second:.1f}", f"{row.ratio:.2f}", spread, *work)
+    return table
 
 
-def draw_bench(report: Report, path: Path) -> None:
-    """A bar chart of the ratios with their spread, as PNG."""
+def draw_bench(report: BenchReport, path: Path) -> None:
+    """Write a bar chart of the ratios, with their lowest and highest values, as PNG to `path`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -56,17 +57,17 @@ def draw_bench(report: Report, path: Path) -> None:
         axes.set_title(task, fontsize=10)
         axes.tick_params("x", rotation=60, labelsize=8)
         axes.margins(y=0.2)
-        axes.set_ylabel(f"times the {PLAIN}" if task == tasks[0] else "")
+        axes.set_ylabel("times the plain loop" if task == tasks[0] else "")
     s = report.settings
-    figure.suptitle(f"images/s over those of the {PLAIN}: {s['model']}, batch {s['batch']}", fontsize=11)
+    figure.suptitle(f"images/s relative to the plain loop: {s['model']}, batch {s['batch']}", fontsize=11)
     atomic_write(path, lambda temporary: figure.savefig(temporary, dpi=150, format="png"))
 
 
-def save_bench(report: Report, folder: Path) -> list[Path]:
-    """Write bench.json and bench.png; returns where. Raises RunError where that cannot be done."""
+def save_bench(report: BenchReport, folder: Path) -> list[Path]:
+    """Write bench-MODEL-BATCH.json and .png into `folder`; returns their paths. Raises RunError if that fails."""
     make_folder(folder)
     stem = f"bench-{report.settings['model']}-{report.settings['batch']}"
-    numbers, picture = folder / f"{stem}.json", folder / f"{stem}.png"
-    atomic_write_json(numbers, asdict(report))
-    draw_bench(report, picture)
-    return [numbers, picture]
+    json_path, png_path = folder / f"{stem}.json", folder / f"{stem}.png"
+    atomic_write_json(json_path, asdict(report))
+    draw_bench(report, png_path)
+    return [json_path, png_path]
