@@ -112,7 +112,10 @@ def test_with_uniform_weights_every_margin_trains_the_bit_identical_model(margin
 def test_a_run_says_its_precision_and_stores_it(tmp_path):
     records = list(run(recipe, tmp_path / "run", "name"))
     (begun,) = [r for r in records if isinstance(r, RunStarted)]
-    assert begun.precision == "bf16 (as asked); attacks see a copy of the model with BatchNorm folded into its convolutions"
+    assert (
+        begun.precision
+        == "bf16 (as asked); attacks see a copy of the model with BatchNorm folded into its convolutions"
+    )
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["precision"] == "'bf16'"
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["provenance"]["precision"] == begun.precision
