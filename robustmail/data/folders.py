@@ -344,6 +344,8 @@ def _wnids(who: str, folder: Path) -> tuple[str, ...] | None:
 
 
 def _text(who: str, path: Path) -> str:
+    if not path.is_file():  # a pipe would be waited for
+        raise DataError(who, f"{path} is no file")
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:

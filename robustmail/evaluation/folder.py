@@ -415,7 +415,7 @@ def _resume(task: Task, folder: Path) -> Held | None:
 def _just_begun(folder: Path) -> bool:
     """Was its process killed within its first save, before there was anything to lose?"""
     try:
-        return json.loads((folder / "results.json").read_text(encoding="utf-8"))["complete"] is False
+        return read_json(folder / "results.json")["complete"] is False
     except (OSError, ValueError, LookupError, TypeError):  # read_folder says what is wrong
         return False
 
@@ -455,8 +455,7 @@ def clear(folder: Path) -> None:
         return
     check_folder(folder, FILES, "evaluation")
     remove(folder, ("results.json", "ledger.csv", WHOLE, "report.html"))
-    if not (folder / PARTS).is_symlink():
-        shutil.rmtree(folder / PARTS, ignore_errors=True)
+    shutil.rmtree(folder / PARTS, ignore_errors=True)  # which follows no link
     _clear_pngs(folder)
 
 

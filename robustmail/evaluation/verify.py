@@ -16,7 +16,7 @@ from robustmail.devices import pick_device
 from robustmail.errors import RunError
 from robustmail.evaluation.exact import exact
 from robustmail.evaluation.folder import Held, context_of, fingerprint_of, read_folder, summed_again, told_of
-from robustmail.evaluation.ledger import BROKE, UNTRIED, Ledger, digest, write_rows
+from robustmail.evaluation.ledger import BROKE, UNTRIED, Ledger, digest, text_of, write_rows
 from robustmail.evaluation.plans import Plan, is_ours, plan
 from robustmail.evaluation.subject import Subject, open_data, open_recorded_data, reopen
 from robustmail.evaluation.suite import CHUNK, floats, look, room_of, verdict
@@ -133,7 +133,7 @@ def _verify(held: Held, subject: Subject, data: TestSet, moved: bool) -> Verifie
     images = [digest(floats(x)) for x in mine.x]
     examples = {at: digest(x) for at, x in ledger.examples.items()}
     text = write_rows(ledger, images, examples, context_of(subject.fingerprint, results["spec"]))
-    if text != (held.folder / "ledger.csv").read_bytes().decode():
+    if text != text_of(held.rows):
         raise RunError(str(where), "is not what robustmail writes of these verdicts: it was altered")
     room = room_of(subject.model, None)
     clean = look(subject.model, mine, room, ledger.index)

@@ -272,6 +272,13 @@ def test_what_is_no_file_and_folders_without_end_are_refused(tmp_path: Path) -> 
     assert "has folders within folders, 50 deep" in refusal(lambda: open_data(str(tmp_path)))
 
 
+def test_labels_in_a_pipe_are_not_waited_for(tmp_path: Path) -> None:
+    tiny_imagenet(tmp_path)
+    (tmp_path / "val" / "val_annotations.txt").unlink()
+    os.mkfifo(tmp_path / "val" / "val_annotations.txt")
+    assert "val_annotations.txt is no file" in refusal(lambda: open_data(str(tmp_path / "val")))
+
+
 def test_images_of_different_sizes_are_refused_by_name(tmp_path: Path) -> None:
     put(tmp_path, "cat")
     put(tmp_path, "dog", size=5)

@@ -339,6 +339,17 @@ def test_a_link_that_leads_out_of_a_folder_and_a_pipe_are_not_read(honest, capsy
     assert "leads out of run" in refused(capsys, "eval", "run")
 
 
+def test_results_beside_which_no_ledger_lies_are_read_with_the_same_care(honest, capsys) -> None:
+    Path("begun.json").write_text('{"complete": false}')
+    for kind, plant in ("link", lambda path: os.symlink(Path("begun.json").resolve(), path)), ("pipe", os.mkfifo):
+        Path(kind).mkdir()
+        Path(kind, "lock").touch()
+        plant(f"{kind}/results.json")
+        words = ("--attacks", "nat,pgd2", "--n", "80", "--plain", "--out", kind)
+        said = refused(capsys, "eval", honest / "run", *words)
+        assert {"link": "is a symbolic link that leads out", "pipe": "is no regular file"}[kind] in said
+
+
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/b", "..", ".", "", "a\0b", "a\\b", 7, None, "x" * 999])
 def test_a_name_is_no_path(tmp_path: Path, name: object) -> None:
     assert inside(tmp_path, name) is None
