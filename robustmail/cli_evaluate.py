@@ -68,6 +68,7 @@ def eval_(
     n: Annotated[int | None, typer.Option(help="Only the first so many images.")] = None,
     normalize: Annotated[str | None, typer.Option(help="cifar10, imagenet, ..., mean/std or none.")] = None,
     probe: Annotated[bool, typer.Option("--probe", help="Find the normalisation that fits, on 256 images.")] = False,
+    accept_reading: Annotated[bool, typer.Option("--accept-reading", help="Evaluate a doubtful reading.")] = False,
     weights: Weights = None,
     out: Annotated[Path | None, typer.Option(help="Where results go.  [default: evals/NAME]")] = None,
     seed: Annotated[int, typer.Option(help="Of the attacks' noise.")] = 0,
@@ -89,7 +90,8 @@ def eval_(
 
     def prepared() -> tuple[Task, Path]:
         """The task of this process, and the folder of what all of them find."""
-        subject, chosen, budget, measure = opened(file, data, n, model, normalize, weights, probe, device, eps, norm)
+        subject, chosen, budget, measure = opened(file, data, n, model, normalize, weights, probe, device, eps, norm,
+                                                  accept_reading)  # fmt: skip
         if (processes := distributed.world()) > 1 and shard:
             raise RecipeError(f"--shard {shard}", "torchrun's processes are the shards already", "Leave it out.")
         part = (distributed.rank() + 1, processes) if processes > 1 else _shard(shard)
@@ -275,7 +277,7 @@ def _show(console: Console, folder: Path, shard: bool) -> None:
 def opened(
     file: Path, data: str | None = None, n: int | None = None, model: str | None = None, normalize: str | None = None,
     weights: str | None = None, probe: bool = False, device: str = "auto", eps: str | None = None,
-    norm: str | None = None,
+    norm: str | None = None, accept_reading: bool = False,
 ) -> tuple[Subject, TestSet, float, Norm]:  # fmt: skip
     """(model, images, eps, norm) of what the options of `eval` name; what is left out is the file's own, if it says."""
     from dataclasses import replace
@@ -291,7 +293,7 @@ def opened(
     everything = open_data(data) if data else open_recorded_data(facts["source"], str(file))
     chosen = everything.first(positive("--n", n))
     subject = open_subject(path, everything.first(min(1000, len(everything.part.y))), model, normalize, weights, probe,
-                           pick_device(device))  # fmt: skip
+                           pick_device(device), accept_reading)  # fmt: skip
     lacking = chosen.lacks(everything)
     subject = replace(subject, said=(*everything.said, *subject.said, *([lacking] if lacking else [])))
     trained = facts.get("norm") or "linf"

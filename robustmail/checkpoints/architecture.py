@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +13,7 @@ from robustmail.checkpoints.layers import Proposal, grouped
 
 __all__ = ["Reading", "readings"]
 
-MOST, MOST_LARGE, LARGE = 12, 6, 20_000_000
+MOST, MOST_LARGE, LARGE = 200, 6, 20_000_000
 """readings, as a caller tries them all on labelled images; fewer for networks of more numbers than LARGE"""
 
 FARTHEST = 5.0
@@ -27,7 +27,8 @@ NEAREST = 1.5
 class Reading:
     """A network that fits. What the shapes do not say, and was assumed, is `unwritten`.
 
-    network() builds it with its weights, in eval mode and float32; it takes images already normalised.
+    network has its weights, which it shares with other readings, is in eval mode and float32, and takes images already
+    normalised.
     size: the side of the images, where the shapes fix it.
     """
 
@@ -36,7 +37,7 @@ class Reading:
     channels: int
     size: int | None
     unwritten: tuple[str, ...]
-    network: Callable[[], nn.Module] = field(repr=False, compare=False)
+    network: nn.Module = field(repr=False, compare=False)
 
 
 def readings(tensors: Mapping[str, Tensor], size: int | None = None) -> list[Reading]:
@@ -46,19 +47,16 @@ def readings(tensors: Mapping[str, Tensor], size: int | None = None) -> list[Rea
     seen: list[Tensor] = []
     for proposal in _proposals(tensors, size):
         try:
-            logits = _try(proposal, size)
+            network = proposal.make().eval().float()
+            logits = _try(network, proposal, size)
         except Exception:  # a proposal is a guess: what cannot be built or run is none
             continue
         if any(logits.shape == other.shape and torch.allclose(logits, other, 1e-4, 1e-5) for other in seen):
             continue
         seen.append(logits)
-        make = proposal.make
         found.append(
-            Reading(
-                proposal.name, logits.shape[1], proposal.channels, proposal.size, proposal.unwritten,
-                lambda make=make: make().eval().float(),  # type: ignore[misc]
-            )
-        )  # fmt: skip
+            Reading(proposal.name, logits.shape[1], proposal.channels, proposal.size, proposal.unwritten, network)
+        )
         if len(found) == most:
             break
     return found
@@ -77,12 +75,14 @@ def _proposals(tensors: Mapping[str, Tensor], size: int | None) -> Iterator[Prop
     yield from (guess for guess in guesses if guess.cost <= guesses[0].cost + (NEAREST if named else FARTHEST))
 
 
-def _try(proposal: Proposal, size: int | None) -> Tensor:
-    """[1, classes] for a fixed image of noise. Raises whatever a network raises that does not fit."""
+def _try(network: nn.Module, proposal: Proposal, size: int | None) -> Tensor:
+    """[2, classes] for fixed images of noise, a faint and a strong one. Raises whatever a network raises that does not
+    fit."""
     side = size or proposal.size or 32
-    image = torch.randn(1, proposal.channels, side, side, generator=torch.Generator().manual_seed(0))
+    image = torch.randn(2, proposal.channels, side, side, generator=torch.Generator().manual_seed(0))
+    image[1] *= 4  # where ReLU6 is not ReLU
     with torch.no_grad():
-        logits = proposal.make().eval().float()(image)
+        logits = network(image)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or not bool(torch.isfinite(logits).all()):
         raise ValueError("no finite logits [B, classes]")
     return logits

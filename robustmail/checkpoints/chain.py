@@ -14,15 +14,15 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from robustmail.checkpoints.layers import Layer, Proposal, activation, conv, linear, natural, norm
+from robustmail.checkpoints.layers import ACTIVATIONS, Layer, Proposal, activation, conv, linear, natural, norm
 from robustmail.records import so_many
 
 __all__ = ["proposals"]
 
 _SIDES = {1: (28, 32, 8, 64), 3: (32, 64, 28, 224, 96)}
 """image sides to try, by channels"""
-_ALTERNATIVES = ((2.5, "ReLU", True), (3.5, "tanh", True), (3.6, "tanh", False), (3.7, "sigmoid", True))
-"""(price, activation, average pools); the last three are those of the first LeNets"""
+_AVERAGE = 1.2
+"""the price of average pools"""
 _LONGEST = 24
 """convolutions; whoever has more has shortcuts"""
 _KEPT = 16
@@ -79,7 +79,7 @@ def proposals(layers: Sequence[Layer], size: int | None) -> list[Proposal]:
             continue
         found = list(_dense_only(links, size)) if not convs else list(_convolutional(links, convs, size))
         if found:
-            return sorted(found, key=lambda proposal: proposal.cost)[:12]
+            return sorted(found, key=lambda proposal: proposal.cost)
     return []
 
 
@@ -164,12 +164,12 @@ def _convolutional(links: Sequence[Link], convs: Sequence[Link], size: int | Non
     sides = [size] if size else _SIDES.get(channels, (32, 64, 224))
     for side in sides:
         solutions = sorted(_solutions(links, convs, side), key=lambda solution: solution.cost)[:10]
-        for rank, solution in enumerate(solutions):
-            yield _proposal(links, solution, side, "ReLU", False)
-            if rank == 0:
-                for price, act, average in _ALTERNATIVES[: None if len(links) <= 6 else 1]:
-                    if not average or any(step.pool for step in solution.steps):
-                        yield _proposal(links, replace(solution, cost=solution.cost + price), side, act, average)
+        for solution in solutions:
+            pooled = any(step.pool for step in solution.steps)
+            for act, (price, _) in ACTIVATIONS.items():
+                for average in (False, True)[: 1 + pooled]:
+                    cost = solution.cost + price + _AVERAGE * average
+                    yield _proposal(links, replace(solution, cost=cost), side, act, average)
         if solutions:
             return
 
@@ -286,8 +286,8 @@ def _dense_only(links: Sequence[Link], size: int | None) -> Iterator[Proposal]:
     for channels in (3, 1) if features % 3 == 0 else (1,):
         side = round((features / channels) ** 0.5)
         if side * side * channels == features and size in (None, side):
-            yield _proposal(links, Solution(0.0, (), side), side, "ReLU", False, channels)
-            yield _proposal(links, Solution(3.0, (), side), side, "tanh", False, channels)
+            for act, (price, _) in ACTIVATIONS.items():
+                yield _proposal(links, Solution(price, (), side), side, act, False, channels)
             return
 
 

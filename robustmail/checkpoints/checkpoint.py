@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from robustmail.checkpoints.accuracies import stored_accuracies
 from robustmail.checkpoints.architecture import Reading, readings
 from robustmail.checkpoints.container import read
 from robustmail.checkpoints.state_dicts import Cleaned, Normalisation, choose, clean, find
@@ -44,6 +45,8 @@ class Checkpoint:
     cleaned: Cleaned = field(repr=False)
     facts: dict[str, Any] = field(default_factory=dict)
     image_size: int | None = None
+    accuracies: dict[str, float] = field(default_factory=dict)
+    """that the file says its network has on clean test images, in [0, 1]"""
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -97,6 +100,7 @@ def examine(path: str | Path, weights: str | None = None, size: int | None = Non
         opened.path, opened.container, opened.size, opened.sha256, chosen, why,
         {name: len(tensors) for name, tensors in found.weights.items()}, found.others,
         raw, clean(raw), facts, size or (shape[-1] if shape else None),
+        stored_accuracies({**opened.metadata, **found.others}),
     )  # fmt: skip
 
 

@@ -111,7 +111,7 @@ def _fixed_size(network: nn.Module) -> int | None:
 def _loaded(name: str, knobs: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
     network = build(name, knobs)
     counters = {key: t for key, t in network.state_dict().items() if key.endswith(_COUNTER)}
-    network.load_state_dict({**counters, **tensors}, strict=True)
+    network.load_state_dict({**counters, **tensors}, strict=True, assign=True)
     return network
 
 

@@ -5,14 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Layer", "Proposal", "activation", "conv", "dense", "grouped", "linear", "natural", "norm"]
+__all__ = ["ACTIVATIONS", "Layer", "Proposal", "activation", "conv", "dense", "grouped", "linear", "natural", "norm"]
 
 WIDEST = 65536
 """channels; more are no image classifier's"""
+
+ACTIVATIONS: dict[str, tuple[float, Callable[[], nn.Module]]] = {
+    "ReLU": (0.0, nn.ReLU), "SiLU": (1.5, nn.SiLU), "GELU": (1.5, nn.GELU), "tanh": (1.5, nn.Tanh),
+    "LeakyReLU 0.01": (1.6, nn.LeakyReLU), "LeakyReLU 0.1": (1.6, partial(nn.LeakyReLU, 0.1)),
+    "LeakyReLU 0.2": (1.6, partial(nn.LeakyReLU, 0.2)), "ELU": (1.7, nn.ELU), "sigmoid": (1.7, nn.Sigmoid),
+    "softplus": (1.8, nn.Softplus), "Mish": (1.9, nn.Mish), "SELU": (1.9, nn.SELU), "ReLU6": (1.9, nn.ReLU6),
+    "Hardswish": (1.9, nn.Hardswish),
+}  # fmt: skip
+"""by name: the price, and how it is made"""
 
 
 @dataclass(frozen=True)
@@ -88,7 +98,8 @@ def conv(layer: Layer, wide_in: int, stride: int = 1, padding: int | None = None
     if rest:
         raise ValueError(f"{layer.name} takes {weight.shape[1]} channels, gets {wide_in}")
     bias = "bias" in layer.tensors
-    made = nn.utils.skip_init(nn.Conv2d, wide_in, len(weight), layer.kernel, stride, padding, groups=groups, bias=bias)
+    with torch.device("meta"):
+        made = nn.Conv2d(wide_in, len(weight), layer.kernel, stride, padding, groups=groups, bias=bias)
     return _load(made, layer)
 
 
@@ -100,7 +111,8 @@ def norm(layer: Layer, dimensions: int = 2) -> nn.Module:
 
 def linear(layer: Layer) -> nn.Module:
     """The linear layer with its weights."""
-    made = nn.utils.skip_init(nn.Linear, layer.wide_in, layer.wide_out, bias="bias" in layer.tensors)
+    with torch.device("meta"):
+        made = nn.Linear(layer.wide_in, layer.wide_out, bias="bias" in layer.tensors)
     return _load(made, layer)
 
 
@@ -114,16 +126,12 @@ def dense(layers: Iterable[Layer], act: str) -> list[nn.Module]:
 
 def activation(name: str) -> nn.Module:
     """The activation of that name."""
-    kinds: dict[str, Callable[[], nn.Module]] = {
-        "ReLU": nn.ReLU, "SiLU": nn.SiLU, "LeakyReLU 0.1": lambda: nn.LeakyReLU(0.1),
-        "tanh": nn.Tanh, "sigmoid": nn.Sigmoid,
-    }  # fmt: skip
-    return kinds[name]()
+    return ACTIVATIONS[name][1]()
 
 
 def _load(module: nn.Module, layer: Layer) -> nn.Module:
     tensors = dict(layer.tensors)
     if "num_batches_tracked" in module.state_dict():
         tensors.setdefault("num_batches_tracked", torch.tensor(0))
-    module.load_state_dict(tensors, strict=True)
+    module.load_state_dict(tensors, strict=True, assign=True)  # readings share the file's tensors
     return module

@@ -11,12 +11,14 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustmail.checkpoints.layers import Layer, Proposal, activation, conv, dense, natural, norm
+from robustmail.checkpoints.layers import ACTIVATIONS, Layer, Proposal, activation, conv, dense, natural, norm
 
 __all__ = ["excludes_chain", "proposals"]
 
 _SHORTCUT = re.compile(r"short|skip|down|ident|proj|conv_?sc|adapt|match", re.IGNORECASE)
 _UNUSED = "sub_block1"
+_VARIED = 3
+"""choices of strides and pools that are tried with every activation"""
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,13 @@ def proposals(layers: Sequence[Layer], size: int | None) -> list[Proposal]:
     layers = [layer for layer in layers if _UNUSED not in layer.name.split(".")]
     for structure in _structures(layers):
         doubt = 3.0 if _like_chain(structure) else 0.0
-        for cost, choices in sorted(_choices(structure, size or 32), key=lambda pair: pair[0])[:12]:
+        ranked = sorted(_choices(structure, size or 32), key=lambda pair: pair[0])[:12]
+        for rank, (cost, choices) in enumerate(ranked):
             found.append(_proposal(structure, choices, cost + doubt))
+            others = [act for act in ACTIVATIONS if act != choices.act] if rank < _VARIED else []
+            for act in others:
+                dearer = cost + doubt + ACTIVATIONS[act][0]
+                found.append(_proposal(structure, replace(choices, act=act), dearer))
     return found
 
 
@@ -223,20 +230,18 @@ def _choices(structure: Structure, size: int) -> Iterator[tuple[float, Choices]]
     biased = structure.preact and "bias" in structure.blocks[0].convs[0].tensors and bool(structure.blocks[0].norms)
     unsaid = 0.6 if structure.preact and not structure.last_norm else 0.0  # rather post-activation, if nothing tells
     haiku = any("batchnorm_" in layer.name for layer in structure.blocks[0].norms)
-    acts = {"ReLU": 0.0, "SiLU": 1.5, "LeakyReLU 0.1": 2.5} if structure.preact else {"ReLU": 0.0, "SiLU": 3.0}
+    act = "SiLU" if haiku else "ReLU"
     raws = {False: 0.0, True: 1.0} if structure.preact and convolves else {False: 0.0}
     if biased and len(raws) == 2:
         raws = {True: 0.0, False: 1.0}
-    if haiku:
-        acts = {"SiLU": 0.0, "ReLU": 0.5}
     flags = itertools.product(
-        _sizes(structure, size), acts.items(), raws.items(), ((0.0, False), (1.0, True))[: 2 if pads else 1],
+        _sizes(structure, size), raws.items(), ((0.0, False), (1.0, True))[: 2 if pads else 1],
         [(0.0, 1), (1.1, 0)] if bottleneck else [(0.0, 1), (0.7, 0)] if biased else [(0.0, 0)],
         ((0.3 if haiku else 0.0, False), (0.0 if haiku else 2.5, True))[: 2 if structure.preact else 1],
     )  # fmt: skip
-    for (cost, base), (act, dear), (raw, odd), (late_cost, late), (place_cost, strided), (same_cost, same) in flags:
+    for (cost, base), (raw, odd), (late_cost, late), (place_cost, strided), (same_cost, same) in flags:
         changed = replace(base, act=act, raw_shortcut=raw, zeros_last=late, strided=strided, same=same)
-        yield cost + dear + odd + late_cost + place_cost + same_cost + unsaid, changed
+        yield cost + odd + late_cost + place_cost + same_cost + unsaid, changed
 
 
 def _sizes(structure: Structure, size: int) -> Iterator[tuple[float, Choices]]:

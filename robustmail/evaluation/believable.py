@@ -219,6 +219,8 @@ def _of_ledger(ledger: Ledger, gap: tuple[float, float] | None, classes: int) ->
 
 def _of_sample(found: dict[str, Any], ledger: Ledger) -> Iterator[Flag]:
     n = found["n"]
+    for doubt in found.get("doubts", []):
+        yield Flag("doubtful-reading", "yellow", doubt, "the network or its input convention may be another one")
     yield Flag("randomised-output", "red" if found["differs"] > 1e-4 else "green",
                f"asked twice, logits differ by {100 * found['differs']:.2g} % of the largest, and the class for "
                f"{100 * found['changes_its_mind']:.1f} % of the images",

@@ -255,7 +255,8 @@ def _examine(task: Task, folder: Path, held: Held | None) -> Iterator[Attacking 
 def _measured(task: Task, ledger: Ledger, room: Room) -> Iterator[Attacking | dict[str, Any]]:
     """What the first shard examines for all of them."""
     if task.shard[0] == 1:
-        yield from measure(task.subject.model, task.data.part, ledger, task.eps, task.norm, task.seed, room)
+        for found in measure(task.subject.model, task.data.part, ledger, task.eps, task.norm, task.seed, room):
+            yield {**found, "doubts": list(task.subject.doubts)} if isinstance(found, dict) else found
 
 
 def merge(folders: list[Path], to: Path, again: bool = False) -> None:

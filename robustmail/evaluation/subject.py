@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from robustmail.checkpoints import Checkpoint, Reading, fit, make, normalisation_in, open_checkpoint
+from robustmail.data.images import Part
 from robustmail.data.testsets import TestSet, of_images, of_path
 from robustmail.errors import DataError, ModelError, RecipeError
 from robustmail.evaluation.conventions import (
@@ -23,9 +24,11 @@ from robustmail.evaluation.conventions import (
     fitting,
     plausible,
     read_convention,
+    scores_of,
     shortlisted,
     spelt,
 )
+from robustmail.evaluation.doubts import doubts, stored
 from robustmail.evaluation.suite import classes_of
 from robustmail.models.classifier import Classifier, is_network
 from robustmail.overrides import read
@@ -49,6 +52,8 @@ class Subject:
     described: dict[str, Any]
     sha256: str | None = None
     said: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
+    """what speaks against the way the file was read, in sentences"""
 
     @property
     def device(self) -> torch.device:
@@ -106,40 +111,67 @@ def _of_source(source: Callable[[], Any], text: str) -> TestSet:
 
 def open_subject(
     path: Path, data: TestSet, model: str | None = None, normalize: str | None = None, weights: str | None = None,
-    probe: bool = False, device: torch.device | str = "cpu",
+    probe: bool = False, device: torch.device | str = "cpu", accept_reading: bool = False,
 ) -> Subject:  # fmt: skip
     """Read a checkpoint into a model, by what the file says, the user says, and labelled images tell.
 
     model: a timm name or file.py:factory; without one, what the names and shapes of the tensors fit. normalize: a
     convention; without one, what the file holds, or with `probe` the one that fits. Where several readings remain,
-    images decide, and `said` tells. Raises ModelError for whatever is left open, or does not fit.
+    images decide, and `said` tells. Raises ModelError for whatever is left open, does not fit, or is in doubt, unless
+    accept_reading: then `doubts` tells.
     """
     checkpoint = open_checkpoint(path, weights, data.part.x.shape[-1])
-    channels = data.part.x.shape[1]
-    networks = _networks(checkpoint, data, model)
-    conventions, why = _conventions(checkpoint, networks, normalize, probe, channels)
-    sample = data.part.first(PROBED)
-    given = normalize is not None and normalize != "none"
-    tried = {**conventions, "none": None} if given else conventions
-    said = [why] if why else []
-    if len(networks) * len(tried) > 1:
-        best, told = _chosen(shortlisted(networks, tried, sample, device), data, conventions, given)
-        said += told
-        network, convention, judged = best.network, conventions[best.convention], best.model
-    else:
-        (network, net), (_, convention) = next(iter(networks.items())), next(iter(conventions.items()))
-        judged = Classifier(net, convention).eval()
+    networks = {name: network.to(device) for name, network in _networks(checkpoint, data, model).items()}
+    conventions, why = _conventions(checkpoint, networks, normalize, probe, data.part.x.shape[1])
+    choice = _choose(networks, conventions, data.part)
+    if choice.best is not None and normalize not in (None, "none"):
+        _refuse_normalising_twice(choice.best, networks, data.part.first(PROBED))
+    guessed = model is None and "model" not in checkpoint.facts
+    probed = len(conventions) > 1
+    compared, found = [], []
+    if choice.best is not None and (guessed or probed or checkpoint.accuracies):
+        best = choice.best.on(data.part) if checkpoint.accuracies else choice.best
+        compared = list(stored(best, checkpoint.accuracies))
+        usual = choice.network == next(iter(networks))
+        found = doubts(best, choice.ranked, data.part, checkpoint.accuracies, usual)
+        if found and (guessed or probed) and not accept_reading:
+            raise _doubtful(path, choice.network, choice.convention if probed else "", guessed, found)
     described = {
         "checkpoint": str(path),
         "weights": checkpoint.weights,
-        "model": network,
-        "normalize": spelt(convention),
+        "model": choice.network,
+        "normalize": spelt(conventions[choice.convention]),
         "source": _source(model),
     }
-    judged = judged.to(device)
-    said = [*_assumed(checkpoint, network), *said]
+    said = [*_assumed(checkpoint, choice.network), *filter(None, [why]), *choice.said, *compared,
+            *(f"IN DOUBT: {text}" for text in found)]  # fmt: skip
+    judged = choice.model.to(device)
     return Subject(_called(path, checkpoint), judged, classes_of(judged, data.part), described, checkpoint.sha256,
-                   tuple(said))  # fmt: skip
+                   tuple(said), tuple(found))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """The network and the convention that fit the images best, and how that was found."""
+
+    network: str
+    convention: str
+    model: Classifier
+    best: Score | None
+    """None where there was nothing to choose from, and the network does not take these images"""
+    ranked: list[Score]
+    said: list[str]
+
+
+def _choose(networks: dict[str, nn.Module], conventions: dict[str, Normalize | None], part: Part) -> _Choice:
+    """Try each network under each convention. Raises ModelError where none takes these images."""
+    if len(networks) * len(conventions) > 1:
+        best, rivals, ranked = fitting(shortlisted(networks, conventions, part.first(PROBED)), part)
+        return _Choice(best.network, best.convention, best.model, best, ranked, list(_told(best, rivals, ranked)))
+    network, convention = next(iter(networks)), next(iter(conventions))
+    model = Classifier(networks[network], conventions[convention]).eval()
+    only = next(scores_of([(network, convention)], networks, conventions, part.first(PROBED)), None)
+    return _Choice(network, convention, model, only, [], [])
 
 
 def reopen(
@@ -190,16 +222,12 @@ def _networks(checkpoint: Checkpoint, data: TestSet, model: str | None) -> dict[
 
 
 def _read_networks(checkpoint: Checkpoint) -> dict[str, nn.Module]:
-    return {name: reading.network() for name, reading in _readings(checkpoint).items()}
+    return {name: reading.network for name, reading in _readings(checkpoint).items()}
 
 
 def _readings(checkpoint: Checkpoint) -> dict[str, Reading]:
-    """The readings by name; a second of the same name is called so."""
-    found: dict[str, Reading] = {}
-    for reading in checkpoint.readings():
-        k = sum(name.partition(" [")[0] == reading.name for name in found)
-        found[f"{reading.name} [{k + 1}]" if k else reading.name] = reading
-    return found
+    """The readings by a name that says what was assumed, so that it means the same wherever the file is read again."""
+    return {": ".join(filter(None, [r.name, "; ".join(r.unwritten)])): r for r in checkpoint.readings()}
 
 
 def _named_model(checkpoint: Checkpoint) -> str:
@@ -248,21 +276,15 @@ def _conventions(
                      f"{PROBED} images.")  # fmt: skip
 
 
-def _chosen(
-    scores: list[Score], data: TestSet, conventions: dict[str, Normalize | None], given: bool
-) -> tuple[Score, list[str]]:
-    """(the score that fits best among what is in question, what must be said of it)."""
-    allowed = [s for s in scores if s.convention in conventions]
-    best, rivals, ranked = fitting(allowed, data.part)
-    if given:
-        bare = [s for s in scores if s.network == best.network and s.convention == "none"]
-        if bare and "none" not in conventions and bare[0].accuracy > best.accuracy + 0.05 and best not in bare:
-            raise ModelError(
-                f"--normalize {best.convention}",
-                f"the model seems to normalise already: of {len(best.right)} images {100 * bare[0].accuracy:.1f} % are "
-                f"right without, {100 * best.accuracy:.1f} % with it", "Drop --normalize, or pass --normalize none.",
-            )  # fmt: skip
-    return best, list(_told(best, rivals, ranked))
+def _refuse_normalising_twice(best: Score, networks: dict[str, nn.Module], sample: Part) -> None:
+    """Refuse a normalisation that the user named if the model seems to normalise already (raises ModelError)."""
+    bare = next(scores_of([(best.network, "none")], networks, {"none": None}, sample), None)
+    if bare is not None and bare.accuracy > best.right[: len(sample.y)].double().mean().item() + 0.05:
+        raise ModelError(
+            f"--normalize {best.convention}",
+            f"the model seems to normalise already: of {len(sample.y)} images {100 * bare.accuracy:.1f} % are "
+            f"right without, {100 * best.accuracy:.1f} % with it", "Drop --normalize, or pass --normalize none.",
+        )  # fmt: skip
 
 
 def _told(best: Score, rivals: list[Score], ranked: list[Score]) -> Iterator[str]:
@@ -286,9 +308,19 @@ def _told(best: Score, rivals: list[Score], ranked: list[Score]) -> Iterator[str
             yield f"  {len(best.right)} images do not tell it from {unlike[0]}. Pass --model if you know better"
 
 
+def _doubtful(path: Path, network: str, convention: str, inferred: bool, found: list[str]) -> ModelError:
+    """Nothing is evaluated that may be another network."""
+    read = f"read as {network}" + (f", images normalised as {convention}" if convention else "")
+    given = ["--model file.py:factory"] * inferred + ["--normalize NAME"] * bool(convention)
+    return ModelError(
+        str(path), f"is {read}, which is in doubt: {'; '.join(found)}",
+        f"Say what it is: robustmail eval {path} {' '.join(given)}, or pass --accept-reading to take it as it is read.",
+    )  # fmt: skip
+
+
 def _assumed(checkpoint: Checkpoint, network: str) -> list[str]:
     """What the tensors do not say of the network that was read off them."""
     reading = None if "model" in checkpoint.facts else _readings(checkpoint).get(network)
     if reading is None:
         return []
-    return [f"read off the tensors: {network}", *(f"  assumed: {text}" for text in reading.unwritten)]
+    return [f"read off the tensors: {reading.name}", *(f"  assumed: {text}" for text in reading.unwritten)]

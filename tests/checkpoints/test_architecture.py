@@ -70,7 +70,7 @@ def place(network: nn.Module, channels: int, size: int, tensors: dict[str, torch
         expected = network(x)
         found = readings(tensors, size)
         for i, reading in enumerate(found):
-            read = reading.network()
+            read = reading.network
             assert not read.training
             assert reading.classes == expected.shape[1]
             assert reading.channels == channels

@@ -99,7 +99,7 @@ def test_three_real_checkpoints_are_read_without_help(
     file = np.load(mini_path)
     x = torch.from_numpy(file["x_test"]).permute(0, 3, 1, 2).float() / 255
     y = torch.from_numpy(file["y_test"].astype(np.int64)).flatten()
-    network = open_checkpoint(path).readings()[0].network()
+    network = open_checkpoint(path).readings()[0].network
     x = (x - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     with torch.no_grad():
         right = torch.cat([network(part).argmax(1) for part in x.split(250)]) == y

@@ -134,7 +134,7 @@ def bench(tmp_path: Path) -> Path:
     return tmp_path
 
 
-GOOD = "eval small.pth --data ten.npz --normalize none --attacks nat,pgd2"
+GOOD = "eval small.pth --data ten.npz --normalize none --model small_cnn --attacks nat,pgd2"
 WRAPPED = "eval wrapped.pth --data ten.npz --attacks nat,pgd2 --normalize none --model own.py"
 VERIFY = "verify a --checkpoint small.pth --data ten.npz"
 WRONG = {
@@ -173,7 +173,7 @@ WRONG = {
     "keys": (GOOD.replace("ten.npz", "keys.npz"), "keys.npz: has a, b. Its keys must be x_test, y_test"),
     "images outside [0, 1]": (GOOD.replace("ten.npz", "floats.npz"), "images span [-1, 1], outside [0, 1]"),
     "more classes than the model": (GOOD.replace("ten.npz", "twenty.npz"), "the model has 10 classes, the data label"),
-    "colour": (GOOD.replace("ten.npz", "colour.npz"), "the model: fails on images of 3 x 8 x 8"),
+    "colour": ("eval small.pth --data colour.npz --normalize none", "the model: fails on images of 3 x 8 x 8"),
     "too few images": (f"{GOOD} --n 21", "ten.npz (given n=21): has 20 images. Pass --n 20"),
     "no images": (f"{GOOD} --n 0", "--n 0: must be at least 1"),
     # attacks
@@ -185,7 +185,7 @@ WRONG = {
     "infinite eps": (f"{GOOD} --eps inf", "is no finite number"),
     "eps beyond floats": (f"{GOOD} --eps 1e400", "is no finite number"),
     "eps of no attack": (f"{GOOD[:-5]} --eps 8", "evaluate (given eps=8)"),
-    "no attack named": ("eval small.pth --data ten.npz --normalize none --attacks ''", "--attacks: names none"),
+    "no attack named": (GOOD.replace("nat,pgd2", "''"), "--attacks: names none"),
     "attack of nothing": (f"{GOOD},own.py:idle", "returned NoneType, expected images"),
     "model that leaves": (f"{WRAPPED}:leaves", "SystemExit"),
     "model that cannot load": (f"{WRAPPED}:Stubborn", "load_state_dict raised KeyError"),

@@ -1,0 +1,121 @@
+"""May a reading of a file be believed?
+
+A reading that fits the shapes may still have another activation, pool, stride or normalisation than the network that
+was trained, and then its numbers are wrong by points while everything looks in order.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from robustmail.data.images import Part
+from robustmail.evaluation.conventions import Score, outdone
+from robustmail.evaluation.evidence import excludes, recalibrated, unlike
+from robustmail.evaluation.statistics import wilson
+
+__all__ = ["doubts", "stored"]
+
+MISFIT = 0.05  # nats per channel between BatchNorm's statistics and the images'
+COST = 0.1  # nats that the best temperature and class biases may gain, where the logits are STRETCH times too large
+STRETCH = 4.0
+CERTAIN, LIKELY = 0.99, 0.95  # of the interval of an accuracy
+WIDEST = 0.08  # interval that says enough
+
+
+def doubts(
+    best: Score, ranked: Sequence[Score], part: Part, accuracies: Mapping[str, float], usual: bool = False
+) -> list[str]:
+    """What speaks against the reading that fits best, in sentences; nothing does where the list is empty.
+
+    ranked: the readings that were scored. accuracies: those that the file says its network has, in [0, 1], by name.
+    usual: is it the reading that one would try first? With an accuracy that agrees, it need only be the best then.
+    """
+    found = list(_of_itself(best, part))
+    if accuracies and not _agreeing(best, accuracies, CERTAIN):
+        name, value = min(accuracies.items(), key=lambda pair: abs(pair[1] - best.accuracy))
+        found.append(f"the file says {name} {100 * value:.1f} %, {_measured(best)}")
+    low, high = wilson(int(best.right.sum()), len(best.right), LIKELY)
+    enough = usual and high - low <= WIDEST and _agreeing(best, accuracies, LIKELY)
+    if not accuracies and best.misfit is None and any(other.network != best.network for other in ranked):
+        found.append("it has no BatchNorm and the file tells no accuracy, so that labelled images can only rank the "
+                     "readings that were thought of")  # fmt: skip
+    if rivals := _rivals(best, ranked, part, enough):
+        n = min(len(best.right), len(rivals[0].right))
+        share = (rivals[0].logits[:n].argmax(1) != best.logits[:n].argmax(1)).double().mean().item()
+        found.append(f"{n} images do not exclude {_called(rivals[0], best)}, which answers otherwise on "
+                     f"{100 * share:.1f} % of them")  # fmt: skip
+    return found
+
+
+def stored(best: Score, accuracies: Mapping[str, float]) -> Iterator[str]:
+    """How the accuracies that the file tells compare with the measured one, in sentences."""
+    for name, value in accuracies.items():
+        more = "" if _agreeing(best, {name: value}, CERTAIN) else ": MORE THAN CHANCE EXPLAINS"
+        yield f"the file says {name} {100 * value:.1f} %, {_measured(best)}{more}"
+
+
+def _measured(best: Score) -> str:
+    low, high = wilson(int(best.right.sum()), len(best.right), CERTAIN)
+    return (f"measured {100 * best.accuracy:.1f} % of {len(best.right)} images "
+            f"(99 % interval {100 * low:.1f} to {100 * high:.1f})")  # fmt: skip
+
+
+def _agreeing(best: Score, accuracies: Mapping[str, float], confidence: float) -> bool:
+    """Is one of the accuracies in the interval of the measured one? The file does not say on how many images it was
+    measured, so it is taken as exact."""
+    low, high = wilson(int(best.right.sum()), len(best.right), confidence)
+    return any(low <= value <= high for value in accuracies.values())
+
+
+def _of_itself(best: Score, part: Part) -> Iterator[str]:
+    """What a reading's own numbers say against it."""
+    classes = best.logits.shape[1]
+    guessing, loss = math.log(classes), best.loss.mean().item()
+    possible, stretch = recalibrated(best.logits, part.y[: len(best.right)].cpu())
+    if loss > guessing and best.accuracy > 1.5 / classes:
+        yield (f"its mean cross-entropy is {loss:.3g} nats at {100 * best.accuracy:.1f} % accuracy, "
+               f"where guessing has {guessing:.3g}")  # fmt: skip
+    elif not 1 / STRETCH <= stretch <= STRETCH and loss - possible.mean().item() > COST:
+        yield f"its logits are out of proportion: {stretch:.2g} times as large, they would fit the labels best"
+    if best.misfit is not None and best.misfit > MISFIT:
+        yield (f"what reaches its BatchNorms is {best.misfit:.2g} nats per channel from the statistics that they "
+               f"keep, where {MISFIT} is usual at most")  # fmt: skip
+
+
+def _rivals(best: Score, ranked: Sequence[Score], part: Part, better: bool) -> list[Score]:
+    """Those that answer otherwise than `best` and that some of the images do not exclude, the likeliest first; if all
+    of `part` excludes them, none. better: only those that are likelier than `best` count."""
+    pairs = [(loss, score) for score in ranked if (loss := _open_question(best, score, part, better)) is not None]
+    rivals = [score for _, score in sorted(pairs, key=lambda pair: pair[0])]
+    if not rivals or len(best.right) == len(part.y) == len(rivals[0].right):
+        return rivals
+    best = best if len(best.right) == len(part.y) else best.on(part)
+    for k, rival in enumerate(rivals):
+        again = rival.on(part)
+        if _open_question(best, again, part, better) is not None:
+            return [again, *rivals[k + 1 :]]
+    return []
+
+
+def _called(rival: Score, best: Score) -> str:
+    """What tells a rival from the best: its network, its convention, or both."""
+    known = re.split(": |; ", best.network)
+    parts = [part for part in re.split(": |; ", rival.network) if part not in known]
+    parts += [f"images normalised as {rival.convention}"] if rival.convention != best.convention else []
+    return "; ".join(parts)
+
+
+def _open_question(best: Score, other: Score, part: Part, better: bool) -> float | None:
+    """The other's recalibrated cross-entropy, if it answers otherwise and nothing excludes it."""
+    if (best.network, best.convention) == (other.network, other.convention):
+        return None
+    n = min(len(best.right), len(other.right))
+    mine, its, y = best.logits[:n], other.logits[:n], part.y[:n].cpu()
+    if not unlike(mine.argmax(1), its.argmax(1)) or outdone(other, best):
+        return None
+    loss = recalibrated(its, y)[0]
+    own = recalibrated(mine, y)[0]
+    excluded = bool(own.mean() < loss.mean()) if better else excludes(own, loss)
+    return None if excluded else loss.mean().item()
