@@ -15,25 +15,25 @@ if TYPE_CHECKING:
     from robustmail.attacks.pgd import PGD
     from robustmail.attacks.torchattacks import torchattack
     from robustmail.checkpoints import inspect
-    from robustmail.data.images import Images
+    from robustmail.config.loader import load_recipe
+    from robustmail.data.dataset import Images
     from robustmail.data.sources import cifar10, cifar100, digits, image_folder, npz, subset, svhn
     from robustmail.errors import RobustmailError
-    from robustmail.evaluation.subject import open_data, open_subject
-    from robustmail.evaluation.suite import evaluate
+    from robustmail.evaluation.evaluator import evaluate
+    from robustmail.evaluation.model_loading import open_data, open_subject
     from robustmail.evaluation.verify import verify
     from robustmail.margins import kappa, lps, pm_adv, pm_dif, pm_nat
     from robustmail.models.classifier import Classifier, build
     from robustmail.objectives import AT, MART, TRADES
     from robustmail.optimizers import SGD
-    from robustmail.perturb import AWP
-    from robustmail.plugins import load_recipe
+    from robustmail.perturbations import AWP
     from robustmail.recipe import Recipe
     from robustmail.records import EpochDone, StepDone
     from robustmail.schedules import Cosine, Cyclic, Stairs
     from robustmail.step import Adversarial, Step, Terms, Trace
     from robustmail.train.loop import fit, reproduce
     from robustmail.train.state import State
-    from robustmail.weights import Discrete, Sigmoid, Tanh
+    from robustmail.weighters import Discrete, Sigmoid, Tanh
 
 __version__ = "0.1.0"
 
@@ -44,25 +44,25 @@ _HOME = {
     "attacks.pgd": ["PGD"],
     "attacks.torchattacks": ["torchattack"],
     "checkpoints": ["inspect"],
-    "data.images": ["Images"],
+    "data.dataset": ["Images"],
     "data.sources": ["cifar10", "cifar100", "digits", "image_folder", "npz", "subset", "svhn"],
     "errors": ["RobustmailError"],
-    "evaluation.subject": ["open_data", "open_subject"],
-    "evaluation.suite": ["evaluate"],
+    "evaluation.model_loading": ["open_data", "open_subject"],
+    "evaluation.evaluator": ["evaluate"],
     "evaluation.verify": ["verify"],
     "margins": ["kappa", "lps", "pm_adv", "pm_dif", "pm_nat"],
     "models.classifier": ["Classifier", "build"],
     "objectives": ["AT", "MART", "TRADES"],
     "optimizers": ["SGD"],
-    "perturb": ["AWP"],
-    "plugins": ["load_recipe"],
+    "perturbations": ["AWP"],
+    "config.loader": ["load_recipe"],
     "recipe": ["Recipe"],
     "records": ["EpochDone", "StepDone"],
     "schedules": ["Cosine", "Cyclic", "Stairs"],
     "step": ["Adversarial", "Step", "Terms", "Trace"],
     "train.loop": ["fit", "reproduce"],
     "train.state": ["State"],
-    "weights": ["Discrete", "Sigmoid", "Tanh"],
+    "weighters": ["Discrete", "Sigmoid", "Tanh"],
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustmail.attacks.view import eps_of, norm_of, reach, slack, viewed
+from robustmail.attacks.view import eps_of, viewed
 from robustmail.errors import AttackError, NonFiniteError, PluginError, RobustmailError, asked_to_stop, in_brief
-from robustmail.randomness import forked
-from robustmail.rehearsal import ask
+from robustmail.norms import norm_of, reach, slack
+from robustmail.plugin_calls import ask, is_foreign, label, raised_at, where
+from robustmail.runtime.rng import forked
 from robustmail.step import Adversarial, Step, Terms, Trace, counted_steps, means_one
-from robustmail.values import is_foreign, label, raised_at, where
 
 __all__ = ["KINDS", "assert_lawful", "broken_laws", "kind_of", "laws"]
 

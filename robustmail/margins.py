@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from robustmail.errors import PluginError
-from robustmail.scores import gap, precise, true_class
+from robustmail.functional import gap, precise, true_class
 from robustmail.step import Step, Trace
 
 __all__ = ["kappa", "lps", "pm_adv", "pm_dif", "pm_nat"]

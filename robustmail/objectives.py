@@ -10,9 +10,9 @@ from typing import Literal
 
 import torch
 
-from robustmail.scores import ce, gap, kl, true_class
+from robustmail.fields import check, check_range
+from robustmail.functional import ce, gap, kl, true_class
 from robustmail.step import Step, Terms
-from robustmail.values import check, check_range
 
 __all__ = ["AT", "MART", "TRADES"]
 

@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from robustmail.errors import RecipeError
-from robustmail.values import check, check_range
+from robustmail.fields import check, check_range
 
 __all__ = ["SGD", "Optimizer"]
 

@@ -12,16 +12,18 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robustmail import distributed
 from robustmail.attacks.instances import adopted
-from robustmail.attacks.view import Norm, check_budget, eps_of, norm_of
+from robustmail.attacks.view import eps_of
 from robustmail.errors import RecipeError, did_you_mean
+from robustmail.fields import check, describe, fits, parts, schedules, transform
+from robustmail.models.precision import Precision
+from robustmail.norms import Norm, check_budget, norm_of
 from robustmail.optimizers import SGD, Optimizer
-from robustmail.precision import Precision
-from robustmail.rehearsal import Passes, ask, broken, rehearse
+from robustmail.plugin_calls import ask, broken, is_foreign, label
+from robustmail.runtime import distributed
 from robustmail.schedules import Schedule
 from robustmail.step import Attack, Margin, Objective, Perturbation, Step, Terms, Weighter, counted_steps, mode
-from robustmail.values import check, describe, fits, is_foreign, label, parts, schedules, transform
+from robustmail.train.dry_run import Passes, rehearse
 
 __all__ = ["Loss", "Recipe"]
 

@@ -6,14 +6,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = [
-    "ATTACKED", "Attacked", "Attacking", "Begun", "CellBegun", "CellDone", "EpochDone", "Finished", "Forecast",
-    "Measuring", "Record", "StepDone", "Waiting", "WeightStats", "so_many",
-]  # fmt: skip
-
-
-def so_many(n: int, thing: str) -> str:
-    """A number with its noun: 1 image, 2,000 images."""
-    return f"{n:,} {thing}{'s' * (n != 1)}"
+    "ATTACKED",
+    "Attacked",
+    "Attacking",
+    "Begun",
+    "CellBegun",
+    "CellDone",
+    "EpochDone",
+    "Finished",
+    "Forecast",
+    "Measuring",
+    "Record",
+    "StepDone",
+    "Waiting",
+    "WeightStats",
+]
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from robustmail.attacks.library import knob_class, library_class, make
-from robustmail.attacks.view import View, check_budget, check_counts, check_images, norm_of, settle, viewed
+from robustmail.attacks.view import View, check_images, settle, viewed
 from robustmail.errors import AttackError
+from robustmail.fields import check, parts
+from robustmail.norms import check_budget, check_counts, norm_of
 from robustmail.step import Adversarial
-from robustmail.values import check, parts
 
 __all__ = ["art"]
 

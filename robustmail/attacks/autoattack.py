@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from robustmail.attacks.torchattacks import torchattack
-from robustmail.attacks.view import Norm, check_budget, check_images, settle, viewed
+from robustmail.attacks.view import check_images, settle, viewed
+from robustmail.fields import check
+from robustmail.norms import Norm, check_budget
 from robustmail.step import Adversarial
-from robustmail.values import check
 
 __all__ = ["AutoAttack"]
 

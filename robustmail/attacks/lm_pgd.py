@@ -8,10 +8,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from robustmail.attacks.view import View, check_budget, check_counts, check_images, settle, viewed
-from robustmail.scores import ce, true_class
+from robustmail.attacks.view import View, check_images, settle, viewed
+from robustmail.fields import check
+from robustmail.functional import ce, true_class
+from robustmail.norms import check_budget, check_counts
 from robustmail.step import Adversarial, Trace
-from robustmail.values import check
 
 __all__ = ["LMPGD"]
 

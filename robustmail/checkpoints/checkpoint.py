@@ -12,11 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from robustmail.checkpoints.accuracies import stored_accuracies
-from robustmail.checkpoints.architecture import Reading, readings
-from robustmail.checkpoints.container import read
+from robustmail.checkpoints.file_formats import read
+from robustmail.checkpoints.infer.candidates import Reading, readings
 from robustmail.checkpoints.state_dicts import Cleaned, Normalisation, choose, clean, find
 from robustmail.errors import ModelError
-from robustmail.untrusted import parse_json
+from robustmail.runtime.untrusted import parse_json
 
 __all__ = ["Checkpoint", "examine", "open_checkpoint"]
 

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from robustmail.data.folders import read_images, to_train
-from robustmail.data.images import Images, Part, channels_first, in_turn
+from robustmail.data.dataset import Images, Part, channels_first, in_turn
+from robustmail.data.image_folders import read_images, to_train
 from robustmail.errors import DataError, RecipeError
-from robustmail.untrusted import check_unpacked
-from robustmail.values import check
+from robustmail.fields import check
+from robustmail.runtime.untrusted import check_unpacked
 
 __all__ = ["cifar10", "cifar100", "digits", "image_folder", "npz", "subset", "svhn"]
 

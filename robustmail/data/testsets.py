@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from robustmail.data.folders import read_images, to_evaluate
-from robustmail.data.images import Images, Part, in_turn
+from robustmail.data.dataset import Images, Part, in_turn
+from robustmail.data.image_folders import read_images, to_evaluate
 from robustmail.data.sources import as_part, read_arrays
 from robustmail.errors import DataError
 

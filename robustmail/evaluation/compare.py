@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from robustmail.errors import RunError
-from robustmail.evaluation.folder import Held, others
 from robustmail.evaluation.ledger import Ledger
 from robustmail.evaluation.statistics import Z80, Z95, Paired, paired
+from robustmail.evaluation.storage import Held
+from robustmail.evaluation.task import others
 
 __all__ = ["Compared", "compare"]
 

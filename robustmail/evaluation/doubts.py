@@ -10,9 +10,9 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from robustmail.data.images import Part
-from robustmail.evaluation.conventions import Score, outdone
+from robustmail.data.dataset import Part
 from robustmail.evaluation.evidence import excludes, recalibrated, unlike
+from robustmail.evaluation.normalization import Score, outdone
 from robustmail.evaluation.statistics import wilson
 
 __all__ = ["doubts", "stored"]

@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from robustmail.data.dataset import digest
 from robustmail.errors import RunError
-from robustmail.evaluation.ledger import Ledger, digest
-from robustmail.files import write
-from robustmail.untrusted import check_tensors
+from robustmail.evaluation.ledger import Ledger
+from robustmail.runtime.files import write
+from robustmail.runtime.untrusted import check_tensors
 
 __all__ = ["PARTS", "WHOLE", "add_examples", "load_examples", "write_examples"]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robustmail.errors import RunError
 
-__all__ = ["BROKE", "RESERVED", "STOOD", "UNTRIED", "Ledger", "digest", "read_rows", "seal", "text_of", "write_rows"]
+__all__ = ["BROKE", "RESERVED", "STOOD", "UNTRIED", "Ledger", "read_rows", "seal", "text_of", "write_rows"]
 
 UNTRIED, STOOD, BROKE = 0, 1, 2
 WORDS = {UNTRIED: "", STOOD: "stood", BROKE: "broke"}
@@ -125,11 +125,6 @@ def joined(parts: list[Ledger]) -> Ledger:
         seconds={s: sum(p.seconds.get(s, 0.0) for p in parts) for s in ("natural", *stages)},
     )  # fmt: skip
     return whole.take(whole.index.argsort())
-
-
-def digest(tensor: Tensor) -> str:
-    """A hash of a tensor's bytes, 16 hexadecimal digits."""
-    return hashlib.blake2b(tensor.detach().cpu().contiguous().numpy().tobytes(), digest_size=8).hexdigest()
 
 
 def write_rows(ledger: Ledger, images: Sequence[str], examples: Mapping[int, str], context: str) -> str:

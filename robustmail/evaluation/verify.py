@@ -10,19 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustmail.data.datasets import read_data
+from robustmail.data.adapters import read_data
+from robustmail.data.dataset import digest, fingerprint_of
 from robustmail.data.testsets import TestSet
-from robustmail.devices import pick_device
 from robustmail.errors import RunError
-from robustmail.evaluation.exact import exact
-from robustmail.evaluation.folder import Held, context_of, fingerprint_of, read_folder, summed_again, told_of
-from robustmail.evaluation.ledger import BROKE, UNTRIED, Ledger, digest, text_of, write_rows
-from robustmail.evaluation.plans import Plan, is_ours, plan
-from robustmail.evaluation.subject import Subject, open_data, open_recorded_data, reopen
-from robustmail.evaluation.suite import CHUNK, floats, look, room_of, verdict
-from robustmail.evaluation.suite import images as seen
+from robustmail.evaluation.attack_specs import Plan, is_ours, plan
+from robustmail.evaluation.evaluator import CHUNK, floats, look, room_of, verdict
+from robustmail.evaluation.evaluator import images as seen
+from robustmail.evaluation.exact_inference import exact
+from robustmail.evaluation.ledger import BROKE, UNTRIED, Ledger, text_of, write_rows
+from robustmail.evaluation.model_loading import Subject, open_data, open_recorded_data, reopen
+from robustmail.evaluation.runner import summed_again
+from robustmail.evaluation.storage import Held, read_folder, told_of
+from robustmail.evaluation.task import context_of
 from robustmail.records import Attacked
-from robustmail.untrusted import beside, data_source, is_code, verify_command
+from robustmail.runtime.devices import pick_device
+from robustmail.runtime.untrusted import beside, data_source, is_code, verify_command
 
 __all__ = ["Verified", "verify"]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robustmail.errors import ModelError, asked_to_stop, did_you_mean, in_brief
-from robustmail.scores import precise
+from robustmail.functional import precise
 from robustmail.step import logits_of, mode, unmoved
 
 __all__ = ["Classifier", "build", "check_name", "is_network", "response", "try_out"]

@@ -9,7 +9,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustmail.models.registry import Network, config, make
+from robustmail.models.timm_interface import Network, config, make
 
 __all__ = ["small_cnn"]
 

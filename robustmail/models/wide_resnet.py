@@ -10,7 +10,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustmail.models.registry import Network, config, make
+from robustmail.models.timm_interface import Network, config, make
 
 __all__ = ["cifar_wrn16_2", "cifar_wrn28_10", "cifar_wrn32_10", "cifar_wrn34_10"]
 

@@ -10,10 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from robustmail.errors import RunError, did_you_mean
+from robustmail.evaluation.results import Results, budget, read_results
 from robustmail.records import Attacked
-from robustmail.report.grids import Grid, as_latex, as_markdown, as_table
-from robustmail.report.lines import printable
-from robustmail.report.results import Results, budget, read_results
+from robustmail.report.log_lines import printable
+from robustmail.report.tables import Grid, as_latex, as_markdown, as_table
 
 __all__ = ["FORMATS", "export"]
 

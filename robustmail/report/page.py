@@ -8,12 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from robustmail.files import write_text
-from robustmail.report import plots
-from robustmail.report.lines import duration, percent
-from robustmail.report.markup import Html, table, tag
-from robustmail.report.pictures import Example, data_uri, magnification, png, read_examples
-from robustmail.report.results import (
+from robustmail.evaluation.results import (
     LIGHTS,
     Check,
     Ledger,
@@ -24,8 +19,13 @@ from robustmail.report.results import (
     read_results,
     undamaged,
 )
-from robustmail.report.table import BELIEVING
-from robustmail.untrusted import read_bytes, verify_command
+from robustmail.report import svg
+from robustmail.report.example_images import Example, data_uri, magnification, png, read_examples
+from robustmail.report.html import Html, table, tag
+from robustmail.report.tables import BELIEVING
+from robustmail.runtime.files import write_text
+from robustmail.runtime.untrusted import read_bytes, verify_command
+from robustmail.text import duration, percent
 
 __all__ = ["write_page"]
 
@@ -119,7 +119,7 @@ def _attacks(r: Results) -> Html | None:
     rows: list[list[object]] = [
         [
             row.name, percent(row.accuracy),
-            tag("div", plots.whisker(row.low, row.accuracy, row.high), class_="worst" if row is r.quoted else None),
+            tag("div", svg.whisker(row.low, row.accuracy, row.high), class_="worst" if row is r.quoted else None),
             f"{percent(row.low)} – {percent(row.high)}", f"{row.correct:,} / {row.n:,}", duration(row.seconds),
         ]
         for row in r.rows
@@ -138,17 +138,17 @@ def _curve(r: Results) -> Html | None:
     found = r.raw.get("curve")
     if not found or not found.get("points"):
         return None
-    points = [plots.Point(*(float(p[key]) for key in ("eps", "accuracy", "low", "high"))) for p in found["points"]]
+    points = [svg.Point(*(float(p[key]) for key in ("eps", "accuracy", "low", "high"))) for p in found["points"]]
     quoted = None
     if r.quoted and r.eps is not None:
-        quoted = plots.Point(r.eps, r.quoted.accuracy, r.quoted.low, r.quoted.high)
+        quoted = svg.Point(r.eps, r.quoted.accuracy, r.quoted.low, r.quoted.high)
     says = f"Line: {found.get('attack', 'an attack')} on {found.get('n', '?')} images, with its 95 % interval."
     far = [p for p in points if r.eps and p.eps > FAR * r.eps]  # would squeeze the rest into a corner
     points = [p for p in points if p not in far]
     says += "".join(f" At eps {budget(p.eps, r.norm)} {percent(p.accuracy)} stand." for p in far)
     if quoted and r.quoted:
         says += f" Dot: {r.quoted.name} on {r.quoted.n:,} images, at the eps that was evaluated."
-    figure = tag("figure", plots.curve(points, quoted, r.norm), tag("figcaption", says))
+    figure = tag("figure", svg.curve(points, quoted, r.norm), tag("figcaption", says))
     return _section("Accuracy by eps", figure)
 
 
@@ -162,7 +162,7 @@ def _first(ledger: Ledger | None) -> Html | None:
     counts += [("stands", fates["stands"], "stands")]
     n = len(ledger.verdicts)
     rows: list[list[object]] = [
-        [name, plots.bar(count / n, kind), f"{count:,}", percent(count / n)] for name, count, kind in counts
+        [name, svg.bar(count / n, kind), f"{count:,}", percent(count / n)] for name, count, kind in counts
     ]
     says = "Every image once: by the first that broke it, in the order of the attacks."
     return _section("What broke the images", table(says, ["first broken by", "-graph", "images", "share"], rows))
@@ -192,7 +192,7 @@ def _fates(ledger: Ledger | None) -> Html | None:
         return None
     groups = {fate: [v.margin for v in ledger.verdicts if v.fate == fate] for fate in ("stands", "broken", "wrong")}
     keys = _keys(stands="stands", broken="broken by an attack", wrong="wrong as it is")
-    return _section("Margins and fates", tag("figure", keys, plots.histogram(groups)))
+    return _section("Margins and fates", tag("figure", keys, svg.histogram(groups)))
 
 
 def _natural_robust(title: str, says: str, first: str, rows: list[list[object]]) -> Html | None:
@@ -204,7 +204,7 @@ def _natural_robust(title: str, says: str, first: str, rows: list[list[object]])
 
 def _natural_and_robust(row: dict[str, Any]) -> tuple[object, ...]:
     natural, robust = row["natural"], row["robust"]
-    return plots.bullet(natural, robust), percent(natural), percent(robust)
+    return svg.bullet(natural, robust), percent(natural), percent(robust)
 
 
 def _examples(r: Results, ledger: Ledger | None, folder: Path) -> Html | None:

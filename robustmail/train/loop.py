@@ -2,40 +2,35 @@
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from robustmail.checkpoints import load_saved
-from robustmail.data.images import augment, batches, to_float
-from robustmail.devices import pick_device
-from robustmail.distributed import one_batch, summed, world
-from robustmail.errors import NonFiniteError
-from robustmail.evaluation.plans import cost, plan
+from robustmail.data.dataset import batches
+from robustmail.evaluation.attack_specs import cost, plan
+from robustmail.evaluation.evaluator import trial
 from robustmail.evaluation.statistics import wilson
-from robustmail.evaluation.suite import trial
-from robustmail.later import Later, look, looking_later, onto
+from robustmail.fields import describe
 from robustmail.models.classifier import build
-from robustmail.precision import Decision, Forms, backends, forms
-from robustmail.randomness import forked, generator, reseed
-from robustmail.recipe import Loss, Recipe
-from robustmail.records import Attacked, Begun, EpochDone, Forecast, Record, StepDone, so_many
-from robustmail.rehearsal import ask, attacked, perturbed, rehearse
-from robustmail.step import Step
-from robustmail.train.gauges import Gauges, gauge
-from robustmail.train.knobs import changing, turn
+from robustmail.models.precision import Decision, backends, forms
+from robustmail.plugin_calls import ask
+from robustmail.recipe import Recipe
+from robustmail.records import Attacked, Begun, EpochDone, Forecast, Record, StepDone
+from robustmail.runtime.devices import pick_device
+from robustmail.runtime.distributed import world
+from robustmail.runtime.rng import forked, generator
+from robustmail.text import so_many
+from robustmail.train.dry_run import rehearse
+from robustmail.train.optimizer_schedule import changing, turn
 from robustmail.train.state import State
-from robustmail.values import describe, label
+from robustmail.train.train_step import _launch, work_through
 
-__all__ = ["fit", "reproduce", "updater", "work_through", "worse"]
+__all__ = ["fit", "reproduce", "worse"]
 
 WARM_UP = 5  # steps before a forecast
 
@@ -65,26 +60,6 @@ def fit(recipe: Recipe, state: State | None = None, name: str = "recipe") -> Ite
         yield _end_epoch(recipe, now, state)
 
 
-def work_through(
-    now: Recipe, model: nn.Module, x: Tensor, y: Tensor, where: tuple[int, int], update: Callable[[Loss], None],
-    forms: Forms | None = None,
-) -> tuple[Step, Loss]:  # fmt: skip
-    """The batch of (epoch, step): attack it, reckon its loss, and hand that to `update`, inside the perturbation of
-    the weights. Attack and loss call the model in its `forms`, or as it is.
-    Attack and update draw from generators of their own; the caller has forked them and cleared gradients.
-    """
-    attackable, trainable = (forms.attack, forms.loss) if forms else (model, model)
-    reseed(now.seed, "attack", *where)
-    found = attacked(now, attackable, x, y)
-    reseed(now.seed, "update", *where)
-    step = Step(trainable, x, y, found.x, found.trace)
-    model.train()
-    with perturbed(now, model, step):  # the optimiser steps inside: the order of AWP's authors
-        loss = now.reckon(step)
-        update(loss)
-    return step, loss
-
-
 def reproduce(dump: str | Path, recipe: Recipe) -> float:
     """The loss of the batch in a run's nonfinite.pt, reckoned again with the recipe that it stopped.
 
@@ -102,75 +77,6 @@ def reproduce(dump: str | Path, recipe: Recipe) -> float:
     return loss.total.item()
 
 
-@dataclass
-class _Launched:
-    """A step that the host has queued: how to read it, or, where it met a number that is not finite, to undo it."""
-
-    state: State
-    indices: Tensor
-    x: Tensor
-    y: Tensor
-    where: tuple[int, int]
-    rate: float
-    began: float
-    before: list[tuple[Tensor, Tensor]]
-    later: Later | None
-    gauges: Gauges | None = None
-    values: list[float] = field(default_factory=list)
-
-    def read(self) -> StepDone:
-        """What the step looked like, once the device has done it.
-
-        Raises NonFiniteError; the model is then as it was before the step.
-        """
-        if self.later is not None:
-            with self.undone():
-                self.later.read()
-        assert self.gauges is not None
-        now = time.perf_counter()
-        seconds, self.state.read_at = now - max(self.began, self.state.read_at), now
-        return self.gauges.read(self.values, self.where, self.rate, seconds)
-
-    @contextmanager
-    def undone(self) -> Iterator[None]:
-        """A number in the block that is not finite leaves no trace in the model, and an error that says where."""
-        try:
-            yield
-        except NonFiniteError as error:
-            with torch.no_grad():
-                for tensor, before in self.before:
-                    tensor.copy_(before)
-            self.state.epoch, self.state.step = self.where
-            raise _stopped(error, self.state, self.indices, self.x, self.y) from error
-
-
-def _launch(now: Recipe, state: State, indices: Tensor) -> _Launched:
-    """Do the next step, or, where the host may run ahead of the device, queue it."""
-    began, where, part, model = time.perf_counter(), (state.epoch, state.step), state.train, state.model
-    later = Later(state.unread[-1].later if state.unread else None) if state.ahead else None
-    there = onto(state.device, indices)
-    # What moves though not all be well: the statistics and, where that is read late, the average of the weights.
-    moved = [*model.buffers(), *(state.kept.state_dict().values() if later is not None and state.average else ())]
-    rng = generator(now.seed, "augment", *where)
-    x = to_float(augment(part.x[there], state.images.pad, state.images.flip, rng))
-    step = _Launched(
-        state, indices, x, part.y[there], where, float(state.optimizer.param_groups[0]["lr"]), began,
-        [(tensor, tensor.clone()) for tensor in moved], later,
-    )  # fmt: skip
-    state.optimizer.zero_grad(set_to_none=True)
-    with (
-        step.undone(), looking_later(later), forked(), torch.enable_grad(), backends(), one_batch(len(indices)) as rows,
-    ):  # fmt: skip
-        update = updater(now, state.optimizer)
-        seen, loss = work_through(now, model, step.x[rows], step.y[rows], where, update, state.forms)
-        state.advance()
-        step.gauges = gauge(now, seen, loss, where[1])
-        look(step.gauges.values, step.values.extend)
-    if later is not None:
-        later.send()
-    return step
-
-
 def _read(state: State, ahead: int) -> list[StepDone]:
     """What is known of the steps, but for the last `ahead`; then save, if it is time to."""
     due = state.due
@@ -178,36 +84,6 @@ def _read(state: State, ahead: int) -> list[StepDone]:
     if due:
         state.save()
     return done
-
-
-def updater(now: Recipe, optimizer: torch.optim.Optimizer) -> Callable[[Loss], None]:
-    """loss -> nothing: the gradients of all processes and the optimiser's step, unless a number is not finite."""
-
-    def update(loss: Loss) -> None:
-        loss.total.backward()  # type: ignore[no-untyped-call]
-        trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        total, *gradients = summed(loss.total.detach(), *(p.grad for p in trained))
-        for p, gradient in zip(trained, gradients, strict=True):
-            p.grad = gradient
-        length = nn.utils.get_total_norm(gradients) if gradients else total
-
-        def judge(facts: list[float]) -> None:
-            if not math.isfinite(facts[0]):
-                where, todo = _culprit(now, loss)
-                raise NonFiniteError("the loss", f"is {facts[0]}{where}", todo)
-            if not math.isfinite(facts[1]):
-                raise NonFiniteError("the gradient", "is not finite")
-
-        facts = torch.stack([total.double(), length.double()])
-        broken = look(facts, judge, facts.isfinite().all())
-        if broken is None:
-            optimizer.step()
-            return
-        optimizer.found_inf = broken  # type: ignore[attr-defined]  # as torch's GradScaler tells it
-        optimizer.step()
-        del optimizer.found_inf  # type: ignore[attr-defined]
-
-    return update
 
 
 def _end_epoch(recipe: Recipe, now: Recipe, state: State) -> EpochDone:
@@ -271,27 +147,6 @@ def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)}){each}"
     return f"cpu ({so_many(torch.get_num_threads(), 'thread')}){each}"
-
-
-def _culprit(now: Recipe, loss: Loss) -> tuple[str, str]:
-    """Which ingredient of the loss is to blame, and what to do where that alone is."""
-    sound = bool(loss.terms.weighted.isfinite().all())
-    todo = "Look for a division or a logarithm of zero in it." if sound else ""
-    for what, value in {f"margin {label(now.margin)}": loss.margin, "weights": loss.weights,
-                        "weighted term": loss.terms.weighted, "plain term": loss.terms.plain}.items():  # fmt: skip
-        if isinstance(value, Tensor) and not value.isfinite().all():
-            return f" (first in the {what})", todo
-    return "", ""
-
-
-def _stopped(error: NonFiniteError, state: State, indices: Tensor, x: Tensor, y: Tensor) -> NonFiniteError:
-    path = state.dump(indices, x, y)
-    batch = ", ".join(map(str, indices[:8].tolist())) + (", ..." if len(indices) > 8 else "")
-    kept = f"The batch is in {path} (robustmail.reproduce reads it); the last saved state stays." if path else ""
-    return NonFiniteError(
-        f"epoch {state.epoch + 1}, step {state.step + 1} (training images {batch})",
-        f"{error.who} {error.wrong}", f"{kept} {error.todo or 'Lower optimizer.lr.'}",
-    )  # fmt: skip
 
 
 class _Clock:

@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from robustmail.devices import pick_device
-from robustmail.distributed import leads, together, told, world
+from robustmail.data.dataset import fingerprint_of
 from robustmail.errors import RunError, Stopped
-from robustmail.evaluation.folder import fingerprint_of
-from robustmail.evaluation.plans import plan
-from robustmail.evaluation.suite import trial
-from robustmail.files import check_folder, locked, make_folder, remove, write, write_json
+from robustmail.evaluation.attack_specs import plan
+from robustmail.evaluation.evaluator import trial
+from robustmail.fields import describe, flatten
 from robustmail.models.classifier import check_name
-from robustmail.provenance import provenance
 from robustmail.recipe import Recipe
 from robustmail.records import ATTACKED, Attacked, Finished, Record
+from robustmail.runtime.devices import pick_device
+from robustmail.runtime.distributed import leads, together, told
+from robustmail.runtime.files import check_folder, locked, make_folder, remove, write, write_json
+from robustmail.runtime.provenance import provenance
+from robustmail.runtime.signals import Signals
+from robustmail.runtime.untrusted import check_shape, read_json
 from robustmail.train.loop import fit, worse
 from robustmail.train.state import State
-from robustmail.untrusted import check_shape, read_json
-from robustmail.values import describe, flatten
 
-__all__ = ["Signals", "Stopped", "preflight", "run", "status", "write_recipe"]
+__all__ = ["Stopped", "preflight", "run", "status", "write_recipe"]
 
 OURS = (  # the state first: what begins anew takes that away before anything else
     "state.pt", "recipe.py", "recipe.json", "metrics.csv", "log.txt", "best.safetensors", "last.safetensors",
@@ -36,45 +35,6 @@ RESULTS = {
     "complete": bool, "attacks": [ATTACKED], "weights": {"file": str, "epoch": int, "burn_in?": int},
 }  # fmt: skip
 NOT_THE_METHOD = {"device"}  # a run may go on elsewhere
-
-
-class Signals:
-    """Catches what asks a process to stop: in training the step under way is finished and saved, otherwise at once."""
-
-    def __init__(self) -> None:
-        self.asked: int | None = None
-        self._deferring = False
-
-    @contextmanager
-    def caught(self) -> Iterator[Signals]:
-        """Handle the signals inside the block."""
-        before = {s: signal.signal(s, self._handle) for s in _asking()}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """The first signal inside the block only sets `asked`; a second one does not wait."""
-        self._deferring = True
-        try:
-            yield
-        finally:
-            self._deferring = False
-
-    def _handle(self, signum: int, _: FrameType | None) -> None:
-        again, self.asked = self.asked is not None, self.asked or signum
-        if again and world() > 1:  # torchrun sends one of its own after Ctrl-C
-            return
-        if again or not self._deferring:
-            raise Stopped(signum)
-
-    def check(self) -> None:
-        """Raise Stopped where a signal came and Python swallowed what it raised, as in a destructor."""
-        if self.asked is not None:
-            raise Stopped(self.asked)
 
 
 def _asking() -> list[signal.Signals]:

@@ -17,20 +17,20 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
 from robustmail.checkpoints import load_saved
-from robustmail.data.images import Images, Part, batches, hold_out, to_float
-from robustmail.devices import pick_device
-from robustmail.distributed import first_alone, leads, one_batch, world
+from robustmail.data.dataset import Images, Part, batches, hold_out, to_float
 from robustmail.errors import NonFiniteError, RecipeError, RunError, in_brief
-from robustmail.files import make_folder, write, write_text
-from robustmail.later import Later
+from robustmail.fields import describe
 from robustmail.models.classifier import Classifier, build, try_out
-from robustmail.precision import Decision, Forms, decide, forms
-from robustmail.randomness import forked, generator, reseed
+from robustmail.models.precision import Decision, Forms, decide, forms
+from robustmail.plugin_calls import ask
 from robustmail.recipe import Recipe
 from robustmail.records import StepDone
-from robustmail.rehearsal import ask
-from robustmail.untrusted import check_shape, check_tensors
-from robustmail.values import describe
+from robustmail.runtime.deferred import Later
+from robustmail.runtime.devices import pick_device
+from robustmail.runtime.distributed import first_alone, leads, one_batch, world
+from robustmail.runtime.files import make_folder, write, write_text
+from robustmail.runtime.rng import forked, generator, reseed
+from robustmail.runtime.untrusted import check_shape, check_tensors
 
 __all__ = ["Launched", "State"]
 

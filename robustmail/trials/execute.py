@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from robustmail.config.loader import recipe_path
 from robustmail.errors import InUseError, RobustmailError, RunError, did_you_mean, in_brief
-from robustmail.files import opened
-from robustmail.plugins import recipe_path
 from robustmail.recipe import Recipe
 from robustmail.records import Begun, CellBegun, EpochDone, Record, Waiting
-from robustmail.train.run import Signals, preflight, run, status
+from robustmail.runtime.files import opened
+from robustmail.runtime.signals import Signals
+from robustmail.train.run import preflight, run, status
 from robustmail.trials.fork import Job, begun, fork, trained
 
 __all__ = ["EXECUTORS", "Future", "Outcome", "check", "executor", "here", "in_order", "missing", "work"]

@@ -15,14 +15,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from robustmail.files import locked, make_folder, write, write_json
+from robustmail.fields import parts, schedules, transform
 from robustmail.recipe import Recipe
-from robustmail.records import so_many
+from robustmail.runtime.files import locked, make_folder, write, write_json
+from robustmail.runtime.untrusted import check_inside, read_json, read_text
 from robustmail.schedules import Stairs
+from robustmail.text import so_many
 from robustmail.train.run import write_recipe
 from robustmail.trials.grid import Cell
-from robustmail.untrusted import check_inside, read_json, read_text
-from robustmail.values import parts, schedules, transform
 
 __all__ = ["Job", "begun", "fork", "forked_from", "own", "plan", "trained"]
 

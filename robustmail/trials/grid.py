@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
 
+from robustmail.config.loader import load_recipe
+from robustmail.config.overrides import override
 from robustmail.errors import RecipeError
-from robustmail.overrides import override
-from robustmail.plugins import load_recipe
+from robustmail.fields import flatten
 from robustmail.recipe import Recipe
 from robustmail.trials.paper import PaperTable, Scale
-from robustmail.values import flatten
 
 __all__ = ["Cell", "cells", "folders", "of_table", "recipes", "seeds", "split", "variants"]
 

@@ -8,17 +8,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from robustmail.devices import pick_device
 from robustmail.errors import RunError
-from robustmail.files import locked, make_folder, write_json
-from robustmail.provenance import provenance
+from robustmail.fields import describe
 from robustmail.records import CellBegun, CellDone
+from robustmail.runtime.devices import pick_device
+from robustmail.runtime.files import locked, make_folder, write_json
+from robustmail.runtime.provenance import provenance
+from robustmail.runtime.untrusted import check_shape, check_within, read_json
 from robustmail.trials.execute import Submit, check, in_order, missing
 from robustmail.trials.fork import forked_from, own, plan
 from robustmail.trials.grid import Cell, folders, recipes
 from robustmail.trials.summary import Row, read_accuracies, rows
-from robustmail.untrusted import check_shape, check_within, read_json
-from robustmail.values import describe
 
 __all__ = ["Study"]
 

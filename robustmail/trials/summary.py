@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from robustmail.errors import RunError, in_brief
-from robustmail.untrusted import read_json
+from robustmail.runtime.untrusted import read_json
 
 __all__ = ["Measured", "Row", "Spread", "Standing", "compared", "read_accuracies", "rows", "spread"]
 

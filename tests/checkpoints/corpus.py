@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustmail import PGD, digits
-from robustmail.data.images import Images, to_float
+from robustmail.data.dataset import Images, to_float
 from robustmail.data.sources import npz
 from robustmail.data.testsets import TestSet
 from robustmail.errors import ModelError
-from robustmail.evaluation.conventions import CONVENTIONS
-from robustmail.evaluation.subject import open_subject
+from robustmail.evaluation.model_loading import open_subject
+from robustmail.evaluation.normalization import CONVENTIONS
 from robustmail.models.classifier import Classifier
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {

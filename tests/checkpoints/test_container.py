@@ -26,10 +26,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from robustmail import untrusted
 from robustmail.checkpoints import inspect, open_checkpoint
-from robustmail.checkpoints.container import read
+from robustmail.checkpoints.file_formats import read
 from robustmail.errors import ModelError, in_brief
+from robustmail.runtime import untrusted
 from tests.checkpoints import networks as n
 
 

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from robustmail import __version__, catalogue, cli
+from robustmail import __version__
+from robustmail.cli import main
+from robustmail.config import catalog
 
 PLUGINS = """
 import torch
@@ -77,7 +79,7 @@ def robustmail(
         monkeypatch.setattr(sys, "argv", ["robustmail", *shlex.split(words)])
         code: object = "it came back"
         try:
-            cli.main()
+            main.main()
         except SystemExit as left:
             code = left.code
         return Said(code, *capsys.readouterr())
@@ -335,7 +337,7 @@ def test_ctrl_c_is_no_plugins_doing(tmp_path: Path) -> None:
         "recipe = load_recipe('quickstart').but(attack=attack, eps=0.1)\n"
     )
     default = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a job of a shell ignores it
-    words = [sys.executable, "-c", f"{default}; from robustmail.cli import main; main()", "check", "wait.py"]
+    words = [sys.executable, "-c", f"{default}; from robustmail.cli.main import main; main()", "check", "wait.py"]
     waiting = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert waiting.stdout is not None
     assert waiting.stdout.readline() == "waiting\n"
@@ -400,7 +402,7 @@ def test_a_traceback_is_printed_on_request(robustmail: Callable[[str], Said], wo
 def test_an_error_of_ours_is_called_unexpected_and_exits_with_1(
     robustmail: Callable[[str], Said], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(catalogue, "recipe_files", lambda: 1 / 0)
+    monkeypatch.setattr(catalog, "recipe_files", lambda: 1 / 0)
     code, _, err = robustmail("list")
     assert (code, err) == (
         1,
@@ -417,7 +419,7 @@ def test_an_error_of_ours_is_called_unexpected_and_exits_with_1(
         ("--version", [f"robustmail {__version__}"]),
         ("list", ["recipes", "margins", "pm_adv", "weighters", "Tanh", "models", "cifar_wrn34_10", "svhn", "AWP"]),
         ("list margins", ["pm_adv", "Lead of the true class on the adversarial image", "lps", "kappa"]),
-        ("list recipes", [*catalogue.recipe_files(), "MAIL-TRADES on 1,797 handwritten digits"]),
+        ("list recipes", [*catalog.recipe_files(), "MAIL-TRADES on 1,797 handwritten digits"]),
         (
             "check quickstart",
             ["quickstart: rehearsed in its 4 phases (something changes at epochs 11, 15, 19)\n"],
@@ -455,7 +457,7 @@ def test_a_copy_is_the_recipe_and_never_overwrites(tmp_path: Path, robustmail: C
     code, out, _ = robustmail("copy quickstart")
     mine = tmp_path / "quickstart.py"
     assert (code, out) == (0, "quickstart.py: edit it, then robustmail run quickstart.py\n")
-    assert mine.read_text() == catalogue.recipe_files()["quickstart"].read_text()
+    assert mine.read_text() == catalog.recipe_files()["quickstart"].read_text()
     assert robustmail("check quickstart.py").code == 0
     mine.write_text("edited")
     assert_refused(robustmail("copy quickstart"), "quickstart.py: exists already. Name another file")

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from robustmail import build
-from robustmail.bench import PLAIN, _library_attack, _plain_pgd, _rows, bench, save, table
+from robustmail.bench import PLAIN, _library_attack, _plain_pgd, _rows, bench
 from robustmail.errors import RunError
-from robustmail.precision import flops
+from robustmail.models.precision import flops
+from robustmail.report.bench import save, table
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,8 @@ from PIL import Image
 from rich.cells import cell_len
 from rich.console import Console
 
-from robustmail import dashboard, digits, load_recipe
-from robustmail.dashboard import Dashboard, Log, Plain, choose
-from robustmail.overrides import override
+from robustmail import digits, load_recipe
+from robustmail.config.overrides import override
 from robustmail.records import (
     Attacked,
     Attacking,
@@ -29,8 +28,11 @@ from robustmail.records import (
     StepDone,
     WeightStats,
 )
-from robustmail.report.curves import draw_curves
-from robustmail.report.lines import duration, line
+from robustmail.report import dashboard
+from robustmail.report.dashboard import Dashboard, Log, Plain, choose
+from robustmail.report.figures import draw_curves
+from robustmail.report.log_lines import line
+from robustmail.text import duration
 
 HISTOGRAM = (0,) * 3 + (10,) + (0,) * 8 + (5,) + (0,) * 5
 SIZES = pytest.mark.parametrize("width", [80, 140])

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from robustmail.models.classifier import build
-from robustmail.randomness import forked
+from robustmail.runtime.rng import forked
 from tests.cli.test_bad_input import assert_refused, robustmail, tree  # noqa: F401  a fixture
 
 pytestmark = pytest.mark.long
@@ -303,9 +303,9 @@ def test_inspect_is_a_letter_or_json(bench, robustmail):  # noqa: F811
 
 
 def test_a_run_of_ours_is_evaluated_with_no_options_at_all(bench, robustmail, monkeypatch):  # noqa: F811
-    from robustmail import cli_evaluate
+    from robustmail.cli import evaluate
 
-    monkeypatch.setattr(cli_evaluate, "STANDARD", "nat,pgd3")
+    monkeypatch.setattr(evaluate, "STANDARD", "nat,pgd3")
     short = "run quickstart epochs=1 burn_in=0 optimizer.lr=0.05 evaluate=nat test_size=30 --plain"
     assert robustmail(short).code == 0
     assert (said := robustmail("eval runs/quickstart/1 --n 40")).code == 0
@@ -336,11 +336,11 @@ def test_a_module_in_memory_is_evaluated_like_a_file(bench):
 
 
 def test_an_eps_in_the_files_norm_is_not_taken_for_another(bench, robustmail):  # noqa: F811
-    from robustmail import cli_evaluate
+    from robustmail.cli import evaluate
 
     assert robustmail("run quickstart epochs=1 burn_in=0 evaluate=nat test_size=30 --plain").code == 0
     for norm, eps in (("linf", 0.1), ("l2", 0.5)):
-        assert cli_evaluate.opened(Path("runs/quickstart/1"), n=2, norm=norm)[2:] == (eps, norm)
+        assert evaluate.opened(Path("runs/quickstart/1"), n=2, norm=norm)[2:] == (eps, norm)
 
 
 def test_a_models_own_file_is_part_of_what_is_evaluated_and_may_move(bench, robustmail):  # noqa: F811

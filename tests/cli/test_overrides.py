@@ -26,7 +26,6 @@ from robustmail import (
     Stairs,
     Tanh,
     art,
-    catalogue,
     cifar100,
     digits,
     image_folder,
@@ -37,9 +36,10 @@ from robustmail import (
     pm_nat,
     torchattack,
 )
+from robustmail.config import catalog
+from robustmail.config.overrides import override, read
 from robustmail.errors import PluginError, RecipeError
-from robustmail.overrides import override, read
-from robustmail.values import describe
+from robustmail.fields import describe
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +229,7 @@ def test_what_is_printed_reads_back_to_an_equal_value(value: Any) -> None:
     assert read(describe(value)) == value
 
 
-@pytest.mark.parametrize("name", [*catalogue.recipe_files(), "mail_at:code", "mail_trades:code"])
+@pytest.mark.parametrize("name", [*catalog.recipe_files(), "mail_at:code", "mail_trades:code"])
 def test_every_part_of_a_built_in_recipe_reads_back_as_an_override(name: str) -> None:
     made = load_recipe(name)
     for field in ("data", "model", "attack", "objective", "margin", "weight", "optimizer", "evaluate", "select"):
@@ -250,9 +250,9 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     )
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
-    catalogue.entries.cache_clear()
+    catalog.entries.cache_clear()
     yield
-    catalogue.entries.cache_clear()
+    catalog.entries.cache_clear()
     for name in ("doubtful", "doubtful_broken"):
         sys.modules.pop(name, None)
 
@@ -261,8 +261,8 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
 def test_an_installed_packages_margin_is_found_by_name_and_listed(recipe: Recipe) -> None:
     margin = override(recipe, ["margin=doubt"]).margin
     assert (margin.__name__, margin.__module__) == ("doubt", "doubtful")
-    assert catalogue.entries("margins")["doubt"].summary == "from doubtful"
-    assert "doubt" not in catalogue.entries("weighters")
+    assert catalog.entries("margins")["doubt"].summary == "from doubtful"
+    assert "doubt" not in catalog.entries("weighters")
     with pytest.raises(PluginError, match="Did you mean 'doubt'"):
         override(recipe, ["margin=doubtt"])
 
@@ -293,7 +293,7 @@ def test_a_broken_plugin_is_named_with_its_package_and_its_reason(
 @pytest.mark.usefixtures("installed")
 def test_a_broken_plugin_elsewhere_does_not_stop_ours(recipe: Recipe) -> None:
     assert override(recipe, ["margin=pm_nat", "objective=AT"]).margin is pm_nat
-    assert "broken_doubt" in catalogue.entries("margins")
+    assert "broken_doubt" in catalog.entries("margins")
 
 
 @pytest.mark.parametrize("text", ["precision=fp32", "attack_mode=train", "select=last"])

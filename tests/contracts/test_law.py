@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from robustmail import AT, AWP, MART, PGD, SGD, TRADES, Recipe, Sigmoid, Stairs, Tanh, digits, lps, pm_adv
-from robustmail.catalogue import entries
-from robustmail.plugins import find
-from robustmail.randomness import forked, reseed
-from robustmail.train.loop import work_through
+from robustmail.config.catalog import entries
+from robustmail.config.loader import find
+from robustmail.runtime.rng import forked, reseed
+from robustmail.train.train_step import work_through
 
 OBJECTIVES = {"AT": AT(), "TRADES": TRADES(), "MART": MART()}
 MARGINS = list(entries("margins"))

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from robustmail import PGD, Discrete, Sigmoid, Step, Tanh, Trace
-from robustmail.catalogue import entries
-from robustmail.plugins import find
+from robustmail.config.catalog import entries
+from robustmail.config.loader import find
 
 MARGINS = {name: find(name, "margins") for name in entries("margins")}
 WEIGHTS = {

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from robustmail import AT, LMPGD, MART, PGD, TRADES, Adversarial, Discrete, Sigmoid, Step, Tanh, Terms, torchattack
-from robustmail.catalogue import entries
-from robustmail.cli import main
+from robustmail.cli.main import main
+from robustmail.config.catalog import entries
+from robustmail.config.loader import find
 from robustmail.contracts import assert_lawful, broken_laws, kind_of
 from robustmail.errors import PluginError
-from robustmail.perturb import AWP
-from robustmail.plugins import find
+from robustmail.perturbations import AWP
 
 LAWFUL = {
     **{name: find(name, "margins") for name in entries("margins")},

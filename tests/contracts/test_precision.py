@@ -26,15 +26,15 @@ from robustmail import (
     reproduce,
     torchattack,
 )  # fmt: skip
-from robustmail.catalogue import entries
+from robustmail.config.catalog import entries
+from robustmail.config.loader import find
 from robustmail.errors import NonFiniteError, RecipeError, RunError
-from robustmail.models.twin import Half, Twin
-from robustmail.plugins import find
-from robustmail.precision import Decision, decide, flops, forms
-from robustmail.randomness import forked, reseed
+from robustmail.models.folded import Half, Twin
+from robustmail.models.precision import Decision, decide, flops, forms
 from robustmail.records import Attacked, Begun, EpochDone, StepDone
-from robustmail.train.loop import work_through
+from robustmail.runtime.rng import forked, reseed
 from robustmail.train.run import run
+from robustmail.train.train_step import work_through
 from tests.rounding import needs_bf16
 
 recipe = Recipe(

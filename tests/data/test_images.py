@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustmail.data.images import Images, Part, augment, batches, hold_out
+from robustmail.data.dataset import Images, Part, augment, batches, hold_out
 from robustmail.errors import DataError
 
 COUNTS = (70, 41, 23, 5)

@@ -19,9 +19,9 @@ import torchvision
 from PIL import Image
 
 from robustmail import Images, cifar10, cifar100, digits, image_folder, load_recipe, npz, subset, svhn
+from robustmail.config.overrides import override, read
 from robustmail.errors import DataError, RecipeError
-from robustmail.overrides import override, read
-from robustmail.values import describe
+from robustmail.fields import describe
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 

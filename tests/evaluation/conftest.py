@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from robustmail import PGD, digits
-from robustmail.data.images import Part, to_float
+from robustmail.data.dataset import Part, to_float
 from robustmail.data.testsets import TestSet
 from robustmail.models.classifier import build
 

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from robustmail import evaluate
-from robustmail.data.images import Part
-from robustmail.evaluation import believable
-from robustmail.evaluation.believable import Flag, curve, judge, measure
+from robustmail.data.dataset import Part
+from robustmail.evaluation import sanity_checks
+from robustmail.evaluation.evaluator import room_of
 from robustmail.evaluation.ledger import Ledger
-from robustmail.evaluation.suite import room_of
+from robustmail.evaluation.sanity_checks import Flag, curve, judge, measure
 from robustmail.step import mode
 
 pytestmark = pytest.mark.long
@@ -126,12 +126,12 @@ def test_every_check_has_a_section_in_the_documentation(hardened, hand):
     names = {flag["name"] for flag in [*verdict["flags"], *verdict["examined"]]} | {"eight-bit"}
     assert names <= heads
     text = DOCS.read_text()
-    for number in (believable.GAP[0], believable.GAP[1], believable.SAMPLE):
+    for number in (sanity_checks.GAP[0], sanity_checks.GAP[1], sanity_checks.SAMPLE):
         assert f"{number:g}" in text
 
 
 def test_the_light_is_that_of_the_worst_check():
-    assert believable.light([Flag("a", "green", ""), Flag("b", "yellow", ""), Flag("c", "green", "")]) == "yellow"
+    assert sanity_checks.light([Flag("a", "green", ""), Flag("b", "yellow", ""), Flag("c", "green", "")]) == "yellow"
 
 
 def test_chance_is_that_of_the_models_classes_not_of_the_labels_at_hand():
@@ -166,15 +166,15 @@ def test_what_the_evaluation_overlooked_is_counted_among_the_images_at_hand():
     """A shard is judged by its own images, and the whole by all, from the same measurement."""
     whole = ledger(100, 60, 60)
     measured = {"n": 80, "broken": list(range(0, 100, 10))}  # 0, 10, ... 50 stand and are in the sample
-    assert believable._overlooked(measured, whole) == (80, 6)
-    assert believable._overlooked(measured, whole.take(torch.arange(40, 90))) == (40, 2)
+    assert sanity_checks._overlooked(measured, whole) == (80, 6)
+    assert sanity_checks._overlooked(measured, whole.take(torch.arange(40, 90))) == (40, 2)
 
 
 def test_gradients_that_are_nan_are_as_good_as_none(hardened, hand):
     def rooted(model, x):  # the derivative of a root at zero
         return model(x) + 0 * (x - x.detach()).flatten(1).sum(1, keepdim=True).sqrt()
 
-    found = believable._zero_gradients(Masked(hardened, rooted), hand.part.first(16), 8)
+    found = sanity_checks._zero_gradients(Masked(hardened, rooted), hand.part.first(16), 8)
     assert found == 1.0
 
 

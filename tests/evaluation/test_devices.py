@@ -11,13 +11,14 @@ import torch
 from torch import nn
 
 from robustmail import PGD, evaluate
-from robustmail.data.images import Part
+from robustmail.data.dataset import Part
 from robustmail.data.testsets import TestSet
 from robustmail.errors import DeviceError, ModelError
-from robustmail.evaluation.conventions import shortlisted
-from robustmail.evaluation.folder import Task, examine
-from robustmail.evaluation.subject import Subject, open_subject, reopen
-from robustmail.evaluation.suite import images
+from robustmail.evaluation.evaluator import images
+from robustmail.evaluation.model_loading import Subject, open_subject, reopen
+from robustmail.evaluation.normalization import shortlisted
+from robustmail.evaluation.runner import examine
+from robustmail.evaluation.task import Task
 from robustmail.evaluation.verify import verify
 
 EPS = 0.1

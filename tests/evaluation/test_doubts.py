@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from robustmail.data.images import Images, to_float
+from robustmail.data.dataset import Images, to_float
 from robustmail.data.testsets import TestSet
 from robustmail.errors import ModelError
-from robustmail.evaluation.subject import open_subject
+from robustmail.evaluation.model_loading import open_subject
 from robustmail.models.classifier import Classifier
 from tests.checkpoints.corpus import Conv, Spec, images_of, trained
 

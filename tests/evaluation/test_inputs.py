@@ -17,15 +17,16 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset
 from torchvision import transforms
 
 from robustmail import AT, PGD, Recipe, art, digits, evaluate, fit, open_data, torchattack, verify
-from robustmail.data.datasets import read_data
-from robustmail.data.images import channels_first
+from robustmail.data.adapters import read_data
+from robustmail.data.dataset import channels_first
 from robustmail.data.testsets import TestSet
 from robustmail.errors import DataError, ModelError, PluginError, RecipeError
-from robustmail.evaluation.folder import Task, examine
-from robustmail.evaluation.plans import plan
-from robustmail.evaluation.subject import Subject
+from robustmail.evaluation.attack_specs import plan
+from robustmail.evaluation.model_loading import Subject
+from robustmail.evaluation.runner import examine
+from robustmail.evaluation.task import Task
+from robustmail.fields import describe
 from robustmail.models.classifier import Classifier
-from robustmail.values import describe
 
 N = 40
 CHANNELS_LAST = np.random.default_rng(0).integers(0, 256, (N, 6, 5, 3), dtype=np.uint8)

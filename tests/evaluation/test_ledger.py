@@ -15,19 +15,21 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from robustmail import PGD, evaluate, torchattack
-from robustmail.attacks.noise import noise_of_each
-from robustmail.attacks.view import distances, slack
-from robustmail.data.images import Part
+from robustmail.attacks.per_image_noise import noise_of_each
+from robustmail.data.dataset import Part
 from robustmail.errors import AttackError, ModelError, RecipeError, RunError
 from robustmail.evaluation import compare as compared
-from robustmail.evaluation import folder as folders
+from robustmail.evaluation import runner as folders
 from robustmail.evaluation.compare import compare
-from robustmail.evaluation.exact import Room, exact
-from robustmail.evaluation.folder import Task, clear, examine, merge, read_folder, write_pngs
+from robustmail.evaluation.exact_inference import Room, exact
 from robustmail.evaluation.ledger import BROKE, STOOD
+from robustmail.evaluation.model_loading import Subject
+from robustmail.evaluation.runner import examine, merge
 from robustmail.evaluation.statistics import paired
-from robustmail.evaluation.subject import Subject
+from robustmail.evaluation.storage import clear, read_folder, write_pngs
+from robustmail.evaluation.task import Task
 from robustmail.evaluation.verify import verify
+from robustmail.norms import distances, slack
 from tests.processes import Python, python
 
 pytestmark = pytest.mark.long
@@ -116,7 +118,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_ledger(hand, hardened, tmp_path
              "--attacks", ",".join(attacks), "--out", str(tmp_path / "out"), "--batch", "16", "--plain"]  # fmt: skip
     script = (
         "import sys; from robustmail.evaluation import folder; folder.SAVE_EVERY = 0.0; "
-        "sys.argv = ['robustmail', *sys.argv[1:]]; from robustmail.cli import main; main()"
+        "sys.argv = ['robustmail', *sys.argv[1:]]; from robustmail.cli.main import main; main()"
     )
     for stage in ("pgd100", "apgd-ce"):
         process = Python("-c", script, *words)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from robustmail.data.images import Part
+from robustmail.data.dataset import Part
 from robustmail.data.testsets import TestSet, of_path
 from robustmail.errors import DataError, ModelError
-from robustmail.evaluation.conventions import CONVENTIONS, Score, fitting, plausible, read_convention, spelt
-from robustmail.evaluation.plans import NAMES, plan
-from robustmail.evaluation.subject import _told, open_data, open_subject, reopen
-from robustmail.evaluation.suite import evaluate
+from robustmail.evaluation.attack_specs import NAMES, plan
+from robustmail.evaluation.evaluator import evaluate
+from robustmail.evaluation.model_loading import _told, open_data, open_subject, reopen
+from robustmail.evaluation.normalization import CONVENTIONS, Score, fitting, plausible, read_convention, spelt
 from robustmail.models.classifier import Classifier, build
 
 pytestmark = pytest.mark.long
@@ -214,10 +214,10 @@ def test_every_name_is_an_attack():
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_arts_carlini_and_wagner_counts_only_inside_the_ball(hardened, hand, norm, monkeypatch):
     from robustmail.attacks.art import art
-    from robustmail.evaluation import plans
+    from robustmail.evaluation import attack_specs
 
     knobs = {"linf": ("CarliniLInfMethod", {}), "l2": ("CarliniL2Method", {"binary_search_steps": 1})}[norm]
-    monkeypatch.setattr(plans, "_nearest", lambda _: art(knobs[0], max_iter=5, learning_rate=0.05, **knobs[1]))
+    monkeypatch.setattr(attack_specs, "_nearest", lambda _: art(knobs[0], max_iter=5, learning_rate=0.05, **knobs[1]))
     found = evaluate(hardened, hand.part.first(6), ("nat", "cw-art"), eps=0.2, norm=norm)
     assert found["cw-art"].correct <= found["nat"].correct
     assert all(far <= 0.2 + 1e-4 for far, at in zip(found.ledger.distance, found.ledger.broken_by, strict=True)

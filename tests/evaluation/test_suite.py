@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from robustmail import PGD, AutoAttack, evaluate, torchattack
-from robustmail.data.images import Part
+from robustmail.data.dataset import Part
 from robustmail.errors import AttackError, DataError, ModelError, NonFiniteError, PluginError, RecipeError
-from robustmail.evaluation import suite
-from robustmail.evaluation.plans import plan
+from robustmail.evaluation import evaluator
+from robustmail.evaluation.attack_specs import plan
 from robustmail.evaluation.statistics import wilson
 
 
@@ -50,7 +50,7 @@ def test_the_verdict_does_not_depend_on_the_size_of_a_call_for_an_attack_without
     model, part = victim
     attack = PGD(eps=2 / 255, alpha=1 / 255, steps=5, start="none")
     (whole,) = evaluate(model, part, (attack,), eps=2 / 255)
-    monkeypatch.setattr(suite, "CHUNK", 3)
+    monkeypatch.setattr(evaluator, "CHUNK", 3)
     (pieces,) = evaluate(model, part, (attack,), eps=2 / 255)
     assert whole.correct == pieces.correct
 

@@ -15,26 +15,26 @@ import torch
 from torch import nn
 
 from robustmail import PGD, digits, lps, pm_adv
-from robustmail.data.images import to_float
+from robustmail.data.dataset import to_float
 from robustmail.data.testsets import TestSet
 from robustmail.errors import PluginError, RecipeError
-from robustmail.evaluation.subject import Subject
-from robustmail.lab import figures
-from robustmail.lab.figures import Sitter, figure
-from robustmail.lab.laboratory import Task, lab, save
-from robustmail.lab.paths import Path as Walked
-from robustmail.lab.paths import grafted
-from robustmail.lab.records import Figure, Lab
+from robustmail.evaluation.model_loading import Subject
+from robustmail.fields import describe
+from robustmail.functional import gap
+from robustmail.margin_lab import paper_figures
+from robustmail.margin_lab.attack_paths import Path as Walked
+from robustmail.margin_lab.attack_paths import grafted
+from robustmail.margin_lab.measure import Task, lab, save
+from robustmail.margin_lab.paper_figures import Sitter, figure
+from robustmail.margin_lab.results import Figure, Lab
 from robustmail.models.classifier import build
-from robustmail.records import so_many
-from robustmail.report import figures as drawings
-from robustmail.report import lab_pictures
+from robustmail.report import margin_figures
+from robustmail.report import paper_figures as drawings
 from robustmail.report.figures import draw_figure
-from robustmail.report.lab import lab_table, read_lab
-from robustmail.report.lab_pictures import PICTURES, draw_lab
-from robustmail.scores import gap
+from robustmail.report.margin_figures import PICTURES, draw_lab
+from robustmail.report.margin_tables import lab_table, read_lab
 from robustmail.step import Trace
-from robustmail.values import describe
+from robustmail.text import so_many
 
 pytestmark = pytest.mark.long
 
@@ -160,7 +160,7 @@ def sheets(monkeypatch: pytest.MonkeyPatch) -> list:
 
         return kept
 
-    for module in (lab_pictures, drawings):
+    for module in (margin_figures, drawings):
         monkeypatch.setattr(module, "sheet", keeping(module.sheet))
     return drawn
 
@@ -186,7 +186,7 @@ def test_where_nothing_is_critical_the_picture_says_so_and_has_no_key_for_it(
     for critical in (np.zeros(found.n, bool), np.arange(found.n) < 1):
         images = {**found.images, "critical": critical.tolist()}
         draw_lab(dataclasses.replace(found, images=images, critical=int(critical.sum())), tmp_path)
-        page = sheets[list(lab_pictures.PICTURES).index("hidden") - len(lab_pictures.PICTURES)]
+        page = sheets[list(margin_figures.PICTURES).index("hidden") - len(margin_figures.PICTURES)]
         titles.append(page.axes[0].get_title())
         keys.append([text.get_text() for text in page.legends[0].get_texts()])
     assert titles[0].startswith("No critical image among 120")
@@ -215,9 +215,9 @@ def test_a_figure_names_every_attack_that_ran_for_it(which: str, task: Task, mon
 
         return telling
 
-    monkeypatch.setattr(figures, "walk", told(figures.walk, lambda args: [describe(args[2].attack)]))
-    monkeypatch.setattr(figures, "attempt", told(figures.attempt, lambda args: args[3].settings.values()))
-    monkeypatch.setattr(figures, "trial", told(figures.trial, lambda args: args[2].settings.values()))
+    monkeypatch.setattr(paper_figures, "walk", told(paper_figures.walk, lambda args: [describe(args[2].attack)]))
+    monkeypatch.setattr(paper_figures, "attempt", told(paper_figures.attempt, lambda args: args[3].settings.values()))
+    monkeypatch.setattr(paper_figures, "trial", told(paper_figures.trial, lambda args: args[2].settings.values()))
     drawn = list(figure(which, Sitter([task.subject], task.data.first(12), 0.1)))[-1]
     assert set(drawn.settings.values()) == ran
     if which == "1a":

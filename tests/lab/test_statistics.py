@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from robustmail.lab.statistics import (
+from robustmail.margin_lab.statistics import (
     auroc,
     behind,
     bootstrap,

@@ -12,11 +12,11 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from robustmail import PGD, Classifier, precision, torchattack
+from robustmail import PGD, Classifier, torchattack
 from robustmail.errors import ModelError
-from robustmail.models import recorded
-from robustmail.models.twin import FoldedConv, Twin
-from robustmail.precision import Decision, forms
+from robustmail.models import cuda_graphs, precision
+from robustmail.models.folded import FoldedConv, Twin
+from robustmail.models.precision import Decision, forms
 from tests.models.test_twin import made
 from tests.rounding import gradient
 
@@ -68,8 +68,8 @@ def record(work, before=None):
 
 @pytest.fixture(autouse=True)
 def like_a_gpu(monkeypatch):
-    monkeypatch.setattr(recorded, "record", record)
-    monkeypatch.setattr(recorded, "_warm_up", lambda function, x: None)
+    monkeypatch.setattr(cuda_graphs, "record", record)
+    monkeypatch.setattr(cuda_graphs, "_warm_up", lambda function, x: None)
     monkeypatch.setattr(precision, "wanted", lambda device: True)
     plain = FoldedConv.plain
     monkeypatch.setattr(FoldedConv, "forward", lambda self, x, other=None: plain(self, x.to(self.weight.dtype), other))
@@ -180,7 +180,7 @@ def test_the_run_says_whether_passes_are_recorded_and_goes_on_where_they_cannot_
     def refuse(work, before=None):
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
-    monkeypatch.setattr(recorded, "record", refuse)
+    monkeypatch.setattr(cuda_graphs, "record", refuse)
     slow = forms(model, Decision("bf16", "as asked"), "eval", images[0])
     assert slow.attack.recorded is None
     assert "no CUDA graphs: its passes cannot be recorded (RuntimeError: operation not permitted when" in slow.said
@@ -195,7 +195,7 @@ def test_a_device_that_plays_something_else_is_found_out(what, images, monkeypat
             tape.notes.clear()
         return tape, result
 
-    monkeypatch.setattr(recorded, "record", forgetful)
+    monkeypatch.setattr(cuda_graphs, "record", forgetful)
     twin = Twin(made("small_cnn"), images[0])
     with pytest.raises(ModelError, match=f"its passes: have other {what} when recorded"):
         twin.record(images[0])
@@ -205,9 +205,9 @@ def test_a_device_that_plays_something_else_is_found_out(what, images, monkeypat
 def test_recording_is_for_gpus_and_can_be_switched_off(monkeypatch):
     monkeypatch.delenv("ROBUSTMAIL_CUDA_GRAPHS", raising=False)
     cpu, gpu = torch.device("cpu"), torch.device("cuda:0")
-    assert [recorded.wanted(device) for device in (cpu, gpu)] == [False, True]
+    assert [cuda_graphs.wanted(device) for device in (cpu, gpu)] == [False, True]
     monkeypatch.setenv("ROBUSTMAIL_CUDA_GRAPHS", "0")
-    assert not recorded.wanted(gpu)
+    assert not cuda_graphs.wanted(gpu)
 
 
 def test_a_network_that_was_not_folded_has_no_recording():

@@ -9,10 +9,10 @@ from torch import nn
 from robustmail import PGD, Classifier, art, build, torchattack
 from robustmail.attacks.view import viewed
 from robustmail.errors import ModelError
-from robustmail.evaluation import exact
-from robustmail.evaluation.exact import quick
-from robustmail.models.twin import FoldedConv, Twin
-from robustmail.precision import flops
+from robustmail.evaluation import exact_inference
+from robustmail.evaluation.exact_inference import quick
+from robustmail.models.folded import FoldedConv, Twin
+from robustmail.models.precision import flops
 from tests.rounding import HALF, allowed, apart, gradient, needs_bf16
 
 OURS = ("cifar_resnet18_w8", "cifar_preact_resnet18_w16", "cifar_wrn16_2", "small_cnn")
@@ -80,7 +80,7 @@ def test_a_search_goes_to_the_model_itself_where_it_draws_at_random(images):
 def test_a_large_network_is_searched_in_slices_whatever_its_twin_seems_to_cost(images, monkeypatch):
     model = made("small_cnn")
     assert isinstance(quick(model, images[0], 8).form, Twin)
-    monkeypatch.setattr(exact, "SMALL", flops(model, images[0][:1]) - 1)
+    monkeypatch.setattr(exact_inference, "SMALL", flops(model, images[0][:1]) - 1)
     assert not quick(model, images[0], 8).whole
 
 

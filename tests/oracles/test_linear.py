@@ -10,7 +10,7 @@ from scipy.stats import kstest
 from torch import nn
 
 from robustmail import LMPGD, PGD, Step, art, kappa, lps, pm_adv, torchattack
-from robustmail.randomness import forked, reseed
+from robustmail.runtime.rng import forked, reseed
 
 pytestmark = pytest.mark.numeric
 

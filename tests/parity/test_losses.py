@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from robustmail import AT, MART, PGD, TRADES, Discrete, Recipe, Sigmoid, Step, Tanh, digits, kappa, pm_adv, pm_nat
-from robustmail.scores import ce, kl
+from robustmail.functional import ce, kl
 
 pytestmark = pytest.mark.numeric
 

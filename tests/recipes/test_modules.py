@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
+from robustmail.config.loader import find, load_plugins, load_recipe
+from robustmail.config.modules import load_source
 from robustmail.errors import RecipeError
-from robustmail.modules import load_source
-from robustmail.plugins import find, load_plugins, load_recipe
 
 RECIPE = """\
 from dataclasses import dataclass

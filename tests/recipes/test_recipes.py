@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from robustmail import Recipe
-from robustmail.catalogue import recipe_files, summary
-from robustmail.overrides import override
-from robustmail.plugins import load_recipe, load_source
+from robustmail.config.catalog import recipe_files, summary
+from robustmail.config.loader import load_recipe, load_source
+from robustmail.config.overrides import override
 from robustmail.records import Attacked, EpochDone, StepDone
 from robustmail.train.run import preflight, run
 

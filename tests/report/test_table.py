@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from robustmail.errors import RunError
-from robustmail.report.table import evaluation_table
+from robustmail.report.tables import evaluation_table
 
 WIDTHS = pytest.mark.parametrize("width", [80, 140])
 

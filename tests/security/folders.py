@@ -14,8 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from robustmail import AT, PGD, SGD, Recipe, digits
-from robustmail.cli import main
-from robustmail.evaluation.folder import sealed
+from robustmail.cli.main import main
+from robustmail.evaluation.storage import sealed
 from robustmail.train.run import run
 
 EXECUTED = "open(__import__('os').environ['EXECUTED'], 'a').write(__file__ + chr(10))\n"

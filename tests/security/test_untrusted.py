@@ -22,15 +22,15 @@ import numpy as np
 import pytest
 import torch
 
-from robustmail.checkpoints.container import read
+from robustmail.checkpoints.file_formats import read
 from robustmail.errors import RobustmailError, RunError
-from robustmail.evaluation.folder import write_pngs
-from robustmail.files import append, locked, write, write_json
+from robustmail.evaluation.storage import write_pngs
 from robustmail.report.export import FORMATS, export
 from robustmail.report.page import write_page
+from robustmail.runtime.files import append, locked, write, write_json
+from robustmail.runtime.untrusted import data_source, inside, parse_json, quoted
 from robustmail.train.run import run, status
 from robustmail.train.state import State
-from robustmail.untrusted import data_source, inside, parse_json, quoted
 from tests.security.folders import EXECUTED, altered, call, places, put, recipe, rewritten, trained
 
 OURS = ("results.json", "ledger.csv", "examples.safetensors")
@@ -39,7 +39,7 @@ OURS = ("results.json", "ledger.csv", "examples.safetensors")
 @pytest.fixture(scope="module")
 def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with foreign code beside its weights, an evaluation of it, and two shards."""
-    from robustmail.cli import main
+    from robustmail.cli.main import main
 
     folder = tmp_path_factory.mktemp("honest")
     os.environ["EXECUTED"] = str(folder / "executed")

@@ -34,7 +34,7 @@ def hook(event: str, args: tuple[Any, ...]) -> None:
 if __name__ == "__main__":
     verbs, path = json.loads(sys.argv[1]), sys.argv[2]
     sys.addaudithook(hook)
-    from robustmail.cli import main
+    from robustmail.cli.main import main
 
     for words, _ in verbs:
         sys.argv = ["robustmail", *shlex.split(words)]

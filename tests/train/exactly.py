@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from robustmail import distributed
-from robustmail.data.images import batches
+from robustmail.config.loader import load_recipe
+from robustmail.config.overrides import override
+from robustmail.data.dataset import batches
 from robustmail.models.classifier import build
-from robustmail.overrides import override
-from robustmail.plugins import load_recipe
-from robustmail.randomness import forked, generator, reseed
-from robustmail.train.loop import updater, work_through
+from robustmail.runtime import distributed
+from robustmail.runtime.rng import forked, generator, reseed
+from robustmail.train.train_step import updater, work_through
 
 
 def main() -> None:

@@ -23,15 +23,16 @@ from robustmail import (
     fit,
     reproduce,
 )
-from robustmail.catalogue import recipe_files
+from robustmail.config.catalog import recipe_files
+from robustmail.config.loader import load_recipe
 from robustmail.errors import AttackError, NonFiniteError
-from robustmail.later import Later, look, looking_later
 from robustmail.margins import lps, pm_dif
-from robustmail.plugins import load_recipe
-from robustmail.precision import Forms
+from robustmail.models.precision import Forms
 from robustmail.records import EpochDone, StepDone
+from robustmail.runtime.deferred import Later, look, looking_later
+from robustmail.runtime.signals import Signals
 from robustmail.train import loop
-from robustmail.train.run import Signals, Stopped, run
+from robustmail.train.run import Stopped, run
 from tests.train.conftest import Poison, Root
 from tests.train.conftest import recipe as tiny
 

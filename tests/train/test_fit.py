@@ -24,14 +24,15 @@ from robustmail import (
     reproduce,
     torchattack,
 )  # fmt: skip
+from robustmail.data.dataset import fingerprint_of
 from robustmail.errors import NonFiniteError, RecipeError, RunError
-from robustmail.evaluation.folder import fingerprint_of
 from robustmail.records import Attacked, Begun, EpochDone, Finished, Forecast, StepDone
-from robustmail.report.lines import line
+from robustmail.report.log_lines import line
 from robustmail.report.page import write_page
-from robustmail.train.gauges import weight_stats
-from robustmail.train.loop import work_through, worse
+from robustmail.train.loop import worse
+from robustmail.train.metrics import weight_stats
 from robustmail.train.run import run, status
+from robustmail.train.train_step import work_through
 from tests.train.conftest import Poison, Root, recipe
 
 pytestmark = pytest.mark.long

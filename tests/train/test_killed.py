@@ -127,7 +127,7 @@ def test_a_full_disk_is_one_error_and_the_last_state_stays(tmp_path, slice_path)
     script.write_text(
         "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
-        "from robustmail.cli import main\nmain()\n"
+        "from robustmail.cli.main import main\nmain()\n"
     )
     words = ["run", "mail_trades", f"data=npz('{slice_path}')", *CHANGES, "--out", str(tmp_path / "run")]
     done = python(script, *words)

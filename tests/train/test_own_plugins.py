@@ -37,16 +37,16 @@ from robustmail import (
     pm_adv,
     pm_nat,
 )  # fmt: skip
+from robustmail.config.loader import load_source
+from robustmail.config.overrides import override
 from robustmail.contracts import assert_lawful
-from robustmail.data.images import Part
+from robustmail.data.dataset import Part
 from robustmail.errors import ModelError, PluginError, RecipeError, RunError
-from robustmail.models.twin import Twin
-from robustmail.overrides import override
-from robustmail.plugins import load_source
+from robustmail.fields import flatten
+from robustmail.models.folded import Twin
 from robustmail.records import EpochDone, StepDone
-from robustmail.rehearsal import attacked
 from robustmail.train.run import run
-from robustmail.values import flatten
+from robustmail.train.train_step import attacked
 from tests.train.conftest import recipe
 
 UNIFORM = Sigmoid(slope=0.0, bias=0.0)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from robustmail import distributed
-from robustmail.overrides import override
-from robustmail.plugins import load_recipe
+from robustmail.config.loader import load_recipe
+from robustmail.config.overrides import override
 from robustmail.records import StepDone
+from robustmail.runtime import distributed
 from robustmail.train.run import run
 
 

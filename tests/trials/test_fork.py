@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from robustmail.overrides import override
-from robustmail.plugins import load_recipe
+from robustmail.config.loader import load_recipe
+from robustmail.config.overrides import override
 from robustmail.recipe import Recipe
-from robustmail.train.run import Signals, run
+from robustmail.runtime.signals import Signals
+from robustmail.train.run import run
 from robustmail.trials.execute import Outcome as Done
 from robustmail.trials.execute import here, in_order, missing, work
 from robustmail.trials.fork import Job, begun, plan, way

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from robustmail.cli_trials import _note_one
+from robustmail.cli.trials import _note_one
 from robustmail.errors import RecipeError, RobustmailError
 from robustmail.trials.grid import Cell, cells, folders, recipes, seeds, split, variants
 

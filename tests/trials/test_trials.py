@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from robustmail.files import locked
 from robustmail.records import Finished, Waiting
-from robustmail.train.run import Signals
+from robustmail.runtime.files import locked
+from robustmail.runtime.signals import Signals
 from robustmail.trials.execute import work
 from robustmail.trials.fork import Job
 from robustmail.trials.grid import Cell
@@ -198,7 +198,7 @@ WRONG = {
 
 @pytest.mark.parametrize(("words", "fragment"), WRONG.values(), ids=WRONG)
 def test_a_mistake_is_one_line_and_leaves_nothing_behind(tmp_path, monkeypatch, capsys, words, fragment):
-    from robustmail import cli
+    from robustmail.cli import main
 
     run = tmp_path / "there" / "runs" / "quickstart" / "1"
     run.mkdir(parents=True)
@@ -208,7 +208,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["robustmail", *words.split(" ")])
     with pytest.raises(SystemExit) as left:
-        cli.main()
+        main.main()
     said = capsys.readouterr()
     assert left.value.code == 2, said
     assert said.err.count("\n") == 1
@@ -217,7 +217,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(tmp_path, monkeypatch, 
 
 
 def test_an_executor_without_submitit_is_one_line(tmp_path):
-    code = "import sys; sys.modules['submitit'] = None\nfrom robustmail.cli import main\nmain()\n"
+    code = "import sys; sys.modules['submitit'] = None\nfrom robustmail.cli.main import main\nmain()\n"
     done = python("-c", code, *GRID, "--executor", "local", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (
         2,

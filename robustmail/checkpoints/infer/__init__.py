@@ -1,0 +1,1 @@
+"""Which network has these tensors: candidates read off names and shapes."""

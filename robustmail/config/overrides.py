@@ -1,0 +1,169 @@
+"""`weight.slope=5`: from texts to a changed recipe. Values are read, never evaluated.
+
+Grammar: literals, arithmetic on numbers (8/255), tuples, lists and mappings of values, names of plugins (pm_nat,
+my.py:doubt) and calls of them with literal arguments (Sigmoid(slope=5, bias=0)). A field that takes a text takes it
+without quotes.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import math
+import operator
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from robustmail.config.loader import field_kind, find, known_paths
+from robustmail.errors import PluginError, RecipeError, did_you_mean
+from robustmail.fields import fits, hints_of, parts, readable
+from robustmail.recipe import Recipe
+
+__all__ = ["override", "read"]
+
+ARITHMETIC: dict[type, Callable[..., Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+}
+
+
+def override(recipe: Recipe, texts: Iterable[str]) -> Recipe:
+    """The recipe with every `path=value` applied, in order.
+
+    Raises RecipeError or PluginError: no such field (with the nearest), a value that does not fit it.
+    """
+    changes: dict[str, Any] = {}
+    for text in texts:
+        path, equals, value = text.partition("=")
+        path, value = path.strip(), value.strip()
+        if not equals or not re.fullmatch(r"\w+(\.\w+)*", path):
+            raise RecipeError(repr(text), "an override is path=value", "Write e.g. weight.slope=5 or epochs=3.")
+        top, *rest = path.split(".")
+        if top not in parts(recipe):
+            raise _no_field(text, path, recipe)
+        current = changes.get(top, getattr(recipe, top))
+        changes[top] = _set(current, rest, value, text, recipe) if rest else _value(value, type(recipe), top, text)
+    return recipe.but(**changes)
+
+
+def _set(current: Any, path: list[str], value: str, text: str, recipe: Recipe) -> Any:
+    name, *rest = path
+    named = parts(current)
+    if name not in named:
+        if named:
+            raise RecipeError(text, f"no field {name!r} in {type(current).__name__}", did_you_mean(name, named))
+        raise _no_field(text, text.partition("=")[0], recipe)
+    new = _set(named[name], rest, value, text, recipe) if rest else _value(value, type(current), name, text)
+    return dataclasses.replace(current, **{name: new})
+
+
+def _value(value: str, owner: type, field: str, text: str) -> Any:
+    """Read `value` for a field, with the field's annotation deciding whether bare words are texts."""
+    hint = hints_of(owner).get(field, Any)
+    if hint is not Any and fits("text", hint) and ".py:" not in value and re.fullmatch(r"[\w.:/-]+", value):
+        return value
+    if hint is not Any and not fits("text", hint) and fits(value, hint):  # one of a few words: precision=fp32
+        return value
+    if hint is not Any and fits(("text",), hint) and re.fullmatch(r"[\w-]+(\s*,\s*[\w-]+)*,?", value):
+        return tuple(word.strip() for word in value.split(",") if word.strip())
+    try:
+        found = read(value, field_kind(field) if owner is Recipe else None)
+    except PluginError as error:
+        if owner is Recipe and field_kind(field):
+            raise PluginError(text, f"{error.who}: {error.wrong}", error.todo) from error
+        wanted = "" if hint is Any else f"{field} must be {readable(hint)}."
+        raise RecipeError(text, f"{value!r} is neither a literal nor a known name", wanted) from error
+    except RecipeError as error:
+        raise RecipeError(text, f"{error.who}: {error.wrong}", error.todo) from error
+    if hint is not Any and not fits(found, hint):
+        raise RecipeError(text, f"{field} must be {readable(hint)}")
+    return found
+
+
+def read(text: str, kind: str | None = None) -> Any:
+    """The value that a text stands for; names are looked up among the plugins of a kind, then among all.
+
+    Raises RecipeError for what the grammar does not have, PluginError for a name that nothing has.
+    """
+    if re.fullmatch(r"[^()'\"]+\.py:\w+", text):
+        return _instance(find(text))
+    try:
+        node = ast.parse(text, mode="eval").body
+    except (SyntaxError, ValueError) as error:
+        raise RecipeError(
+            repr(text), "cannot be read", "Put texts in quotes inside a call: npz('file.npz')."
+        ) from error
+    return _read(node, kind)
+
+
+def _read(node: ast.expr, kind: str | None) -> Any:
+    match node:
+        case ast.Constant(value=value):
+            return value
+        case ast.Tuple(elts=items):
+            return tuple(_read(item, kind) for item in items)
+        case ast.List(elts=items):
+            return [_read(item, kind) for item in items]
+        case ast.Dict(keys=keys, values=values) if all(keys):
+            read_keys = [_read(k, kind) for k in keys if k]
+            if any(isinstance(k, (list, dict)) for k in read_keys):
+                raise RecipeError(repr(ast.unparse(node)), "a list or a mapping cannot be a key")
+            return dict(zip(read_keys, (_read(v, kind) for v in values), strict=True))
+        case ast.UnaryOp(op=op, operand=operand) if type(op) in ARITHMETIC:
+            return _compute(ARITHMETIC[type(op)], node, _read(operand, kind))
+        case ast.BinOp(op=op, left=left, right=right) if type(op) in ARITHMETIC:
+            return _compute(ARITHMETIC[type(op)], node, _read(left, kind), _read(right, kind))
+        case ast.Name(id="inf"):
+            return math.inf
+        case ast.Name(id=name):
+            return _instance(_find(name, kind))
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if all(k.arg for k in keywords):
+            return _call(name, _find(name, kind), [_read(a, None) for a in args],
+                         {str(k.arg): _read(k.value, None) for k in keywords})  # fmt: skip
+    raise RecipeError(
+        repr(ast.unparse(node)), "is not a literal, a name or a call of one",
+        "Overrides are read, not run: put anything cleverer into the recipe file.",
+    )  # fmt: skip
+
+
+def _find(name: str, kind: str | None) -> Any:
+    try:
+        return find(name)
+    except PluginError as error:
+        if kind is None or error.__cause__ is not None:  # a broken plugin is not a missing one
+            raise
+        return find(name, kind)
+
+
+def _instance(found: Any) -> Any:
+    """`objective=AT` means AT(): a class of values stands for its defaults."""
+    return _call(found.__name__, found, [], {}) if isinstance(found, type) else found
+
+
+def _call(name: str, target: Any, args: list[Any], knobs: dict[str, Any]) -> Any:
+    try:
+        return target(*args, **knobs)
+    except TypeError as error:
+        known = getattr(target, "__dataclass_fields__", {})
+        unknown = next((k for k in knobs if known and k not in known), None)
+        if unknown:
+            raise RecipeError(name, f"no field {unknown!r}", did_you_mean(unknown, known)) from error
+        raise RecipeError(name, str(error).replace(f"{name}.__init__() ", "")) from error
+
+
+def _compute(how: Callable[..., Any], node: ast.expr, *numbers: Any) -> Any:
+    if any(isinstance(n, bool) or not isinstance(n, (int, float)) for n in numbers):
+        raise RecipeError(repr(ast.unparse(node)), "arithmetic is for numbers")
+    try:
+        return how(*numbers)
+    except (ZeroDivisionError, OverflowError) as error:
+        raise RecipeError(repr(ast.unparse(node)), str(error)) from error
+
+
+def _no_field(text: str, path: str, recipe: Recipe) -> RecipeError:
+    return RecipeError(text, f"the recipe has no {path!r}", did_you_mean(path, known_paths(recipe)))

@@ -1,0 +1,196 @@
+"""A data set as tensors: checked, split, shuffled and augmented without worker processes."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robustmail.errors import DataError
+from robustmail.runtime.deferred import onto
+
+__all__ = [
+    "Images",
+    "Part",
+    "augment",
+    "batches",
+    "channels_first",
+    "hold_out",
+    "in_turn",
+    "to_float",
+    "fingerprint_of",
+    "digest",
+]
+
+
+class Part(NamedTuple):
+    """Some images and their labels."""
+
+    x: Tensor
+    """[N, C, H, W] uint8"""
+    y: Tensor
+    """[N] int64"""
+
+    def to(self, device: torch.device | str) -> Part:
+        """The same on another device."""
+        return Part(self.x.to(device), self.y.to(device))
+
+    def first(self, n: int | None) -> Part:
+        """The first n images in the data set's own order, or all."""
+        return self if n is None else Part(self.x[:n], self.y[:n])
+
+
+@dataclass(frozen=True)
+class Images:
+    """What a data source returns.
+
+    train, test: as stored. pad, flip: the augmentation that suits them: zero padding of a random crop, in pixels, and
+    whether mirror images are images of the same class. validation: how many of train to hold out. class_names: one per
+    class, where they are known.
+    """
+
+    name: str
+    train: Part
+    test: Part
+    classes: int
+    pad: int = 0
+    flip: bool = False
+    validation: int | None = None
+    class_names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for split, part in {"train": self.train, "test": self.test}.items():
+            _check_part(f"{self.name} ({split})", part, self.classes)
+        if self.classes < 2:
+            raise DataError(self.name, f"has {self.classes} class, a classifier needs two")
+        if self.train.x.shape[1:] != self.test.x.shape[1:]:
+            raise DataError(
+                self.name,
+                f"training images are {list(self.train.x.shape[1:])}, test images {list(self.test.x.shape[1:])}",
+            )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)"""
+        c, h, w = self.train.x.shape[1:]
+        return c, h, w
+
+    def to(self, device: torch.device | str) -> Images:
+        """The same on another device."""
+        return replace(self, train=self.train.to(device), test=self.test.to(device))
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash of every image and label, to tell whether a run goes on with the data it began with."""
+        digest = hashlib.sha256()
+        for tensor in (*self.train, *self.test):
+            digest.update(tensor.cpu().contiguous().numpy().data)
+        return digest.hexdigest()[:16]
+
+
+def in_turn(part: Part) -> Part:
+    """The first image of each class, then the second of each, ...: the first n of a folder are then of all classes."""
+    seen: Counter[int] = Counter()
+    place = []
+    for y in part.y.tolist():
+        place.append((seen[y], y))
+        seen[y] += 1
+    order = torch.tensor(sorted(range(len(place)), key=place.__getitem__), dtype=torch.int64)
+    return Part(part.x[order], part.y[order])
+
+
+def hold_out(images: Images, seed: int) -> tuple[Part, Part]:
+    """(training part, validation part): a random share of every class is held out of train, `validation` in all.
+
+    Without a number, 1,000, but never more than half. The choice depends on `seed` alone.
+    Raises DataError where nothing would be left to train on.
+    """
+    part, n = images.train, len(images.train.y)
+    wanted = min(1000, n // 2) if images.validation is None else images.validation
+    if not 0 < wanted < n:
+        raise DataError(
+            f"{images.name} (given validation={wanted})",
+            f"train has {n} images",
+            f"Set the source's validation={max(1, n // 10)}.",
+        )
+    rng = np.random.default_rng(seed)
+    # Shuffle, sort by class, and take every (n / wanted)-th: each class gives its share, to the nearest image.
+    order = rng.permutation(n)
+    order = order[np.argsort(part.y.cpu().numpy()[order], kind="stable")]
+    held = np.zeros(n, dtype=bool)
+    held[order[((np.arange(wanted) + 0.5) * n / wanted).astype(np.int64)]] = True
+    mask = torch.from_numpy(held).to(part.x.device)
+    return Part(part.x[~mask], part.y[~mask]), Part(part.x[mask], part.y[mask])
+
+
+def batches(n: int, size: int, rng: torch.Generator) -> list[Tensor]:
+    """The indices of one epoch's batches: every example once, in random order; a last short batch is kept, but one
+    of a single example, whose statistics a BatchNorm cannot do with, joins its neighbour."""
+    chunks = list(torch.randperm(n, generator=rng).split(size))
+    if size > 1 and len(chunks) > 1 and len(chunks[-1]) == 1:
+        chunks[-2:] = [torch.cat(chunks[-2:])]
+    return chunks
+
+
+def augment(x: Tensor, pad: int, flip: bool, rng: torch.Generator) -> Tensor:
+    """A random crop of the zero-padded image and a random mirror image, drawn per example: [B, C, H, W] uint8 -> uint8.
+
+    The draws are made on the CPU, so that they are the same on every device.
+    """
+    n, _, height, width = x.shape
+    top, left = (torch.randint(2 * pad + 1, (n, 1), generator=rng) for _ in range(2))
+    mirrored = torch.rand(n, 1, generator=rng) < 0.5 if flip else torch.zeros(n, 1, dtype=torch.bool)
+    if not (pad or flip):
+        return x
+    rows = onto(x.device, top + torch.arange(height))
+    columns = torch.arange(width)
+    columns = onto(x.device, left + columns.flip(0).where(mirrored, columns))
+    padded = torch.nn.functional.pad(x, (pad, pad, pad, pad))
+    example = torch.arange(n, device=x.device)[:, None, None]
+    cropped = padded.permute(0, 2, 3, 1)[example, rows[:, :, None], columns[:, None, :]]  # [B, H, W, C]
+    return cropped.permute(0, 3, 1, 2)
+
+
+def channels_first(x: Tensor) -> Tensor:
+    """[N, H, W] or [N, H, W, C] -> [N, C, H, W]; the channels come last where there are 1, 3 or 4 of them at the end,
+    and not 1 or 3, or those of a square image, at the beginning."""
+    if x.ndim == 3:
+        return x[:, None]
+    if x.ndim != 4 or x.shape[3] not in (1, 3, 4) or x.shape[1] in (1, 3) or x.shape[1] != x.shape[2] == x.shape[3]:
+        return x
+    return x.permute(0, 3, 1, 2).contiguous()
+
+
+def to_float(x: Tensor) -> Tensor:
+    """Bytes to [0, 1]."""
+    return x.float() / 255
+
+
+def _check_part(who: str, part: Part, classes: int) -> None:
+    if part.x.dtype != torch.uint8:
+        raise DataError(who, f"images are {str(part.x.dtype)[6:]}, expected bytes (uint8, 0 ... 255)")
+    if part.x.ndim != 4 or 0 in part.x.shape:
+        raise DataError(who, f"images have shape {list(part.x.shape)}, expected [N, C, H, W] with at least one image")
+    if part.y.dtype != torch.int64:
+        raise DataError(who, f"labels are {str(part.y.dtype)[6:]}, expected int64")
+    if part.y.shape != part.x.shape[:1]:
+        raise DataError(who, f"{len(part.x)} images but labels of shape {list(part.y.shape)}")
+    low, high = int(part.y.min()), int(part.y.max())
+    if low < 0 or high >= classes:
+        raise DataError(who, f"labels span {low} ... {high}, outside the {classes} classes 0 ... {classes - 1}")
+
+
+def fingerprint_of(part: Part) -> str:
+    """A hash of images and labels."""
+    return digest(part.x)[:8] + digest(part.y)[:8]
+
+
+def digest(tensor: Tensor) -> str:
+    """A hash of a tensor's bytes, 16 hexadecimal digits."""
+    return hashlib.blake2b(tensor.detach().cpu().contiguous().numpy().tobytes(), digest_size=8).hexdigest()

@@ -1,0 +1,352 @@
+"""Folders of images: which are splits, which are classes, which file is of which class; then the images themselves.
+
+What a folder is follows from its structure, and whatever could be two things is refused:
+
+    train/<class>/...   with val/ or test/ beside it, under any usual name and in any letter case
+    <class>/...         classes alone
+    val/images/...      with val_annotations.txt, as Tiny-ImageNet has it
+
+Classes are numbered in the order of their names as text, as torchvision's ImageFolder does.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from robustmail.data.dataset import Part, channels_first
+from robustmail.errors import DataError, in_brief
+from robustmail.text import so_many
+
+__all__ = ["Listing", "alike", "pixels", "read_images", "to_evaluate", "to_train"]
+
+SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+          "testing": "test"}  # fmt: skip
+IMAGES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # as torchvision has it
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "GIF", "WEBP")  # no other decoder is tried: some start programs
+BYTES = ("1", "L", "P", "RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr", "LAB", "HSV")  # PIL's modes of 8 bits
+HIDDEN = ("__MACOSX", "__pycache__", "@eaDir")  # and whatever begins with a dot
+ANNOTATIONS = "val_annotations.txt"
+DEEP = 50  # folders within one another
+ORIENTATION = 0x0112  # EXIF
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Image files and their classes, [N] each, sorted by class and name; said: what must be said of them."""
+
+    folder: Path
+    files: tuple[Path, ...]
+    labels: tuple[int, ...]
+    classes: tuple[str, ...]
+    said: tuple[str, ...] = ()
+
+    def saying(self, *said: str) -> Listing:
+        """The same with more to say."""
+        return replace(self, said=(*self.said, *said))
+
+
+def to_evaluate(who: str, folder: Path) -> Listing:
+    """The labelled images of a folder: those of its test split, else of its val split, else of its classes.
+
+    Raises DataError where it cannot be told what is of which class, or where all images are of one.
+    """
+    tree = _unwrapped(_scan(who, folder))
+    splits = _splits(who, tree)
+    if not splits:
+        return _beside_train(who, tree)
+    train = splits.get("train")
+    return _chosen(who, tree, splits, _listed(who, train).classes if train else _wnids(who, tree.path))
+
+
+def to_train(who: str, folder: Path) -> tuple[Listing, Listing]:
+    """(images to train on, images to evaluate on): those of the train split, and of test, else val.
+
+    Raises DataError where one is missing, or where the second has classes that the first lacks.
+    """
+    tree = _unwrapped(_scan(who, folder))
+    splits = _splits(who, tree)
+    if missing := next((names for names in (("train",), ("test", "val")) if not splits.keys() & set(names)), None):
+        wrong = f"has no folder {' or '.join(f'{name}/' for name in missing)}"
+        raise DataError(who, wrong, "Make train/<class>/ and test/<class>/ with images.")
+    train = _listed(who, splits["train"])
+    return train, _chosen(who, tree, splits, train.classes)
+
+
+def _chosen(who: str, tree: _Tree, splits: dict[str, _Tree], known: tuple[str, ...] | None) -> Listing:
+    """The images of the first of test and val that has labels."""
+    said = [f"{f.name}/ is no split and is left out" for f in tree.folders if not f.split] + _stray(tree)
+    for tried in (splits[name] for name in ("test", "val") if name in splits):
+        if _labelled(tried, known):
+            there = ", ".join(f"{split.name}/" for split in splits.values())
+            return _listed(who, tried, known).saying(*said, f"{tried.name}/ is evaluated (there are {there})")
+        said.append(f"{tried.name}/ has no labels and is left out")
+    todo = f"Pass {splits['train'].path} to evaluate on it." if "train" in splits else "Make test/<class>/ with images."
+    raise DataError(who, "; ".join(["has no labelled test/ or val/", *said]), todo)
+
+
+def read_images(who: str, listing: Listing) -> tuple[Part, tuple[str, ...]]:
+    """(images, what must be said of them): [N, C, H, W] uint8, grey where all are, else RGB; pixels as they are stored.
+
+    Raises DataError, naming the file, for one that is damaged, of more than 8 bits, or of another size.
+    """
+    found: list[Any] = []
+    turned: list[Path] = []
+    for file in listing.files:
+        image, upright = _decoded(who, file)
+        found.append(image)
+        turned += [] if upright else [file]
+        if image.shape[:2] != found[0].shape[:2]:
+            first, other = list(found[0].shape[:2]), list(image.shape[:2])
+            wrong = f"images differ in size: {first} and {other}, {listing.files[0]} and {file}"
+            raise DataError(who, wrong, "Resize them beforehand.")
+    said = [f"EXIF would turn {so_many(len(turned), 'image')}, such as {turned[0]}: read as stored"] if turned else []
+    x = channels_first(torch.from_numpy(np.stack(alike(found))))
+    return Part(x, torch.tensor(listing.labels, dtype=torch.int64)), tuple(said)
+
+
+def alike(images: list[Any]) -> list[Any]:
+    """Arrays [H, W] or [H, W, 3], all grey or all coloured: grey ones among coloured ones become coloured."""
+    if all(image.ndim == 2 for image in images):
+        return images
+    return [image if image.ndim == 3 else np.repeat(image[..., None], 3, 2) for image in images]
+
+
+def pixels(who: str, image: Any) -> Any:
+    """A PIL image as bytes, [H, W] if it is grey, else [H, W, 3]. Raises DataError for more than 8 bits."""
+    if image.mode not in BYTES:
+        raise DataError(who, f"an image has pixels of mode {image.mode}", "Save it with 8 bits.")
+    return np.array(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+
+
+def _decoded(who: str, file: Path) -> tuple[Any, bool]:
+    """(bytes, whether they are stored upright)"""
+    from PIL import Image
+
+    if not file.is_file():  # a pipe would be waited for
+        raise DataError(who, f"the image {file} is no file")
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(file, formats=FORMATS) as image:
+            return pixels(str(file), image), _orientation(image) in (0, 1)
+    except DataError:
+        raise
+    except Exception as error:  # a damaged image fails in a dozen ways
+        raise DataError(who, f"the image {file} cannot be read ({in_brief(error)})") from error
+
+
+def _orientation(image: Any) -> Any:
+    with suppress(Exception):  # EXIF may be damaged where the image is not
+        return image.getexif().get(ORIENTATION, 1)
+    return 1
+
+
+# What lies where
+
+
+@dataclass(frozen=True)
+class _Tree:
+    """A folder: its own images, the folders in it that hold an image at any depth, those that hold none, other files;
+    each in the order of names as text."""
+
+    path: Path
+    images: tuple[Path, ...]
+    folders: tuple[_Tree, ...]
+    empty: tuple[str, ...]
+    others: tuple[Path, ...]
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def split(self) -> str | None:
+        """The split that the folder is called by."""
+        return SPLITS.get(self.place.name.lower())
+
+    @property
+    def place(self) -> Path:
+        """Its path with a name at the end, links not resolved."""
+        return Path(os.path.abspath(self.path))
+
+    @property
+    def annotated(self) -> bool:
+        """Are its images labelled by a file, and not sorted into folders?"""
+        return self.path / ANNOTATIONS in self.others and all(f.name == "images" for f in self.folders)
+
+    def walk(self) -> Iterator[_Tree]:
+        """Itself and all folders below."""
+        yield self
+        for inner in self.folders:
+            yield from inner.walk()
+
+
+def _scan(who: str, folder: Path, above: tuple[str, ...] = ()) -> _Tree:
+    """What is in a folder; links are followed, but none back up, and what is hidden is not there."""
+    here = (*above, os.path.realpath(folder))
+    if len(here) > DEEP:
+        raise DataError(who, f"has folders within folders, {DEEP} deep", f"Pass {here[-1]}, if it is that one.")
+    try:
+        with os.scandir(folder) as found:
+            seen = sorted((e for e in found if e.name[0] != "." and e.name not in HIDDEN), key=lambda e: e.name)
+            folders = [e.name for e in seen if e.is_dir()]
+    except OSError as error:
+        raise DataError(who, f"{folder} cannot be read ({error.strerror})") from error
+    files = [folder / e.name for e in seen if e.name not in folders]
+    inner = [_scan(who, folder / name, here) for name in folders if os.path.realpath(folder / name) not in here]
+    filled = tuple(tree for tree in inner if tree.images or tree.folders)
+    return _Tree(
+        folder, tuple(f for f in files if f.suffix.lower() in IMAGES), filled,
+        tuple(tree.name for tree in inner if tree not in filled),
+        tuple(f for f in files if f.suffix.lower() not in IMAGES),
+    )  # fmt: skip
+
+
+def _unwrapped(tree: _Tree) -> _Tree:
+    """The folder that an archive has wrapped once more: pets/pets/, or the only folder, where it has splits in it."""
+    if tree.images or len(tree.folders) != 1 or tree.folders[0].split:
+        return tree
+    (inner,) = tree.folders
+    same = inner.name.lower() == tree.place.name.lower() and len(inner.folders) > 1
+    return _unwrapped(inner) if same or (inner.folders and all(f.split for f in inner.folders)) else tree
+
+
+def _splits(who: str, tree: _Tree) -> dict[str, _Tree]:
+    """{"train": ..., "val": ..., "test": ...}, those that a folder has; none for a folder of classes."""
+    named = [f for f in tree.folders if f.split]
+    others = [f for f in tree.folders if not f.split]
+    sure = any(f.annotated or (not f.images and len(f.folders) > 1) for f in named)
+    if not named or (others and not sure and tree.split):  # within a split all are classes
+        return {}
+    if others and not sure:
+        wrong = f"{named[0].name}/ may be a split, or a class beside {others[0].name}/"
+        raise DataError(who, wrong, f"Rename it, or pass {named[0].path}.")
+    found: dict[str, _Tree] = {}
+    for folder in named:
+        first = found.setdefault(str(folder.split), folder)
+        if first is not folder:
+            raise DataError(who, f"has two folders for one split, {first.name}/ and {folder.name}/", "Move one away.")
+    return found
+
+
+def _labelled(tree: _Tree, known: tuple[str, ...] | None) -> bool:
+    """Is a split one of labelled images? A single folder is a class only where the training images have it."""
+    names = {f.name for f in tree.folders}
+    return tree.annotated or len(names) > 1 or bool(names and names <= set(known or ()))
+
+
+def _beside_train(who: str, tree: _Tree) -> Listing:
+    """The images of a folder of classes; in one called test or val they are numbered as those of train/ beside it."""
+    above = tree.place.parent
+    beside = sorted(f for f in above.iterdir() if SPLITS.get(f.name.lower()) == "train") if tree.split else []
+    if tree.split in (None, "train") or not beside or not beside[0].is_dir():
+        return _listed(who, tree, _wnids(who, above) if tree.annotated else None)
+    train = _scan(who, beside[0])
+    known, mine = {f.name for f in train.folders}, {f.name for f in tree.folders}
+    if train.images or len(known) < 2 or (known.isdisjoint(mine) and not tree.annotated):  # of something else
+        return _listed(who, tree)
+    found = _listed(who, tree, _listed(who, train).classes)
+    return found.saying(f"classes are numbered as in {train.name}/ beside it") if known != mine else found
+
+
+# What is of which class
+
+
+def _listed(who: str, tree: _Tree, known: tuple[str, ...] | None = None) -> Listing:
+    """The images of folder/<class>/, or of a folder with val_annotations.txt; known: classes that fix the numbers."""
+    if tree.annotated:
+        return _annotated(who, tree, known)
+    names = tuple(f.name for f in tree.folders)
+    if not names:
+        wrong = f"{tree.path} has images, but no folder for each class" if tree.images else f"{tree.path} has no images"
+        raise DataError(who, wrong, "Make <class>/ with images for every class.")
+    if extra := [name for name in names if known and name not in known]:
+        raise DataError(who, f"{tree.name} has classes that train lacks: {', '.join(extra[:5])}")
+    if tree.empty and not known:
+        wrong = f"{tree.path / tree.empty[0]} holds no image, so that the numbers of the classes are in doubt"
+        raise DataError(who, wrong, f"Images end in {', '.join(IMAGES)}. Delete it, or move it away.")
+    classes = known or names
+    if len(classes) < 2:
+        inner = ", ".join(f.name for f in tree.folders[0].folders[:3])
+        todo = f"Pass {tree.folders[0].path} if {inner} are the classes." if "," in inner else "Pass a folder of two."
+        raise DataError(who, f"all images are of one class, {tree.folders[0].path}", todo)
+    files = [(file, classes.index(c.name)) for c in tree.folders for file in _of_class(who, c)]
+    return Listing(
+        tree.path, tuple(f for f, _ in files), tuple(y for _, y in files), classes, tuple(_told(tree, classes))
+    )
+
+
+def _of_class(who: str, tree: _Tree) -> list[Path]:
+    """The images of one class. They may lie in one folder within, but not in several, which may be classes."""
+    within = tree
+    while not within.images and len(within.folders) == 1:
+        (within,) = within.folders
+    doubtful = within.folders if not within.images else [f for f in within.folders if f.split]
+    if doubtful:
+        names = ", ".join(f"{f.name}/" for f in doubtful[:3])
+        wrong = f"{within.path} has folders in it, {names} which may be classes or splits of their own"
+        raise DataError(who, wrong, f"Pass it if they are; put the images of {tree.name} into one folder if not.")
+    return [image for folder in tree.walk() for image in folder.images]
+
+
+def _told(tree: _Tree, classes: tuple[str, ...]) -> Iterator[str]:
+    """What is left out, and in which order numbers are."""
+    yield from _stray(tree)
+    if others := [file for c in tree.folders for folder in c.walk() for file in folder.others]:
+        yield f"left out: {so_many(len(others), 'file')} of other kinds, such as {others[0]}"
+    if len(tree.folders) == 1:
+        yield f"all images are of one class, {tree.folders[0].name}"
+    if all(name.isdecimal() for name in classes) and sorted(classes, key=int) != list(classes):
+        start = ", ".join(classes[:4])
+        yield f"classes are in the order of their names as text, as torchvision's ImageFolder has it: {start}, ..."
+
+
+def _stray(tree: _Tree) -> list[str]:
+    """A sentence where images lie beside folders."""
+    count = len(tree.images)
+    return [f"left out: {so_many(count, 'image')} beside the folders, such as {tree.images[0].name}"] if count else []
+
+
+def _annotated(who: str, tree: _Tree, known: tuple[str, ...] | None) -> Listing:
+    """Images that lines `file<TAB>class<TAB>box` label."""
+    place = tree.path / ANNOTATIONS
+    rows = [line.split("\t") for line in _text(who, place).splitlines() if line.strip()]
+    if short := next((row for row in rows if len(row) < 2), None):
+        raise DataError(
+            who, f"{place}: {short[0][:40]!r} has no class", "A line is file, class, box, with tabs between."
+        )
+    label = {row[0]: row[1].strip() for row in rows}
+    classes = known or tuple(sorted(set(label.values())))
+    if extra := sorted(set(label.values()) - set(classes)):
+        raise DataError(who, f"{place} has classes that train lacks: {', '.join(extra[:5])}")
+    if len(classes) < 2:
+        raise DataError(who, f"all images are of one class, says {place}", "Pass a folder of two.")
+    files = {file.name: file for folder in tree.walk() for file in folder.images}
+    if odd := sorted(files.keys() ^ label.keys()):
+        wrong = f"has no line for {odd[0]}" if odd[0] in files else f"speaks of {odd[0]}, which is not there"
+        raise DataError(who, f"{place} {wrong}")
+    order = sorted((classes.index(label[name]), name) for name in files)
+    said = f"labels are those of {place}"
+    return Listing(tree.path, tuple(files[name] for _, name in order), tuple(y for y, _ in order), classes, (said,))
+
+
+def _wnids(who: str, folder: Path) -> tuple[str, ...] | None:
+    """The classes of a Tiny-ImageNet without its train/, in the order that train/ has."""
+    place = folder / "wnids.txt"
+    return tuple(sorted(set(_text(who, place).split()))) if place.is_file() else None
+
+
+def _text(who: str, path: Path) -> str:
+    if not path.is_file():  # a pipe would be waited for
+        raise DataError(who, f"{path} is no file")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DataError(who, f"{path} cannot be read ({in_brief(error)})") from error

@@ -1,0 +1,161 @@
+"""What the names of attacks stand for, with every setting spelt out."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from robustmail.attacks.art import art
+from robustmail.attacks.autoattack import AutoAttack
+from robustmail.attacks.instances import adopted
+from robustmail.attacks.pgd import PGD
+from robustmail.attacks.torchattacks import torchattack
+from robustmail.attacks.view import eps_of
+from robustmail.errors import RecipeError, did_you_mean
+from robustmail.evaluation.ledger import RESERVED
+from robustmail.fields import describe
+from robustmail.norms import Norm, check_budget, distances, norm_of, slack
+from robustmail.plugin_calls import label
+from robustmail.step import Attack
+
+__all__ = ["NAMES", "Plan", "check_eps", "check_own", "cost", "is_ours", "plan"]
+
+NAMES = ("nat", "pgd10", "pgd20", "pgd100", "cw", "cw-art", "apgd", "apgd-t", "fab-t", "square", "aa")
+INDEPENDENT = ("PGD", "APGD", "APGDT", "FAB", "Square")  # whose draws `noise_of_each` knows
+
+
+class Plan(NamedTuple):
+    """What a name stands for: attacks in order, each on the survivors of the ones before."""
+
+    name: str
+    stages: dict[str, Attack]
+    eps: float
+    norm: Norm
+    note: str | None = None
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Every stage spelt out, for the results."""
+        said = {stage: describe(attack) for stage, attack in self.stages.items()}
+        return said | ({"note": self.note} if self.note else {})
+
+    @property
+    def reach(self) -> float:
+        """How far an adversarial image may lie, rounding included."""
+        return self.eps + slack(self.eps)
+
+    def holds(self, x: Tensor, found: Tensor) -> Tensor:
+        """[B] bool: which images lie in the ball around x."""
+        return distances(x, found, self.norm) <= self.reach
+
+    def independent(self, stage: str) -> bool:
+        """Is what a stage does to an image independent of the images beside it?"""
+        attack = self.stages[stage]
+        ours = type(attack).__module__ == "robustmail.attacks.torchattacks"
+        library = ours and getattr(attack, "__given__", ("",))[0] in INDEPENDENT
+        return library or (isinstance(attack, PGD) and not attack.noise)
+
+    def ours(self, stage: str) -> bool:
+        """Is a stage an attack of this toolkit or of a library, which looks at logits alone?"""
+        return type(self.stages[stage]).__module__.startswith("robustmail.attacks")
+
+    def bounds(self, stage: str) -> bool:
+        """Must a stage keep to the ball? All but a library's that looks for the nearest example: of that, what lies
+        outside does not count."""
+        return hasattr(self.stages[stage], "eps") or not self.ours(stage)
+
+    def renamed(self, name: str) -> Plan:
+        """The same attack of one stage under another name."""
+        return self._replace(name=name, stages={name: next(iter(self.stages.values()))})
+
+
+def is_ours(name: str) -> bool:
+    """Does the name alone say which attack it is?"""
+    return name in NAMES or re.fullmatch(r"pgd[1-9]\d*", name) is not None
+
+
+def check_eps(eps: float, norm: Norm) -> None:
+    """Refuse a budget that is no distance between images, before anything is attacked (raises RecipeError)."""
+    if not isinstance(eps, (int, float)) or isinstance(eps, bool) or not math.isfinite(eps):
+        raise RecipeError(f"eps={eps!r}", "is no finite number", "Write 8/255.")
+    check_budget("evaluate", norm, eps=eps)
+    if eps == 0:
+        raise RecipeError("eps=0", "must be above 0, for there is nothing to attack", "Write 8/255.")
+
+
+def check_own(what: Plan) -> None:
+    """Refuse an attack that keeps to a smaller ball than the one it would be quoted for (raises RecipeError)."""
+    for stage, attack in what.stages.items():
+        eps = eps_of(attack)
+        if norm_of(attack) == what.norm and eps is not None and eps < what.eps * (1 - 1e-6):
+            own, said = describe(eps), describe(float(what.eps))
+            wrong = f"its eps is smaller than the budget, {said}, so that more would be claimed than was attacked"
+            raise RecipeError(f"attack {stage} (given eps={own})", wrong, f"Give it eps={said}, or evaluate at {own}.")
+
+
+def plan(attack: str | Attack, eps: float, classes: int, norm: Norm = "linf") -> Plan:
+    """The attack of a name at a budget; an attack of one's own is taken as it is, a library's with its settings.
+
+    nat: no attack. pgdN: N iterations of PGD on the cross-entropy from a random start. cw: 20 iterations of PGD on
+    the margin max_{j != y} z_j - z_y, which papers on robustness call CW; cw-art: ART's Carlini and Wagner, which looks
+    for the nearest example and is slow. apgd: APGD-CE, 100 iterations. apgd-t, fab-t, square: the other stages of
+    AutoAttack, alone. aa: the standard AutoAttack. cw steps by eps / 10, which is the 0.003 of the authors' evaluation
+    at eps 0.031; pgdN by max(eps / 10, 2.5 eps / N), the same for many iterations and Madry's rule for few (2/255 at
+    10), and never by more than eps. Raises RecipeError for another name, or an attack that needs more classes.
+    """
+    if not isinstance(attack, str):
+        value: Attack = adopted(attack)
+        name = str(getattr(value, "__given__", (label(value),))[0])  # a library's class by its own name
+        if is_ours(name):
+            raise RecipeError(f"attack {name}", "an attack of one's own has the name of a built-in one", "Rename it.")
+        if name in RESERVED:
+            raise RecipeError(f"attack {name}", "has the name of a column of the ledger", "Rename it.")
+        return Plan(name, {name: value}, eps, norm)
+    if attack == "nat":
+        return Plan(attack, {}, eps, norm)
+    if found := re.fullmatch(r"pgd([1-9]\d*)", attack):
+        steps = int(found[1])
+        knobs: dict[str, Any] = {"eps": eps, "alpha": _step(eps, steps), "steps": steps}
+        # The library's PGD in l2 draws lengths for the whole batch at once, so that images depend on their company.
+        return Plan(
+            attack, {attack: torchattack("PGD", **knobs) if norm == "linf" else PGD(norm=norm, **knobs)}, eps, norm
+        )
+    if attack == "cw":
+        return Plan(attack, {"cw": PGD(eps=eps, alpha=eps / 10, steps=20, norm=norm, loss="margin")}, eps, norm)
+    if attack == "cw-art":
+        return Plan(attack, {"cw-art": _nearest(norm)}, eps, norm)
+    standard = AutoAttack(eps=eps, norm=norm)
+    if attack == "aa":
+        return Plan(attack, standard.stages(classes), eps, norm, standard.replaced(classes))
+    stages = standard.stages(classes)
+    stage = "apgd-ce" if attack == "apgd" else attack
+    if attack in NAMES and stage in stages:
+        return Plan(attack, {stage: stages[stage]}, eps, norm)
+    if attack in NAMES:
+        raise RecipeError(f"attack {attack!r}", standard.replaced(classes) or "", "Name aa, or apgd and square.")
+    raise RecipeError(
+        f"attack {attack!r}", "validation and evaluation have no such attack", did_you_mean(attack, NAMES)
+    )
+
+
+def _nearest(norm: Norm) -> Any:
+    """ART's attacks of Carlini and Wagner have no eps; its defaults (10 iterations) find next to nothing."""
+    if norm == "linf":
+        return art("CarliniLInfMethod", max_iter=100, learning_rate=0.01)
+    return art("CarliniL2Method", max_iter=100, learning_rate=0.01, binary_search_steps=5, batch_size=50)
+
+
+def _step(eps: float, steps: int) -> float:
+    return min(max(eps / 10, 2.5 * eps / steps), eps)
+
+
+def cost(name: str) -> float:
+    """What an attack costs at most per image, in forward passes (a backward pass counts as two): for forecasts."""
+    if found := re.fullmatch(r"pgd(\d+)", name):
+        return 1 + 3.0 * int(found[1])
+    # aa: 100 + 9 x 100 iterations of APGD, 9 x 100 of FAB with two gradients each, 5,000 queries.
+    parts = {"apgd-t": 3.0 * 900, "fab-t": 7.0 * 900, "square": 5000.0}
+    return {"nat": 1.0, "cw": 61.0, "apgd": 301.0, "aa": 300 + sum(parts.values()), **parts}.get(name, 100.0)

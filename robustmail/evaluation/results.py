@@ -1,0 +1,283 @@
+"""What a folder holds, read back: the results of an evaluation or of a training run, and the ledger."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, TypeVar
+
+from robustmail.errors import RunError, in_brief
+from robustmail.records import ATTACKED, Attacked
+from robustmail.runtime.untrusted import check_shape, read_json, read_text
+from robustmail.text import fraction, percent, so_many
+
+__all__ = [
+    "LIGHTS",
+    "Check",
+    "Ledger",
+    "Light",
+    "Results",
+    "Verdict",
+    "budget",
+    "read_ledger",
+    "read_results",
+    "undamaged",
+]
+
+T = TypeVar("T")
+LIGHTS = {
+    "green": "no check found a reason to doubt this number",
+    "yellow": "read the flags before you quote this number",
+    "red": "do not quote this number",
+    "grey": "too little was run to say whether to believe this number",
+}
+DAMAGED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, csv.Error)
+
+DATA = {"name?": str, "fingerprint?": str, "class_names?": [str]}
+SHAPE = {
+    "complete": bool, "attacks": [ATTACKED], "name?": str, "kind?": str, "spec?": dict, "weights?": dict, "data?": DATA,
+    "worst_case?": ATTACKED, "eight_bit?": ATTACKED,
+    "provenance?": {"data?": DATA, "recipe?": dict},
+}  # fmt: skip
+"""What is read of a results.json, an evaluation's or a training run's"""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check of whether a number can be believed, with what it measured."""
+
+    name: str
+    light: str
+    measured: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Light:
+    """Whether the number can be believed."""
+
+    colour: str
+    gap: float | None
+    """points between the best PGD number and the strongest attack"""
+    flags: tuple[Check, ...]
+    examined: tuple[Check, ...]
+
+
+@dataclass(frozen=True)
+class Results:
+    """A results.json, of an evaluation or of a training run."""
+
+    name: str
+    kind: str
+    complete: bool
+    n: int
+    eps: float | None
+    norm: str
+    seed: int | None
+    shard: tuple[int, int] | None
+    attacks: tuple[Attacked, ...]
+    worst: Attacked | None
+    eight_bit: Attacked | None
+    light: Light | None
+    raw: dict[str, Any]
+    """the file as it is, for what only one reader needs"""
+
+    @classmethod
+    def of(cls, raw: dict[str, Any], folder: Path = Path()) -> Results:
+        """Read a parsed results.json; raises RunError where it is not one."""
+        return undamaged(folder / "results.json", lambda: _results(raw, folder))
+
+    @property
+    def rows(self) -> tuple[Attacked, ...]:
+        """Every row: attacks, worst case, 8-bit images."""
+        return self.attacks + tuple(row for row in (self.worst, self.eight_bit) if row)
+
+    @property
+    def quoted(self) -> Attacked | None:
+        """The row to quote: the worst case over all attacks, or the lowest row where that is not known."""
+        return self.worst or min(self.attacks, key=lambda row: row.accuracy, default=None)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What is known of the images: name, fingerprint, and of an evaluation classes and shape."""
+        return self.raw.get("data") or self.provenance.get("data") or {}
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Versions, commit, hardware, date; of a training run also its recipe."""
+        return self.raw.get("provenance") or {}
+
+    @property
+    def setting(self) -> str:
+        """`1,000 images, eps 8/255 Linf, seed 0`"""
+        parts = [so_many(self.n, "image"), f"eps {budget(self.eps, self.norm)}"]
+        return ", ".join(parts + ([f"seed {self.seed}"] if self.seed is not None else []))
+
+    @property
+    def claim(self) -> str:
+        """The sentence to quote."""
+        if (row := self.quoted) is None:
+            return "nothing was run yet"
+        tried = [a.name for a in self.attacks if a.name != "nat"]
+        of = f"{percent(row.accuracy)} of {so_many(row.n, 'image')}"
+        if not tried:
+            return f"{of} are classified correctly; no attack was run"
+        under = _listed(tried) if row is self.worst else row.name
+        return f"{of} stand{'s' * (row.n == 1)} under {under} at eps {budget(self.eps, self.norm)}"
+
+    @property
+    def caveats(self) -> list[str]:
+        """What must be said with the number."""
+        said = [] if self.complete else ["The evaluation is not finished: numbers can only fall."]
+        if self.shard:
+            said.append(f"This is shard {self.shard[0]} of {self.shard[1]}, not the whole set.")
+        tried = [row.name for row in self.attacks if row.name != "nat"]
+        if tried and "aa" not in tried:
+            said.append("An upper bound: aa was not among the attacks.")
+        if tried and not self.worst:
+            said.append(
+                "Attacks were counted one by one; robustmail eval counts the images that stand under all of them."
+            )
+        return said + [f"{row.name}: {row.settings['note']}" for row in self.attacks if "note" in row.settings]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One row of the ledger: what became of an image."""
+
+    index: int
+    label: int
+    predicted: int
+    margin: float
+    broken_by: str
+    broken_as: int | None
+
+    @property
+    def fate(self) -> str:
+        """`wrong` as it is, `broken` by an attack, or it `stands`."""
+        if self.broken_by == "natural" or self.predicted != self.label:
+            return "wrong"
+        return "broken" if self.broken_by else "stands"
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """A row per image, and the stages of the attacks in the order in which they were run."""
+
+    stages: tuple[str, ...]
+    verdicts: tuple[Verdict, ...]
+
+
+def read_results(folder: Path) -> Results:
+    """The results of a folder; raises RunError where it has none or they are damaged."""
+    path = folder / "results.json"
+    try:
+        raw = read_json(path)
+    except FileNotFoundError:
+        raise RunError(
+            str(folder), "has no results.json", "Pass a folder that robustmail eval or robustmail run wrote."
+        ) from None
+    except OSError as error:
+        raise RunError(str(path), f"cannot be read ({error})") from error
+    except ValueError as error:
+        raise _damaged(path, error) from error
+    return Results.of(raw, folder)
+
+
+def read_ledger(folder: Path) -> Ledger | None:
+    """The ledger of an evaluation, None where there is none; raises RunError where it is damaged."""
+    path = folder / "ledger.csv"
+    if not path.exists():
+        return None
+    return undamaged(path, lambda: _ledger(path))
+
+
+def budget(eps: float | None, norm: str) -> str:
+    """(0.0313725, linf) -> 8/255 Linf"""
+    return "unknown" if eps is None else f"{fraction(eps)} {norm.capitalize()}".strip()
+
+
+def undamaged(path: Path, read: Callable[[], T]) -> T:
+    """What `read` returns; raises RunError where it stumbles over something missing or of another type."""
+    try:
+        return read()
+    except DAMAGED as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> RunError:
+    return RunError(str(path), f"is damaged ({in_brief(error)})", "Restore it, or evaluate again into another folder.")
+
+
+def _results(raw: dict[str, Any], folder: Path) -> Results:
+    check_shape(raw, SHAPE, "it")
+    attacks = tuple(map(_row, raw["attacks"]))
+    spec, shard, light = raw.get("spec") or {}, raw.get("shard"), raw.get("believable")
+    eps, norm = (float(spec["eps"]), str(spec["norm"])) if "eps" in spec else _attacked_with(attacks)
+    seed = spec.get("seed", (raw.get("provenance") or {}).get("seed"))
+    return Results(
+        name=str(raw.get("name") or "/".join(folder.absolute().parts[-2:])),
+        kind=str(raw.get("kind", "run")),
+        complete=bool(raw["complete"]),
+        n=int(raw.get("n", max((row.n for row in attacks), default=0))),
+        eps=eps,
+        norm=norm,
+        seed=None if seed is None else int(seed),
+        shard=(int(shard[0]), int(shard[1])) if shard else None,
+        attacks=attacks,
+        worst=_row(raw["worst_case"]) if raw.get("worst_case") else None,
+        eight_bit=_row(raw["eight_bit"]) if raw.get("eight_bit") else None,
+        light=_light(light) if light else None,
+        raw=raw,
+    )
+
+
+def _row(row: dict[str, Any]) -> Attacked:
+    row = {field.name: row[field.name] for field in fields(Attacked) if field.name in row}
+    settings = {str(k): str(v) for k, v in row.pop("settings", {}).items()}
+    done = Attacked(**row, settings=settings)
+    return Attacked(
+        str(done.name), int(done.correct), int(done.n), float(done.accuracy), float(done.low), float(done.high),
+        float(done.seconds), done.settings,
+    )  # fmt: skip
+
+
+def _light(raw: dict[str, Any]) -> Light:
+    colour, gap = raw["light"], raw.get("gap")
+    checks = [
+        tuple(
+            Check(str(c["name"]), str(c.get("light", light)), str(c.get("measured", "")), str(c.get("meaning", "")))
+            for c in raw.get(kind) or ()
+        )
+        for kind, light in (("flags", colour), ("examined", "green"))
+    ]
+    return Light(colour if colour in LIGHTS else "grey", None if gap is None else float(gap), *checks)
+
+
+def _attacked_with(attacks: tuple[Attacked, ...]) -> tuple[float | None, str]:
+    """The budget as the attacks of a training run spell it out; its recipe may have none, or one for each epoch."""
+    said = " ".join(text for row in attacks for text in row.settings.values())
+    eps = re.search(r"\beps=([\d./e-]+)", said)
+    return float(Fraction(eps[1])) if eps else None, "l2" if re.search(r"PGDL2|norm='[lL]2'", said) else "linf"
+
+
+def _ledger(path: Path) -> Ledger:
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    names = list(reader.fieldnames or ())
+    stages = tuple(names[names.index("distance") + 1 : names.index("rounded")])
+    return Ledger(stages, tuple(map(_verdict, reader)))
+
+
+def _verdict(row: dict[str, str]) -> Verdict:
+    index, label, predicted = (int(row[name]) for name in ("index", "label", "predicted"))
+    became = int(row["broken_as"]) if row["broken_as"] else None
+    return Verdict(index, label, predicted, float(row["margin"]), row["broken_by"], became)
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

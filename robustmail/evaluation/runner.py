@@ -1,0 +1,286 @@
+"""An evaluation in a folder: begun, continued after any interruption, split into shards, merged, read back."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robustmail.data.dataset import Part
+from robustmail.errors import RunError, in_brief
+from robustmail.evaluation.evaluator import (
+    attempt,
+    images,
+    look,
+    room_of,
+    verdict,
+)
+from robustmail.evaluation.exact_inference import Room, exact
+from robustmail.evaluation.examples import add_examples, write_examples
+from robustmail.evaluation.ledger import BROKE, STOOD, UNTRIED, Ledger, joined, text_of, write_rows
+from robustmail.evaluation.sanity_checks import measure
+from robustmail.evaluation.storage import (
+    FILES,
+    FORMAT,
+    Held,
+    _by_index,
+    clear,
+    eight_bit,
+    read_folder,
+    sealed,
+    summed,
+)
+from robustmail.evaluation.task import Task, _same, _shard
+from robustmail.records import ATTACKED, Attacked, Attacking
+from robustmail.runtime.files import locked, make_folder, remove, write_json, write_text
+from robustmail.runtime.provenance import provenance
+from robustmail.runtime.untrusted import check_shape, read_json
+
+__all__ = ["examine", "merge", "open_shard", "open_whole", "summed_again"]
+
+SAVE_EVERY = 20.0  # seconds
+SPEC = {
+    "checkpoint": (None, str), "weights": (None, str), "model": str, "normalize": (None, str), "source": (None, str),
+    "data": str, "data_given": (None, str), "attacks": [str], "own": {"*": str}, "eps": float, "norm": str, "n": int,
+    "seed": int,
+}  # fmt: skip
+SHAPE = {
+    "format": int, "kind": str, "complete": bool, "name": str, "n": int, "shard": (None, [int]), "spec": SPEC,
+    "weights": {"file": (None, str), "sha256": (None, str), "fingerprint": str},
+    "data": {"name": str, "classes": int, "class_names": (None, [str]), "shape": [int], "fingerprint": str},
+    "attacks": [ATTACKED], "measured": (None, dict), "seconds": {"*": float},
+    "provenance": {"seconds": float, "command": str},
+}  # fmt: skip
+"""What is read of an evaluation's results.json, which anybody may have written"""
+MOST = 10**7  # images or classes
+
+
+def examine(task: Task, folder: Path, fresh: bool = False) -> Generator[Attacking | Attacked, None, None]:
+    """Evaluate into a folder, or go on with what is there; the last save is at most some seconds old.
+
+    Raises RunError for a folder of something else or one that was altered, and whatever an attack raises.
+    """
+    make_folder(folder, FILES, "evaluation")
+    with locked(folder):
+        held = _open(task, folder, fresh)
+        if held and held.results["complete"]:
+            yield from (Attacked(**row) for row in held.results["attacks"])
+            return
+        yield from _examine(task, folder, held)
+
+
+def open_whole(task: Task, folder: Path, fresh: bool = False) -> bool:
+    """Does the folder hold, finished, the whole evaluation of which `task` is a shard?
+
+    Raises RunError where it holds another one, or other things.
+    """
+    make_folder(folder, FILES, "evaluation")
+    with locked(folder):
+        held = _open(replace(task, shard=(1, 1)), folder, fresh)
+    return held is not None and held.results["complete"]
+
+
+def open_shard(task: Task, folder: Path, whole: Path, fresh: bool = False) -> None:
+    """Begin a shard with what the whole evaluation knows of its images, unless the shard's folder knows already.
+
+    Raises RunError where either folder holds another evaluation, or other things.
+    """
+    make_folder(folder, FILES, "evaluation")
+    with locked(folder):
+        if _open(task, folder, fresh) is None and (held := _resume(replace(task, shard=(1, 1)), whole)):
+            _save(task, folder, held.ledger.take(task.index), [], None, 0.0)
+
+
+def _open(task: Task, folder: Path, fresh: bool) -> Held | None:
+    """What the folder holds of this very evaluation; complete only if nothing is left to do."""
+    if fresh:
+        clear(folder)
+    held = _resume(task, folder)
+    if held and held.results["complete"] and held.results["spec"]["attacks"] != task.spec["attacks"]:
+        held.results["complete"] = False  # attacks are added: until they are done, no result is whole
+        write_json(folder / "results.json", sealed(held.results))
+    return held
+
+
+def _examine(task: Task, folder: Path, held: Held | None) -> Iterator[Attacking | Attacked]:
+    model, part, room = task.subject.model, task.part, room_of(task.subject.model, task.batch)
+    began = time.perf_counter() - (held.results["provenance"]["seconds"] if held else 0.0)
+    ledger = held.ledger if held else look(model, part, room, task.index)
+    stored = {at: row["example"] for at, row in enumerate(held.rows) if row["example"]} if held else {}
+    rows: list[Attacked] = []
+    measured: dict[str, Any] | None = None
+
+    def save(complete: bool = False) -> float:
+        _save(task, folder, ledger, rows, measured, time.perf_counter() - began, complete, stored)
+        return time.monotonic()
+
+    saved = time.monotonic()
+    try:
+        for what in task.plans:
+            for record in attempt(model, part, ledger, what, task.seed, room):
+                saved = save() if time.monotonic() - saved >= SAVE_EVERY else saved
+                yield record
+            rows.append(verdict(ledger, what, task.seed))
+            yield rows[-1]
+        _round(task, ledger, part, room)
+        save()
+        for found in _measured(task, ledger, room):
+            if isinstance(found, dict):
+                measured = found
+            else:
+                yield found
+    except BaseException as stop:
+        if not isinstance(stop, Exception):  # asked to stop, rather than failed
+            save()
+        raise
+    save(complete=True)
+
+
+def _measured(task: Task, ledger: Ledger, room: Room) -> Iterator[Attacking | dict[str, Any]]:
+    """What the first shard examines for all of them."""
+    if task.shard[0] == 1:
+        for found in measure(task.subject.model, task.data.part, ledger, task.eps, task.norm, task.seed, room):
+            yield {**found, "doubts": list(task.subject.doubts)} if isinstance(found, dict) else found
+
+
+def merge(folders: list[Path], to: Path, again: bool = False) -> None:
+    """Put the shards of one evaluation together; the ledger is the one that a single process would have written.
+
+    again: `to` may hold an unfinished result of this evaluation, as `open_whole` leaves it.
+
+    Raises RunError for shards of different evaluations, unfinished ones, or too few.
+    """
+    if not folders:
+        raise RunError("merge", "nothing to merge", "Name the shards' folders.")
+    held = [read_folder(folder, strict=True) for folder in folders]
+    first = held[0].results
+    for other in held:
+        _same(first, other.results, other.folder)
+        if not other.results["shard"]:
+            raise RunError(str(other.folder), "is a whole evaluation, not a shard", "There is nothing to merge.")
+        if not other.results["complete"]:
+            raise RunError(str(other.folder), "is not finished", "Run the same command again until it is.")
+        if (tried := other.results["spec"]["attacks"]) != first["spec"]["attacks"]:
+            wrong = f"was attacked by {', '.join(tried)}, {held[0].folder} by {', '.join(first['spec']['attacks'])}"
+            raise RunError(str(other.folder), wrong, "Run the same attacks, in the same order, on every shard.")
+    there = sorted(other.results["shard"][0] for other in held)
+    of = first["shard"][1]
+    if there != list(range(1, of + 1)):
+        said = ", ".join(map(str, there))
+        raise RunError("merge", f"given the shards {said} of {of}", f"Name each of 1 ... {of} once.")
+    ledger = joined([other.ledger for other in held])
+    place = {int(index): i for i, index in enumerate(ledger.index)}
+    rows = sorted((row for other in held for row in other.rows), key=lambda row: int(row["index"]))
+    make_folder(to, FILES, "evaluation")
+    if (to / "results.json").exists() and not again:
+        raise RunError(str(to), "holds results already", "Pass another --out.")
+    measured = next((other.results["measured"] for other in held if other.results["measured"]), None)
+    attacks = [verdict(ledger, Attacked(**row), first["spec"]["seed"]) for row in first["attacks"]]
+    seconds = sum(other.results["provenance"]["seconds"] for other in held)
+    results = {
+        **first, "n": len(ledger), "shard": None,
+        **summed_again(to, ledger, attacks, first["data"]["classes"], measured),
+        "provenance": {**first["provenance"], "seconds": seconds, "merged": [str(other.folder) for other in held]},
+    }  # fmt: skip
+    originals = {place[i]: x for other in held for i, x in _by_index(other).items()}
+    with locked(to):
+        write_examples(to, ledger, originals)
+        write_text(to / "ledger.csv", text_of(rows))
+        write_json(to / "results.json", sealed(results))
+
+
+def _clear_pngs(folder: Path) -> None:
+    """Delete what `write_pngs` wrote; whatever else lies there stays, and so does its folder then."""
+    there = folder / "png"
+    if not there.is_dir() or there.is_symlink():
+        return
+    remove(there, [path.name for path in there.iterdir() if re.fullmatch(r"\d{5,}\.png", path.name)])
+    if not any(there.iterdir()):
+        there.rmdir()
+
+
+def _check_sizes(results: dict[str, Any]) -> None:
+    """Refuse results.json where a part is missing, of another type, or larger than any evaluation (ValueError)."""
+    check_shape(results, SHAPE)
+    n, shard = results["spec"]["n"], results["shard"]
+    if not (1 <= n <= MOST and 1 <= results["data"]["classes"] <= MOST and results["spec"]["eps"] > 0):
+        raise ValueError("the numbers of images or classes, or eps, are no evaluation's")
+    if shard is not None and not (len(shard) == 2 and 1 <= shard[0] <= shard[1] <= n):
+        raise ValueError(f"there is no shard {shard}")
+
+
+def _resume(task: Task, folder: Path) -> Held | None:
+    """What the folder holds of this very evaluation, or None where it holds nothing."""
+    if not (folder / "results.json").exists():
+        if (folder / "ledger.csv").exists():
+            raise RunError(str(folder), "has a ledger, but its results.json is missing",
+                           "Restore it, pass another --out, or --fresh to begin anew.")  # fmt: skip
+        return None
+    if not (folder / "ledger.csv").exists() and _just_begun(folder):
+        return None
+    held = read_folder(folder, strict=True)
+    mine = {"spec": task.spec, "weights": {"fingerprint": task.subject.fingerprint},
+            "data": task.told, "shard": _shard(task)}  # fmt: skip
+    _same(held.results, mine, folder, shard=True)
+    before, now = held.results["spec"]["attacks"], task.spec["attacks"]
+    if now[: len(before)] != before:
+        raise RunError(str(folder), f"holds the attacks {', '.join(before)}, not {', '.join(now)}",
+                       "Attacks can be added at the end; otherwise pass another --out, or --fresh.")  # fmt: skip
+    return held
+
+
+def _just_begun(folder: Path) -> bool:
+    """Was its process killed within its first save, before there was anything to lose?"""
+    try:
+        return read_json(folder / "results.json")["complete"] is False
+    except (OSError, ValueError, LookupError, TypeError):  # read_folder says what is wrong
+        return False
+
+
+def _round(task: Task, ledger: Ledger, part: Part, room: Room) -> None:
+    """Does each example still break its image as a file does, rounded to 8 bits inside the ball?"""
+    where = torch.tensor(sorted(at for at in ledger.examples if int(ledger.rounded[at]) == UNTRIED), dtype=torch.int64)
+    for some in where.split(room.batch) if len(where) else ():
+        x, y = images(task.subject.model, part, some)
+        found = torch.stack([ledger.examples[int(at)] for at in some]).to(x)
+        bytes_ = eight_bit(x, found, task.eps, task.norm)
+        with exact(task.subject.model, room.slice) as view, torch.no_grad():
+            broke = view(bytes_).argmax(1) != y
+        inside = task.plans[0].holds(x, bytes_)
+        ledger.rounded[some] = torch.where((broke & inside).cpu(), BROKE, STOOD).to(torch.int8)
+
+
+def _save(
+    task: Task, folder: Path, ledger: Ledger, rows: list[Attacked], measured: dict[str, Any] | None, seconds: float,
+    complete: bool = False, stored: dict[int, str] | None = None,
+) -> None:  # fmt: skip
+    """Examples first, then the ledger that speaks of them, then the results that sum it up: a kill in between leaves
+    more than is spoken of, never less. `stored`: the examples, position -> hash, that the folder holds already."""
+    stored = {} if stored is None else stored
+    results = {
+        "format": FORMAT, "kind": "evaluation", "complete": complete, "name": task.subject.name, "n": len(ledger),
+        "shard": _shard(task), "spec": task.spec, "weights": task.subject.weights, "data": task.told,
+        **summed(ledger, rows, task.subject.classes, measured),
+        "provenance": {**provenance(task.subject.device), "seconds": round(seconds, 2), "command": task.command},
+    }  # fmt: skip
+    path = folder / "results.json"
+    if not path.exists():  # else a kill before the last line would leave a ledger of which nothing is known
+        write_json(path, sealed({**results, "complete": False}))
+    add_examples(folder, ledger, task.part.x, stored, complete)
+    write_text(folder / "ledger.csv", write_rows(ledger, task.hashes, stored, task.context))
+    write_json(path, sealed(results))
+
+
+def summed_again(
+    folder: Path, ledger: Ledger, rows: list[Attacked], classes: int, measured: dict[str, Any] | None
+) -> dict[str, Any]:
+    """As `summed`, of what anybody may have written: RunError where `measured` is not what an evaluation measures."""
+    try:
+        return summed(ledger, rows, classes, measured)
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise RunError(str(folder / "results.json"), f"is damaged or was altered ({in_brief(error)})") from error

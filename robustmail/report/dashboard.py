@@ -1,0 +1,331 @@
+"""A live view of a run's records on a terminal; plain lines anywhere else."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from robustmail.records import (
+    Attacked,
+    Attacking,
+    Begun,
+    CellBegun,
+    CellDone,
+    EpochDone,
+    Finished,
+    Forecast,
+    Measuring,
+    Record,
+    StepDone,
+    Waiting,
+)  # fmt: skip
+from robustmail.report.log_lines import line
+from robustmail.report.tables import results_table
+from robustmail.runtime.files import append
+from robustmail.text import percent
+
+__all__ = ["Cells", "Dashboard", "Log", "Plain", "Watch", "choose", "choose_watch"]
+
+BLOCKS = " ▁▂▃▄▅▆▇█"
+BELOW, ABOVE = "dark_orange3", "deep_sky_blue3"  # apart for the colour-blind
+EVERY = 10.0  # seconds between plain lines within an epoch
+Name = partial(TextColumn, markup=False)  # brackets in a name are brackets
+
+
+def choose(console: Console, plain: bool) -> Dashboard | Plain:
+    """The live view on a terminal with colours, plain lines elsewhere."""
+    live = console.is_terminal and not (plain or console.no_color or console.is_dumb_terminal)
+    return Dashboard(console) if live else Plain(console)
+
+
+def choose_watch(console: Console, plain: bool) -> Watch | Plain:
+    """A bar for each stage of an evaluation on a terminal, plain lines elsewhere."""
+    return Watch(console) if console.is_terminal and not (plain or console.is_dumb_terminal) else Plain(console)
+
+
+class Watch:
+    """One bar for the stage under way, a line above it for each attack that is done."""
+
+    def __init__(self, console: Console) -> None:
+        self._bars = Progress(
+            Name("{task.description}"), BarColumn(None), TextColumn("{task.completed} / {task.total}"),
+            Name("{task.fields[note]}"), TimeRemainingColumn(), TextColumn("left"),
+            console=console, expand=True, transient=True,
+        )  # fmt: skip
+
+    def __enter__(self) -> Watch:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def __call__(self, record: Record) -> None:
+        if isinstance(record, Attacking):
+            name = record.attack if record.attack == record.stage else f"{record.attack}: {record.stage}"
+            self._advance(name, record.done, record.n, f"{record.standing} stand")
+        elif isinstance(record, Measuring):
+            self._advance(record.what, record.done, record.n, "")
+        else:
+            self._bars.console.print(line(record), markup=False, highlight=False)
+
+    def _advance(self, name: str, done: int, n: int, note: str) -> None:
+        known = {task.description: task.id for task in self._bars.tasks}
+        for task in self._bars.tasks:
+            self._bars.update(task.id, visible=task.description == name)
+        if name not in known:
+            known[name] = self._bars.add_task(name, total=n, note="")
+        self._bars.update(known[name], completed=done, note=note)
+
+
+class Cells:
+    """A grid of runs: a bar for all, one for the run under way, and a line for each that is done; without the bars
+    where there is no terminal, but with a line for each epoch and attack."""
+
+    def __init__(self, console: Console, plain: bool) -> None:
+        self._console, self._live = console, console.is_terminal and not (plain or console.is_dumb_terminal)
+        self._bars = Progress(
+            Name("{task.description}"), BarColumn(None), TextColumn("{task.completed} / {task.total}"),
+            Name("{task.fields[note]}"), TimeRemainingColumn(), TextColumn("left"),
+            console=console, expand=True, transient=True, disable=not self._live,
+        )  # fmt: skip
+        self._all = self._bars.add_task("runs", total=None, note="")
+        self._one = self._bars.add_task("", total=None, note="", visible=False)
+
+    def __enter__(self) -> Cells:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def __call__(self, record: Record) -> None:
+        match record:
+            case CellBegun():
+                self._bars.update(self._all, total=record.of, note=record.name)
+            case CellDone():
+                self._bars.update(self._all, total=record.of, completed=record.done)
+            case Begun():
+                self._bars.reset(self._one, total=record.epochs * record.steps, description="training", visible=True)
+                self._steps = record.steps
+            case StepDone():
+                self._bars.update(self._one, completed=record.epoch * self._steps + record.step)
+            case Attacking():
+                self._bars.update(self._one, description=record.attack, total=record.n, completed=record.done)
+        said = (CellDone, Waiting) if self._live else (CellBegun, CellDone, EpochDone, Attacked, Waiting)
+        if isinstance(record, said):
+            self._console.print(line(record), markup=False, highlight=False, soft_wrap=True)
+
+
+class Plain:
+    """One line for each epoch and attack, and one every ten seconds in between."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._print = _Thinned(lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True))
+
+    def __enter__(self) -> Plain:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def __call__(self, record: Record) -> None:
+        self._print(record)
+        if isinstance(record, Finished):
+            self._console.print(results_table(record))
+
+
+class Log:
+    """The same lines with the time of day, appended to a file; opened only once the run has begun."""
+
+    def __init__(self, path: Path) -> None:
+        self._write = _Thinned(self._append)
+        self._path = path
+
+    def __call__(self, record: Record) -> None:
+        if self._path.parent.is_dir() and not (isinstance(record, Finished) and record.before):
+            self._write(record)
+
+    def _append(self, text: str) -> None:
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        append(self._path, "".join(f"{now}  {part}\n" for part in text.splitlines()))
+
+
+class _Thinned:
+    """Passes on the line of every record, but of steps and attacks under way only one in a while."""
+
+    def __init__(self, out: Callable[[str], None]) -> None:
+        self._out, self._next = out, 0.0
+
+    def __call__(self, record: Record) -> None:
+        if isinstance(record, (StepDone, Attacking, Measuring)):
+            if time.monotonic() < self._next:
+                return
+            self._next = time.monotonic() + EVERY
+        self._out(line(record))
+
+
+class Dashboard:
+    """Bars, losses, accuracies, the margins' histogram and what the weights do, redrawn four times a second."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bars = Progress(
+            Name("{task.description:<7}"), BarColumn(None),
+            Name("{task.fields[note]}"),
+            TimeRemainingColumn(), TextColumn("left"), console=console, expand=True,
+        )  # fmt: skip
+        self._begun: Begun | None = None
+        self._forecast: Forecast | None = None
+        self._step: StepDone | None = None
+        self._nat: float | None = None
+        self._speeds: deque[float] = deque(maxlen=20)
+        self._epochs: deque[EpochDone] = deque(maxlen=5)
+        self._attacks: list[str] = []
+        self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=False)
+
+    def __enter__(self) -> Dashboard:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
+        self._live.stop()
+
+    def __call__(self, record: Record) -> None:
+        match record:
+            case Begun():
+                self._begin(record)
+            case Forecast():
+                self._forecast = record
+            case StepDone():
+                self._advance(record)
+            case EpochDone():
+                self._epochs.append(record)
+            case Attacking():
+                self._forecast = None
+                self._attack(record)
+            case Attacked():
+                self._attacks.append(line(record))
+            case Finished():
+                self._live.stop()
+                self._console.print(line(record), markup=False, highlight=False)
+                self._console.print(results_table(record))
+
+    def _begin(self, record: Begun) -> None:
+        self._begun = record
+        done = record.epoch * record.steps + record.step
+        self._all = self._bars.add_task("run", total=record.epochs * record.steps, completed=done, note="")
+        self._one = self._bars.add_task("epoch", total=record.steps, completed=record.step, note="")
+        self._live.start()
+
+    def _advance(self, record: StepDone) -> None:
+        assert self._begun is not None
+        self._step = record
+        self._nat = record.nat if record.nat is not None else self._nat
+        self._speeds.append(record.images / record.seconds)
+        epoch, steps = record.epoch, self._begun.steps
+        speed = sum(self._speeds) / len(self._speeds)
+        self._bars.update(self._all, completed=epoch * steps + record.step, note=f"{epoch + 1}/{self._begun.epochs}")
+        self._bars.update(self._one, completed=record.step, note=f"{record.step}/{steps} {speed:.0f} images/s")
+
+    def _attack(self, record: Attacking) -> None:
+        name = record.attack if record.attack == record.stage else f"{record.attack}: {record.stage}"
+        for task in self._bars.tasks:
+            self._bars.update(task.id, visible=task.description == name)
+        known = {task.description: task.id for task in self._bars.tasks}
+        if name not in known:
+            known[name] = self._bars.add_task(name, total=record.n, note="")
+        note = f"{record.standing} of {record.n} stand"
+        self._bars.update(known[name], completed=record.done, note=note)
+
+    def _render(self) -> RenderableType:
+        if self._begun is None:
+            return Text("")
+        parts: list[RenderableType] = [self._header(), self._bars]
+        if self._step is not None and not self._attacks:
+            panels = Table.grid(expand=True)
+            panels.add_column(ratio=1)
+            panels.add_column(ratio=1)
+            panels.add_row(self._training(self._step), self._margins(self._step))
+            parts += [panels, self._weights(self._step)]
+        if self._epochs:
+            parts.append(self._history())
+            parts += [Text(f"note: {self._epochs[-1].note}")] if self._epochs[-1].note else []
+        return Group(*parts, *(Text(text) for text in self._attacks))
+
+    def _header(self) -> RenderableType:
+        begun = self._begun
+        assert begun is not None
+        said = line(begun).removeprefix(f"{begun.name}: ")
+        start = said.index(begun.formula)
+        text = Text(said)
+        text.stylize("bold", start, start + len(begun.formula))
+        if self._forecast is not None:
+            text.append(f"\n{line(self._forecast)}", style="italic")
+        return Panel(text, title=Text(begun.name), title_align="left")
+
+    def _training(self, step: StepDone) -> RenderableType:
+        table = Table.grid(padding=(0, 2))
+        nat = "–" if self._nat is None else percent(self._nat)
+        for name, value in (
+            ("loss", f"{step.loss:.4f}"),
+            ("  weighted part", f"{step.weighted:.4f}"), ("  plain part", f"{step.plain:.4f}"),
+            ("natural accuracy", nat), ("adversarial accuracy", percent(step.adv)), ("learning rate", f"{step.lr:g}"),
+        ):  # fmt: skip
+            table.add_row(name, Text(value, justify="right"))
+        return Panel(table, title="this step", title_align="left", height=8)
+
+    def _margins(self, step: StepDone) -> RenderableType:
+        low, high = step.span
+        wide, tall = 3 if self._console.width >= 120 else 2, 5
+        width = wide * len(step.histogram)
+        top = max(step.histogram) or 1
+        edges = [low + (high - low) * (i + 0.5) / len(step.histogram) for i in range(len(step.histogram))]
+        text = Text()
+        for row in range(tall - 1, -1, -1):
+            for count, middle in zip(step.histogram, edges, strict=True):
+                eighths = min(8, max(0, round(count / top * tall * 8) - row * 8))
+                text.append(BLOCKS[eighths] * wide, style=BELOW if middle < 0 else ABOVE)
+            text.append("\n")
+        scale = f"{low:g}".ljust(width // 2 - 1) + f"{(low + high) / 2:g}"
+        text.append(scale.ljust(width - len(f"{high:g}")) + f"{high:g}", style="dim")
+        return Panel(text, title=Text(f"margin: {step.margin}"), title_align="left", height=8)
+
+    def _weights(self, step: StepDone) -> RenderableType:
+        begun = self._begun
+        assert begun is not None
+        if step.weights is None:
+            off = f"BURN-IN until epoch {begun.burn_in}: every example counts one"
+            text = Text(off if step.epoch < begun.burn_in else "every example counts one")
+            text.stylize("reverse" if step.epoch < begun.burn_in else "")
+            return Panel(text, title="weights", title_align="left")
+        stats = step.weights
+        mean = {name: "–" if w is None else f"{w:.2f}" for name, w in (("right", stats.right), ("wrong", stats.wrong))}
+        text = Text(f"effective sample size {percent(stats.ess)} of the batch")
+        text.append(f"\nheaviest 3 % of the examples carry {percent(stats.top)} of the weighted loss")
+        text.append(f"\nmean weight {mean['right']} where still right, {mean['wrong']} where fooled")
+        return Panel(text, title="weights", title_align="left")
+
+    def _history(self) -> RenderableType:
+        table = Table(box=None, expand=True, header_style="dim")
+        for name in ("epoch", "lr", "loss", "train nat", "train adv", "val nat", "val robust", ""):
+            table.add_column(name, justify="right")
+        for done in self._epochs:
+            row = done.row
+            nat = percent(row["train_nat"]) if row["train_nat"] != "" else "–"
+            table.add_row(
+                str(row["epoch"] + 1), f"{row['lr']:g}", f"{row['train_loss']:.4f}", nat, percent(row["train_adv"]),
+                percent(row["val_nat"]), percent(row["val_rob"]), "best" if done.best else "",
+            )  # fmt: skip
+        return table

@@ -1,0 +1,101 @@
+"""Records as plain lines: for a pipe, a log file, and whoever reads without colours."""
+
+from __future__ import annotations
+
+from robustmail.records import (
+    Attacked,
+    Attacking,
+    Begun,
+    CellBegun,
+    CellDone,
+    EpochDone,
+    Finished,
+    Forecast,
+    Measuring,
+    Record,
+    StepDone,
+    Waiting,
+)
+from robustmail.runtime.untrusted import printable
+from robustmail.text import duration, percent, so_many
+
+__all__ = ["line", "printable"]
+
+LONG = 3 * 3600.0  # a CPU run beyond this deserves a word of warning
+
+
+def line(record: Record) -> str:
+    """One record in a sentence or a few lines."""
+    match record:
+        case Begun():
+            return _begun(record)
+        case Forecast():
+            return _forecast(record)
+        case StepDone():
+            nat = "" if record.nat is None else f", natural {percent(record.nat)}"
+            weights = f", ESS {percent(record.weights.ess)}" if record.weights else ""
+            speed = record.images / record.seconds
+            return (
+                f"epoch {record.epoch + 1} step {record.step}: loss {record.loss:.4f}, "
+                f"adversarial {percent(record.adv)}{nat}{weights}, {speed:.0f} images/s"
+            )
+        case EpochDone():
+            row = record.row
+            return (
+                f"epoch {row['epoch'] + 1} done: loss {row['train_loss']:.4f}, validation natural "
+                f"{percent(row['val_nat'])}, robust {percent(row['val_rob'])}{', best so far' if record.best else ''}"
+                + (f"\nnote: {record.note}" if record.note else "")
+            )
+        case Attacking():
+            return f"{record.attack} ({record.stage}): {record.done} of {record.n} tried, {record.standing} stand"
+        case Measuring():
+            return f"{record.what}: {record.done} of {record.n}"
+        case Attacked():
+            interval = f"[{percent(record.low)}, {percent(record.high)}]"
+            return (
+                f"{record.name}: {percent(record.accuracy)} {interval}, "
+                f"{record.correct} of {record.n}, {record.seconds:.1f} s"
+            )
+        case Finished():
+            before = " had been finished before; --fresh begins anew" if record.before else " finished"
+            said = f"{record.folder}:{before}" + (f"\nnote: {record.note}" if record.note else "")
+            if record.epoch >= record.burn_in:
+                return said
+            burn_in = so_many(record.burn_in, "epoch")
+            return (
+                f"{said}\nnote: epoch {record.epoch + 1}, whose weights were chosen, lies in the burn-in of {burn_in}: "
+                "no example had been weighted yet"
+            )
+        case Waiting():
+            return f"{record.folder}: another process is working in it; waiting for it"
+        case CellBegun():
+            return f"{record.number} of {record.of}: {record.name}"
+        case CellDone():
+            return f"{record.name}: FAILED: {record.error}" if record.error else f"{record.name}: done"
+
+
+def _begun(record: Begun) -> str:
+    train, validation, test = record.sizes
+    where = f", going on at epoch {record.epoch + 1}, step {record.step + 1}" if record.epoch or record.step else ""
+    where = ", trained already" if record.epoch == record.epochs else where
+    return (
+        f"{record.name}: {record.model} ({record.parameters:,} parameters) on {record.data}, {record.device}{where}\n"
+        f"{record.formula}\n"
+        f"{train:,} images to train on, {validation:,} to validate, {test:,} to test; "
+        f"{record.epochs} epochs of {record.steps} steps"
+        + (f"\nprecision: {record.precision}" if record.precision else "")
+        + (f"\n{record.note}" if record.note else "")
+    )
+
+
+def _forecast(record: Forecast) -> str:
+    text = (
+        f"forecast: {duration(record.training)} of training left ({record.per_step:.2f} s a step), "
+        f"then at most {duration(record.evaluation)} of evaluation, were every image to withstand"
+    )
+    if record.on_cpu and record.training + record.evaluation / 3 > LONG:  # seldom more than a third withstands
+        text += (
+            "\nthat is long on a CPU. Ways out: a GPU; a narrow model (model=cifar_resnet18_w16); fewer epochs "
+            "(epochs=10); fewer or weaker attacks (evaluate=nat,pgd20 test_size=1000); data='digits()' model=small_cnn"
+        )
+    return text

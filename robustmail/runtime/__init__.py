@@ -1,0 +1,1 @@
+"""Where a run executes: devices, processes, random numbers, files, signals."""
