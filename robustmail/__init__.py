@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from robustmail.attacks.lm_pgd import LMPGD
     from robustmail.attacks.pgd import PGD
     from robustmail.attacks.torchattacks import torchattack
-    from robustmail.checkpoints import inspect
+    from robustmail.checkpoints import inspect_checkpoint
     from robustmail.config.loader import load_recipe
-    from robustmail.data.dataset import Images
+    from robustmail.data.dataset import ImageData
     from robustmail.data.sources import cifar10, cifar100, digits, image_folder, npz, subset, svhn
     from robustmail.errors import RobustmailError
     from robustmail.evaluation.evaluator import evaluate
-    from robustmail.evaluation.model_loading import open_data, open_subject
+    from robustmail.evaluation.model_loading import load_data, load_model
     from robustmail.evaluation.verify import verify
     from robustmail.margins import kappa, lps, pm_adv, pm_dif, pm_nat
     from robustmail.models.classifier import Classifier, build
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from robustmail.optimizers import SGD
     from robustmail.perturbations import AWP
     from robustmail.recipe import Recipe
-    from robustmail.records import EpochDone, StepDone
+    from robustmail.records import EpochFinished, StepFinished
     from robustmail.schedules import Cosine, Cyclic, Stairs
     from robustmail.step import Adversarial, Step, Terms, Trace
     from robustmail.train.loop import fit, reproduce
@@ -43,11 +43,11 @@ _HOME = {
     "attacks.lm_pgd": ["LMPGD"],
     "attacks.pgd": ["PGD"],
     "attacks.torchattacks": ["torchattack"],
-    "checkpoints": ["inspect"],
-    "data.dataset": ["Images"],
+    "checkpoints": ["inspect_checkpoint"],
+    "data.dataset": ["ImageData"],
     "data.sources": ["cifar10", "cifar100", "digits", "image_folder", "npz", "subset", "svhn"],
     "errors": ["RobustmailError"],
-    "evaluation.model_loading": ["open_data", "open_subject"],
+    "evaluation.model_loading": ["load_data", "load_model"],
     "evaluation.evaluator": ["evaluate"],
     "evaluation.verify": ["verify"],
     "margins": ["kappa", "lps", "pm_adv", "pm_dif", "pm_nat"],
@@ -57,7 +57,7 @@ _HOME = {
     "perturbations": ["AWP"],
     "config.loader": ["load_recipe"],
     "recipe": ["Recipe"],
-    "records": ["EpochDone", "StepDone"],
+    "records": ["EpochFinished", "StepFinished"],
     "schedules": ["Cosine", "Cyclic", "Stairs"],
     "step": ["Adversarial", "Step", "Terms", "Trace"],
     "train.loop": ["fit", "reproduce"],

@@ -21,19 +21,19 @@ from torch.nn import functional as F
 from robustmail.attacks.art import art
 from robustmail.attacks.pgd import PGD
 from robustmail.attacks.torchattacks import torchattack
-from robustmail.attacks.view import viewed
+from robustmail.attacks.view import model_view
 from robustmail.data.sources import digits
 from robustmail.margins import pm_adv
 from robustmail.models.classifier import Classifier, build
-from robustmail.models.precision import Precision, backends, decide, flops, forms
+from robustmail.models.precision import Precision, backends, choose_precision, compute_models, flops
 from robustmail.objectives import AT, TRADES
 from robustmail.optimizers import SGD
 from robustmail.recipe import Recipe
-from robustmail.runtime.deferred import Later, looking_later
+from robustmail.runtime.deferred import DeferredReads, defer_reads
 from robustmail.runtime.devices import pick_device
 from robustmail.runtime.provenance import provenance
-from robustmail.runtime.rng import forked
-from robustmail.train.train_step import updater, work_through
+from robustmail.runtime.rng import fork_rng
+from robustmail.train.train_step import make_update, train_step
 from robustmail.weighters import Sigmoid
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def bench(
             if repeat:
                 seconds[who].append(taken)
     work = flops(build(model, 10, 3), torch.rand(1, 3, 32, 32))
-    said = forms(made := build(model, 10, 3).to(where), decide(precision, made, x), "eval", x).said
+    said = compute_models(made := build(model, 10, 3).to(where), choose_precision(precision, made, x), "eval", x).said
     settings = {"model": model, "batch": batch, "repeats": repeats, "eps": EPS, "alpha": ALPHA, "steps": steps,
                 "targeted_steps": targeted_steps, "forward_flops": work, "precision": said}  # fmt: skip
     return Report(settings, machine, _rows(seconds, batch, work, max(machine.values())), provenance(where))
@@ -138,7 +138,7 @@ def _contenders(
     yield Contender(task, "ART (TRADES)", _art_trainer(name, x, y, steps, trades=True), needs[task])
     task = f"PGD-{steps}"
     plain, model = _plain(name).to(x.device).eval(), _network(name).to(x.device)
-    view = forms(model, decide(precision, model, x), "eval", x).attack
+    view = compute_models(model, choose_precision(precision, model, x), "eval", x).attack
     ours, art_pgd = PGD(eps=EPS, alpha=ALPHA, steps=steps), art(
         "ProjectedGradientDescentPyTorch", eps=EPS, eps_step=ALPHA, max_iter=steps, num_random_init=1
     )  # fmt: skip
@@ -158,14 +158,14 @@ def _contenders(
 
 def _our_step(recipe: Recipe, x: Tensor, y: Tensor) -> Callable[[], object]:
     model = _network(str(recipe.model)).to(x.device)
-    form = forms(model, decide(recipe.precision, model, x), recipe.attack_mode, x)
+    form = compute_models(model, choose_precision(recipe.precision, model, x), recipe.attack_mode, x)
     now, optimizer = recipe.at(0), SGD()(model.parameters())
 
     def turn() -> None:
         optimizer.zero_grad(set_to_none=True)
         # As in `fit`: on a GPU nothing is looked at before the step is over.
-        with forked(), backends(), looking_later(Later() if x.is_cuda else None):
-            work_through(now, model, x, y, (0, 0), updater(now, optimizer), form)
+        with fork_rng(), backends(), defer_reads(DeferredReads() if x.is_cuda else None):
+            train_step(now, model, x, y, (0, 0), make_update(now, optimizer), form)
 
     return turn
 
@@ -234,7 +234,7 @@ def _margin(logits: Tensor, y: Tensor) -> Tensor:
 
 def _on_view(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> Tensor:
     """The shortest loop there is, on the model as our attacks get it."""
-    with viewed(model) as view:
+    with model_view(model) as view:
         return _plain_pgd(view, x, y, steps)
 
 
@@ -251,7 +251,7 @@ def _library_attack(which: str) -> Callable[..., Tensor]:
 def _library_apgdt(model: nn.Module, x: Tensor, y: Tensor, knobs: dict[str, Any]) -> Tensor:
     import torchattacks
 
-    with forked():
+    with fork_rng():
         found: Tensor = torchattacks.APGDT(model, **knobs)(x, y)
     return found.detach()
 
@@ -279,14 +279,14 @@ def _art_trainer(name: str, x: Tensor, y: Tensor, steps: int, trades: bool) -> C
     images, labels = x.cpu().numpy(), F.one_hot(y, 10).cpu().numpy()
 
     def turn() -> None:
-        with contextlib.redirect_stderr(io.StringIO()), forked():  # progress bars
+        with contextlib.redirect_stderr(io.StringIO()), fork_rng():  # progress bars
             made.fit(images, labels, batch_size=len(x), nb_epochs=1)
 
     return turn
 
 
 def _network(name: str) -> Classifier:
-    with forked():
+    with fork_rng():
         torch.manual_seed(0)
         return build(name, 10, 3)
 

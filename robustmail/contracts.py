@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustmail.attacks.view import eps_of, viewed
+from robustmail.attacks.view import eps_of, model_view
 from robustmail.errors import AttackError, NonFiniteError, PluginError, RobustmailError, asked_to_stop, in_brief
-from robustmail.norms import norm_of, reach, slack
-from robustmail.plugin_calls import ask, is_foreign, label, raised_at, where
-from robustmail.runtime.rng import forked
+from robustmail.norms import max_distance, norm_of, tolerance
+from robustmail.plugin_calls import call_plugin, error_location, is_third_party, plugin_name, source_location
+from robustmail.runtime.rng import fork_rng
 from robustmail.step import Adversarial, Step, Terms, Trace, counted_steps, means_one
 
 __all__ = ["KINDS", "assert_lawful", "broken_laws", "kind_of", "laws"]
@@ -62,13 +62,15 @@ def broken_laws(plugin: Any, kind: str | None = None) -> dict[str, str]:
 def assert_lawful(plugin: Any, kind: str | None = None) -> None:
     """Raise PluginError that names every law which a plugin breaks, and how; an own attack gets a view, as in runs."""
     kind = kind or kind_of(plugin)
-    if broken := broken_laws(_Lent(plugin) if kind == "attack" and is_foreign(plugin) else plugin, kind):
+    if broken := broken_laws(_Lent(plugin) if kind == "attack" and is_third_party(plugin) else plugin, kind):
         first: dict[str, str] = {}
         for law, wrong in broken.items():  # a plugin that fails does so in the same way under every law
             first.setdefault(wrong, law)
         said = "; ".join(f"{law!r} ({wrong})" for wrong, law in first.items())
         count = "a law" if len(broken) == 1 else f"{len(broken)} laws"
-        raise PluginError(f"{kind} {label(plugin)} ({where(plugin)})", f"breaks {count} of plugins: {said}")
+        raise PluginError(
+            f"{kind} {plugin_name(plugin)} ({source_location(plugin)})", f"breaks {count} of plugins: {said}"
+        )
 
 
 def kind_of(plugin: Any) -> str:
@@ -91,21 +93,23 @@ def kind_of(plugin: Any) -> str:
     if len(taken) == 2 and "classes" not in names[0]:  # else it makes a model
         return "perturbation"
     if len(taken) == 1 and "param" not in names[0]:  # else an optimiser
-        if hints.get("return") is Terms or "objective" in label(plugin).lower():
+        if hints.get("return") is Terms or "objective" in plugin_name(plugin).lower():
             return "objective"
         if given is Tensor or names[0] in ("m", "margin", "margins"):
             return "weight"
         return "margin" if given is Step or (names[0] == "step" and "return" in hints) else _kind_of_answer(plugin)
     taken_said = f"takes {', '.join(names) or 'nothing'}"
-    raise PluginError(f"{label(plugin)} ({where(plugin)})", f"{taken_said}, so it is no plugin that has laws")
+    raise PluginError(
+        f"{plugin_name(plugin)} ({source_location(plugin)})", f"{taken_said}, so it is no plugin that has laws"
+    )
 
 
 def _kind_of_answer(plugin: Any) -> str:
     """What a plugin of one argument is, from what it makes of a step, or of margins."""
     step = _step(_logits(), torch.arange(SIZE), _trace(SIZE))
     for kind, asked, size in (("margin", step, SIZE), ("weight", MARGINS, len(MARGINS))):
-        with suppress(RobustmailError), forked():  # it may fail in any way on what it is not made for
-            answer = ask("plugin", plugin, asked)
+        with suppress(RobustmailError), fork_rng():  # it may fail in any way on what it is not made for
+            answer = call_plugin("plugin", plugin, asked)
             if isinstance(answer, Terms):
                 return "objective"
             if isinstance(answer, Tensor) and answer.shape == (size,):
@@ -123,7 +127,7 @@ class _Lent:
         return getattr(self.attack, name)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Any:
-        with viewed(model) as view:
+        with model_view(model) as view:
             return self.attack(view, x, y)
 
 
@@ -370,8 +374,8 @@ def _attack_ball(attack: Any) -> str | None:
     if eps is None:
         return None
     x, found = _attack_found(attack)
-    far = reach(x, found, norm_of(attack)).item()
-    return None if far <= eps + slack(eps) else f"an image lies {far:.4g} away, eps is {eps:.4g}"
+    far = max_distance(x, found, norm_of(attack)).item()
+    return None if far <= eps + tolerance(eps) else f"an image lies {far:.4g} away, eps is {eps:.4g}"
 
 
 def _attack_unmarked(attack: Any) -> str | None:
@@ -550,5 +554,5 @@ def _drew(call: Callable[[], Any]) -> str | None:
 
 
 def _at(error: BaseException) -> str:
-    place = raised_at(error)
+    place = error_location(error)
     return f"at {place}" if place else ""

@@ -17,53 +17,53 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from robustmail.errors import RecipeError
-from robustmail.plugin_calls import _maker, is_foreign, label
+from robustmail.plugin_calls import _maker, is_third_party, plugin_name
 from robustmail.schedules import Schedule, Stairs
 
 T = TypeVar("T")
 _SEEN: dict[Any, dict[str, Any]] = {}
 
 
-def parts(value: Any) -> dict[str, Any]:
+def field_values(value: Any) -> dict[str, Any]:
     """The named fields that a dataclass instance was made from; nothing for anything else."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
     return {}
 
 
-def transform(value: T, change: Callable[[Any], Any]) -> T:
+def map_schedules(value: T, change: Callable[[Any], Any]) -> T:
     """Rebuild a tree with `change` applied to every schedule in it, and to those that it finds in their stead; the
     very same object where none changed."""
     if isinstance(value, Schedule):
         changed = typing.cast(T, change(value))
-        return changed if changed is value else transform(changed, change)
-    old = parts(value)
-    new = {name: transform(part, change) for name, part in old.items()}
+        return changed if changed is value else map_schedules(changed, change)
+    old = field_values(value)
+    new = {name: map_schedules(part, change) for name, part in old.items()}
     if all(new[name] is old[name] for name in old):
         return value
     return dataclasses.replace(value, **new)  # type: ignore[type-var]
 
 
-def schedules(value: Any) -> Iterator[Schedule]:
+def iter_schedules(value: Any) -> Iterator[Schedule]:
     """Every schedule in the tree, and in the steps of stairs."""
     if isinstance(value, Schedule):
         yield value
-    inside = value.steps if isinstance(value, Stairs) else {} if isinstance(value, Schedule) else parts(value)
+    inside = value.steps if isinstance(value, Stairs) else {} if isinstance(value, Schedule) else field_values(value)
     for part in inside.values():
-        yield from schedules(part)
+        yield from iter_schedules(part)
 
 
-def check(value: Any) -> None:
+def check_types(value: Any) -> None:
     """Compare every field of a dataclass instance with its annotation; for use in `__post_init__`.
 
     Raises RecipeError, naming the field, what was given and what was expected.
     """
-    hints = hints_of(type(value))
-    for name, part in parts(value).items():
-        if not fits(part, hints[name]):
+    hints = type_hints(type(value))
+    for name, part in field_values(value).items():
+        if not matches_type(part, hints[name]):
             given = f"{describe_head(value)} (given {name}={describe(part)})"
             todo = f"Write {part.__name__}(...)." if isinstance(part, type) else ""
-            raise RecipeError(given, f"{name} must be {readable(hints[name])}", todo)
+            raise RecipeError(given, f"{name} must be {type_name(hints[name])}", todo)
 
 
 def check_range(value: Any, low: float = 0.0, **fields: Any) -> None:
@@ -74,18 +74,18 @@ def check_range(value: Any, low: float = 0.0, **fields: Any) -> None:
             raise RecipeError(given, f"{name} must be a finite number, at least {low:g}")
 
 
-def fits(value: Any, hint: Any) -> bool:
+def matches_type(value: Any, hint: Any) -> bool:
     """Does `value` fit the annotation `hint`? A schedule fits everywhere: its values are checked when they come."""
     if hint is Any or isinstance(value, Schedule):
         return True
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return any(fits(value, arg) for arg in args)
+        return any(matches_type(value, arg) for arg in args)
     if origin is typing.Literal:
         return any(value == arg and type(value) is type(arg) for arg in args)
     if origin is tuple:
         items = args[:1] * len(value) if isinstance(value, (tuple, list)) and args[-1] is ... else args
-        return isinstance(value, (tuple, list)) and len(value) == len(items) and all(map(fits, value, items))
+        return isinstance(value, (tuple, list)) and len(value) == len(items) and all(map(matches_type, value, items))
     if hint in (int, float):
         number = isinstance(value, int) or (hint is float and isinstance(value, float) and not math.isnan(value))
         return number and not isinstance(value, bool)
@@ -96,15 +96,15 @@ def fits(value: Any, hint: Any) -> bool:
     return isinstance(value, hint) and not (isinstance(value, type) and getattr(hint, "_is_protocol", False))
 
 
-def readable(hint: Any) -> str:
+def type_name(hint: Any) -> str:
     """The annotation in a user's words."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(readable(a) for a in args)
+        return " or ".join(type_name(a) for a in args)
     if origin is typing.Literal:
         return " or ".join(repr(a) for a in args)
     if origin is tuple:
-        return f"a tuple of {readable(args[0])}"
+        return f"a tuple of {type_name(args[0])}"
     words = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", type(None): "None"}
     name = str(getattr(hint, "__name__", hint)).lower()
     return words.get(hint) or f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
@@ -119,29 +119,29 @@ def describe(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         inner = ", ".join(describe(v) for v in value)
         return f"({inner},)" if len(value) == 1 else f"({inner})"
-    named = parts(value)
+    named = field_values(value)
     if named or dataclasses.is_dataclass(value):
         given = [repr(v) for v in getattr(value, "__given__", ())]
         knobs = [f"{name}={describe(part)}" for name, part in named.items()]
-        return f"{label(value)}({', '.join(given + knobs)})"
+        return f"{plugin_name(value)}({', '.join(given + knobs)})"
     if callable(value):
-        return label(value)
+        return plugin_name(value)
     text = repr(value)  # an address in it would be another one each time
-    return text if " at 0x" not in text else f"{label(value)}({', '.join(_held_texts(value))})"
+    return text if " at 0x" not in text else f"{plugin_name(value)}({', '.join(_captured_texts(value))})"
 
 
 def flatten(value: Any, path: str = "") -> dict[str, str]:
     """{"weight.slope": "2.0", ...}: every leaf with its path; own functions carry a hash of their source."""
-    named = parts(value)
+    named = field_values(value)
     if named and not isinstance(value, Schedule):
         flat = {path: describe_head(value)} if path else {}
         for name, part in named.items():
             flat |= flatten(part, f"{path}.{name}" if path else name)
         return flat
-    return {path: describe(value) + _source_mark(value)}
+    return {path: describe(value) + _source_hash(value)}
 
 
-def identity(value: Any) -> str:
+def fingerprint(value: Any) -> str:
     """What tells one plugin from another, in a line: its name, its knobs, a hash of its source if it is foreign."""
     head, *knobs = flatten(value, "it").items()  # under a path, for a dataclass says what it is only there
     return ", ".join([head[1], *(f"{path.removeprefix('it.')}={text}" for path, text in knobs)])
@@ -150,13 +150,13 @@ def identity(value: Any) -> str:
 def describe_head(value: Any) -> str:
     """The name of a dataclass value with what it was given by position, without its fields."""
     given = getattr(value, "__given__", ())
-    return label(value) + (f"({', '.join(map(repr, given))})" if given else "") + _source_mark(value)
+    return plugin_name(value) + (f"({', '.join(map(repr, given))})" if given else "") + _source_hash(value)
 
 
-def _source_mark(value: Any) -> str:
-    if not is_foreign(value):
+def _source_hash(value: Any) -> str:
+    if not is_third_party(value):
         return ""
-    said = _held_texts(value)
+    said = _captured_texts(value)
     try:
         target = _maker(value.func if isinstance(value, functools.partial) else value)
         said.insert(0, f"source {hashlib.sha256(inspect.getsource(target).encode()).hexdigest()[:8]}")
@@ -165,7 +165,7 @@ def _source_mark(value: Any) -> str:
     return f" ({'; '.join(said)})" if said else ""
 
 
-def _held(value: Any) -> dict[str, Any]:
+def _captured(value: Any) -> dict[str, Any]:
     """What a plugin that is no dataclass carries beside its source: arguments, attributes, the variables around it."""
     if isinstance(value, functools.partial):
         return {"of": value.func, **{str(i): part for i, part in enumerate(value.args)}, **value.keywords}
@@ -175,16 +175,16 @@ def _held(value: Any) -> dict[str, Any]:
     return {} if inspect.isclass(value) or dataclasses.is_dataclass(value) else dict(getattr(value, "__dict__", {}))
 
 
-def _held_texts(value: Any) -> list[str]:
+def _captured_texts(value: Any) -> list[str]:
     """The same in words: numbers, texts and plugins as they are written, of anything else the type."""
     known = (int, float, str, tuple, type(None))
     return [
-        f"{name}={describe(part) if isinstance(part, known) or callable(part) or parts(part) else type(part).__name__}"
-        for name, part in _held(value).items()
+        f"{name}={describe(part) if isinstance(part, known) or callable(part) or field_values(part) else type(part).__name__}"
+        for name, part in _captured(value).items()
     ]
 
 
-def hints_of(cls: Any) -> dict[str, Any]:
+def type_hints(cls: Any) -> dict[str, Any]:
     """The annotations of a dataclass's fields, each Any where one of them cannot be read."""
     if cls not in _SEEN:
         try:

@@ -9,7 +9,18 @@ from torch import Tensor
 
 from robustmail.errors import RecipeError
 
-__all__ = ["Norm", "NORMS", "MOST", "SLACK", "norm_of", "distances", "reach", "slack", "check_budget", "check_counts"]
+__all__ = [
+    "Norm",
+    "NORMS",
+    "MAX_EPS",
+    "ROUNDING",
+    "norm_of",
+    "distances",
+    "max_distance",
+    "tolerance",
+    "check_budget",
+    "check_counts",
+]
 
 
 Norm = Literal["linf", "l2"]
@@ -18,10 +29,13 @@ Norm = Literal["linf", "l2"]
 NORMS: dict[str, Norm] = {"linf": "linf", "inf": "linf", "l2": "l2", "2": "l2", "2.0": "l2"}  # as libraries write them
 
 
-MOST = {"linf": 1.0, "l2": 64.0}  # lengths that an attack takes; in l2 enough to make every image of CIFAR's size grey
+MAX_EPS = {
+    "linf": 1.0,
+    "l2": 64.0,
+}  # lengths that an attack takes; in l2 enough to make every image of CIFAR's size grey
 
 
-SLACK = 1e-6  # what rounding may add to a distance in float32
+ROUNDING = 1e-6  # what rounding may add to a distance in float32
 
 
 def norm_of(attack: object) -> Norm | None:
@@ -49,14 +63,14 @@ def distances(x: Tensor, found: Tensor, norm: str | None) -> Tensor:
     return delta.norm(dim=1) if norm == "l2" else delta.abs().amax(1)
 
 
-def reach(x: Tensor, found: Tensor, norm: str | None) -> Tensor:
+def max_distance(x: Tensor, found: Tensor, norm: str | None) -> Tensor:
     """How far the farthest of some images lies from its original."""
     return distances(x, found, norm).amax()
 
 
-def slack(eps: float) -> float:
+def tolerance(eps: float) -> float:
     """What rounding may add to a distance."""
-    return SLACK * max(1.0, 100 * eps)
+    return ROUNDING * max(1.0, 100 * eps)
 
 
 def check_budget(who: str, norm: str | None = "linf", **lengths: object) -> None:
@@ -69,7 +83,7 @@ def check_budget(who: str, norm: str | None = "linf", **lengths: object) -> None
             continue
         if value < 0:
             raise RecipeError(f"{who} (given {name}={value:g})", f"{name} is negative", f"Write {name}=8/255.")
-        if value > MOST["linf" if norm == "linf" else "l2"]:
+        if value > MAX_EPS["linf" if norm == "linf" else "l2"]:
             raise RecipeError(
                 f"{who} (given {name}={value:g})",
                 f"images live in [0, 1], so {name}={value:g} is larger than any image",

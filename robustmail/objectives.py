@@ -10,7 +10,7 @@ from typing import Literal
 
 import torch
 
-from robustmail.fields import check, check_range
+from robustmail.fields import check_range, check_types
 from robustmail.functional import ce, gap, kl, true_class
 from robustmail.step import Step, Terms
 
@@ -44,7 +44,7 @@ class TRADES:
     natural_passes: Literal[1, 2] = 1
 
     def __post_init__(self) -> None:
-        check(self)
+        check_types(self)
         check_range(self, beta=self.beta)
 
     @property
@@ -77,7 +77,7 @@ class MART:
     beta: float = 5.0
 
     def __post_init__(self) -> None:
-        check(self)
+        check_types(self)
         check_range(self, beta=self.beta)
 
     @property

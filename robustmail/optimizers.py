@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from robustmail.errors import RecipeError
-from robustmail.fields import check, check_range
+from robustmail.fields import check_range, check_types
 
 __all__ = ["SGD", "Optimizer"]
 
@@ -35,7 +35,7 @@ class SGD:
     nesterov: bool = False
 
     def __post_init__(self) -> None:
-        check(self)
+        check_types(self)
         check_range(self, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
         if self.nesterov and self.momentum == 0:
             raise RecipeError("SGD (given nesterov=True, momentum=0)", "Nesterov's step needs a momentum")

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustmail.fields import check, check_range
-from robustmail.runtime.distributed import summed
-from robustmail.step import unmoved
+from robustmail.fields import check_range, check_types
+from robustmail.runtime.distributed import all_reduce_sum
+from robustmail.step import restored
 
 __all__ = ["AWP"]
 
@@ -30,7 +30,7 @@ class AWP:
     gamma: float = 0.005
 
     def __post_init__(self) -> None:
-        check(self)
+        check_types(self)
         check_range(self, gamma=self.gamma)
 
     @contextmanager
@@ -56,5 +56,5 @@ class AWP:
 
 
 def _ascent(model: nn.Module, loss: Callable[[], Tensor], weights: list[nn.Parameter]) -> tuple[Tensor, ...]:
-    with unmoved(model.buffers()):
-        return summed(*torch.autograd.grad(loss(), weights, allow_unused=True, materialize_grads=True))
+    with restored(model.buffers()):
+        return all_reduce_sum(*torch.autograd.grad(loss(), weights, allow_unused=True, materialize_grads=True))

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from robustmail.attacks.instances import adopted
 from robustmail.attacks.view import eps_of
 from robustmail.errors import RecipeError, did_you_mean
-from robustmail.fields import check, describe, fits, parts, schedules, transform
+from robustmail.fields import check_types, describe, field_values, iter_schedules, map_schedules, matches_type
 from robustmail.models.precision import Precision
 from robustmail.norms import Norm, check_budget, norm_of
 from robustmail.optimizers import SGD, Optimizer
-from robustmail.plugin_calls import ask, broken, is_foreign, label
+from robustmail.plugin_calls import call_plugin, is_third_party, plugin_error, plugin_name
 from robustmail.runtime import distributed
 from robustmail.schedules import Schedule
-from robustmail.step import Attack, Margin, Objective, Perturbation, Step, Terms, Weighter, counted_steps, mode
-from robustmail.train.dry_run import Passes, rehearse
+from robustmail.step import Attack, Margin, Objective, Perturbation, Step, Terms, Weighter, counted_steps, module_mode
+from robustmail.train.dry_run import Passes, dry_run_step
 
 __all__ = ["Loss", "Recipe"]
 
@@ -85,7 +85,7 @@ class Recipe:
     def __post_init__(self) -> None:
         object.__setattr__(self, "attack", adopted(self.attack))
         self._check_schedules()
-        check(self)
+        check_types(self)
         if isinstance(self.evaluate, list):
             object.__setattr__(self, "evaluate", tuple(self.evaluate))
         self._check_ranges()
@@ -93,7 +93,7 @@ class Recipe:
 
     def but(self, **changes: Any) -> Recipe:
         """The same recipe with some fields changed. Raises RecipeError for a field that does not exist."""
-        fields = parts(self)
+        fields = field_values(self)
         for name in changes:
             if name not in fields:
                 raise RecipeError(f"Recipe (given {name}=...)", f"no field {name!r}", did_you_mean(name, fields))
@@ -104,38 +104,40 @@ class Recipe:
         now = self._resolved(epoch)
         return dataclasses.replace(now, margin=None, weight=None) if epoch < self.burn_in else now
 
-    def turns(self) -> list[int]:
+    def change_points(self) -> list[int]:
         """The epochs, 0 first, at which something new begins."""
-        turns = {0, self.burn_in, *(turn for s in schedules(self) for turn in s.turns())}
+        turns = {0, self.burn_in, *(turn for s in iter_schedules(self) for turn in s.change_points())}
         return sorted(turn for turn in turns if turn < self.epochs)
 
-    def reckon(self, step: Step) -> Loss:
+    def compute_loss(self, step: Step) -> Loss:
         """The loss of one batch with its ingredients.
 
         The objective goes first: it alone decides which forward passes run in train mode, and in which order. The
         margin looks second, through a detached window; so it can act through the weights and in no other way.
         Raises PluginError if a plugin returns something of the wrong shape.
         """
-        terms = ask("objective", self.objective, step)
+        terms = call_plugin("objective", self.objective, step)
         if not isinstance(terms, Terms):
-            raise broken("objective", self.objective, f"returned {type(terms).__name__}, not Terms(weighted, plain)")
+            raise plugin_error(
+                "objective", self.objective, f"returned {type(terms).__name__}, not Terms(weighted, plain)"
+            )
         _expect_batch("objective", self.objective, terms.weighted, len(step.y))
         if not isinstance(terms.plain, (int, float)):
             _expect_batch("objective", self.objective, terms.plain, len(step.y))
         if self.margin is None or self.weight is None:
-            return Loss(distributed.mean(terms.weighted + terms.plain), terms)
+            return Loss(distributed.global_mean(terms.weighted + terms.plain), terms)
         with torch.no_grad(), _watching(step.model):
-            margin = ask("margin", self.margin, step.detached())
+            margin = call_plugin("margin", self.margin, step.detached())
             _expect_batch("margin", self.margin, margin, len(step.y))
-            whole = distributed.everyone(margin)  # weights have mean one over the batch of all processes
-            weights = ask("weight", self.weight, whole)
+            whole = distributed.gather_batch(margin)  # weights have mean one over the batch of all processes
+            weights = call_plugin("weight", self.weight, whole)
             _expect_batch("weight", self.weight, weights, len(whole))
-            weights = distributed.mine(weights)
-        return Loss(distributed.mean(weights * terms.weighted + terms.plain), terms, margin, weights)
+            weights = distributed.local_rows(weights)
+        return Loss(distributed.global_mean(weights * terms.weighted + terms.plain), terms, margin, weights)
 
     def loss(self, step: Step) -> Tensor:
         """The loss of one batch: mean(w * weighted + plain), w = weight(margin), detached."""
-        return self.reckon(step).total
+        return self.compute_loss(step).total
 
     def rehearse(self, classes: int = 10, shape: tuple[int, int, int] = (3, 8, 8)) -> dict[int, Passes]:
         """Run one step of every phase on four random images and a linear model, before anything expensive starts.
@@ -143,18 +145,18 @@ class Recipe:
         Returns the forward and backward passes of a step, by the epoch at which each phase begins.
         Raises PluginError or RecipeError, naming the plugin and its file.
         """
-        return {epoch: rehearse(self.at(epoch), classes, shape) for epoch in self.turns()}
+        return {epoch: dry_run_step(self.at(epoch), classes, shape) for epoch in self.change_points()}
 
     def own_plugins(self) -> dict[str, Any]:
         """The plugins that are not robustmail's own, by kind."""
         now = self.at(self.epochs - 1)
         kinds = {"attack": now.attack, "objective": now.objective, "margin": now.margin, "weight": now.weight,
                  "perturbation": now.perturb}  # fmt: skip
-        return {kind: plugin for kind, plugin in kinds.items() if plugin is not None and is_foreign(plugin)}
+        return {kind: plugin for kind, plugin in kinds.items() if plugin is not None and is_third_party(plugin)}
 
     def _resolved(self, epoch: float) -> Recipe:
         """Every schedule as at an epoch, the weights included though it lie in the burn-in."""
-        return transform(self, lambda schedule: schedule.at_epoch(epoch))
+        return map_schedules(self, lambda schedule: schedule.at_epoch(epoch))
 
     @property
     def _last(self) -> Recipe:
@@ -166,7 +168,9 @@ class Recipe:
         attack = self._last.attack
         eps = self.eps if self.eps is not None else eps_of(attack)
         if eps is None:
-            raise RecipeError("Recipe", f"the attack {label(attack)} has no eps to evaluate with", "Add eps=8/255.")
+            raise RecipeError(
+                "Recipe", f"the attack {plugin_name(attack)} has no eps to evaluate with", "Add eps=8/255."
+            )
         return float(eps)
 
     @property
@@ -178,22 +182,22 @@ class Recipe:
     def formula(self) -> str:
         """The loss in one line, with the weights spelt out on a second where there are any; as in the last epoch."""
         now = self._last
-        weighted, plain = _said(now.objective, tuple[str, str], (f"{label(now.objective)}.weighted", "plain"))
+        weighted, plain = _said(now.objective, tuple[str, str], (f"{plugin_name(now.objective)}.weighted", "plain"))
         inner = f"w * {weighted}" if now.weight else weighted
-        changes = any(True for part in (self.objective, self.margin, self.weight) for _ in schedules(part))
+        changes = any(True for part in (self.objective, self.margin, self.weight) for _ in iter_schedules(part))
         text = f"loss = mean( {inner}{' + ' + plain if plain else ''} ){', in the last epoch' if changes else ''}"
         if now.perturb is not None:
             text += f"\n   at weights perturbed by {describe(self.perturb)}"
         if now.weight is None:
             return text
-        weight = _said(now.weight, str, f"{describe(now.weight)} of {{m}}").replace("{m}", label(now.margin))
+        weight = _said(now.weight, str, f"{describe(now.weight)} of {{m}}").replace("{m}", plugin_name(now.margin))
         start = f"; from epoch {self.burn_in + 1} on, 1 before" if self.burn_in else ""
         if self.burn_in >= self.epochs:
             start = f"; NEVER USED: burn_in={self.burn_in} covers all {self.epochs} epochs"
         return f"{text}\n   w = {weight}{start}"
 
     def _check_schedules(self) -> None:
-        for name, value in parts(self).items():
+        for name, value in field_values(self).items():
             if isinstance(value, Schedule) and name not in ("attack", "objective", "margin", "weight", "perturb"):
                 raise RecipeError(f"Recipe (given {name}={describe(value)})", f"{name} cannot change with the epoch")
 
@@ -210,7 +214,7 @@ class Recipe:
             raise RecipeError(
                 f"Recipe (given ema={self.ema:g})", "the decay must lie between 0 and 1", "Write ema=0.999."
             )
-        for who, eps in {"Recipe": self.eps, label(self.attack): eps_of(self.attack)}.items():
+        for who, eps in {"Recipe": self.eps, plugin_name(self.attack): eps_of(self.attack)}.items():
             check_budget(who, self.norm, eps=eps)
 
     def _check_method(self) -> None:
@@ -227,7 +231,7 @@ class Recipe:
                 f"Add {missing}={'Sigmoid(slope=2.0, bias=0.0)' if missing == 'weight' else 'pm_adv'}.",
             )
         # The rehearsal looks at the trace of any attack; what somebody's own calls `steps` is its own business.
-        taken = None if is_foreign(self.attack) else getattr(self.attack, "steps", None)
+        taken = None if is_third_party(self.attack) else getattr(self.attack, "steps", None)
         counted = counted_steps(self.weight)
         if counted is not None and isinstance(taken, int) and counted != taken:
             raise RecipeError(
@@ -240,19 +244,19 @@ class Recipe:
 def _said(plugin: Any, kind: Any, otherwise: Any) -> Any:
     """The formula that a plugin says, where it is of the kind that is read."""
     said = getattr(plugin, "formula", None)
-    return said if fits(said, kind) else otherwise
+    return said if matches_type(said, kind) else otherwise
 
 
 def _watching(model: Any) -> AbstractContextManager[object]:
     """A margin that calls the model itself moves none of its statistics."""
-    return mode(model, "eval") if isinstance(model, nn.Module) else nullcontext()
+    return module_mode(model, "eval") if isinstance(model, nn.Module) else nullcontext()
 
 
 def _expect_batch(kind: str, plugin: Any, value: Any, size: int) -> None:
     if not isinstance(value, Tensor):
-        raise broken(kind, plugin, f"returned {type(value).__name__}, not a tensor of shape [B]")
+        raise plugin_error(kind, plugin, f"returned {type(value).__name__}, not a tensor of shape [B]")
     if value.shape != (size,):
-        raise broken(
+        raise plugin_error(
             kind, plugin, f"returned shape {list(value.shape)} for a batch of {size}, expected [{size}]",
             "Return one number per example.",
         )  # fmt: skip

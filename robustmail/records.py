@@ -7,24 +7,24 @@ from typing import Any
 
 __all__ = [
     "ATTACKED",
-    "Attacked",
-    "Attacking",
-    "Begun",
-    "CellBegun",
-    "CellDone",
-    "EpochDone",
-    "Finished",
+    "AttackResult",
+    "AttackProgress",
+    "RunStarted",
+    "CellStarted",
+    "CellFinished",
+    "EpochFinished",
+    "RunFinished",
     "Forecast",
-    "Measuring",
+    "ProgressUpdate",
     "Record",
-    "StepDone",
-    "Waiting",
+    "StepFinished",
+    "WaitingForFolder",
     "WeightStats",
 ]
 
 
 @dataclass(frozen=True)
-class Begun:
+class RunStarted:
     """A run begins, or goes on at (epoch, step)."""
 
     name: str
@@ -71,7 +71,7 @@ class WeightStats:
 
 
 @dataclass(frozen=True)
-class StepDone:
+class StepFinished:
     """One training step."""
 
     epoch: int
@@ -95,7 +95,7 @@ class StepDone:
 
 
 @dataclass(frozen=True)
-class EpochDone:
+class EpochFinished:
     """One epoch with its validation: a row of metrics.csv."""
 
     row: dict[str, Any]
@@ -105,7 +105,7 @@ class EpochDone:
 
 
 @dataclass(frozen=True)
-class Attacking:
+class AttackProgress:
     """An evaluation under way: `done` of `n` images tried by this stage, `standing` not broken yet."""
 
     attack: str
@@ -116,7 +116,7 @@ class Attacking:
 
 
 @dataclass(frozen=True)
-class Measuring:
+class ProgressUpdate:
     """Something else under way: `done` of `n` images."""
 
     what: str
@@ -125,7 +125,7 @@ class Measuring:
 
 
 @dataclass(frozen=True)
-class Attacked:
+class AttackResult:
     """The verdict of one attack over the test set."""
 
     name: str
@@ -145,15 +145,15 @@ ATTACKED = {
     "name": str, "correct": int, "n": int, "accuracy": float, "low": float, "high": float, "seconds": float,
     "settings?": {"*": str}, "stages?": [str],
 }  # fmt: skip
-"""`Attacked` as it stands in a results.json, for `untrusted.check_shape`"""
+"""`AttackResult` as it stands in a results.json, for `untrusted.check_shape`"""
 
 
 @dataclass(frozen=True)
-class Finished:
+class RunFinished:
     """The run is over."""
 
     folder: str
-    rows: tuple[Attacked, ...]
+    rows: tuple[AttackResult, ...]
     weights: str
     epoch: int
     """the 0-based epoch whose weights were evaluated"""
@@ -166,7 +166,7 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class CellBegun:
+class CellStarted:
     """A grid of runs goes on with one of them."""
 
     name: str
@@ -176,7 +176,7 @@ class CellBegun:
 
 
 @dataclass(frozen=True)
-class CellDone:
+class CellFinished:
     """One run of a grid is over, well or not."""
 
     name: str
@@ -187,13 +187,13 @@ class CellDone:
 
 
 @dataclass(frozen=True)
-class Waiting:
+class WaitingForFolder:
     """A run of a grid waits for a process, say one that a killed command left behind, that works in its folder."""
 
     folder: str
 
 
 Record = (
-    Begun | Forecast | StepDone | EpochDone | Attacking | Attacked | Measuring | Finished
-    | CellBegun | CellDone | Waiting
+    RunStarted | Forecast | StepFinished | EpochFinished | AttackProgress | AttackResult | ProgressUpdate | RunFinished
+    | CellStarted | CellFinished | WaitingForFolder
 )  # fmt: skip

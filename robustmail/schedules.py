@@ -19,7 +19,7 @@ class Schedule(Protocol):
     def at_epoch(self, epoch: float, /) -> Any:
         """The value in force at a (0-based, possibly fractional) epoch."""
 
-    def turns(self) -> tuple[int, ...]:
+    def change_points(self) -> tuple[int, ...]:
         """The epochs at which something new begins: a rehearsal visits each."""
 
 
@@ -46,7 +46,7 @@ class Stairs:
         """The value of the last step that `epoch` has reached."""
         return self.steps[max(start for start in self.steps if start <= epoch)]
 
-    def turns(self) -> tuple[int, ...]:
+    def change_points(self) -> tuple[int, ...]:
         """The epochs at which the value changes."""
         return tuple(self.steps)
 
@@ -70,7 +70,7 @@ class Cosine:
         share = min(epoch / self.epochs, 1.0)
         return self.low + (self.high - self.low) * (1 + math.cos(math.pi * share)) / 2
 
-    def turns(self) -> tuple[int, ...]:
+    def change_points(self) -> tuple[int, ...]:
         """Only the beginning: nothing happens at once."""
         return (0,)
 
@@ -102,7 +102,7 @@ class Cyclic:
             share = (self.epochs - min(epoch, self.epochs)) / max(self.epochs - self.peak, 1)
         return self.low + (self.high - self.low) * share
 
-    def turns(self) -> tuple[int, ...]:
+    def change_points(self) -> tuple[int, ...]:
         """The beginning and the peak."""
         return tuple(sorted({0, self.peak}))
 

@@ -13,7 +13,7 @@ from robustmail.errors import ModelError
 
 __all__ = [
     "Adversarial", "Attack", "Margin", "Objective", "Perturbation", "Step", "Terms", "Trace", "Weighter",
-    "counted_steps", "logits_of", "means_one", "mode", "unmoved",
+    "counted_steps", "logits_of", "means_one", "module_mode", "restored",
 ]  # fmt: skip
 
 
@@ -89,7 +89,7 @@ class Step:
     def detached(self) -> Step:
         """A window on this step: what was computed, without its graph; what was not is computed
         in eval mode and forgotten here, so that looking moves no BatchNorm statistic and no gradient."""
-        window = Window(self.model, self.x, self.y, self.x_adv, self.trace)
+        window = DetachedStep(self.model, self.x, self.y, self.x_adv, self.trace)
         window._logits = {which: logits.detach() for which, logits in self._logits.items()}
         return window
 
@@ -102,9 +102,9 @@ class Step:
         return logits_of(self.model(images))
 
 
-class Window(Step):
+class DetachedStep(Step):
     def _compute(self, images: Tensor) -> Tensor:
-        with torch.no_grad(), mode(self.model, "eval"):
+        with torch.no_grad(), module_mode(self.model, "eval"):
             return super()._compute(images)
 
 
@@ -121,7 +121,7 @@ def logits_of(said: Any) -> Tensor:
 
 
 @contextmanager
-def unmoved(tensors: Iterable[Tensor]) -> Iterator[None]:
+def restored(tensors: Iterable[Tensor]) -> Iterator[None]:
     """Put tensors back to what they were, as BatchNorm's statistics after a pass that they shall not see."""
     before = [(tensor, tensor.detach().clone()) for tensor in tensors]
     try:
@@ -132,7 +132,7 @@ def unmoved(tensors: Iterable[Tensor]) -> Iterator[None]:
                 tensor.copy_(value)
 
 
-class mode:
+class module_mode:
     """Put every module of `model` in "train" or "eval" mode inside a with block, then each back in its own."""
 
     def __init__(self, model: nn.Module, which: str) -> None:

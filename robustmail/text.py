@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["so_many", "percent", "duration", "fraction"]
+__all__ = ["plural", "percent", "duration", "fraction"]
 
 
-def so_many(n: int, thing: str) -> str:
+def plural(n: int, thing: str) -> str:
     """A number with its noun: 1 image, 2,000 images."""
     return f"{n:,} {thing}{'s' * (n != 1)}"
 

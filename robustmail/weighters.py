@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from robustmail.fields import check, check_range
+from robustmail.fields import check_range, check_types
 from robustmail.functional import precise
 
 __all__ = ["Discrete", "Sigmoid", "Tanh"]
@@ -33,7 +33,7 @@ class Sigmoid:
     scale: float | None = None
 
     def __post_init__(self) -> None:
-        check(self)
+        check_types(self)
         check_range(self, slope=self.slope, scale=self.scale)
         check_range(self, low=-math.inf, bias=self.bias)
 
@@ -65,7 +65,7 @@ class Tanh:
     steps: int = 10
 
     def __post_init__(self) -> None:
-        check(self)
+        check_types(self)
         check_range(self, low=1, steps=self.steps)
 
     @property
@@ -93,7 +93,7 @@ class Discrete:
     steps: int = 10
 
     def __post_init__(self) -> None:
-        check(self)
+        check_types(self)
         check_range(self, low=1, steps=self.steps)
 
     @property

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustmail.attacks.library import knob_class, library_class, make
-from robustmail.attacks.view import View, check_images, settle, viewed
+from robustmail.attacks.library import build_attack, knob_class, library_class
+from robustmail.attacks.view import ModelView, check_images, check_result, model_view
 from robustmail.errors import AttackError
-from robustmail.fields import check, parts
+from robustmail.fields import check_types, field_values
 from robustmail.norms import check_budget, check_counts, norm_of
 from robustmail.step import Adversarial
 
@@ -34,7 +34,7 @@ def art(name: str, /, **knobs: Any) -> Any:
     other data (PGD: eps 0.3, no random start): read `robustmail show`.
     Same guard and same errors as `torchattack`.
     """
-    return make(_knob_class(name), knobs)
+    return build_attack(_knob_class(name), knobs)
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class _Art:
     __given__: ClassVar[tuple[str, ...]]
 
     def __post_init__(self) -> None:
-        check(self)
+        check_types(self)
         lengths = {name: getattr(self, name, None) for name in ("eps", "eps_step")}
         who = f"art({self.__given__[0]!r})"
         check_budget(who, norm_of(self), **lengths)
@@ -53,16 +53,16 @@ class _Art:
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Adversarial:
         who = f"art({self.__given__[0]!r})"
         check_images(who, x)
-        with viewed(model) as view:
-            knobs = parts(self)
+        with model_view(model) as view:
+            knobs = field_values(self)
             if "batch_size" in knobs:
                 knobs["batch_size"] = knobs["batch_size"] or len(x)
             # ART moves the model to the current CUDA device, whichever that is.
             with torch.cuda.device(x.device if x.device.type == "cuda" else -1):
                 found = self._generate(who, view, x, y, knobs)
-            return Adversarial(settle(who, view, x, found, getattr(self, "eps", None), norm_of(self)))
+            return Adversarial(check_result(who, view, x, found, getattr(self, "eps", None), norm_of(self)))
 
-    def _generate(self, who: str, view: View, x: Tensor, y: Tensor, knobs: dict[str, Any]) -> Tensor:
+    def _generate(self, who: str, view: ModelView, x: Tensor, y: Tensor, knobs: dict[str, Any]) -> Tensor:
         try:
             attack = self._target(_classifier(view, x), **knobs)
             found = attack.generate(x.detach().cpu().numpy(), y=y.cpu().numpy())

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from robustmail.attacks.torchattacks import torchattack
-from robustmail.attacks.view import check_images, settle, viewed
-from robustmail.fields import check
+from robustmail.attacks.view import check_images, check_result, model_view
+from robustmail.fields import check_types
 from robustmail.norms import Norm, check_budget
 from robustmail.step import Adversarial
 
@@ -34,7 +34,7 @@ class AutoAttack:
     norm: Norm = "linf"
 
     def __post_init__(self) -> None:
-        check(self)
+        check_types(self)
         check_budget("AutoAttack", self.norm, eps=self.eps)
 
     def stages(self, classes: int) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class AutoAttack:
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Adversarial:
         check_images("AutoAttack", x)
-        with viewed(model) as view:
+        with model_view(model) as view:
             found = x.detach().clone()
             with torch.no_grad():
                 logits = view(x)
@@ -74,4 +74,4 @@ class AutoAttack:
                     broken = view(tried).argmax(1) != y[standing]
                 found[standing[broken]] = tried[broken]
                 standing = standing[~broken]
-            return Adversarial(settle("AutoAttack", view, x, found, self.eps, self.norm))
+            return Adversarial(check_result("AutoAttack", view, x, found, self.eps, self.norm))

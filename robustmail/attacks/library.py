@@ -14,7 +14,7 @@ from typing import Any
 
 from robustmail.errors import PluginError, RecipeError, did_you_mean
 
-__all__ = ["knob_class", "library_class", "make"]
+__all__ = ["knob_class", "library_class", "build_attack"]
 
 COUNTS = re.compile(r"^n_|^nb_|steps|iter|restarts|queries|size|classes|random_init")
 
@@ -40,7 +40,7 @@ def knob_class(base: type, label: str, target: type, defaults: Mapping[str, Any]
     )
 
 
-def make(cls: Callable[..., Any], knobs: Mapping[str, Any]) -> Any:
+def build_attack(cls: Callable[..., Any], knobs: Mapping[str, Any]) -> Any:
     """Build the value, or say which knob does not exist or is missing."""
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     who = f"{cls.__label__}({cls.__given__[0]!r})"  # type: ignore[attr-defined]

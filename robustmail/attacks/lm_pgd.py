@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from robustmail.attacks.view import View, check_images, settle, viewed
-from robustmail.fields import check
+from robustmail.attacks.view import ModelView, check_images, check_result, model_view
+from robustmail.fields import check_types
 from robustmail.functional import ce, true_class
 from robustmail.norms import check_budget, check_counts
 from robustmail.step import Adversarial, Trace
@@ -38,13 +38,13 @@ class LMPGD:
     start: Literal["uniform", "none"] = "uniform"
 
     def __post_init__(self) -> None:
-        check(self)
+        check_types(self)
         check_budget("LMPGD", eps=self.eps, alpha=self.alpha)
         check_counts("LMPGD", steps=self.steps)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Adversarial:
         check_images("LMPGD", x)
-        with viewed(model) as view:
+        with model_view(model) as view:
             now = x.clone()
             if self.start == "uniform":
                 now = self._clip(x, x + torch.empty_like(x).uniform_(-self.eps, self.eps))
@@ -60,9 +60,9 @@ class LMPGD:
                 now, loss, right, p = self._search(view, x, y, ahead)
                 a = grown.where(loss > risen, torch.ones_like(a))
             trace = Trace(torch.stack(correct), torch.stack(p_true))
-            return Adversarial(settle("LMPGD", view, x, now, self.eps, "linf"), trace)
+            return Adversarial(check_result("LMPGD", view, x, now, self.eps, "linf"), trace)
 
-    def _search(self, view: View, x: Tensor, y: Tensor, ahead: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _search(self, view: ModelView, x: Tensor, y: Tensor, ahead: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The candidate of the largest loss for each example, with what the model says of it."""
         ahead = ahead.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(ce(view(ahead), y).sum(), ahead)
@@ -87,7 +87,7 @@ class LMPGD:
 
 
 @torch.no_grad()
-def _look(view: View, images: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _look(view: ModelView, images: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, correct, p_y) of images, [B] each."""
     logits = view(images)
     return ce(logits, y), logits.argmax(1) == y, true_class(logits.softmax(1), y)

@@ -1,7 +1,7 @@
 """Noise that belongs to an image, not to its place in a batch.
 
 Libraries draw one random tensor for a whole batch, so that a verdict depends on the company an image is attacked in.
-Inside `noise_of_each` every image gets noise of its own, a function of (where, the image's own bytes, how many draws it
+Inside `per_image_noise` every image gets noise of its own, a function of (where, the image's own bytes, how many draws it
 has seen): the same in a batch of 1 or 500, in another order, in another process.
 """
 
@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustmail.runtime.rng import drawn_by, generator
+from robustmail.runtime.rng import generator, patched_random
 
-__all__ = ["in_own_noise", "noise_of_each"]
+__all__ = ["own_noise", "per_image_noise"]
 
 Draw = Callable[..., Tensor]
 
@@ -43,7 +43,7 @@ _CURRENT: ContextVar[Noise | None] = ContextVar("noise", default=None)
 
 
 @contextmanager
-def noise_of_each(x: Tensor, *where: int | str) -> Iterator[None]:
+def per_image_noise(x: Tensor, *where: int | str) -> Iterator[None]:
     """Every draw of a whole image inside the block is its image's own; x: the batch under attack, [B, C, H, W].
 
     A draw of one number per channel, or of a few for the whole batch (Square's windows), is the same for all images.
@@ -57,7 +57,7 @@ def noise_of_each(x: Tensor, *where: int | str) -> Iterator[None]:
         _CURRENT.reset(token)
 
 
-def in_own_noise(attack: Any) -> Any:
+def own_noise(attack: Any) -> Any:
     """Tell a torchattacks object, which drops fooled images from its batch, to draw for just those it still attacks."""
     noise = _CURRENT.get()
     if noise is not None and hasattr(attack, "attack_single_run"):
@@ -83,4 +83,4 @@ def _patched(noise: Noise, x: Tensor) -> AbstractContextManager[None]:
             drawn = how(shape, generator=noise.shared)
         return drawn if like is None else drawn.to(like)
 
-    return drawn_by(draw)
+    return patched_random(draw)

@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from robustmail.attacks.view import View, check_images, settle, viewed
-from robustmail.fields import check
+from robustmail.attacks.view import ModelView, check_images, check_result, model_view
+from robustmail.fields import check_types
 from robustmail.functional import ce, gap, kl, true_class
 from robustmail.norms import Norm, check_budget, check_counts
 from robustmail.step import Adversarial, Trace
@@ -47,13 +47,13 @@ class PGD:
     noise: float = 0.0
 
     def __post_init__(self) -> None:
-        check(self)
+        check_types(self)
         check_budget("PGD", self.norm, eps=self.eps, alpha=self.alpha, noise=self.noise)
         check_counts("PGD", steps=self.steps, patience=1 if self.patience == 0 else self.patience)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Adversarial:
         check_images("PGD", x)
-        with viewed(model) as view:
+        with model_view(model) as view:
             loss, x_adv = self._loss(view, x, y), self._start(x)
             correct = torch.zeros(self.steps, len(y), dtype=torch.bool, device=x.device)
             p_true = torch.zeros(self.steps, len(y), dtype=x.dtype, device=x.device)
@@ -76,9 +76,9 @@ class PGD:
                     correct[k + 1 :], p_true[k + 1 :] = correct[k], p_true[k]
                     break
                 x_adv[going] = moved[keep]
-            return Adversarial(settle("PGD", view, x, x_adv, self.eps, self.norm), Trace(correct, p_true))
+            return Adversarial(check_result("PGD", view, x, x_adv, self.eps, self.norm), Trace(correct, p_true))
 
-    def _loss(self, view: View, x: Tensor, y: Tensor) -> Callable[[Tensor, Going], Tensor]:
+    def _loss(self, view: ModelView, x: Tensor, y: Tensor) -> Callable[[Tensor, Going], Tensor]:
         # Sums, not means: a mean over the batch underflows in half precision, and the step does not see the scale.
         if self.loss == "kl":
             with torch.no_grad():

@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from robustmail.attacks.library import knob_class, library_class, make
-from robustmail.attacks.per_image_noise import in_own_noise
-from robustmail.attacks.view import View, check_images, settle, viewed
+from robustmail.attacks.library import build_attack, knob_class, library_class
+from robustmail.attacks.per_image_noise import own_noise
+from robustmail.attacks.view import ModelView, check_images, check_result, model_view
 from robustmail.errors import AttackError, PluginError
-from robustmail.fields import check, parts
+from robustmail.fields import check_types, field_values
 from robustmail.norms import check_budget, check_counts, norm_of
 from robustmail.step import Adversarial
 
@@ -34,13 +34,13 @@ def torchattack(name: str, /, **knobs: Any) -> Any:
     Returns a frozen value, called as (model, x, y) -> Adversarial. Its fields are torchattacks' parameters with
     torchattacks' defaults, except that `seed=None` draws one from the global generator at each call and
     `n_classes=None` asks the model (ten at most, as AutoAttack's reference code).
-    The model is lent through `viewed`: eval mode unless told otherwise, no mark left on it or on the generators.
+    The model is lent through `model_view`: eval mode unless told otherwise, no mark left on it or on the generators.
     Raises PluginError for an unknown name, RecipeError for a knob that does not exist or fit, AttackError for images
     outside [0, 1] or a result outside the ball, NonFiniteError for NaN logits.
     """
     if name in MISLEADING:
         raise PluginError(f"torchattack({name!r})", *MISLEADING[name].split(". "))
-    return make(_knob_class(name), knobs)
+    return build_attack(_knob_class(name), knobs)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class _Torchattack:
     __given__: ClassVar[tuple[str, ...]]
 
     def __post_init__(self) -> None:
-        check(self)
+        check_types(self)
         lengths = {name: getattr(self, name, None) for name in ("eps", "alpha")}
         who = f"torchattack({self.__given__[0]!r})"
         check_budget(who, norm_of(self), **lengths)
@@ -59,13 +59,13 @@ class _Torchattack:
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Adversarial:
         who = f"torchattack({self.__given__[0]!r})"
         check_images(who, x)
-        with viewed(model) as view:
-            attack = in_own_noise(_mended(self._target(view, **self._knobs(who, view, x))))
+        with model_view(model) as view:
+            attack = own_noise(_mended(self._target(view, **self._knobs(who, view, x))))
             found = attack(x.detach().contiguous(), y.long())  # FAB wants plain strides
-            return Adversarial(settle(who, view, x, found, getattr(self, "eps", None), norm_of(self)))
+            return Adversarial(check_result(who, view, x, found, getattr(self, "eps", None), norm_of(self)))
 
-    def _knobs(self, who: str, view: View, x: Tensor) -> dict[str, Any]:
-        knobs = parts(self)
+    def _knobs(self, who: str, view: ModelView, x: Tensor) -> dict[str, Any]:
+        knobs = field_values(self)
         if "seed" in knobs and knobs["seed"] is None:
             knobs["seed"] = int(torch.randint(2**31 - 1, ()))
         if "n_classes" in knobs:

@@ -11,16 +11,16 @@ from torch import Tensor, nn
 
 from robustmail.errors import AttackError, ModelError, NonFiniteError, asked_to_stop, in_brief
 from robustmail.functional import precise
-from robustmail.models.folded import Twin
-from robustmail.norms import SLACK, reach, slack
-from robustmail.runtime.deferred import look
-from robustmail.runtime.rng import forked
-from robustmail.step import logits_of, mode, unmoved
+from robustmail.models.folded import FoldedModel
+from robustmail.norms import ROUNDING, max_distance, tolerance
+from robustmail.runtime.deferred import read_later
+from robustmail.runtime.rng import fork_rng
+from robustmail.step import logits_of, module_mode, restored
 
-__all__ = ["eps_of", "View", "answer", "check_images", "settle", "viewed"]
+__all__ = ["eps_of", "ModelView", "call_model", "check_images", "check_result", "model_view"]
 
 
-def answer(model: nn.Module, x: Tensor) -> Tensor:
+def call_model(model: nn.Module, x: Tensor) -> Tensor:
     """The logits that a model gives of images. Raises ModelError for one that returns none, or leaves by sys.exit."""
     try:
         said = model(x)
@@ -32,7 +32,7 @@ def answer(model: nn.Module, x: Tensor) -> Tensor:
     return logits_of(said)
 
 
-class View(nn.Module):
+class ModelView(nn.Module):
     """The model as an attack sees it: float32 logits, and modes that no library can flip."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -47,18 +47,18 @@ class View(nn.Module):
         ):  # libraries call .view on gradients, which a channels-last network returns with other strides
             x = x.view_as(x)
             x.register_hook(Tensor.contiguous)
-        logits = precise(answer(self.model, x))
+        logits = precise(call_model(self.model, x))
         finite = logits.detach().isfinite().all()
-        self.finite = finite if self.finite is None else self.finite & finite  # read once, by `settle`
+        self.finite = finite if self.finite is None else self.finite & finite  # read once, by `check_result`
         return logits
 
-    def train(self, mode: bool = True) -> View:
+    def train(self, mode: bool = True) -> ModelView:
         """Do nothing: libraries put the model in eval and then all of it in train; its modes are ours to set."""
         return self
 
 
 @contextmanager
-def viewed(model: nn.Module, which: str = "eval") -> Iterator[View]:
+def model_view(model: nn.Module, which: str = "eval") -> Iterator[ModelView]:
     """Lend the model to an attack; whatever it does, and also if it fails, leave no mark.
 
     Inside: all modules in eval (or "train") mode, parameters that need no gradient, gradients enabled, the global
@@ -67,20 +67,20 @@ def viewed(model: nn.Module, which: str = "eval") -> Iterator[View]:
     (as `fit` does) to get another one. Lending a view again is free and changes nothing. A twin follows the live
     weights here, each time it is lent.
     """
-    if isinstance(model, View):
+    if isinstance(model, ModelView):
         yield model
         return
-    if isinstance(model, Twin):
+    if isinstance(model, FoldedModel):
         model.refresh()
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     with (
-        forked(), mode(model, which), torch.inference_mode(False), unmoved(model.buffers()), torch.enable_grad(),
+        fork_rng(), module_mode(model, which), torch.inference_mode(False), restored(model.buffers()), torch.enable_grad(),
     ):  # fmt: skip
         try:
             for p, _, _ in parameters:
                 p.requires_grad_(False)
                 p.grad = None
-            yield View(model)
+            yield ModelView(model)
         finally:
             for p, needed, grad in parameters:
                 p.requires_grad_(needed)
@@ -105,17 +105,17 @@ def check_images(who: str, x: Tensor) -> None:
 
     def judge(span: list[float]) -> None:
         low, high = span
-        if not (low >= -SLACK and high <= 1 + SLACK):
+        if not (low >= -ROUNDING and high <= 1 + ROUNDING):
             raise AttackError(
                 who,
                 f"images must lie in [0, 1], these span [{low:.3g}, {high:.3g}]",
                 "Give the model a `normalize` instead of normalising its input.",
             )
 
-    look(torch.stack(x.detach().aminmax()), judge)
+    read_later(torch.stack(x.detach().aminmax()), judge)
 
 
-def settle(who: str, view: View, x: Tensor, found: Tensor, eps: float | None, norm: str | None) -> Tensor:
+def check_result(who: str, view: ModelView, x: Tensor, found: Tensor, eps: float | None, norm: str | None) -> Tensor:
     """The attack's images, detached, in x's dtype; checked to be finite, in the box and in the ball around x.
 
     Raises NonFiniteError if the model returned NaN or infinity meanwhile, AttackError if an image broke out.
@@ -131,14 +131,14 @@ def settle(who: str, view: View, x: Tensor, found: Tensor, eps: float | None, no
             raise NonFiniteError(
                 who, "the model returned NaN or infinite logits", "Lower the learning rate, or look for a broken layer."
             )
-        if not (low >= -SLACK and high <= 1 + SLACK):  # also true of NaN
+        if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # also true of NaN
             raise AttackError(who, f"left the box: pixels span [{low:.4g}, {high:.4g}], not [0, 1]")
-        if eps is not None and norm is not None and not far <= eps + slack(eps):
+        if eps is not None and norm is not None and not far <= eps + tolerance(eps):
             raise AttackError(
                 who,
                 f"left its ball: an image lies {far * 255:.2f}/255 away in {norm}, eps is {eps * 255:.2f}/255",
                 "It bounds something else than the distance; take an attack that keeps to eps.",
             )
 
-    look(torch.stack([ok.to(x), *found.aminmax(), reach(x, found, norm)]), judge, ok)
+    read_later(torch.stack([ok.to(x), *found.aminmax(), max_distance(x, found, norm)]), judge, ok)
     return found.clamp(0, 1)

@@ -1,21 +1,21 @@
 """Checkpoints of any origin: read without running their code, diagnosed, and loaded into networks."""
 
 from robustmail.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from robustmail.checkpoints.file_formats import check_there, load_saved
-from robustmail.checkpoints.infer.candidates import Reading, readings
-from robustmail.checkpoints.inspection import Report, inspect
-from robustmail.checkpoints.load import fit, make, normalisation_in
+from robustmail.checkpoints.file_formats import check_exists, load_saved
+from robustmail.checkpoints.infer.candidates import Candidate, candidates
+from robustmail.checkpoints.inspection import Inspection, inspect_checkpoint
+from robustmail.checkpoints.load import build_network, load_strict, normalisation_in
 
 __all__ = [
     "Checkpoint",
-    "Reading",
-    "Report",
-    "check_there",
-    "fit",
-    "inspect",
+    "Candidate",
+    "Inspection",
+    "check_exists",
+    "load_strict",
+    "inspect_checkpoint",
     "load_saved",
-    "make",
+    "build_network",
     "normalisation_in",
     "open_checkpoint",
-    "readings",
+    "candidates",
 ]

@@ -12,13 +12,19 @@ from typing import Any
 from torch import Tensor
 
 from robustmail.checkpoints.accuracies import stored_accuracies
-from robustmail.checkpoints.file_formats import read
-from robustmail.checkpoints.infer.candidates import Reading, readings
-from robustmail.checkpoints.state_dicts import Cleaned, Normalisation, choose, clean, find
+from robustmail.checkpoints.file_formats import read_file
+from robustmail.checkpoints.infer.candidates import Candidate, candidates
+from robustmail.checkpoints.state_dicts import (
+    CleanStateDict,
+    Normalisation,
+    choose_state_dict,
+    clean_state_dict,
+    find_state_dicts,
+)
 from robustmail.errors import ModelError
 from robustmail.runtime.untrusted import parse_json
 
-__all__ = ["Checkpoint", "examine", "open_checkpoint"]
+__all__ = ["Checkpoint", "inspect_content", "open_checkpoint"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class Checkpoint:
     others: dict[str, str]
     """the values beside them"""
     raw_tensors: dict[str, Tensor] = field(repr=False)
-    cleaned: Cleaned = field(repr=False)
+    cleaned: CleanStateDict = field(repr=False)
     facts: dict[str, Any] = field(default_factory=dict)
     image_size: int | None = None
     accuracies: dict[str, float] = field(default_factory=dict)
@@ -67,10 +73,10 @@ class Checkpoint:
         return written or self.cleaned.normalize
 
     @cached_property
-    def _readings(self) -> list[Reading]:
-        return [] if self.ailments else readings(self.tensors, self.image_size)
+    def _readings(self) -> list[Candidate]:
+        return [] if self.ailments else candidates(self.tensors, self.image_size)
 
-    def readings(self) -> list[Reading]:
+    def readings(self) -> list[Candidate]:
         """The networks that fit, likeliest first; worked out when first asked for."""
         return self._readings
 
@@ -80,7 +86,7 @@ def open_checkpoint(path: str | Path, weights: str | None = None, size: int | No
 
     size: the side of the images, where it is known. Raises ModelError, also for weights that are NaN or quantised.
     """
-    checkpoint = examine(path, weights, size)
+    checkpoint = inspect_content(path, weights, size)
     if checkpoint.ailments:
         more = len(checkpoint.ailments) - 1
         wrong = checkpoint.ailments[0] + (f", and {more} more tensors are unusable" if more else "")
@@ -88,18 +94,18 @@ def open_checkpoint(path: str | Path, weights: str | None = None, size: int | No
     return checkpoint
 
 
-def examine(path: str | Path, weights: str | None = None, size: int | None = None) -> Checkpoint:
+def inspect_content(path: str | Path, weights: str | None = None, size: int | None = None) -> Checkpoint:
     """As open_checkpoint, but weights that cannot be used are returned, with their `ailments`."""
-    opened = read(path)
-    found = find(opened.content)
-    chosen, why = choose(found.weights, weights, str(path))
+    opened = read_file(path)
+    found = find_state_dicts(opened.content)
+    chosen, why = choose_state_dict(found.weights, weights, str(path))
     raw = found.weights[chosen]
     facts = _facts(opened.metadata.get("robustmail", ""))
     shape = facts.get("shape")
     return Checkpoint(
         opened.path, opened.container, opened.size, opened.sha256, chosen, why,
         {name: len(tensors) for name, tensors in found.weights.items()}, found.others,
-        raw, clean(raw), facts, size or (shape[-1] if shape else None),
+        raw, clean_state_dict(raw), facts, size or (shape[-1] if shape else None),
         stored_accuracies({**opened.metadata, **found.others}),
     )  # fmt: skip
 

@@ -29,7 +29,7 @@ from robustmail.checkpoints.pickle_scan import PickleTooLongError, global_names
 from robustmail.errors import ModelError, did_you_mean, in_brief
 from robustmail.runtime.untrusted import HEADER, check_inside, check_unpacked, parse_json, unpacked
 
-__all__ = ["Opened", "check_there", "load_saved", "read"]
+__all__ = ["RawCheckpoint", "check_exists", "load_saved", "read_file"]
 
 _MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 """the number that torch's own pickles began with before 1.6"""
@@ -57,7 +57,7 @@ _AGAIN = "Download or copy it again, and compare its size with the original's."
 
 
 @dataclass(frozen=True)
-class Opened:
+class RawCheckpoint:
     """A file's content as plain values and tensors."""
 
     path: Path
@@ -70,13 +70,13 @@ class Opened:
     sha256: str = ""
 
 
-def read(path: str | Path) -> Opened:
+def read_file(path: str | Path) -> RawCheckpoint:
     """Open a file of weights in any format that can be read without running code.
 
     Raises ModelError: missing, empty, cut short, damaged, another kind of file, or one that needs code (named).
     """
     path = Path(path)
-    check_there(path)
+    check_exists(path)
     try:
         with open(path, "rb") as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -91,7 +91,7 @@ def read(path: str | Path) -> Opened:
         raise ModelError(str(path), f"cannot be read ({error.strerror or in_brief(error)})") from error
     except Exception as error:  # what was written to be damaging may fail anywhere
         raise ModelError(str(path), f"damaged ({in_brief(error)})", _AGAIN) from error
-    return Opened(path, container, content, metadata, path.stat().st_size, digest)
+    return RawCheckpoint(path, container, content, metadata, path.stat().st_size, digest)
 
 
 def load_saved(path: Path, device: torch.device) -> Any:
@@ -108,7 +108,7 @@ def load_saved(path: Path, device: torch.device) -> Any:
     return content
 
 
-def check_there(path: Path) -> None:
+def check_exists(path: Path) -> None:
     """Refuse what is no file of weights at first sight: a folder, nothing, something empty (raises ModelError)."""
     try:
         if path.is_dir():

@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robustmail.checkpoints.checkpoint import Checkpoint, examine
-from robustmail.checkpoints.infer.candidates import Reading
+from robustmail.checkpoints.checkpoint import Checkpoint, inspect_content
+from robustmail.checkpoints.infer.candidates import Candidate
 from robustmail.runtime.untrusted import data_source
-from robustmail.text import so_many
+from robustmail.text import plural
 
-__all__ = ["Report", "inspect"]
+__all__ = ["Inspection", "inspect_checkpoint"]
 
 
 @dataclass(frozen=True)
-class Report:
+class Inspection:
     """A checkpoint and the networks that its tensors fit."""
 
     checkpoint: Checkpoint
-    readings: list[Reading]
+    readings: list[Candidate]
 
     def lines(self) -> list[str]:
         """The letter, in plain text."""
@@ -84,10 +84,10 @@ class Report:
         return [*out, "Next:", f"  robustmail eval {file}{data}{'' if written else ' --probe'}"]
 
 
-def inspect(path: str | Path, weights: str | None = None, size: int | None = None) -> Report:
+def inspect_checkpoint(path: str | Path, weights: str | None = None, size: int | None = None) -> Inspection:
     """Examine a file without running code in it. Raises ModelError for what is no checkpoint or needs code."""
-    checkpoint = examine(path, weights, size)
-    return Report(checkpoint, checkpoint.readings())
+    checkpoint = inspect_content(path, weights, size)
+    return Inspection(checkpoint, checkpoint.readings())
 
 
 def _told(file: Checkpoint) -> list[str]:
@@ -124,12 +124,12 @@ def _numbers(file: Checkpoint) -> int:
     return sum(tensor.numel() for tensor in file.tensors.values())
 
 
-def _takes(reading: Reading) -> str:
+def _takes(reading: Candidate) -> str:
     side = f"{reading.size}x{reading.size}" if reading.size else "any size"
-    return f"images of {so_many(reading.channels, 'channel')} and {side}, {reading.classes} classes"
+    return f"images of {plural(reading.channels, 'channel')} and {side}, {reading.classes} classes"
 
 
-def _differs(other: Reading, first: Reading) -> str:
+def _differs(other: Candidate, first: Candidate) -> str:
     return "; ".join(part for part in other.unwritten if part not in first.unwritten) or "nothing else assumed"
 
 

@@ -12,19 +12,19 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from robustmail.checkpoints.infer import registered
-from robustmail.checkpoints.infer.layers import natural
-from robustmail.checkpoints.state_dicts import MEANS, Normalisation, clean
+from robustmail.checkpoints.infer.layers import natural_key
+from robustmail.checkpoints.state_dicts import MEANS, Normalisation, clean_state_dict
 from robustmail.errors import ModelError, in_brief
 from robustmail.models.classifier import check_name
 
-__all__ = ["fit", "make", "normalisation_in"]
+__all__ = ["load_strict", "build_network", "normalisation_in"]
 
 _COUNTER = "num_batches_tracked"
 _CLASSES = ("classes", "num_classes", "n_classes", "nclasses", "num_class")
 _CHANNELS = ("channels", "in_channels", "in_chans", "num_channels")
 
 
-def fit(tensors: Mapping[str, Tensor], network: nn.Module, who: str) -> nn.Module:
+def load_strict(tensors: Mapping[str, Tensor], network: nn.Module, who: str) -> nn.Module:
     """Load a file's tensors into a network, in eval mode; whole prefixes are taken off or added where that fits.
 
     Pass a checkpoint's raw_tensors: normalisation that is a part of the network is loaded too, any other left out.
@@ -44,7 +44,7 @@ def fit(tensors: Mapping[str, Tensor], network: nn.Module, who: str) -> nn.Modul
     raise _misfit(nearest, own, who)
 
 
-def make(
+def build_network(
     model: str | Callable[..., Any],
     tensors: Mapping[str, Tensor],
     classes: int | None = None,
@@ -99,7 +99,7 @@ def _few(value: Any) -> tuple[float, ...] | None:
 
 def _variants(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     """The tensors under the names they may have had: as they are, with fewer and with more components in front."""
-    for base in (dict(tensors), clean(tensors).tensors):
+    for base in (dict(tensors), clean_state_dict(tensors).tensors):
         names, values = list(base), list(base.values())
         while names:
             yield dict(zip(names, values, strict=True))
@@ -123,7 +123,7 @@ def _misfits(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[s
 
 
 def _misfit(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], who: str) -> ModelError:
-    wrong = sorted(_misfits(tensors, own), key=natural)
+    wrong = sorted(_misfits(tensors, own), key=natural_key)
     other = [name for name in wrong if name in tensors and name in own]
     extra = [name for name in wrong if name not in own]
     missing = [name for name in wrong if name not in tensors]
@@ -152,7 +152,7 @@ def _reason(
             return "The first convolution takes other channels, or has another kernel."
         return "It is of another width."
     ends = _ends(list(tensors)), _ends(list(own))
-    for stage in sorted(ends[0].keys() & ends[1].keys(), key=natural):
+    for stage in sorted(ends[0].keys() & ends[1].keys(), key=natural_key):
         if ends[0][stage] != ends[1][stage]:
             deep, end = ends[0][stage], ends[1][stage]
             return f"It is of another depth: the file's {stage} ends at {stage}.{deep}, the model's at {stage}.{end}."

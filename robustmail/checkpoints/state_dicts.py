@@ -12,7 +12,17 @@ from torch import Tensor
 
 from robustmail.errors import ModelError, did_you_mean
 
-__all__ = ["MEANS", "Cleaned", "Found", "Normalisation", "check_numbers", "choose", "clean", "find", "strip_prefixes"]
+__all__ = [
+    "MEANS",
+    "CleanStateDict",
+    "StateDicts",
+    "Normalisation",
+    "check_numbers",
+    "choose_state_dict",
+    "clean_state_dict",
+    "find_state_dicts",
+    "strip_prefixes",
+]
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 
@@ -32,7 +42,7 @@ _DEBRIS = {"total_ops": "thop's counters", "total_params": "thop's counters", "n
 
 
 @dataclass(frozen=True)
-class Found:
+class StateDicts:
     """The state dicts in a file by the path that leads to them, and the plain values beside them."""
 
     weights: dict[str, dict[str, Tensor]]
@@ -42,7 +52,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Cleaned:
+class CleanStateDict:
     """A state dict as a bare network would have it."""
 
     tensors: dict[str, Tensor]
@@ -54,7 +64,7 @@ class Cleaned:
     """why the weights cannot be used"""
 
 
-def find(content: Any) -> Found:
+def find_state_dicts(content: Any) -> StateDicts:
     """Every state dict in what a file holds; an optimizer's moments are none."""
     weights: dict[str, dict[str, Tensor]] = {}
     others: dict[str, str] = {}
@@ -81,7 +91,7 @@ def find(content: Any) -> Found:
                 look(part, name, depth + 1)
 
     look(content, "", 0)
-    return Found(weights, others)
+    return StateDicts(weights, others)
 
 
 def _tensors(value: Any) -> dict[str, Tensor]:
@@ -118,7 +128,7 @@ def _short(value: Any, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def choose(weights: Mapping[str, Any], wanted: str | None, who: str) -> tuple[str, str]:
+def choose_state_dict(weights: Mapping[str, Any], wanted: str | None, who: str) -> tuple[str, str]:
     """The path of the state dict to use and the reason.
 
     Raises ModelError: there is none, none is called `wanted`, or nothing says which of several it should be.
@@ -149,7 +159,7 @@ def choose(weights: Mapping[str, Any], wanted: str | None, who: str) -> tuple[st
     )
 
 
-def clean(raw: Mapping[str, Tensor]) -> Cleaned:
+def clean_state_dict(raw: Mapping[str, Tensor]) -> CleanStateDict:
     """Take the normalisation, wrappers' prefixes and wrappers' duplicates off a state dict, and make it float32."""
     notes: list[str] = []
     ailments: list[str] = []
@@ -172,7 +182,7 @@ def clean(raw: Mapping[str, Tensor]) -> Cleaned:
     _drop_duplicates(tensors, notes)
     tensors, prefixes = strip_prefixes(tensors)
     ailments += check_numbers(tensors)
-    return Cleaned(tensors, prefixes, normalize, tuple(notes), tuple(ailments))
+    return CleanStateDict(tensors, prefixes, normalize, tuple(notes), tuple(ailments))
 
 
 def _brief(notes: list[str], what: str) -> list[str]:

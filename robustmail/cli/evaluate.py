@@ -30,7 +30,7 @@ from robustmail.errors import RecipeError, RunError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from robustmail.evaluation.task import Task
+    from robustmail.evaluation.task import EvaluationTask
     from robustmail.runtime.signals import Signals
 
 __all__ = ["add_to"]
@@ -54,7 +54,7 @@ def inspect(
 
     The exit code is 1 for weights that cannot be used, such as ones with NaN.
     """
-    from robustmail.checkpoints import inspect as examine
+    from robustmail.checkpoints import inspect_checkpoint as examine
 
     found = examine(_weights_of(file), weights)
     print(json.dumps(found.as_dict(), indent=2) if as_json else "\n".join(found.lines()))
@@ -89,21 +89,21 @@ def eval_(
     from rich.console import Console
 
     from robustmail.evaluation.storage import write_pngs
-    from robustmail.evaluation.task import Task
+    from robustmail.evaluation.task import EvaluationTask
     from robustmail.runtime import distributed
     from robustmail.runtime.signals import Signals
     from robustmail.train.run import Stopped
 
-    def prepared() -> tuple[Task, Path]:
+    def prepared() -> tuple[EvaluationTask, Path]:
         """The task of this process, and the folder of what all of them find."""
         subject, chosen, budget, measure = opened(file, data, n, model, normalize, weights, probe, device, eps, norm,
                                                   accept_reading)  # fmt: skip
-        if (processes := distributed.world()) > 1 and shard:
+        if (processes := distributed.world_size()) > 1 and shard:
             raise RecipeError(f"--shard {shard}", "torchrun's processes are the shards already", "Leave it out.")
         part = (distributed.rank() + 1, processes) if processes > 1 else _shard(shard)
         names = tuple(attack_of(name) for name in once("--attacks", STANDARD if attacks is None else attacks, STANDARD))
         command = shlex.join(["robustmail", *sys.argv[1:]])
-        task = Task(subject, chosen, names, budget, measure, seed, part, positive("--batch", batch), command)
+        task = EvaluationTask(subject, chosen, names, budget, measure, seed, part, positive("--batch", batch), command)
         whole = out or Path("evals") / name_of(subject)
         return task, _share(whole, *part) if shard and out is None else whole
 
@@ -111,10 +111,10 @@ def eval_(
     try:
         with signals.caught():
             # Days of patience: one process may be done long before another.
-            with distributed.joined(device, patience=timedelta(days=7)):
+            with distributed.process_group(device, patience=timedelta(days=7)):
                 task, folder = distributed.alike(prepared)
                 _attack(task, folder, fresh, plain, signals)
-                leads = distributed.leads()
+                leads = distributed.is_main_process()
             if leads:
                 _show(Console(), folder, shard=bool(shard) and task.shard != (1, 1))
                 if png:
@@ -135,35 +135,35 @@ def _say_stopped(signum: int, folder: Path | None) -> None:
         print(f"robustmail: stopped by {Signals(signum).name}; {said}", file=sys.stderr)
 
 
-def _attack(task: Task, folder: Path, fresh: bool, plain: bool, signals: Signals) -> None:
+def _attack(task: EvaluationTask, folder: Path, fresh: bool, plain: bool, signals: Signals) -> None:
     """Evaluate into a folder; several processes into one each, which the first of them puts together."""
-    from robustmail.evaluation.runner import merge, open_shard, open_whole
+    from robustmail.evaluation.runner import merge_shards, open_shard, open_whole
     from robustmail.runtime import distributed
 
-    if (processes := distributed.world()) == 1:
+    if (processes := distributed.world_size()) == 1:
         _attack_and_show(task, folder, fresh, plain, signals)
         return
-    if distributed.told(lambda: open_whole(task, folder, fresh)):
+    if distributed.from_main_process(lambda: open_whole(task, folder, fresh)):
         return
     parts = [_share(folder, k + 1, processes) for k in range(processes)]
     mine = parts[distributed.rank()]
     distributed.alike(lambda: open_shard(task, mine, folder, fresh))
     _attack_and_show(task, mine, False, plain, signals)
-    distributed.together([mine])  # nobody goes on before all are done
-    distributed.told(lambda: merge(parts, folder, again=True))
+    distributed.all_gather_lists([mine])  # nobody goes on before all are done
+    distributed.from_main_process(lambda: merge_shards(parts, folder, again=True))
 
 
-def _attack_and_show(task: Task, folder: Path, fresh: bool, plain: bool, signals: Signals) -> None:
+def _attack_and_show(task: EvaluationTask, folder: Path, fresh: bool, plain: bool, signals: Signals) -> None:
     from contextlib import closing
 
     from rich.console import Console
 
-    from robustmail.evaluation.runner import examine
+    from robustmail.evaluation.runner import run_evaluation
     from robustmail.report.dashboard import choose_watch
     from robustmail.runtime import distributed
 
-    with closing(examine(task, folder, fresh)) as records:  # at whatever moment it is stopped, it saves
-        if not distributed.leads():
+    with closing(run_evaluation(task, folder, fresh)) as records:  # at whatever moment it is stopped, it saves
+        if not distributed.is_main_process():
             for _ in records:
                 signals.check()
             return
@@ -206,10 +206,10 @@ def compare(
     from rich.console import Console
 
     from robustmail.evaluation.compare import compare as pair
-    from robustmail.evaluation.storage import read_folder
+    from robustmail.evaluation.storage import read_evaluation
     from robustmail.report.tables import comparison_table
 
-    rows, notes = pair(read_folder(first, strict=True), read_folder(second, strict=True))
+    rows, notes = pair(read_evaluation(first, strict=True), read_evaluation(second, strict=True))
     if as_json:
         print(
             json.dumps({"rows": [{**asdict(r), "paired": r.paired._asdict()} for r in rows], "notes": notes}, indent=2)
@@ -225,7 +225,7 @@ def merge(
     """Join the shards of one evaluation."""
     from rich.console import Console
 
-    from robustmail.evaluation.runner import merge as join
+    from robustmail.evaluation.runner import merge_shards as join
 
     join(folders, out)
     _show(Console(), out, shard=False)
@@ -240,7 +240,7 @@ def report(
     from robustmail.evaluation.results import read_results
     from robustmail.report.export import export
     from robustmail.report.page import write_page
-    from robustmail.runtime.files import write_text
+    from robustmail.runtime.files import atomic_write_text
 
     for folder in folders:  # nothing is shown of an evaluation whose files are missing or do not agree
         there = (folder / "results.json").exists() and read_results(folder).raw.get("kind") == "evaluation"
@@ -256,14 +256,14 @@ def report(
     if out is None:
         print(text.rstrip("\n"))
     else:
-        write_text(out, text)
+        atomic_write_text(out, text)
 
 
 def _sound(folder: Path) -> None:
     """Refuse a folder whose files are damaged (raises RunError, naming the row)."""
-    from robustmail.evaluation.storage import read_folder
+    from robustmail.evaluation.storage import read_evaluation
 
-    read_folder(folder, strict=True)
+    read_evaluation(folder, strict=True)
 
 
 def _show(console: Console, folder: Path, shard: bool) -> None:

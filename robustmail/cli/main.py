@@ -42,9 +42,9 @@ class _Verbs(TyperGroup):
         try:
             return super().invoke(ctx)
         except BaseException as error:
-            from robustmail.plugin_calls import raised_at
+            from robustmail.plugin_calls import error_location
 
-            place = raised_at(error)  # nothing where it is our own `raise typer.Exit`
+            place = error_location(error)  # nothing where it is our own `raise typer.Exit`
             leaves = not isinstance(error, Exception) or (isinstance(error, (typer.Exit, typer.Abort)) and place)
             if asked_to_stop(error) or not leaves:
                 raise
@@ -101,9 +101,9 @@ def run_(
 
     console, log, signals = Console(), Log(folder / "log.txt"), Signals()
     try:
-        with distributed.joined(made.device), signals.caught():
+        with distributed.process_group(made.device), signals.caught():
             records = run(made, folder, name, path, fresh, yes, signals)
-            if not distributed.leads():
+            if not distributed.is_main_process():
                 for _ in records:
                     pass
                 return
@@ -146,8 +146,8 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Rehearse a recipe on four random images, and hold its plugins to their laws; or the plugins in any file."""
     from robustmail.config.loader import load_plugins
     from robustmail.contracts import assert_lawful, kind_of, laws
-    from robustmail.plugin_calls import label
-    from robustmail.text import so_many
+    from robustmail.plugin_calls import plugin_name
+    from robustmail.text import plural
     from robustmail.train.run import preflight
 
     if plugins := load_plugins(recipe):
@@ -165,12 +165,12 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
     made = _load(recipe, overrides)
     preflight(made)
     made.rehearse()
-    said, later = f"rehearsed in its {so_many(len(made.turns()), 'phase')}", made.turns()[1:]
+    said, later = f"rehearsed in its {plural(len(made.change_points()), 'phase')}", made.change_points()[1:]
     if later:
         said += f" (something changes at epoch{'s' * (len(later) > 1)} {', '.join(str(turn + 1) for turn in later)})"
     for kind, plugin in made.own_plugins().items():
         assert_lawful(plugin, kind)
-        said += f"; {label(plugin)} keeps all {so_many(len(laws(kind)), 'law')} of {kind}s"
+        said += f"; {plugin_name(plugin)} keeps all {plural(len(laws(kind)), 'law')} of {kind}s"
     print(f"{recipe}: {said}")
 
 
@@ -185,7 +185,7 @@ def list_(
         if kind == "recipes":
             found = {name: catalog.summary(path) for name, path in catalog.recipe_files().items()}
         else:
-            found = {name: entry.summary for name, entry in catalog.entries(kind).items()}
+            found = {name: entry.summary for name, entry in catalog.catalog_entries(kind).items()}
         if what is None:
             print(f"\n{kind}")
         for name, text in found.items():
@@ -198,7 +198,7 @@ def copy(
     to: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="By default RECIPE.py here.")] = None,
 ) -> None:
     """Write an editable copy of a built-in recipe."""
-    from robustmail.runtime.files import write_text
+    from robustmail.runtime.files import atomic_write_text
 
     built_in = catalog.recipe_files()
     if recipe not in built_in:
@@ -209,7 +209,7 @@ def copy(
         raise RunError(str(target), "exists already", "Name another file: robustmail copy RECIPE FILE.")
     if not target.parent.is_dir():
         raise RunError(str(target.parent), "no such folder", "Make it first.")
-    write_text(target, built_in[recipe].read_text(encoding="utf-8"))
+    atomic_write_text(target, built_in[recipe].read_text(encoding="utf-8"))
     print(f"{target}: edit it, then robustmail run {target}")
 
 
@@ -236,7 +236,7 @@ def bench_(
     from rich.console import Console
 
     from robustmail.bench import bench
-    from robustmail.report.bench import save, table
+    from robustmail.report.bench import bench_table, save_bench
 
     if precision not in (known := ("auto", "bf16", "fp32")):
         raise RecipeError(f"bench --precision {precision}", "no such precision", did_you_mean(precision, known))
@@ -247,8 +247,8 @@ def bench_(
             *size, repeats, precision=precision, device=device,  # type: ignore[arg-type]
             progress=status.update,
         )  # fmt: skip
-    console.print(table(report))
-    for path in save(report, out):
+    console.print(bench_table(report))
+    for path in save_bench(report, out):
         print(path)
 
 
@@ -324,9 +324,9 @@ def _complain(text: str, loud: bool) -> None:
 
 def _load(name: str, overrides: list[str] | None) -> Recipe:
     from robustmail.config.loader import load_recipe
-    from robustmail.config.overrides import override
+    from robustmail.config.overrides import apply_overrides
 
-    return override(load_recipe(name), overrides or [])
+    return apply_overrides(load_recipe(name), overrides or [])
 
 
 def _run_name(recipe: str) -> str:

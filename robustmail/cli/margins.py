@@ -64,28 +64,40 @@ def margins(
     """Measure margins on a checkpoint: continuous? free of the path? true? what do they hide, and what do they cost?"""
     from rich.console import Console
 
-    from robustmail.margin_lab.measure import AGAINST, Task, lab, prepare, same, save
+    from robustmail.margin_lab.measure import (
+        AGAINST,
+        MarginTask,
+        make_task,
+        measure_margins,
+        same_measurement,
+        save_lab,
+    )
     from robustmail.report.margin_figures import PICTURES, draw_lab
     from robustmail.report.margin_tables import lab_table, read_lab
     from robustmail.report.style import pictures
-    from robustmail.runtime.files import locked, make_folder, remove
+    from robustmail.runtime.files import folder_lock, make_folder, remove
 
     chosen = _margins(margins)
     subject, images, budget, measure = opened(file, data, n, model, normalize, weights, probe, device, eps, norm)
     usual = ",".join(AGAINST)
     names = tuple(attack_of(name) for name in once("--against", usual if against is None else against, usual))
-    task = Task(subject, images, chosen, budget, measure, names, steps, seed, positive("--batch", batch))
-    prepare(task)
+    task = MarginTask(subject, images, chosen, budget, measure, names, steps, seed, positive("--batch", batch))
+    make_task(task)
     folder = out or Path("lab") / name_of(subject)
     results = ["margins.json", "provenance.json", *(path.name for name in PICTURES for path in pictures(folder / name))]
     make_folder(folder, (*results, "lock"), "lab")
-    with locked(folder):
+    with folder_lock(folder):
         if fresh:
             remove(folder, results)
         if (folder / "margins.json").exists():
-            same(task, read_lab(folder), folder)
+            same_measurement(task, read_lab(folder), folder)
         print("\n".join([*subject.said, task.forecast]))
-        save(_stamped(subject.device, folder / "provenance.json", lambda: _watched(lab(task), plain, folder)), folder)
+        save_lab(
+            _stamped(
+                subject.device, folder / "provenance.json", lambda: _watched(measure_margins(task), plain, folder)
+            ),
+            folder,
+        )
         found = read_lab(folder)
         drawn = draw_lab(found, folder)
     Console().print(lab_table(found))
@@ -110,11 +122,11 @@ def figure(
     plain: Plain = False,
 ) -> None:
     """Redraw a figure of the paper from a checkpoint: PNG, SVG, and the numbers in it."""
-    from robustmail.margin_lab.paper_figures import Sitter, save
-    from robustmail.margin_lab.paper_figures import figure as compute
+    from robustmail.margin_lab.paper_figures import FigureInputs, save_figure
+    from robustmail.margin_lab.paper_figures import compute_figure as compute
     from robustmail.report.figures import draw_figure
     from robustmail.report.style import pictures
-    from robustmail.runtime.files import locked, make_folder
+    from robustmail.runtime.files import folder_lock, make_folder
 
     if which not in WHICH:
         raise RecipeError(f"figure {which}", "the paper has it not, or it shows no data", did_you_mean(which, WHICH))
@@ -125,17 +137,17 @@ def figure(
     _, images, budget, measure = read[0]
     if any((of.part.y.shape, e, m) != (images.part.y.shape, budget, measure) for _, of, e, m in read[1:]):
         raise DataError("figure 1c", "the models would not be attacked alike", "Pass --data, --eps and --norm.")
-    sitter = Sitter(subjects, images, budget, measure, seed, positive("--batch", batch))
+    sitter = FigureInputs(subjects, images, budget, measure, seed, positive("--batch", batch))
     folder = out or Path("figures") / name_of(subjects[0])
     drawings = [path.name for name in WHICH for path in pictures(folder / f"figure-{name}")]
     numbers = [f"{kind}-{name}.json" for name in WHICH for kind in ("figure", "provenance")]
     make_folder(folder, (*drawings, *numbers, "lock"), "figure")
-    with locked(folder):
+    with folder_lock(folder):
         said = [text for subject in subjects for text in subject.said]
         print("\n".join(said), end="\n" * bool(said))
         found = _stamped(subjects[0].device, folder / f"provenance-{which}.json",
                          lambda: _watched(compute(which, sitter), plain, folder))  # fmt: skip
-        other = _replaced(folder / f"figure-{which}.json", lambda: save(found, folder))
+        other = _replaced(folder / f"figure-{which}.json", lambda: save_figure(found, folder))
         drawn = draw_figure(found, folder)
     if other:
         print(f"{folder} held another figure {which}, which is replaced")
@@ -145,7 +157,7 @@ def figure(
 
 def _margins(text: str) -> dict[str, Any]:
     """The margins of a list, by the name that the table gives them: without their file, where that is clear."""
-    from robustmail.config.overrides import read
+    from robustmail.config.overrides import parse_value
 
     names = once("--margins", text, MARGINS)
     if files := [name for name in names if name.endswith(".py")]:
@@ -153,7 +165,7 @@ def _margins(text: str) -> dict[str, Any]:
     short = [name.rpartition(".py:")[2] for name in names]
     found = {}
     for name, brief in zip(names, short, strict=True):
-        margin = read(name, "margins")
+        margin = parse_value(name, "margins")
         if not callable(margin):
             raise PluginError(f"--margins {name}", "is no function of a step", "Name one that takes a step.")
         found[name if short.count(brief) > 1 else brief] = margin
@@ -164,7 +176,7 @@ def _watched(records: Iterator[Any], plain: bool, folder: Path) -> Any:
     """The last record; the others are shown."""
     from rich.console import Console
 
-    from robustmail.records import Attacked, Attacking, Measuring
+    from robustmail.records import AttackProgress, AttackResult, ProgressUpdate
     from robustmail.report.dashboard import choose_watch
     from robustmail.runtime.signals import Signals
     from robustmail.train.run import Stopped
@@ -173,7 +185,7 @@ def _watched(records: Iterator[Any], plain: bool, folder: Path) -> Any:
     try:
         with Signals().caught(), choose_watch(Console(), plain or bool(os.environ.get("CI"))) as show:
             for last in records:
-                if isinstance(last, (Attacking, Attacked, Measuring)):
+                if isinstance(last, (AttackProgress, AttackResult, ProgressUpdate)):
                     show(last)
     except Stopped as stop:
         print(f"robustmail: stopped; nothing was written to {folder}", file=sys.stderr)
@@ -192,12 +204,12 @@ def _replaced(path: Path, write: Callable[[], Any]) -> bool:
 
 def _stamped(device: Any, to: Path, work: Callable[[], T]) -> T:
     """Do some work; `to` says when, for how long and by which command, which no result may depend on."""
-    from robustmail.runtime.files import write_json
+    from robustmail.runtime.files import atomic_write_json
     from robustmail.runtime.provenance import provenance
 
     began = time.perf_counter()
     done = work()
     command = shlex.join(["robustmail", *sys.argv[1:]])
     seconds = round(time.perf_counter() - began, 2)
-    write_json(to, {**provenance(device), "seconds": seconds, "command": command})
+    atomic_write_json(to, {**provenance(device), "seconds": seconds, "command": command})
     return done

@@ -10,7 +10,7 @@ import typer
 
 from robustmail.data.testsets import TestSet
 from robustmail.errors import DataError, RecipeError, RobustmailError, RunError
-from robustmail.evaluation.model_loading import Subject
+from robustmail.evaluation.model_loading import LoadedModel
 from robustmail.norms import Norm
 
 __all__ = ["File", "Folder", "Folders", "Plain", "Weights", "opened", "name_of", "once", "attack_of", "positive"]
@@ -35,21 +35,21 @@ def opened(
     file: Path, data: str | None = None, n: int | None = None, model: str | None = None, normalize: str | None = None,
     weights: str | None = None, probe: bool = False, device: str = "auto", eps: str | None = None,
     norm: str | None = None, accept_reading: bool = False,
-) -> tuple[Subject, TestSet, float, Norm]:  # fmt: skip
+) -> tuple[LoadedModel, TestSet, float, Norm]:  # fmt: skip
     """(model, images, eps, norm) of what the options of `eval` name; what is left out is the file's own, if it says."""
     from dataclasses import replace
 
-    from robustmail.checkpoints import check_there
-    from robustmail.evaluation.model_loading import open_data, open_recorded_data, open_subject
+    from robustmail.checkpoints import check_exists
+    from robustmail.evaluation.model_loading import load_data, load_model, open_recorded_data
     from robustmail.runtime.devices import pick_device
 
-    check_there(path := _weights_of(file))
+    check_exists(path := _weights_of(file))
     facts = _facts_of(path)
     if data is None and "source" not in facts:
         raise DataError(str(file), "does not say which data to attack", "Pass --data cifar10, or an npz file.")
-    everything = open_data(data) if data else open_recorded_data(facts["source"], str(file))
+    everything = load_data(data) if data else open_recorded_data(facts["source"], str(file))
     chosen = everything.first(positive("--n", n))
-    subject = open_subject(path, everything.first(min(1000, len(everything.part.y))), model, normalize, weights, probe,
+    subject = load_model(path, everything.first(min(1000, len(everything.part.y))), model, normalize, weights, probe,
                            pick_device(device), accept_reading)  # fmt: skip
     lacking = chosen.lacks(everything)
     subject = replace(subject, said=(*everything.said, *subject.said, *([lacking] if lacking else [])))
@@ -82,7 +82,7 @@ def _facts_of(path: Path) -> dict[str, Any]:
     return open_checkpoint(path).facts if path.suffix == ".safetensors" else {}
 
 
-def name_of(subject: Subject) -> str:
+def name_of(subject: LoadedModel) -> str:
     """A name for a folder of results: the model's own, which for a run's weights is that of the run's two folders."""
     return "-".join(re.sub(r"[^\w.+-]", "_", part) for part in subject.name.split("/") if part)
 
@@ -99,16 +99,16 @@ def once(option: str, text: str, usual: str) -> list[str]:
 
 def attack_of(name: str) -> Any:
     """The attack of a name: one of one's own from its file, or the name itself."""
-    from robustmail.config.overrides import read
+    from robustmail.config.overrides import parse_value
 
-    return read(name, "attacks") if ".py:" in name else name
+    return parse_value(name, "attacks") if ".py:" in name else name
 
 
 def _number(option: str, text: str) -> float:
-    from robustmail.config.overrides import read
+    from robustmail.config.overrides import parse_value
 
     try:
-        value = read(text)
+        value = parse_value(text)
     except RobustmailError:
         value = None
     if not isinstance(value, (int, float)) or isinstance(value, bool):

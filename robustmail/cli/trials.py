@@ -111,7 +111,7 @@ def table(
     command += ["--out", str(folder), "--run", *(overrides or [])]
     changed = overrides or []
     cells = grid.of_table(chosen, size, wanted, changed)
-    kin = [cell for other in paper.kin(chosen) for cell in grid.of_table(other, size, wanted, changed)]
+    kin = [cell for other in paper.related_methods(chosen) for cell in grid.of_table(other, size, wanted, changed)]
     study = Study(cells, folder, f"table-{number}.json", shlex.join(command), kin)
     console = Console(stderr=form != "rich")  # so that a file takes the table alone
     failed = _carry_out(study, executor, jobs, knobs, console, plain) if run else False
@@ -142,18 +142,18 @@ def elsewhere(job: Job, threads: int) -> Outcome:
 
 def _perform(job: Job, signals: Signals, show: Callable[[Record], Any]) -> Outcome:
     """Make one run with its log and curves; what goes wrong becomes a line."""
-    from robustmail.records import Begun
+    from robustmail.records import RunStarted
     from robustmail.report.dashboard import Log
     from robustmail.report.figures import draw_curves
     from robustmail.train.run import Stopped
-    from robustmail.trials.execute import Outcome, work
+    from robustmail.trials.execute import Outcome, run_job
 
     log, steps, began = Log(job.folder / "log.txt"), 0, time.perf_counter()
     try:
-        for record in work(job, signals):
+        for record in run_job(job, signals):
             log(record)
             show(record)
-            steps = record.steps if isinstance(record, Begun) else steps
+            steps = record.steps if isinstance(record, RunStarted) else steps
         if job.until is None and not (job.folder / "curves.png").exists():
             draw_curves(job.folder, job.cell.row)
     except RobustmailError as error:
@@ -171,7 +171,7 @@ def _carry_out(
     study: Study, executor: str, jobs: int, knobs: list[str] | None, console: Console, plain: bool
 ) -> bool:  # fmt: skip
     """Make the missing runs, showing how far it is; did any fail?"""
-    from robustmail.records import CellDone
+    from robustmail.records import CellFinished
     from robustmail.report.dashboard import Cells
     from robustmail.runtime.signals import Signals
     from robustmail.train.run import Stopped
@@ -180,7 +180,7 @@ def _carry_out(
     signals, failed = Signals(), False
     with Cells(console, plain or bool(os.environ.get("CI"))) as show:
         if executor == "here":
-            submit = execute.here(lambda job: _perform(job, signals, show))
+            submit = execute.run_here(lambda job: _perform(job, signals, show))
         else:
             submit = execute.executor(executor, elsewhere, study.out / "jobs", jobs, _parameters(knobs))
         if not study.missing:
@@ -191,7 +191,7 @@ def _carry_out(
             with signals.caught():
                 for record in study.carry_out(submit, 1 if executor == "here" else jobs):
                     show(record)
-                    failed = failed or (isinstance(record, CellDone) and bool(record.error))
+                    failed = failed or (isinstance(record, CellFinished) and bool(record.error))
         except Stopped as stop:
             said = f"stopped by {signal.Signals(stop.signum).name}; saved in {study.out}. Go on with: {_command()}"
             print(f"robustmail: {said}", file=sys.stderr)
@@ -212,7 +212,7 @@ def _close(study: Study, failed: bool, quiet: bool = False) -> None:
 
 
 def _parameters(knobs: list[str] | None) -> dict[str, Any]:
-    from robustmail.config.overrides import read
+    from robustmail.config.overrides import parse_value
 
     found: dict[str, Any] = {}
     for text in knobs or []:
@@ -220,7 +220,7 @@ def _parameters(knobs: list[str] | None) -> dict[str, Any]:
         if not equals or not name.isidentifier():
             raise RecipeError(f"--with {text}", "is not name=value", "Write e.g. slurm_partition=gpu.")
         try:
-            found[name] = read(value)
+            found[name] = parse_value(value)
         except RobustmailError:
             found[name] = value  # a bare word is a text
     return found

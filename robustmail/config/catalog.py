@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
-__all__ = ["KINDS", "Entry", "entries", "places", "recipe_files", "summary"]
+__all__ = ["KINDS", "Entry", "catalog_entries", "module_of_name", "recipe_files", "summary"]
 
 HERE = Path(__file__).parents[1]
 
@@ -40,7 +40,7 @@ class Entry:
 
 
 @functools.cache
-def entries(kind: str) -> dict[str, Entry]:
+def catalog_entries(kind: str) -> dict[str, Entry]:
     """Everything of a kind by name: ours, then what installed packages offer."""
     found: dict[str, Entry] = {}
     for module in KINDS[kind]:
@@ -51,9 +51,9 @@ def entries(kind: str) -> dict[str, Entry]:
     return found
 
 
-def places() -> dict[str, str]:
+def module_of_name() -> dict[str, str]:
     """{public name: module} of all our own plugins."""
-    return {e.name: e.module for kind in KINDS if kind != "models" for e in entries(kind).values() if e.module}
+    return {e.name: e.module for kind in KINDS if kind != "models" for e in catalog_entries(kind).values() if e.module}
 
 
 def recipe_files() -> dict[str, Path]:

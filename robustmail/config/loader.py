@@ -9,17 +9,17 @@ import types
 from pathlib import Path
 from typing import Any
 
-from robustmail.config.catalog import KINDS, entries, recipe_files
+from robustmail.config.catalog import KINDS, catalog_entries, recipe_files
 from robustmail.config.modules import load_source
 from robustmail.errors import PluginError, RecipeError, asked_to_stop, did_you_mean
-from robustmail.fields import parts
-from robustmail.plugin_calls import ask
+from robustmail.fields import field_values
+from robustmail.plugin_calls import call_plugin
 from robustmail.recipe import Recipe
 
-__all__ = ["find", "load_plugins", "load_recipe", "load_source", "recipe_path"]
+__all__ = ["find_plugin", "load_plugins", "load_recipe", "load_source", "recipe_path"]
 
 
-def find(name: str, kind: str | None = None) -> Any:
+def find_plugin(name: str, kind: str | None = None) -> Any:
     """The plugin called `name` (of one kind, or of any), or `file.py:name`.
 
     Raises PluginError: no such plugin, with the nearest; or one whose package fails to import, with its reason.
@@ -31,7 +31,7 @@ def find(name: str, kind: str | None = None) -> Any:
             raise PluginError(path, f"has no {attribute!r}", did_you_mean(attribute, _public(module)))
         return getattr(module, attribute)
     kinds = [kind] if kind else [k for k in KINDS if k != "models"]
-    for entry in (found[name] for k in kinds if name in (found := entries(k))):
+    for entry in (found[name] for k in kinds if name in (found := catalog_entries(k))):
         if entry.point is None:
             return getattr(importlib.import_module(entry.module), name)
         try:
@@ -42,7 +42,7 @@ def find(name: str, kind: str | None = None) -> Any:
             raise PluginError(
                 f"plugin {name!r} ({entry.summary})", f"cannot be loaded: {type(error).__name__}: {error}"
             ) from error
-    known = [n for k in kinds for n in entries(k)]
+    known = [n for k in kinds for n in catalog_entries(k)]
     raise PluginError(repr(name), f"no such plugin{' among the ' + kind if kind else ''}", did_you_mean(name, known))
 
 
@@ -84,7 +84,7 @@ def load_plugins(name: str) -> dict[str, Any]:
     if any(isinstance(value, Recipe) for value in chosen.values()):
         return {}
     found = {n: v for n, v in chosen.items() if not n.startswith("_") and _home(v) == module.__name__ and callable(v)}
-    made = {n: ask("plugin", v) if isinstance(v, type) and _needs_nothing(v) else v for n, v in found.items()}
+    made = {n: call_plugin("plugin", v) if isinstance(v, type) and _needs_nothing(v) else v for n, v in found.items()}
     return {n: v for n, v in made.items() if not isinstance(v, type)}
 
 
@@ -115,6 +115,10 @@ def known_paths(recipe: Recipe) -> list[str]:
     """Every path that an override may name."""
 
     def walk(value: Any, prefix: str) -> list[str]:
-        return [p for name, part in parts(value).items() for p in (f"{prefix}{name}", *walk(part, f"{prefix}{name}."))]
+        return [
+            p
+            for name, part in field_values(value).items()
+            for p in (f"{prefix}{name}", *walk(part, f"{prefix}{name}."))
+        ]
 
     return walk(recipe, "")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robustmail.config.catalog import places
+from robustmail.config.catalog import module_of_name
 from robustmail.errors import RecipeError, RobustmailError, asked_to_stop, did_you_mean
 from robustmail.recipe import Recipe
 
@@ -150,7 +150,7 @@ def _hint(error: BaseException) -> str:
 
 
 def _class(name: str) -> Any:
-    return getattr(importlib.import_module(places()[name]), name) if name in places() else None
+    return getattr(importlib.import_module(module_of_name()[name]), name) if name in module_of_name() else None
 
 
 def _line_in(path: Path, error: BaseException) -> str:

@@ -15,12 +15,12 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from robustmail.config.loader import field_kind, find, known_paths
+from robustmail.config.loader import field_kind, find_plugin, known_paths
 from robustmail.errors import PluginError, RecipeError, did_you_mean
-from robustmail.fields import fits, hints_of, parts, readable
+from robustmail.fields import field_values, matches_type, type_hints, type_name
 from robustmail.recipe import Recipe
 
-__all__ = ["override", "read"]
+__all__ = ["apply_overrides", "parse_value"]
 
 ARITHMETIC: dict[type, Callable[..., Any]] = {
     ast.Add: operator.add,
@@ -32,7 +32,7 @@ ARITHMETIC: dict[type, Callable[..., Any]] = {
 }
 
 
-def override(recipe: Recipe, texts: Iterable[str]) -> Recipe:
+def apply_overrides(recipe: Recipe, texts: Iterable[str]) -> Recipe:
     """The recipe with every `path=value` applied, in order.
 
     Raises RecipeError or PluginError: no such field (with the nearest), a value that does not fit it.
@@ -44,7 +44,7 @@ def override(recipe: Recipe, texts: Iterable[str]) -> Recipe:
         if not equals or not re.fullmatch(r"\w+(\.\w+)*", path):
             raise RecipeError(repr(text), "an override is path=value", "Write e.g. weight.slope=5 or epochs=3.")
         top, *rest = path.split(".")
-        if top not in parts(recipe):
+        if top not in field_values(recipe):
             raise _no_field(text, path, recipe)
         current = changes.get(top, getattr(recipe, top))
         changes[top] = _set(current, rest, value, text, recipe) if rest else _value(value, type(recipe), top, text)
@@ -53,7 +53,7 @@ def override(recipe: Recipe, texts: Iterable[str]) -> Recipe:
 
 def _set(current: Any, path: list[str], value: str, text: str, recipe: Recipe) -> Any:
     name, *rest = path
-    named = parts(current)
+    named = field_values(current)
     if name not in named:
         if named:
             raise RecipeError(text, f"no field {name!r} in {type(current).__name__}", did_you_mean(name, named))
@@ -64,34 +64,36 @@ def _set(current: Any, path: list[str], value: str, text: str, recipe: Recipe) -
 
 def _value(value: str, owner: type, field: str, text: str) -> Any:
     """Read `value` for a field, with the field's annotation deciding whether bare words are texts."""
-    hint = hints_of(owner).get(field, Any)
-    if hint is not Any and fits("text", hint) and ".py:" not in value and re.fullmatch(r"[\w.:/-]+", value):
+    hint = type_hints(owner).get(field, Any)
+    if hint is not Any and matches_type("text", hint) and ".py:" not in value and re.fullmatch(r"[\w.:/-]+", value):
         return value
-    if hint is not Any and not fits("text", hint) and fits(value, hint):  # one of a few words: precision=fp32
+    if (
+        hint is not Any and not matches_type("text", hint) and matches_type(value, hint)
+    ):  # one of a few words: precision=fp32
         return value
-    if hint is not Any and fits(("text",), hint) and re.fullmatch(r"[\w-]+(\s*,\s*[\w-]+)*,?", value):
+    if hint is not Any and matches_type(("text",), hint) and re.fullmatch(r"[\w-]+(\s*,\s*[\w-]+)*,?", value):
         return tuple(word.strip() for word in value.split(",") if word.strip())
     try:
-        found = read(value, field_kind(field) if owner is Recipe else None)
+        found = parse_value(value, field_kind(field) if owner is Recipe else None)
     except PluginError as error:
         if owner is Recipe and field_kind(field):
             raise PluginError(text, f"{error.who}: {error.wrong}", error.todo) from error
-        wanted = "" if hint is Any else f"{field} must be {readable(hint)}."
+        wanted = "" if hint is Any else f"{field} must be {type_name(hint)}."
         raise RecipeError(text, f"{value!r} is neither a literal nor a known name", wanted) from error
     except RecipeError as error:
         raise RecipeError(text, f"{error.who}: {error.wrong}", error.todo) from error
-    if hint is not Any and not fits(found, hint):
-        raise RecipeError(text, f"{field} must be {readable(hint)}")
+    if hint is not Any and not matches_type(found, hint):
+        raise RecipeError(text, f"{field} must be {type_name(hint)}")
     return found
 
 
-def read(text: str, kind: str | None = None) -> Any:
+def parse_value(text: str, kind: str | None = None) -> Any:
     """The value that a text stands for; names are looked up among the plugins of a kind, then among all.
 
     Raises RecipeError for what the grammar does not have, PluginError for a name that nothing has.
     """
     if re.fullmatch(r"[^()'\"]+\.py:\w+", text):
-        return _instance(find(text))
+        return _instance(find_plugin(text))
     try:
         node = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError) as error:
@@ -133,11 +135,11 @@ def _read(node: ast.expr, kind: str | None) -> Any:
 
 def _find(name: str, kind: str | None) -> Any:
     try:
-        return find(name)
+        return find_plugin(name)
     except PluginError as error:
         if kind is None or error.__cause__ is not None:  # a broken plugin is not a missing one
             raise
-        return find(name, kind)
+        return find_plugin(name, kind)
 
 
 def _instance(found: Any) -> Any:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
-from robustmail.data.dataset import Part, channels_first
+from robustmail.data.dataset import Split, channels_first
 from robustmail.data.image_folders import alike, pixels
 from robustmail.data.testsets import TestSet
 from robustmail.errors import DataError, RobustmailError, in_brief
-from robustmail.runtime.rng import forked
+from robustmail.runtime.rng import fork_rng
 
 __all__ = ["read_data"]
 
@@ -29,7 +29,7 @@ WANTED = "Pass (images, labels), tensors or arrays, or a data set, or its DataLo
 Pair = tuple[Any, Any]
 
 
-def read_data(who: str, data: Any, n: int | None = None) -> Part:
+def read_data(who: str, data: Any, n: int | None = None) -> Split:
     """Labelled images -> a Part: [N, C, H, W] uint8 or float32 in [0, 1], and [N] int64; n: only the first n.
 
     data: (images, labels), tensors or arrays; what `open_data` returns; a data set of (image, label), or of rows with
@@ -46,7 +46,7 @@ def read_data(who: str, data: Any, n: int | None = None) -> Part:
     _check_labels(who, x, y)
     if n is not None and not 1 <= n <= len(y):
         raise DataError(f"{who} (given n={n})", f"there are {len(y)} images", f"Pass 1 ... {len(y)}, or leave n out.")
-    return Part(x.float() if x.is_floating_point() else x, y.long()).first(n)
+    return Split(x.float() if x.is_floating_point() else x, y.long()).first(n)
 
 
 def _check_images(who: str, x: Tensor, data: Any) -> None:
@@ -95,7 +95,7 @@ def _columns(who: str, data: Any) -> Pair | None:
 
 def _collected(who: str, data: Any, n: int | None) -> Pair:
     """All images and labels of a data set or a loader in its data set's order, or the first n of them and some."""
-    with forked():  # whatever it draws
+    with fork_rng():  # whatever it draws
         loader = _in_order(who, data) if isinstance(data, DataLoader) else None
         whole = data if loader is None else loader
         _check_repeatable(who, data, loader)

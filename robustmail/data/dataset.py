@@ -13,23 +13,23 @@ import torch
 from torch import Tensor
 
 from robustmail.errors import DataError
-from robustmail.runtime.deferred import onto
+from robustmail.runtime.deferred import to_device
 
 __all__ = [
-    "Images",
-    "Part",
+    "ImageData",
+    "Split",
     "augment",
-    "batches",
+    "batch_indices",
     "channels_first",
     "hold_out",
     "in_turn",
     "to_float",
-    "fingerprint_of",
-    "digest",
+    "data_fingerprint",
+    "tensor_hash",
 ]
 
 
-class Part(NamedTuple):
+class Split(NamedTuple):
     """Some images and their labels."""
 
     x: Tensor
@@ -37,17 +37,17 @@ class Part(NamedTuple):
     y: Tensor
     """[N] int64"""
 
-    def to(self, device: torch.device | str) -> Part:
+    def to(self, device: torch.device | str) -> Split:
         """The same on another device."""
-        return Part(self.x.to(device), self.y.to(device))
+        return Split(self.x.to(device), self.y.to(device))
 
-    def first(self, n: int | None) -> Part:
+    def first(self, n: int | None) -> Split:
         """The first n images in the data set's own order, or all."""
-        return self if n is None else Part(self.x[:n], self.y[:n])
+        return self if n is None else Split(self.x[:n], self.y[:n])
 
 
 @dataclass(frozen=True)
-class Images:
+class ImageData:
     """What a data source returns.
 
     train, test: as stored. pad, flip: the augmentation that suits them: zero padding of a random crop, in pixels, and
@@ -56,8 +56,8 @@ class Images:
     """
 
     name: str
-    train: Part
-    test: Part
+    train: Split
+    test: Split
     classes: int
     pad: int = 0
     flip: bool = False
@@ -66,7 +66,7 @@ class Images:
 
     def __post_init__(self) -> None:
         for split, part in {"train": self.train, "test": self.test}.items():
-            _check_part(f"{self.name} ({split})", part, self.classes)
+            _check_split(f"{self.name} ({split})", part, self.classes)
         if self.classes < 2:
             raise DataError(self.name, f"has {self.classes} class, a classifier needs two")
         if self.train.x.shape[1:] != self.test.x.shape[1:]:
@@ -81,7 +81,7 @@ class Images:
         c, h, w = self.train.x.shape[1:]
         return c, h, w
 
-    def to(self, device: torch.device | str) -> Images:
+    def to(self, device: torch.device | str) -> ImageData:
         """The same on another device."""
         return replace(self, train=self.train.to(device), test=self.test.to(device))
 
@@ -94,7 +94,7 @@ class Images:
         return digest.hexdigest()[:16]
 
 
-def in_turn(part: Part) -> Part:
+def in_turn(part: Split) -> Split:
     """The first image of each class, then the second of each, ...: the first n of a folder are then of all classes."""
     seen: Counter[int] = Counter()
     place = []
@@ -102,10 +102,10 @@ def in_turn(part: Part) -> Part:
         place.append((seen[y], y))
         seen[y] += 1
     order = torch.tensor(sorted(range(len(place)), key=place.__getitem__), dtype=torch.int64)
-    return Part(part.x[order], part.y[order])
+    return Split(part.x[order], part.y[order])
 
 
-def hold_out(images: Images, seed: int) -> tuple[Part, Part]:
+def hold_out(images: ImageData, seed: int) -> tuple[Split, Split]:
     """(training part, validation part): a random share of every class is held out of train, `validation` in all.
 
     Without a number, 1,000, but never more than half. The choice depends on `seed` alone.
@@ -126,10 +126,10 @@ def hold_out(images: Images, seed: int) -> tuple[Part, Part]:
     held = np.zeros(n, dtype=bool)
     held[order[((np.arange(wanted) + 0.5) * n / wanted).astype(np.int64)]] = True
     mask = torch.from_numpy(held).to(part.x.device)
-    return Part(part.x[~mask], part.y[~mask]), Part(part.x[mask], part.y[mask])
+    return Split(part.x[~mask], part.y[~mask]), Split(part.x[mask], part.y[mask])
 
 
-def batches(n: int, size: int, rng: torch.Generator) -> list[Tensor]:
+def batch_indices(n: int, size: int, rng: torch.Generator) -> list[Tensor]:
     """The indices of one epoch's batches: every example once, in random order; a last short batch is kept, but one
     of a single example, whose statistics a BatchNorm cannot do with, joins its neighbour."""
     chunks = list(torch.randperm(n, generator=rng).split(size))
@@ -148,9 +148,9 @@ def augment(x: Tensor, pad: int, flip: bool, rng: torch.Generator) -> Tensor:
     mirrored = torch.rand(n, 1, generator=rng) < 0.5 if flip else torch.zeros(n, 1, dtype=torch.bool)
     if not (pad or flip):
         return x
-    rows = onto(x.device, top + torch.arange(height))
+    rows = to_device(x.device, top + torch.arange(height))
     columns = torch.arange(width)
-    columns = onto(x.device, left + columns.flip(0).where(mirrored, columns))
+    columns = to_device(x.device, left + columns.flip(0).where(mirrored, columns))
     padded = torch.nn.functional.pad(x, (pad, pad, pad, pad))
     example = torch.arange(n, device=x.device)[:, None, None]
     cropped = padded.permute(0, 2, 3, 1)[example, rows[:, :, None], columns[:, None, :]]  # [B, H, W, C]
@@ -172,7 +172,7 @@ def to_float(x: Tensor) -> Tensor:
     return x.float() / 255
 
 
-def _check_part(who: str, part: Part, classes: int) -> None:
+def _check_split(who: str, part: Split, classes: int) -> None:
     if part.x.dtype != torch.uint8:
         raise DataError(who, f"images are {str(part.x.dtype)[6:]}, expected bytes (uint8, 0 ... 255)")
     if part.x.ndim != 4 or 0 in part.x.shape:
@@ -186,11 +186,11 @@ def _check_part(who: str, part: Part, classes: int) -> None:
         raise DataError(who, f"labels span {low} ... {high}, outside the {classes} classes 0 ... {classes - 1}")
 
 
-def fingerprint_of(part: Part) -> str:
+def data_fingerprint(part: Split) -> str:
     """A hash of images and labels."""
-    return digest(part.x)[:8] + digest(part.y)[:8]
+    return tensor_hash(part.x)[:8] + tensor_hash(part.y)[:8]
 
 
-def digest(tensor: Tensor) -> str:
+def tensor_hash(tensor: Tensor) -> str:
     """A hash of a tensor's bytes, 16 hexadecimal digits."""
     return hashlib.blake2b(tensor.detach().cpu().contiguous().numpy().tobytes(), digest_size=8).hexdigest()

@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from robustmail.data.dataset import Part, channels_first
+from robustmail.data.dataset import Split, channels_first
 from robustmail.errors import DataError, in_brief
-from robustmail.text import so_many
+from robustmail.text import plural
 
 __all__ = ["Listing", "alike", "pixels", "read_images", "to_evaluate", "to_train"]
 
@@ -93,7 +93,7 @@ def _chosen(who: str, tree: _Tree, splits: dict[str, _Tree], known: tuple[str, .
     raise DataError(who, "; ".join(["has no labelled test/ or val/", *said]), todo)
 
 
-def read_images(who: str, listing: Listing) -> tuple[Part, tuple[str, ...]]:
+def read_images(who: str, listing: Listing) -> tuple[Split, tuple[str, ...]]:
     """(images, what must be said of them): [N, C, H, W] uint8, grey where all are, else RGB; pixels as they are stored.
 
     Raises DataError, naming the file, for one that is damaged, of more than 8 bits, or of another size.
@@ -108,9 +108,9 @@ def read_images(who: str, listing: Listing) -> tuple[Part, tuple[str, ...]]:
             first, other = list(found[0].shape[:2]), list(image.shape[:2])
             wrong = f"images differ in size: {first} and {other}, {listing.files[0]} and {file}"
             raise DataError(who, wrong, "Resize them beforehand.")
-    said = [f"EXIF would turn {so_many(len(turned), 'image')}, such as {turned[0]}: read as stored"] if turned else []
+    said = [f"EXIF would turn {plural(len(turned), 'image')}, such as {turned[0]}: read as stored"] if turned else []
     x = channels_first(torch.from_numpy(np.stack(alike(found))))
-    return Part(x, torch.tensor(listing.labels, dtype=torch.int64)), tuple(said)
+    return Split(x, torch.tensor(listing.labels, dtype=torch.int64)), tuple(said)
 
 
 def alike(images: list[Any]) -> list[Any]:
@@ -300,7 +300,7 @@ def _told(tree: _Tree, classes: tuple[str, ...]) -> Iterator[str]:
     """What is left out, and in which order numbers are."""
     yield from _stray(tree)
     if others := [file for c in tree.folders for folder in c.walk() for file in folder.others]:
-        yield f"left out: {so_many(len(others), 'file')} of other kinds, such as {others[0]}"
+        yield f"left out: {plural(len(others), 'file')} of other kinds, such as {others[0]}"
     if len(tree.folders) == 1:
         yield f"all images are of one class, {tree.folders[0].name}"
     if all(name.isdecimal() for name in classes) and sorted(classes, key=int) != list(classes):
@@ -311,7 +311,7 @@ def _told(tree: _Tree, classes: tuple[str, ...]) -> Iterator[str]:
 def _stray(tree: _Tree) -> list[str]:
     """A sentence where images lie beside folders."""
     count = len(tree.images)
-    return [f"left out: {so_many(count, 'image')} beside the folders, such as {tree.images[0].name}"] if count else []
+    return [f"left out: {plural(count, 'image')} beside the folders, such as {tree.images[0].name}"] if count else []
 
 
 def _annotated(who: str, tree: _Tree, known: tuple[str, ...] | None) -> Listing:

@@ -1,4 +1,4 @@
-"""Where images come from. A source is a value with knobs that returns `Images` when called."""
+"""Where images come from. A source is a value with knobs that returns `ImageData` when called."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from robustmail.data.dataset import Images, Part, channels_first, in_turn
+from robustmail.data.dataset import ImageData, Split, channels_first, in_turn
 from robustmail.data.image_folders import read_images, to_train
 from robustmail.errors import DataError, RecipeError
-from robustmail.fields import check
+from robustmail.fields import check_types
 from robustmail.runtime.untrusted import check_unpacked
 
 __all__ = ["cifar10", "cifar100", "digits", "image_folder", "npz", "subset", "svhn"]
@@ -22,7 +22,7 @@ __all__ = ["cifar10", "cifar100", "digits", "image_folder", "npz", "subset", "sv
 
 def _check_knobs(source: Any) -> None:
     """Refuse knobs of the wrong type or out of range (raises RecipeError)."""
-    check(source)
+    check_types(source)
     for name, least in {"pad": 0, "validation": 1, "classes": 1, "train": 1}.items():
         value = getattr(source, name, None)
         if value is not None and value < least:
@@ -41,7 +41,7 @@ class cifar10:
     def __post_init__(self) -> None:
         _check_knobs(self)
 
-    def __call__(self) -> Images:
+    def __call__(self) -> ImageData:
         return _torchvision(self, "CIFAR10", 10)
 
 
@@ -57,7 +57,7 @@ class cifar100:
     def __post_init__(self) -> None:
         _check_knobs(self)
 
-    def __call__(self) -> Images:
+    def __call__(self) -> ImageData:
         return _torchvision(self, "CIFAR100", 100)
 
 
@@ -73,7 +73,7 @@ class svhn:
     def __post_init__(self) -> None:
         _check_knobs(self)
 
-    def __call__(self) -> Images:
+    def __call__(self) -> ImageData:
         return _torchvision(self, "SVHN", 10)
 
 
@@ -91,17 +91,17 @@ class digits:
     def __post_init__(self) -> None:
         _check_knobs(self)
 
-    def __call__(self) -> Images:
+    def __call__(self) -> ImageData:
         from sklearn.datasets import load_digits
 
         raw, labels = load_digits(return_X_y=True)
         x = torch.from_numpy((raw.reshape(-1, 1, 8, 8) * (255 / 16)).round().astype(np.uint8))
         y = torch.from_numpy(labels.astype(np.int64))
         test = torch.arange(len(y)) % 5 == 4
-        return Images(
+        return ImageData(
             "digits()",
-            Part(x[~test], y[~test]),
-            Part(x[test], y[test]),
+            Split(x[~test], y[~test]),
+            Split(x[test], y[test]),
             10,
             self.pad,
             self.flip,
@@ -126,12 +126,12 @@ class npz:
     def __post_init__(self) -> None:
         _check_knobs(self)
 
-    def __call__(self) -> Images:
+    def __call__(self) -> ImageData:
         who = f"npz({self.path!r})"
         arrays = _read_npz(who, Path(self.path))
-        train, test = (as_part(f"{who} ({s})", arrays[f"x_{s}"], arrays[f"y_{s}"]) for s in ("train", "test"))
+        train, test = (as_split(f"{who} ({s})", arrays[f"x_{s}"], arrays[f"y_{s}"]) for s in ("train", "test"))
         classes = self.classes or (int(train.y.max()) + 1 if len(train.y) else 1)
-        return Images(who, train, test, classes, self.pad, self.flip, self.validation)
+        return ImageData(who, train, test, classes, self.pad, self.flip, self.validation)
 
 
 @dataclass(frozen=True)
@@ -150,14 +150,14 @@ class image_folder:
     def __post_init__(self) -> None:
         _check_knobs(self)
 
-    def __call__(self) -> Images:
+    def __call__(self) -> ImageData:
         who = f"image_folder({self.path!r})"
         listings = to_train(who, Path(self.path))
         parts = [read_images(who, listing)[0] for listing in listings]
         channels = max(part.x.shape[1] for part in parts)  # all grey in one split alone is no reason to refuse
         train, test = (part._replace(x=part.x.expand(-1, channels, -1, -1).contiguous()) for part in parts)
         names = listings[0].classes
-        return Images(who, train, in_turn(test), len(names), self.pad, self.flip, self.validation, names)
+        return ImageData(who, train, in_turn(test), len(names), self.pad, self.flip, self.validation, names)
 
 
 @dataclass(frozen=True)
@@ -173,15 +173,15 @@ class subset:
     def __post_init__(self) -> None:
         _check_knobs(self)
 
-    def __call__(self) -> Images:
-        images: Images = self.of()
+    def __call__(self) -> ImageData:
+        images: ImageData = self.of()
         if self.train > len(images.train.y):
             raise DataError(f"subset (given train={self.train})", f"{images.name} has {len(images.train.y)} images")
         train = in_turn(images.train) if isinstance(self.of, image_folder) else images.train  # or it is of one class
         return replace(images, name=f"{images.name}, first {self.train:,}", train=train.first(self.train))
 
 
-def _torchvision(source: Any, name: str, classes: int) -> Images:
+def _torchvision(source: Any, name: str, classes: int) -> ImageData:
     import torchvision
 
     who = f"{type(source).__name__}({source.root!r})"
@@ -202,10 +202,10 @@ def _torchvision(source: Any, name: str, classes: int) -> Images:
     except (RuntimeError, EOFError) as error:
         raise DataError(who, f"damaged: {error}", f"Delete torchvision's {name} files in {source.root}.") from error
     labels = [s.labels if name == "SVHN" else s.targets for s in sets]
-    train, test = (as_part(who, np.asarray(s.data), np.asarray(y)) for s, y in zip(sets, labels, strict=True))
+    train, test = (as_split(who, np.asarray(s.data), np.asarray(y)) for s, y in zip(sets, labels, strict=True))
     names = getattr(sets[0], "classes", None)  # SVHN has none: its classes are digits
     names = tuple(map(str, names if names and len(names) == classes else range(classes)))
-    return Images(who, train, test, classes, source.pad, source.flip, source.validation, names)
+    return ImageData(who, train, test, classes, source.pad, source.flip, source.validation, names)
 
 
 def read_arrays(who: str, path: Path, keys: tuple[str, ...]) -> tuple[dict[str, Any], list[str]]:
@@ -232,7 +232,7 @@ def _read_npz(who: str, path: Path) -> dict[str, Any]:
     return arrays
 
 
-def as_part(who: str, x: Any, y: Any, floats: bool = False) -> Part:
+def as_split(who: str, x: Any, y: Any, floats: bool = False) -> Split:
     """Arrays in any usual order as a Part; `floats`: images in [0, 1] may stay as they are. Raises DataError."""
     if floats and np.issubdtype(x.dtype, np.floating):
         x = x.astype(np.float32)
@@ -247,4 +247,4 @@ def as_part(who: str, x: Any, y: Any, floats: bool = False) -> Part:
     if images.ndim != 4:
         raise DataError(who, f"images have shape {list(x.shape)}, expected [N, H, W, C] or [N, C, H, W]")
     y = y.squeeze(1) if y.ndim == 2 and y.shape[1] == 1 else y  # as Keras ships CIFAR
-    return Part(images, torch.from_numpy(y.astype(np.int64)))
+    return Split(images, torch.from_numpy(y.astype(np.int64)))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from robustmail.data.dataset import Images, Part, in_turn
+from robustmail.data.dataset import ImageData, Split, in_turn
 from robustmail.data.image_folders import read_images, to_evaluate
-from robustmail.data.sources import as_part, read_arrays
+from robustmail.data.sources import as_split, read_arrays
 from robustmail.errors import DataError
 
-__all__ = ["TestSet", "of_images", "of_path"]
+__all__ = ["TestSet", "from_image_data", "from_path"]
 
 PAIRS = (("x_test", "y_test"), ("x", "y"), ("images", "labels"), ("data", "targets"))
 
@@ -22,7 +22,7 @@ class TestSet:
     __test__ = False  # for pytest, which takes it for a test
 
     name: str
-    part: Part
+    part: Split
     classes: int
     class_names: tuple[str, ...] | None = None
     given: str | None = None
@@ -46,12 +46,12 @@ class TestSet:
         return f"the first {n:,} images have {here} of the {there} classes{why}"
 
 
-def of_images(images: Images) -> TestSet:
+def from_image_data(images: ImageData) -> TestSet:
     """The test part of a recipe's data."""
     return TestSet(images.name, images.test, images.classes, images.class_names)
 
 
-def of_path(path: Path) -> TestSet:
+def from_path(path: Path) -> TestSet:
     """An npz file (x_test, y_test; or x, y; images, labels; data, targets), or a folder of images.
 
     A folder has test/<class>/, else val/<class>/, else <class>/; its images come class by class in turn.
@@ -69,7 +69,7 @@ def of_path(path: Path) -> TestSet:
     if pair is None:
         wanted = " or ".join(", ".join(pair) for pair in PAIRS)
         raise DataError(who, f"has {', '.join(there) or 'nothing'}", f"Its keys must be {wanted}.")
-    part = as_part(who, arrays[pair[0]], arrays[pair[1]], floats=True)
+    part = as_split(who, arrays[pair[0]], arrays[pair[1]], floats=True)
     if len(part.x) != len(part.y) or not len(part.y):
         raise DataError(who, f"has {len(part.x)} images and {len(part.y)} labels")
     if int(part.y.min()) < 0:

@@ -17,17 +17,17 @@ from robustmail.attacks.view import eps_of
 from robustmail.errors import RecipeError, did_you_mean
 from robustmail.evaluation.ledger import RESERVED
 from robustmail.fields import describe
-from robustmail.norms import Norm, check_budget, distances, norm_of, slack
-from robustmail.plugin_calls import label
+from robustmail.norms import Norm, check_budget, distances, norm_of, tolerance
+from robustmail.plugin_calls import plugin_name
 from robustmail.step import Attack
 
-__all__ = ["NAMES", "Plan", "check_eps", "check_own", "cost", "is_ours", "plan"]
+__all__ = ["NAMES", "AttackSpec", "check_eps", "check_custom", "passes_per_image", "is_built_in", "attack_spec"]
 
 NAMES = ("nat", "pgd10", "pgd20", "pgd100", "cw", "cw-art", "apgd", "apgd-t", "fab-t", "square", "aa")
 INDEPENDENT = ("PGD", "APGD", "APGDT", "FAB", "Square")  # whose draws `noise_of_each` knows
 
 
-class Plan(NamedTuple):
+class AttackSpec(NamedTuple):
     """What a name stands for: attacks in order, each on the survivors of the ones before."""
 
     name: str
@@ -45,7 +45,7 @@ class Plan(NamedTuple):
     @property
     def reach(self) -> float:
         """How far an adversarial image may lie, rounding included."""
-        return self.eps + slack(self.eps)
+        return self.eps + tolerance(self.eps)
 
     def holds(self, x: Tensor, found: Tensor) -> Tensor:
         """[B] bool: which images lie in the ball around x."""
@@ -67,12 +67,12 @@ class Plan(NamedTuple):
         outside does not count."""
         return hasattr(self.stages[stage], "eps") or not self.ours(stage)
 
-    def renamed(self, name: str) -> Plan:
+    def renamed(self, name: str) -> AttackSpec:
         """The same attack of one stage under another name."""
         return self._replace(name=name, stages={name: next(iter(self.stages.values()))})
 
 
-def is_ours(name: str) -> bool:
+def is_built_in(name: str) -> bool:
     """Does the name alone say which attack it is?"""
     return name in NAMES or re.fullmatch(r"pgd[1-9]\d*", name) is not None
 
@@ -86,7 +86,7 @@ def check_eps(eps: float, norm: Norm) -> None:
         raise RecipeError("eps=0", "must be above 0, for there is nothing to attack", "Write 8/255.")
 
 
-def check_own(what: Plan) -> None:
+def check_custom(what: AttackSpec) -> None:
     """Refuse an attack that keeps to a smaller ball than the one it would be quoted for (raises RecipeError)."""
     for stage, attack in what.stages.items():
         eps = eps_of(attack)
@@ -96,7 +96,7 @@ def check_own(what: Plan) -> None:
             raise RecipeError(f"attack {stage} (given eps={own})", wrong, f"Give it eps={said}, or evaluate at {own}.")
 
 
-def plan(attack: str | Attack, eps: float, classes: int, norm: Norm = "linf") -> Plan:
+def attack_spec(attack: str | Attack, eps: float, classes: int, norm: Norm = "linf") -> AttackSpec:
     """The attack of a name at a budget; an attack of one's own is taken as it is, a library's with its settings.
 
     nat: no attack. pgdN: N iterations of PGD on the cross-entropy from a random start. cw: 20 iterations of PGD on
@@ -108,32 +108,32 @@ def plan(attack: str | Attack, eps: float, classes: int, norm: Norm = "linf") ->
     """
     if not isinstance(attack, str):
         value: Attack = adopted(attack)
-        name = str(getattr(value, "__given__", (label(value),))[0])  # a library's class by its own name
-        if is_ours(name):
+        name = str(getattr(value, "__given__", (plugin_name(value),))[0])  # a library's class by its own name
+        if is_built_in(name):
             raise RecipeError(f"attack {name}", "an attack of one's own has the name of a built-in one", "Rename it.")
         if name in RESERVED:
             raise RecipeError(f"attack {name}", "has the name of a column of the ledger", "Rename it.")
-        return Plan(name, {name: value}, eps, norm)
+        return AttackSpec(name, {name: value}, eps, norm)
     if attack == "nat":
-        return Plan(attack, {}, eps, norm)
+        return AttackSpec(attack, {}, eps, norm)
     if found := re.fullmatch(r"pgd([1-9]\d*)", attack):
         steps = int(found[1])
         knobs: dict[str, Any] = {"eps": eps, "alpha": _step(eps, steps), "steps": steps}
         # The library's PGD in l2 draws lengths for the whole batch at once, so that images depend on their company.
-        return Plan(
+        return AttackSpec(
             attack, {attack: torchattack("PGD", **knobs) if norm == "linf" else PGD(norm=norm, **knobs)}, eps, norm
         )
     if attack == "cw":
-        return Plan(attack, {"cw": PGD(eps=eps, alpha=eps / 10, steps=20, norm=norm, loss="margin")}, eps, norm)
+        return AttackSpec(attack, {"cw": PGD(eps=eps, alpha=eps / 10, steps=20, norm=norm, loss="margin")}, eps, norm)
     if attack == "cw-art":
-        return Plan(attack, {"cw-art": _nearest(norm)}, eps, norm)
+        return AttackSpec(attack, {"cw-art": _nearest(norm)}, eps, norm)
     standard = AutoAttack(eps=eps, norm=norm)
     if attack == "aa":
-        return Plan(attack, standard.stages(classes), eps, norm, standard.replaced(classes))
+        return AttackSpec(attack, standard.stages(classes), eps, norm, standard.replaced(classes))
     stages = standard.stages(classes)
     stage = "apgd-ce" if attack == "apgd" else attack
     if attack in NAMES and stage in stages:
-        return Plan(attack, {stage: stages[stage]}, eps, norm)
+        return AttackSpec(attack, {stage: stages[stage]}, eps, norm)
     if attack in NAMES:
         raise RecipeError(f"attack {attack!r}", standard.replaced(classes) or "", "Name aa, or apgd and square.")
     raise RecipeError(
@@ -152,7 +152,7 @@ def _step(eps: float, steps: int) -> float:
     return min(max(eps / 10, 2.5 * eps / steps), eps)
 
 
-def cost(name: str) -> float:
+def passes_per_image(name: str) -> float:
     """What an attack costs at most per image, in forward passes (a backward pass counts as two): for forecasts."""
     if found := re.fullmatch(r"pgd(\d+)", name):
         return 1 + 3.0 * int(found[1])

@@ -11,14 +11,14 @@ from torch import Tensor
 from robustmail.errors import RunError
 from robustmail.evaluation.ledger import Ledger
 from robustmail.evaluation.statistics import Z80, Z95, Paired, paired
-from robustmail.evaluation.storage import Held
-from robustmail.evaluation.task import others
+from robustmail.evaluation.storage import StoredEvaluation
+from robustmail.evaluation.task import attack_differences
 
-__all__ = ["Compared", "compare"]
+__all__ = ["ComparedAttack", "compare"]
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparedAttack:
     """One row of a comparison."""
 
     name: str
@@ -30,7 +30,7 @@ class Compared:
     by D and on a share d of the images, as here; None where they do not differ, or where so many are there"""
 
 
-def compare(a: Held, b: Held) -> tuple[list[Compared], list[str]]:
+def compare(a: StoredEvaluation, b: StoredEvaluation) -> tuple[list[ComparedAttack], list[str]]:
     """(a row for natural accuracy, for each attack that both had, and for the worst case; what must be said with them).
 
     Raises RunError where the two have no image in common, or the same place holds different images.
@@ -46,7 +46,7 @@ def compare(a: Held, b: Held) -> tuple[list[Compared], list[str]]:
     return [_row(name, *pair) for name, pair in columns.items()], list(_notes(a, b, len(first)))
 
 
-def _common(a: Held, b: Held) -> tuple[Tensor, Tensor]:
+def _common(a: StoredEvaluation, b: StoredEvaluation) -> tuple[Tensor, Tensor]:
     """Positions in both ledgers of the images that both have."""
     there = {int(index): at for at, index in enumerate(b.ledger.index)}
     pairs = [(at, there[int(index)]) for at, index in enumerate(a.ledger.index) if int(index) in there]
@@ -64,7 +64,7 @@ def _stands(ledger: Ledger, stages: list[str], where: Tensor) -> Tensor:
     return ledger.standing(stages)[where]
 
 
-def _row(name: str, first: Tensor, second: Tensor) -> Compared:
+def _row(name: str, first: Tensor, second: Tensor) -> ComparedAttack:
     n = len(first)
     found = paired(n, int((first & ~second).sum()), int((second & ~first).sum()))
     needed = None
@@ -72,16 +72,16 @@ def _row(name: str, first: Tensor, second: Tensor) -> Compared:
         differ = (found.only_first + found.only_second) / n
         enough = math.ceil((Z95 + Z80) ** 2 * (differ - found.difference**2) / found.difference**2)
         needed = enough if enough > n else None
-    return Compared(name, first.double().mean().item(), second.double().mean().item(), found, needed)
+    return ComparedAttack(name, first.double().mean().item(), second.double().mean().item(), found, needed)
 
 
-def _notes(a: Held, b: Held, n: int) -> list[str]:
+def _notes(a: StoredEvaluation, b: StoredEvaluation, n: int) -> list[str]:
     said = []
     for what in ("eps", "norm", "seed"):
         one, other = a.results["spec"][what], b.results["spec"][what]
         if one != other:
             said.append(f"{what} differs: {one} and {other}" + ("; not the same question" if what != "seed" else ""))
-    for name, one, other in others(a.results["spec"], b.results["spec"]):
+    for name, one, other in attack_differences(a.results["spec"], b.results["spec"]):
         said.append(f"{name} is another attack in each: {one} and {other}")
     if n < max(len(a.ledger), len(b.ledger)):
         said.append(f"only the {n} images that both have are compared, of {len(a.ledger)} and {len(b.ledger)}")

@@ -10,12 +10,12 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from robustmail.data.dataset import Part
-from robustmail.evaluation.evidence import excludes, recalibrated, unlike
-from robustmail.evaluation.normalization import Score, outdone
+from robustmail.data.dataset import Split
+from robustmail.evaluation.evidence import excludes, predict_differently, recalibrated
+from robustmail.evaluation.normalization import Score, has_larger_misfit
 from robustmail.evaluation.statistics import wilson
 
-__all__ = ["doubts", "stored"]
+__all__ = ["reading_doubts", "compare_stored_accuracies"]
 
 MISFIT = 0.05  # nats per channel between BatchNorm's statistics and the images'
 COST = 0.1  # nats that the best temperature and class biases may gain, where the logits are STRETCH times too large
@@ -24,8 +24,8 @@ CERTAIN, LIKELY = 0.99, 0.95  # of the interval of an accuracy
 WIDEST = 0.08  # interval that says enough
 
 
-def doubts(
-    best: Score, ranked: Sequence[Score], part: Part, accuracies: Mapping[str, float], usual: bool = False
+def reading_doubts(
+    best: Score, ranked: Sequence[Score], part: Split, accuracies: Mapping[str, float], usual: bool = False
 ) -> list[str]:
     """What speaks against the reading that fits best, in sentences; nothing does where the list is empty.
 
@@ -49,7 +49,7 @@ def doubts(
     return found
 
 
-def stored(best: Score, accuracies: Mapping[str, float]) -> Iterator[str]:
+def compare_stored_accuracies(best: Score, accuracies: Mapping[str, float]) -> Iterator[str]:
     """How the accuracies that the file tells compare with the measured one, in sentences."""
     for name, value in accuracies.items():
         more = "" if _agreeing(best, {name: value}, CERTAIN) else ": MORE THAN CHANCE EXPLAINS"
@@ -69,7 +69,7 @@ def _agreeing(best: Score, accuracies: Mapping[str, float], confidence: float) -
     return any(low <= value <= high for value in accuracies.values())
 
 
-def _of_itself(best: Score, part: Part) -> Iterator[str]:
+def _of_itself(best: Score, part: Split) -> Iterator[str]:
     """What a reading's own numbers say against it."""
     classes = best.logits.shape[1]
     guessing, loss = math.log(classes), best.loss.mean().item()
@@ -84,7 +84,7 @@ def _of_itself(best: Score, part: Part) -> Iterator[str]:
                f"keep, where {MISFIT} is usual at most")  # fmt: skip
 
 
-def _rivals(best: Score, ranked: Sequence[Score], part: Part, better: bool) -> list[Score]:
+def _rivals(best: Score, ranked: Sequence[Score], part: Split, better: bool) -> list[Score]:
     """Those that answer otherwise than `best` and that some of the images do not exclude, the likeliest first; if all
     of `part` excludes them, none. better: only those that are likelier than `best` count."""
     pairs = [(loss, score) for score in ranked if (loss := _open_question(best, score, part, better)) is not None]
@@ -107,13 +107,13 @@ def _called(rival: Score, best: Score) -> str:
     return "; ".join(parts)
 
 
-def _open_question(best: Score, other: Score, part: Part, better: bool) -> float | None:
+def _open_question(best: Score, other: Score, part: Split, better: bool) -> float | None:
     """The other's recalibrated cross-entropy, if it answers otherwise and nothing excludes it."""
     if (best.network, best.convention) == (other.network, other.convention):
         return None
     n = min(len(best.right), len(other.right))
     mine, its, y = best.logits[:n], other.logits[:n], part.y[:n].cpu()
-    if not unlike(mine.argmax(1), its.argmax(1)) or outdone(other, best):
+    if not predict_differently(mine.argmax(1), its.argmax(1)) or has_larger_misfit(other, best):
         return None
     loss = recalibrated(its, y)[0]
     own = recalibrated(mine, y)[0]

@@ -12,55 +12,62 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from robustmail.attacks.per_image_noise import noise_of_each
-from robustmail.attacks.view import View, settle
+from robustmail.attacks.per_image_noise import per_image_noise
+from robustmail.attacks.view import ModelView, check_result
 from robustmail.data.adapters import read_data
-from robustmail.data.dataset import Part, to_float
+from robustmail.data.dataset import Split, to_float
 from robustmail.errors import ModelError, NonFiniteError, RecipeError, RobustmailError, in_brief
-from robustmail.evaluation.attack_specs import Plan, check_eps, check_own, plan
-from robustmail.evaluation.exact_inference import Likeness, Room, exact, is_out_of_memory, quick, searched
-from robustmail.evaluation.ledger import UNTRIED, Ledger, joined
+from robustmail.evaluation.attack_specs import AttackSpec, attack_spec, check_custom, check_eps
+from robustmail.evaluation.exact_inference import (
+    BatchSizer,
+    SearchModel,
+    exact_inference,
+    is_out_of_memory,
+    make_search_model,
+    search_view,
+)
+from robustmail.evaluation.ledger import UNTRIED, Ledger, concatenate
 from robustmail.evaluation.statistics import wilson
 from robustmail.functional import gap
 from robustmail.norms import Norm, distances
-from robustmail.plugin_calls import ask, broken
-from robustmail.records import Attacked, Attacking
+from robustmail.plugin_calls import call_plugin, plugin_error
+from robustmail.records import AttackProgress, AttackResult
 from robustmail.runtime import distributed
-from robustmail.runtime.rng import reseed
+from robustmail.runtime.rng import seed_all
 from robustmail.step import Adversarial, Attack
-from robustmail.text import so_many
+from robustmail.text import plural
 
 __all__ = [
     "Evaluation",
-    "attempt",
+    "run_attack",
     "classes_of",
     "evaluate",
-    "floats",
-    "images",
-    "look",
-    "planned",
-    "trial",
-    "verdict",
+    "as_floats",
+    "image_batch",
+    "clean_pass",
+    "parse_attacks",
+    "evaluate_attack",
+    "attack_result",
     "worst_case",
 ]
 
-CHUNK = 50  # images that an attack of somebody else's sees together; ours do not depend on the company
+BLOCK = 50  # images that an attack of somebody else's sees together; ours do not depend on the company
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What came out: a row per attack, and the ledger of all images. `found["aa"].accuracy` is one number."""
 
-    rows: tuple[Attacked, ...]
+    rows: tuple[AttackResult, ...]
     ledger: Ledger
 
-    def __iter__(self) -> Iterator[Attacked]:
+    def __iter__(self) -> Iterator[AttackResult]:
         return iter(self.rows)
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, which: int | str) -> Attacked:
+    def __getitem__(self, which: int | str) -> AttackResult:
         if isinstance(which, int):
             return self.rows[which]
         found = {row.name: row for row in self.rows}
@@ -73,7 +80,7 @@ class Evaluation:
         return f"Evaluation({len(self.ledger)} images: {said}; worst case {self.worst.accuracy:.1%})".replace("%", " %")
 
     @property
-    def worst(self) -> Attacked:
+    def worst(self) -> AttackResult:
         """How many images stand under every attack that was run."""
         return worst_case(self.ledger)
 
@@ -87,7 +94,7 @@ def evaluate(
     n: int | None = None,
     seed: int = 0,
     batch: int | None = None,
-    progress: Callable[[Attacking], object] | None = None,
+    progress: Callable[[AttackProgress], object] | None = None,
 ) -> Evaluation:
     """Robust accuracy of any nn.Module that takes images in [0, 1] and returns logits, one row per attack.
 
@@ -110,33 +117,35 @@ def evaluate(
     part = read_data("evaluate", data, n)
     if isinstance(attacks, str):
         attacks = tuple(name.strip() for name in attacks.split(","))
-    plans = planned(attacks, eps, classes_of(model, part), norm)
-    room = room_of(model, batch)
-    ledger = look(model, part, room)
+    plans = parse_attacks(attacks, eps, classes_of(model, part), norm)
+    room = batch_sizer(model, batch)
+    ledger = clean_pass(model, part, room)
     rows = []
     for what in plans:
-        for record in attempt(model, part, ledger, what, seed, room):
+        for record in run_attack(model, part, ledger, what, seed, room):
             if progress:
                 progress(record)
-        rows.append(verdict(ledger, what, seed))
+        rows.append(attack_result(ledger, what, seed))
     return Evaluation(tuple(rows), ledger)
 
 
-def trial(model: nn.Module, part: Part, what: Plan, seed: int = 0) -> Iterator[Attacking | Attacked]:
+def evaluate_attack(
+    model: nn.Module, part: Split, what: AttackSpec, seed: int = 0
+) -> Iterator[AttackProgress | AttackResult]:
     """Run one plan over a set of images, telling how far it is; the last record is the verdict.
 
     Several processes share the images, in blocks of CHUNK, so that each is attacked as if it were with all.
     """
-    room = room_of(model, None)
+    room = batch_sizer(model, None)
     index = torch.arange(len(part.y))
-    index = index[index // CHUNK % distributed.world() == distributed.rank()]
-    mine = Part(part.x[index.to(part.x.device)], part.y[index.to(part.y.device)])
-    ledger = look(model, mine, room, index)
-    yield from attempt(model, mine, ledger, what, seed, room, keep=False)
-    yield verdict(joined(distributed.together([ledger])), what, seed)
+    index = index[index // BLOCK % distributed.world_size() == distributed.rank()]
+    mine = Split(part.x[index.to(part.x.device)], part.y[index.to(part.y.device)])
+    ledger = clean_pass(model, mine, room, index)
+    yield from run_attack(model, mine, ledger, what, seed, room, keep=False)
+    yield attack_result(concatenate(distributed.all_gather_lists([ledger])), what, seed)
 
 
-def look(model: nn.Module, part: Part, room: Room, index: Tensor | None = None) -> Ledger:
+def clean_pass(model: nn.Module, part: Split, room: BatchSizer, index: Tensor | None = None) -> Ledger:
     """A ledger of what the model says of the images as they are.
 
     Raises ModelError for a model that fails or gives no logits, NonFiniteError for NaN.
@@ -144,7 +153,7 @@ def look(model: nn.Module, part: Part, room: Room, index: Tensor | None = None) 
     began = time.perf_counter()
     predicted, margin = torch.empty(0, dtype=torch.int64), torch.empty(0)
     while (start := len(predicted)) < len(part.y):
-        said, lead = room.patiently(partial(_clean, model, part, start, room))
+        said, lead = room.with_oom_retry(partial(_clean, model, part, start, room))
         predicted, margin = torch.cat([predicted, said]), torch.cat([margin, lead])
     index = torch.arange(len(part.y)) if index is None else index
     ledger = Ledger(index.cpu(), part.y.cpu(), predicted, margin)
@@ -152,10 +161,10 @@ def look(model: nn.Module, part: Part, room: Room, index: Tensor | None = None) 
     return ledger
 
 
-def _clean(model: nn.Module, part: Part, start: int, room: Room) -> tuple[Tensor, Tensor]:
+def _clean(model: nn.Module, part: Split, start: int, room: BatchSizer) -> tuple[Tensor, Tensor]:
     """(class said, probabilistic margin) of a batch of images, on the CPU."""
-    x, y = images(model, part, slice(start, start + room.batch))
-    with exact(model, room.slice) as view, torch.no_grad():
+    x, y = image_batch(model, part, slice(start, start + room.batch))
+    with exact_inference(model, room.slice) as view, torch.no_grad():
         logits = _logits(view, x)
     if logits.shape[1] <= int(y.max()):
         wrong = f"the model has {logits.shape[1]} classes, the data label {int(y.max())}"
@@ -165,9 +174,9 @@ def _clean(model: nn.Module, part: Part, start: int, room: Room) -> tuple[Tensor
     return logits.argmax(1).cpu(), gap(logits.softmax(1), y).cpu()
 
 
-def attempt(
-    model: nn.Module, part: Part, ledger: Ledger, what: Plan, seed: int, room: Room, keep: bool = True
-) -> Iterator[Attacking]:
+def run_attack(
+    model: nn.Module, part: Split, ledger: Ledger, what: AttackSpec, seed: int, room: BatchSizer, keep: bool = True
+) -> Iterator[AttackProgress]:
     """Run one plan, entering into the ledger what each stage does; what is entered already is not done again.
 
     Images that are misclassified as they are count as broken and are not attacked; each stage sees only what the ones
@@ -176,7 +185,7 @@ def attempt(
     the batch nor on what else is in the set. Nothing outside is changed: not the model, nor its modes, nor a generator.
     """
     before: list[str] = []
-    likeness: Likeness | None = None
+    likeness: SearchModel | None = None
     for stage in what.stages:
         standing = ledger.standing(before)
         n = int(standing.sum())
@@ -184,31 +193,33 @@ def attempt(
         while len(todo):
             began = time.perf_counter()
             if likeness is None:
-                likeness = quick(model, images(model, part, todo[:2])[0], room.slice)
-            search = likeness if what.ours(stage) else Likeness(model, False)  # one's own may look at the model itself
+                likeness = make_search_model(model, image_batch(model, part, todo[:2])[0], room.slice)
+            search = (
+                likeness if what.ours(stage) else SearchModel(model, False)
+            )  # one's own may look at the model itself
             # An attack of which we do not know what it draws sees a fixed block of the set, whatever the batch.
-            block = ledger.index[todo] // CHUNK
+            block = ledger.index[todo] // BLOCK
 
             def work(
-                todo: Tensor = todo, block: Tensor = block, stage: str = stage, search: Likeness = search
+                todo: Tensor = todo, block: Tensor = block, stage: str = stage, search: SearchModel = search
             ) -> Tensor:  # fmt: skip
                 tried = todo[: room.batch] if what.independent(stage) else todo[block == block[0]]
                 place = int(ledger.index[tried[0]])
                 ledger.enter(stage, tried, *_attack(model, search, part, tried, place, what, stage, seed, room, keep))
                 return tried
 
-            together = so_many(int((block == block[0]).sum()), "image")
-            tried = room.patiently(work, "" if what.independent(stage) else f"attack {stage} (given {together})")
+            together = plural(int((block == block[0]).sum()), "image")
+            tried = room.with_oom_retry(work, "" if what.independent(stage) else f"attack {stage} (given {together})")
             todo = todo[~torch.isin(todo, tried)]
             took = time.perf_counter() - began
             ledger.seconds[stage] = ledger.seconds.get(stage, 0.0) + took
             room.pace(took)
             before_and_this = int(ledger.standing([*before, stage]).sum())
-            yield Attacking(what.name, stage, n - len(todo), n, before_and_this)
+            yield AttackProgress(what.name, stage, n - len(todo), n, before_and_this)
         before.append(stage)
 
 
-class Named(Protocol):
+class AttackInfo(Protocol):
     """As much of a plan as a verdict needs."""
 
     @property
@@ -219,7 +230,7 @@ class Named(Protocol):
     def settings(self) -> dict[str, str]: ...
 
 
-def verdict(ledger: Ledger, what: Named, seed: int) -> Attacked:
+def attack_result(ledger: Ledger, what: AttackInfo, seed: int) -> AttackResult:
     """The row of a plan whose stages have all been tried."""
     left = {"natural": int(ledger.right.sum())}
     done: list[str] = []
@@ -230,34 +241,36 @@ def verdict(ledger: Ledger, what: Named, seed: int) -> Attacked:
     if done:
         settings |= {"seed": str(seed), "standing": ", ".join(f"{n} after {stage}" for stage, n in left.items())}
     seconds = sum(ledger.seconds.get(stage, 0.0) for stage in done or ("natural",))
-    found = counted(what.name, int(ledger.standing(done).sum()), len(ledger), seconds, settings)
+    found = accuracy_row(what.name, int(ledger.standing(done).sum()), len(ledger), seconds, settings)
     return replace(found, stages=done)
 
 
-def worst_case(ledger: Ledger) -> Attacked:
+def worst_case(ledger: Ledger) -> AttackResult:
     """How many images stand under every stage that was tried."""
-    return counted("worst case", int(ledger.stands.sum()), len(ledger), sum(ledger.seconds.values()), {})
+    return accuracy_row("worst case", int(ledger.stands.sum()), len(ledger), sum(ledger.seconds.values()), {})
 
 
-def counted(name: str, correct: int, n: int, seconds: float = 0.0, settings: dict[str, str] | None = None) -> Attacked:
+def accuracy_row(
+    name: str, correct: int, n: int, seconds: float = 0.0, settings: dict[str, str] | None = None
+) -> AttackResult:
     """A row of so many correct of n, with its interval."""
     low, high = wilson(correct, n)
-    return Attacked(name, correct, n, correct / n, low, high, seconds, settings or {})
+    return AttackResult(name, correct, n, correct / n, low, high, seconds, settings or {})
 
 
-def planned(attacks: Iterable[str | Attack], eps: float, classes: int, norm: Norm) -> list[Plan]:
+def parse_attacks(attacks: Iterable[str | Attack], eps: float, classes: int, norm: Norm) -> list[AttackSpec]:
     """The plans of some attacks, each of one name (raises RecipeError, also where there is none)."""
-    plans = named([plan(attack, eps, classes, norm) for attack in attacks])
+    plans = unique_names([attack_spec(attack, eps, classes, norm) for attack in attacks])
     if not plans:
         raise RecipeError("attacks", "name none", "Write nat,pgd100.")
     for what in plans:
-        check_own(what)
+        check_custom(what)
     return plans
 
 
-def named(plans: list[Plan]) -> list[Plan]:
+def unique_names(plans: list[AttackSpec]) -> list[AttackSpec]:
     """The same plans, each name and each stage of one's own attacks once: a second PGD becomes PGD-2."""
-    seen: dict[str, Plan] = {}
+    seen: dict[str, AttackSpec] = {}
     for what in plans:
         name, k = what.name, 1
         while name in seen and seen[name].settings != what.settings:
@@ -267,38 +280,38 @@ def named(plans: list[Plan]) -> list[Plan]:
     return list(seen.values())
 
 
-def classes_of(model: nn.Module, part: Part) -> int:
+def classes_of(model: nn.Module, part: Split) -> int:
     """How many logits the model gives. Raises ModelError where it fails or gives none."""
-    x, _ = images(model, part, slice(0, 1))
-    room = Room(x.device, 1)
+    x, _ = image_batch(model, part, slice(0, 1))
+    room = BatchSizer(x.device, 1)
     room.slice = 1
 
     def work() -> int:
-        with exact(model, 1) as view, torch.no_grad():
+        with exact_inference(model, 1) as view, torch.no_grad():
             return int(_logits(view, x).shape[1])
 
-    return room.patiently(work)
+    return room.with_oom_retry(work)
 
 
-def room_of(model: nn.Module, batch: int | None) -> Room:
+def batch_sizer(model: nn.Module, batch: int | None) -> BatchSizer:
     """What fits on the model's device, to begin with."""
-    return Room(next((p.device for p in model.parameters()), torch.device("cpu")), batch)
+    return BatchSizer(next((p.device for p in model.parameters()), torch.device("cpu")), batch)
 
 
-def images(model: nn.Module, part: Part, which: slice | Tensor) -> tuple[Tensor, Tensor]:
+def image_batch(model: nn.Module, part: Split, which: slice | Tensor) -> tuple[Tensor, Tensor]:
     """Some images as floats, [B, C, H, W] in [0, 1], and their labels, on the model's device."""
     x = part.x[which.to(part.x.device) if isinstance(which, Tensor) else which]
     y = part.y[which.to(part.y.device) if isinstance(which, Tensor) else which]
     device = next((p.device for p in model.parameters()), x.device)
-    return floats(x.to(device)), y.to(device)
+    return as_floats(x.to(device)), y.to(device)
 
 
-def floats(x: Tensor) -> Tensor:
+def as_floats(x: Tensor) -> Tensor:
     """Images as they are seen: bytes become [0, 1]."""
     return x if x.is_floating_point() else to_float(x)
 
 
-def _logits(view: View, x: Tensor) -> Tensor:
+def _logits(view: ModelView, x: Tensor) -> Tensor:
     """[B, classes]; a model may fail in any way (raises ModelError)."""
     try:
         logits: Tensor = view(x)
@@ -316,21 +329,23 @@ def _logits(view: View, x: Tensor) -> Tensor:
 
 
 def _attack(
-    model: nn.Module, search: Likeness, part: Part, tried: Tensor, place: int, what: Plan, stage: str, seed: int,
-    room: Room, keep: bool,
+    model: nn.Module, search: SearchModel, part: Split, tried: Tensor, place: int, what: AttackSpec, stage: str, seed: int,
+    room: BatchSizer, keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
     """(broke, class said, distance, images or None) of the images at positions `tried`, on the CPU."""
-    x, y = images(model, part, tried)
+    x, y = image_batch(model, part, tried)
     attack, frugal = what.stages[stage], room.frugal and not what.independent(stage)
-    with exact(model, room.slice) as view, searched(view, search, room.slice, frugal) as seen:
-        reseed(seed, stage, place)
-        with noise_of_each(x, seed, stage) if what.independent(stage) else nullcontext():
-            found = ask("attack", attack, seen, x.clone(), y.clone())  # it may write into them; we judge by ours
+    with exact_inference(model, room.slice) as view, search_view(view, search, room.slice, frugal) as seen:
+        seed_all(seed, stage, place)
+        with per_image_noise(x, seed, stage) if what.independent(stage) else nullcontext():
+            found = call_plugin(
+                "attack", attack, seen, x.clone(), y.clone()
+            )  # it may write into them; we judge by ours
         x_adv = found.x if isinstance(found, Adversarial) else found
         if not isinstance(x_adv, Tensor):
-            raise broken("attack", attack, f"returned {type(x_adv).__name__}, expected images of {list(x.shape)}")
+            raise plugin_error("attack", attack, f"returned {type(x_adv).__name__}, expected images of {list(x.shape)}")
         bounded = what.bounds(stage)
-        x_adv = settle(stage, view, x, x_adv, what.eps if bounded else None, what.norm)
+        x_adv = check_result(stage, view, x, x_adv, what.eps if bounded else None, what.norm)
         with torch.no_grad():
             said = view(x_adv).argmax(1)
     far = distances(x, x_adv, what.norm)

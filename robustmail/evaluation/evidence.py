@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["excludes", "misfits", "recalibrated", "unlike"]
+__all__ = ["excludes", "batchnorm_misfit", "recalibrated", "predict_differently"]
 
 SAME = 0.01  # share of images on which two readings may answer otherwise and yet count as one
 PRIOR = 0.01  # of the class biases: none grows without end
@@ -51,7 +51,7 @@ class Moments:
 
 
 @contextmanager
-def misfits(model: nn.Module) -> Iterator[Moments]:
+def batchnorm_misfit(model: nn.Module) -> Iterator[Moments]:
     """Watch what reaches the model's BatchNorms."""
     moments = Moments()
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
@@ -88,7 +88,7 @@ def recalibrated(logits: Tensor, y: Tensor) -> tuple[Tensor, float]:
     return F.cross_entropy(fitted[0] * z + fitted[1:], y, reduction="none"), float(fitted[0] / scale)
 
 
-def unlike(a: Tensor, b: Tensor) -> bool:
+def predict_differently(a: Tensor, b: Tensor) -> bool:
     """Do two readings answer otherwise on more than 1 % of the images (and on two at least)? Classes said, [N]."""
     differ = int((a != b).sum())
     return differ >= 2 and differ > SAME * len(a)

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from robustmail.attacks.view import View, answer, viewed
+from robustmail.attacks.view import ModelView, call_model, model_view
 from robustmail.errors import ModelError
-from robustmail.models.classifier import Classifier, response
-from robustmail.models.folded import Twin
+from robustmail.models.classifier import Classifier, example_logits
+from robustmail.models.folded import FoldedModel
 from robustmail.models.precision import flops
 
-__all__ = ["Likeness", "Room", "exact", "is_out_of_memory", "quick", "searched"]
+__all__ = ["SearchModel", "BatchSizer", "exact_inference", "is_out_of_memory", "make_search_model", "search_view"]
 
 T = TypeVar("T")
 SLICE = {"cpu": 8, "cuda": 250}
@@ -31,7 +31,7 @@ BATCH = {"cpu": (32, 128), "cuda": (500, 2000)}  # to begin with, at most
 SOON, LATE = 5.0, 30.0  # seconds for a batch: so much is lost where the process is killed, and seen late
 
 
-class Room:
+class BatchSizer:
     """How much is done at once: `batch` images under attack, `slice` in one pass of the model.
 
     The batch is free: halved where memory runs out, and, unless it was given, made to take some seconds; verdicts stay.
@@ -52,7 +52,7 @@ class Room:
         elif seconds > LATE and self.batch // 2 >= self.slice and not self.given:
             self.batch //= 2
 
-    def patiently(self, work: Callable[[], T], block: str = "") -> T:
+    def with_oom_retry(self, work: Callable[[], T], block: str = "") -> T:
         """Do some work, of which the batch or the slice is a part; where memory runs out, again with half.
 
         block: who needs how many images at once, where that is not a batch. Raises ModelError where one image is too
@@ -95,7 +95,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         error = error.__cause__
 
 
-class Sliced(nn.Module):
+class FixedBatch(nn.Module):
     """A model whose every pass has exactly `size` images; or, `whole`, a multiple of it, LONGEST at most.
 
     frugal: a gradient computes each pass again when its turn comes, so that one is in memory at a time.
@@ -119,28 +119,28 @@ class Sliced(nn.Module):
 
     def _pass(self, x: Tensor) -> Tensor:
         if not self.frugal or not torch.is_grad_enabled():
-            return answer(self.model, x)
-        logits: Tensor = checkpoint(answer, self.model, x, use_reentrant=False)
+            return call_model(self.model, x)
+        logits: Tensor = checkpoint(call_model, self.model, x, use_reentrant=False)
         return logits
 
 
 @contextmanager
-def exact(model: nn.Module, size: int | None = None) -> Iterator[View]:
+def exact_inference(model: nn.Module, size: int | None = None) -> Iterator[ModelView]:
     """A view in plain float32, in slices of `size`: no autocast of the caller's, no TF32 on a GPU."""
     device = next((p.device.type for p in model.parameters()), "cpu")
     backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul) if device == "cuda" else ()
     before = [backend.allow_tf32 for backend in backends]
-    with viewed(model) as view, torch.autocast(device, enabled=False):
+    with model_view(model) as view, torch.autocast(device, enabled=False):
         try:
             for backend in backends:
                 backend.allow_tf32 = False
-            yield View(Sliced(view.model, size or SLICE.get(device, 32)))
+            yield ModelView(FixedBatch(view.model, size or SLICE.get(device, 32)))
         finally:
             for backend, allowed in zip(backends, before, strict=True):
                 backend.allow_tf32 = allowed
 
 
-class Likeness(NamedTuple):
+class SearchModel(NamedTuple):
     """What an attack may search on in place of a model."""
 
     form: nn.Module
@@ -148,32 +148,32 @@ class Likeness(NamedTuple):
     """do its passes give the same bits for any multiple of a slice?"""
 
 
-def quick(model: nn.Module, sample: Tensor, size: int) -> Likeness:
+def make_search_model(model: nn.Module, sample: Tensor, size: int) -> SearchModel:
     """In float32 a twin with BatchNorm folded, if the model has one, else the model.
 
     A search may end elsewhere by it, as on another machine; whether an image is broken, the model itself says.
     sample: [B, C, H, W], on which the twin's logits and gradients must be the model's. size: of a slice.
     """
     form = model
-    with viewed(model), torch.autocast(sample.device.type, enabled=False):
+    with model_view(model), torch.autocast(sample.device.type, enabled=False):
         if isinstance(model, Classifier):
             with suppress(ModelError):
-                form = Twin(model, sample, torch.float32).eval()
-        return Likeness(form, _regular(form, model, sample, size))
+                form = FoldedModel(model, sample, torch.float32).eval()
+        return SearchModel(form, _is_batch_invariant(form, model, sample, size))
 
 
 @contextmanager
-def searched(view: View, likeness: Likeness, size: int, frugal: bool = False) -> Iterator[View]:
+def search_view(view: ModelView, likeness: SearchModel, size: int, frugal: bool = False) -> Iterator[ModelView]:
     """The view of a likeness beside an exact view of its model, in the same slices."""
     form = likeness.form
-    if isinstance(form, Twin):
+    if isinstance(form, FoldedModel):
         form.refresh()
     else:
         form = view.model.model  # type: ignore[assignment]
-    yield View(Sliced(form, size, likeness.whole, frugal))
+    yield ModelView(FixedBatch(form, size, likeness.whole, frugal))
 
 
-def _regular(form: nn.Module, model: nn.Module, sample: Tensor, size: int) -> bool:
+def _is_batch_invariant(form: nn.Module, model: nn.Module, sample: Tensor, size: int) -> bool:
     """Try whether the bits of an image's logits and gradient are the same in passes of one slice and of many."""
     if sample.device.type != "cpu" or size not in MULTIPLES:
         return False
@@ -181,11 +181,11 @@ def _regular(form: nn.Module, model: nn.Module, sample: Tensor, size: int) -> bo
     try:
         if flops(model, sample[:1]) > SMALL:  # not of the form: a twin's own operators are not counted
             return False
-        logits, slopes = response(form, images)
+        logits, slopes = example_logits(form, images)
         return all(
             torch.equal(said, logits[:n]) and torch.equal(slope, slopes[:n])
             for n in MULTIPLES
-            for said, slope in [response(form, images[:n])]
+            for said, slope in [example_logits(form, images[:n])]
         )
     except (Exception, SystemExit):  # a model may fail in any way; its own errors are met and told elsewhere
         return False

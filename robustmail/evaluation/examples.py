@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from robustmail.data.dataset import digest
+from robustmail.data.dataset import tensor_hash
 from robustmail.errors import RunError
 from robustmail.evaluation.ledger import Ledger
-from robustmail.runtime.files import write
+from robustmail.runtime.files import atomic_write
 from robustmail.runtime.untrusted import check_tensors
 
 __all__ = ["PARTS", "WHOLE", "add_examples", "load_examples", "write_examples"]
@@ -39,7 +39,7 @@ def add_examples(folder: Path, ledger: Ledger, originals: Tensor, stored: dict[i
     elif new:
         (folder / PARTS).mkdir(exist_ok=True)
         _write(folder / PARTS / f"{len(_parts(folder)) + 1:06}.safetensors", ledger, new, originals)
-    stored.update({at: digest(ledger.examples[at]) for at in new})
+    stored.update({at: tensor_hash(ledger.examples[at]) for at in new})
 
 
 def load_examples(folder: Path) -> dict[int, tuple[Tensor, Tensor]]:
@@ -75,4 +75,4 @@ def _write(path: Path, ledger: Ledger, where: Sequence[int], originals: Mapping[
         "x": torch.stack([ledger.examples[at].float() for at in where]) if where else torch.empty(0, *shape),
         "original": torch.stack([originals[at].cpu() for at in where]) if where else torch.empty(0, *shape),
     }
-    write(path, lambda to: save_file({k: v.contiguous() for k, v in content.items()}, to))
+    atomic_write(path, lambda to: save_file({k: v.contiguous() for k, v in content.items()}, to))

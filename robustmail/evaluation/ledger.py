@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robustmail.errors import RunError
 
-__all__ = ["BROKE", "RESERVED", "STOOD", "UNTRIED", "Ledger", "read_rows", "seal", "text_of", "write_rows"]
+__all__ = ["BROKE", "RESERVED", "STOOD", "UNTRIED", "Ledger", "read_rows", "row_seal", "rows_as_text", "write_rows"]
 
 UNTRIED, STOOD, BROKE = 0, 1, 2
 WORDS = {UNTRIED: "", STOOD: "stood", BROKE: "broke"}
@@ -112,7 +112,7 @@ class Ledger:
         )  # fmt: skip
 
 
-def joined(parts: list[Ledger]) -> Ledger:
+def concatenate(parts: list[Ledger]) -> Ledger:
     """The rows of several ledgers in the order of their index."""
     stages = list(dict.fromkeys(stage for part in parts for stage in part.stages))
     columns = {f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Ledger)
@@ -141,16 +141,16 @@ def write_rows(ledger: Ledger, images: Sequence[str], examples: Mapping[int, str
             index, label, said, f"{margin:.9g}", by, as_ if by else "", f"{far:.9g}" if example else "",
             *(column[i] for column in words), images[i], example,
         ]  # fmt: skip
-        writer.writerow([*row, seal(row, context)])
+        writer.writerow([*row, row_seal(row, context)])
     return text.getvalue()
 
 
-def seal(row: Iterable[Any], context: str) -> str:
+def row_seal(row: Iterable[Any], context: str) -> str:
     """A hash of a row and of what it was found with; it betrays a change, it does not prove who made it."""
     return hashlib.blake2b("|".join([*map(str, row), context]).encode(), digest_size=8).hexdigest()
 
 
-def text_of(rows: list[dict[str, str]]) -> str:
+def rows_as_text(rows: list[dict[str, str]]) -> str:
     """ledger.csv of rows as `read_rows` returns them, byte for byte as robustmail writes it."""
     return "".join(f"{','.join(cells)}\n" for cells in (rows[0], *(row.values() for row in rows)))
 

@@ -13,33 +13,33 @@ from typing import Any
 import torch
 from torch import nn
 
-from robustmail.checkpoints import Checkpoint, Reading, fit, make, normalisation_in, open_checkpoint
-from robustmail.config.loader import find
-from robustmail.config.overrides import read
-from robustmail.data.dataset import Part
-from robustmail.data.testsets import TestSet, of_images, of_path
+from robustmail.checkpoints import Candidate, Checkpoint, build_network, load_strict, normalisation_in, open_checkpoint
+from robustmail.config.loader import find_plugin
+from robustmail.config.overrides import parse_value
+from robustmail.data.dataset import Split
+from robustmail.data.testsets import TestSet, from_image_data, from_path
 from robustmail.errors import DataError, ModelError, RecipeError
-from robustmail.evaluation.doubts import doubts, stored
+from robustmail.evaluation.doubts import compare_stored_accuracies, reading_doubts
 from robustmail.evaluation.evaluator import classes_of
 from robustmail.evaluation.normalization import (
-    PROBED,
+    PROBE_IMAGES,
     Normalize,
     Score,
-    fitting,
-    plausible,
-    read_convention,
-    scores_of,
-    shortlisted,
-    spelt,
+    best_fit,
+    format_normalization,
+    parse_normalization,
+    score_all,
+    shortlist,
+    usual_normalizations,
 )
 from robustmail.models.classifier import Classifier, is_network
 from robustmail.runtime.untrusted import data_source, is_code, quoted, read_text
 
-__all__ = ["Subject", "open_data", "open_recorded_data", "open_subject", "reopen"]
+__all__ = ["LoadedModel", "load_data", "open_recorded_data", "load_model", "reload_model"]
 
 
 @dataclass(frozen=True)
-class Subject:
+class LoadedModel:
     """A model under evaluation and where it comes from.
 
     described: plain values that say how the file was read, and suffice to read it so again. said: what was inferred
@@ -75,23 +75,23 @@ class Subject:
         return {"file": self.described.get("checkpoint"), "sha256": self.sha256, "fingerprint": self.fingerprint}
 
     @classmethod
-    def of(cls, model: nn.Module, data: TestSet, name: str = "model") -> Subject:
+    def of(cls, model: nn.Module, data: TestSet, name: str = "model") -> LoadedModel:
         """A model of one's own, which takes images in [0, 1]."""
         described = dict.fromkeys(("checkpoint", "weights", "normalize", "source")) | {"model": type(model).__name__}
         return cls(name, model, classes_of(model, data.part), described)
 
 
-def open_data(text: str) -> TestSet:
+def load_data(text: str) -> TestSet:
     """`cifar10`, `npz("file.npz")`, or the path of an npz file or an image folder.
 
     Raises DataError or RecipeError: no such thing, damaged, images outside [0, 1].
     """
     path = Path(text)
     if path.exists():
-        return replace(of_path(path), given=text)
+        return replace(from_path(path), given=text)
     if "(" not in text and (path.suffix == ".npz" or (len(path.parts) > 1 and ".py:" not in text)):
         raise DataError(text, "no such file or folder")
-    source = read(text, "data")
+    source = parse_value(text, "data")
     if not callable(source):
         raise RecipeError(f"--data {text}", "is no data source", "Write cifar10, npz('FILE') or a path.")
     return _of_source(source, text)
@@ -106,47 +106,47 @@ def open_recorded_data(text: str, who: str) -> TestSet:
 
 
 def _of_source(source: Callable[[], Any], text: str) -> TestSet:
-    return replace(of_images(source()), given=text)
+    return replace(from_image_data(source()), given=text)
 
 
-def open_subject(
+def load_model(
     path: Path, data: TestSet, model: str | None = None, normalize: str | None = None, weights: str | None = None,
     probe: bool = False, device: torch.device | str = "cpu", accept_reading: bool = False,
-) -> Subject:  # fmt: skip
+) -> LoadedModel:  # fmt: skip
     """Read a checkpoint into a model, by what the file says, the user says, and labelled images tell.
 
     model: a timm name or file.py:factory; without one, what the names and shapes of the tensors fit. normalize: a
     convention; without one, what the file holds, or with `probe` the one that fits. Where several readings remain,
     images decide, and `said` tells. Raises ModelError for whatever is left open, does not fit, or is in doubt, unless
-    accept_reading: then `doubts` tells.
+    accept_reading: then `reading_doubts` tells.
     """
     checkpoint = open_checkpoint(path, weights, data.part.x.shape[-1])
-    networks = {name: network.to(device) for name, network in _networks(checkpoint, data, model).items()}
+    networks = {name: network.to(device) for name, network in _candidate_networks(checkpoint, data, model).items()}
     conventions, why = _conventions(checkpoint, networks, normalize, probe, data.part.x.shape[1])
     choice = _choose(networks, conventions, data.part)
     if choice.best is not None and normalize not in (None, "none"):
-        _refuse_normalising_twice(choice.best, networks, data.part.first(PROBED))
+        _refuse_normalising_twice(choice.best, networks, data.part.first(PROBE_IMAGES))
     guessed = model is None and "model" not in checkpoint.facts
     probed = len(conventions) > 1
     compared, found = [], []
     if choice.best is not None and (guessed or probed or checkpoint.accuracies):
         best = choice.best.on(data.part) if checkpoint.accuracies else choice.best
-        compared = list(stored(best, checkpoint.accuracies))
+        compared = list(compare_stored_accuracies(best, checkpoint.accuracies))
         usual = choice.network == next(iter(networks))
-        found = doubts(best, choice.ranked, data.part, checkpoint.accuracies, usual)
+        found = reading_doubts(best, choice.ranked, data.part, checkpoint.accuracies, usual)
         if found and (guessed or probed) and not accept_reading:
             raise _doubtful(path, choice.network, choice.convention if probed else "", guessed, found)
     described = {
         "checkpoint": str(path),
         "weights": checkpoint.weights,
         "model": choice.network,
-        "normalize": spelt(conventions[choice.convention]),
-        "source": _source(model),
+        "normalize": format_normalization(conventions[choice.convention]),
+        "source": _source_hash(model),
     }
-    said = [*_assumed(checkpoint, choice.network), *filter(None, [why]), *choice.said, *compared,
+    said = [*_assumption_notes(checkpoint, choice.network), *filter(None, [why]), *choice.said, *compared,
             *(f"IN DOUBT: {text}" for text in found)]  # fmt: skip
     judged = choice.model.to(device)
-    return Subject(_called(path, checkpoint), judged, classes_of(judged, data.part), described, checkpoint.sha256,
+    return LoadedModel(_display_name(path, checkpoint), judged, classes_of(judged, data.part), described, checkpoint.sha256,
                    tuple(said), tuple(found))  # fmt: skip
 
 
@@ -163,20 +163,22 @@ class _Choice:
     said: list[str]
 
 
-def _choose(networks: dict[str, nn.Module], conventions: dict[str, Normalize | None], part: Part) -> _Choice:
+def _choose(networks: dict[str, nn.Module], conventions: dict[str, Normalize | None], part: Split) -> _Choice:
     """Try each network under each convention. Raises ModelError where none takes these images."""
     if len(networks) * len(conventions) > 1:
-        best, rivals, ranked = fitting(shortlisted(networks, conventions, part.first(PROBED)), part)
-        return _Choice(best.network, best.convention, best.model, best, ranked, list(_told(best, rivals, ranked)))
+        best, rivals, ranked = best_fit(shortlist(networks, conventions, part.first(PROBE_IMAGES)), part)
+        return _Choice(
+            best.network, best.convention, best.model, best, ranked, list(_choice_notes(best, rivals, ranked))
+        )
     network, convention = next(iter(networks)), next(iter(conventions))
     model = Classifier(networks[network], conventions[convention]).eval()
-    only = next(scores_of([(network, convention)], networks, conventions, part.first(PROBED)), None)
+    only = next(score_all([(network, convention)], networks, conventions, part.first(PROBE_IMAGES)), None)
     return _Choice(network, convention, model, only, [], [])
 
 
-def reopen(
+def reload_model(
     spec: dict[str, Any], data: TestSet, path: Path | None = None, device: torch.device | str = "cpu"
-) -> Subject:
+) -> LoadedModel:
     """The model that an evaluation's results speak of, from its own path or another: for specs that are trusted."""
     if spec["checkpoint"] is None and path is None:
         raise ModelError(
@@ -185,36 +187,44 @@ def reopen(
     where = path or Path(spec["checkpoint"])
     checkpoint = open_checkpoint(where, spec["weights"] or None, data.part.x.shape[-1])
     read = _read_networks(checkpoint) if "model" not in checkpoint.facts else {}
-    net = read.get(spec["model"]) or next(iter(_networks(checkpoint, data, _named(spec, checkpoint)).values()))
-    normalize = read_convention(spec["normalize"], data.part.x.shape[1])
+    net = read.get(spec["model"]) or next(
+        iter(_candidate_networks(checkpoint, data, _given_model(spec, checkpoint)).values())
+    )
+    normalize = parse_normalization(spec["normalize"], data.part.x.shape[1])
     judged = Classifier(net, normalize).eval().to(device)
     described = {k: spec[k] for k in ("weights", "model", "normalize")} | {"checkpoint": str(where)}
-    return Subject(_called(where, checkpoint), judged, classes_of(judged, data.part), described, checkpoint.sha256)
+    return LoadedModel(
+        _display_name(where, checkpoint), judged, classes_of(judged, data.part), described, checkpoint.sha256
+    )
 
 
-def _called(path: Path, checkpoint: Checkpoint) -> str:
+def _display_name(path: Path, checkpoint: Checkpoint) -> str:
     """A name for people: the file's, or, for the best or last weights of a run of ours, that of its two folders."""
     ours = path.stem in ("best", "last") and "epoch" in checkpoint.facts
     return "/".join(path.resolve().parts[-3:-1]) if ours else path.stem
 
 
-def _named(spec: dict[str, Any], checkpoint: Checkpoint) -> str | None:
+def _given_model(spec: dict[str, Any], checkpoint: Checkpoint) -> str | None:
     """The model as it was named with --model, or None where the file names it itself."""
     return None if spec["model"] == checkpoint.facts.get("model") else spec["model"]
 
 
-def _networks(checkpoint: Checkpoint, data: TestSet, model: str | None) -> dict[str, nn.Module]:
+def _candidate_networks(checkpoint: Checkpoint, data: TestSet, model: str | None) -> dict[str, nn.Module]:
     """The networks that the file may be, by name."""
     who = str(checkpoint.path)
     if model is not None:
-        what: str | Callable[..., Any] = find(model) if is_code(model) else model
+        what: str | Callable[..., Any] = find_plugin(model) if is_code(model) else model
         if isinstance(what, nn.Module):
-            return {model: fit(checkpoint.raw_tensors, what, who)}
-        return {model: fit(checkpoint.raw_tensors, make(what, checkpoint.tensors, channels=data.part.x.shape[1]), who)}
+            return {model: load_strict(checkpoint.raw_tensors, what, who)}
+        return {
+            model: load_strict(
+                checkpoint.raw_tensors, build_network(what, checkpoint.tensors, channels=data.part.x.shape[1]), who
+            )
+        }
     if "model" in checkpoint.facts:
         facts = checkpoint.facts
-        built = make(_named_model(checkpoint), checkpoint.tensors, facts.get("classes"), facts.get("channels"))
-        return {facts["model"]: fit(checkpoint.tensors, built, who)}
+        built = build_network(_named_model(checkpoint), checkpoint.tensors, facts.get("classes"), facts.get("channels"))
+        return {facts["model"]: load_strict(checkpoint.tensors, built, who)}
     if not (found := _read_networks(checkpoint)):
         raise ModelError(who, "its tensors fit no network that robustmail knows",
                          "Say which it is: --model NAME (timm's or ours) or --model file.py:factory.")  # fmt: skip
@@ -225,7 +235,7 @@ def _read_networks(checkpoint: Checkpoint) -> dict[str, nn.Module]:
     return {name: reading.network for name, reading in _readings(checkpoint).items()}
 
 
-def _readings(checkpoint: Checkpoint) -> dict[str, Reading]:
+def _readings(checkpoint: Checkpoint) -> dict[str, Candidate]:
     """The readings by a name that says what was assumed, so that it means the same wherever the file is read again."""
     return {": ".join(filter(None, [r.name, "; ".join(r.unwritten)])): r for r in checkpoint.readings()}
 
@@ -242,7 +252,7 @@ def _named_model(checkpoint: Checkpoint) -> str:
     raise ModelError(str(checkpoint.path), wrong, f"Pass {quoted('--model', where)} if you trust it.")
 
 
-def _source(model: str | None) -> str | None:
+def _source_hash(model: str | None) -> str | None:
     """A hash of the file whose code makes the network, where that is somebody's own; weights do not tell of it."""
     if model is None or not is_code(model):
         return None
@@ -261,24 +271,26 @@ def _conventions(
     there = inside or checkpoint.normalize
     if normalize is not None:
         if there and normalize != "none":
-            raise ModelError(f"--normalize {normalize}", f"the model normalises already (mean and std {spelt(there)})",
+            raise ModelError(f"--normalize {normalize}", f"the model normalises already (mean and std {format_normalization(there)})",
                              "Drop --normalize.")  # fmt: skip
-        return {normalize: read_convention(normalize, channels)}, ""
+        return {normalize: parse_normalization(normalize, channels)}, ""
     if inside:
-        return {"none": None}, f"the network normalises by itself ({spelt(inside)})"
+        return {"none": None}, f"the network normalises by itself ({format_normalization(inside)})"
     if "normalize" in checkpoint.facts or checkpoint.normalize:
-        how = f"normalised by {spelt(checkpoint.normalize)}" if checkpoint.normalize else "not normalised"
+        how = (
+            f"normalised by {format_normalization(checkpoint.normalize)}" if checkpoint.normalize else "not normalised"
+        )
         return {"in the file": checkpoint.normalize}, f"images are {how}, says the file"
     if probe:
-        return plausible(channels), ""
+        return usual_normalizations(channels), ""
     raise ModelError(who, "does not say how images are normalised",
                      "Pass --normalize NAME (none, cifar10, imagenet, ... or mean/std), or --probe to try them on "
-                     f"{PROBED} images.")  # fmt: skip
+                     f"{PROBE_IMAGES} images.")  # fmt: skip
 
 
-def _refuse_normalising_twice(best: Score, networks: dict[str, nn.Module], sample: Part) -> None:
+def _refuse_normalising_twice(best: Score, networks: dict[str, nn.Module], sample: Split) -> None:
     """Refuse a normalisation that the user named if the model seems to normalise already (raises ModelError)."""
-    bare = next(scores_of([(best.network, "none")], networks, {"none": None}, sample), None)
+    bare = next(score_all([(best.network, "none")], networks, {"none": None}, sample), None)
     if bare is not None and bare.accuracy > best.right[: len(sample.y)].double().mean().item() + 0.05:
         raise ModelError(
             f"--normalize {best.convention}",
@@ -287,7 +299,7 @@ def _refuse_normalising_twice(best: Score, networks: dict[str, nn.Module], sampl
         )  # fmt: skip
 
 
-def _told(best: Score, rivals: list[Score], ranked: list[Score]) -> Iterator[str]:
+def _choice_notes(best: Score, rivals: list[Score], ranked: list[Score]) -> Iterator[str]:
     """How the choice was made, in lines."""
     mine = [s for s in ranked if s.network == best.network]
     others = [s for s in ranked if s.network != best.network]
@@ -318,7 +330,7 @@ def _doubtful(path: Path, network: str, convention: str, inferred: bool, found: 
     )  # fmt: skip
 
 
-def _assumed(checkpoint: Checkpoint, network: str) -> list[str]:
+def _assumption_notes(checkpoint: Checkpoint, network: str) -> list[str]:
     """What the tensors do not say of the network that was read off them."""
     reading = None if "model" in checkpoint.facts else _readings(checkpoint).get(network)
     if reading is None:

@@ -10,21 +10,21 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from robustmail.data.dataset import Part
+from robustmail.data.dataset import Split
 from robustmail.errors import ModelError, NonFiniteError, did_you_mean
-from robustmail.evaluation.evaluator import images, room_of
-from robustmail.evaluation.evidence import misfits, unlike
-from robustmail.evaluation.exact_inference import exact
+from robustmail.evaluation.evaluator import batch_sizer, image_batch
+from robustmail.evaluation.evidence import batchnorm_misfit, predict_differently
+from robustmail.evaluation.exact_inference import exact_inference
 from robustmail.evaluation.statistics import paired
 from robustmail.functional import ce
 from robustmail.models.classifier import Classifier
 
-__all__ = ["CONVENTIONS", "Score", "fitting", "outdone", "plausible", "read_convention", "scored", "scores_of",
-           "shortlisted", "spelt"]  # fmt: skip
+__all__ = ["NORMALIZATIONS", "Score", "best_fit", "has_larger_misfit", "usual_normalizations", "parse_normalization", "score", "score_all",
+           "shortlist", "format_normalization"]  # fmt: skip
 
 Normalize = tuple[tuple[float, ...], tuple[float, ...]]
 
-CONVENTIONS: dict[str, Normalize | None] = {
+NORMALIZATIONS: dict[str, Normalize | None] = {
     "none": None,
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
     "cifar10-per-image": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),  # the mean of each image's own std
@@ -37,7 +37,7 @@ CONVENTIONS: dict[str, Normalize | None] = {
 }
 GLANCE, FEW = 16, 64  # images for a first and a second look
 CLOSE = 2  # networks of which more than one convention is looked at again
-PROBED, SLICE = 256, 32  # images in all, and in a pass
+PROBE_IMAGES, SLICE = 256, 32  # images in all, and in a pass
 MANY = 8  # networks, above which a glance comes first
 UNLIKE = ("none", "half", "bytes", "cifar10", "mnist")  # conventions that stand for all in a glance
 
@@ -62,16 +62,16 @@ class Score:
     def accuracy(self) -> float:
         return self.right.double().mean().item()
 
-    def on(self, part: Part) -> Score:
+    def on(self, part: Split) -> Score:
         """The same on other images."""
-        return scored(self.network, self.convention, self.model, part)
+        return score(self.network, self.convention, self.model, part)
 
 
-def read_convention(text: str, channels: int) -> Normalize | None:
+def parse_normalization(text: str, channels: int) -> Normalize | None:
     """`cifar10`, `none`, `0.5/0.5` or `0.49,0.48,0.45/0.25,0.24,0.26` (mean/std). Raises ModelError."""
     who = f"--normalize {text}"
-    if text in CONVENTIONS:
-        found = CONVENTIONS[text]
+    if text in NORMALIZATIONS:
+        found = NORMALIZATIONS[text]
     elif re.fullmatch(r"[-+\d.eE,\s]+/[-+\d.eE,\s]+", text):
         try:
             mean, std = (tuple(float(v) for v in half.split(",")) for half in text.split("/"))
@@ -79,7 +79,7 @@ def read_convention(text: str, channels: int) -> Normalize | None:
             raise ModelError(who, "is no mean/std", "Write e.g. 0.5,0.5,0.5/0.25,0.25,0.25.") from error
         found = (mean, std)
     else:
-        raise ModelError(who, "no such convention", did_you_mean(text, CONVENTIONS) + " Or write mean/std.")
+        raise ModelError(who, "no such convention", did_you_mean(text, NORMALIZATIONS) + " Or write mean/std.")
     if found is not None:
         if {len(found[0]), len(found[1])} - {1, channels}:
             raise ModelError(who, f"needs one mean and one std for each of {channels} channels")
@@ -88,20 +88,20 @@ def read_convention(text: str, channels: int) -> Normalize | None:
     return found
 
 
-def plausible(channels: int) -> dict[str, Normalize | None]:
+def usual_normalizations(channels: int) -> dict[str, Normalize | None]:
     """The conventions that images of so many channels can have."""
-    return {name: c for name, c in CONVENTIONS.items() if c is None or len(c[0]) in (1, channels)}
+    return {name: c for name, c in NORMALIZATIONS.items() if c is None or len(c[0]) in (1, channels)}
 
 
-def spelt(normalize: Normalize | None) -> str:
+def format_normalization(normalize: Normalize | None) -> str:
     """`none`, or mean/std as --normalize takes it."""
     if normalize is None:
         return "none"
-    name = next((name for name, known in CONVENTIONS.items() if known == normalize), None)
+    name = next((name for name, known in NORMALIZATIONS.items() if known == normalize), None)
     return name or "/".join(",".join(f"{v:.6g}" for v in half) for half in normalize)
 
 
-def shortlisted(networks: dict[str, nn.Module], conventions: dict[str, Normalize | None], part: Part) -> list[Score]:
+def shortlist(networks: dict[str, nn.Module], conventions: dict[str, Normalize | None], part: Split) -> list[Score]:
     """Every network under every convention, on a few images; the better ones on more, the likelier network first.
 
     What fails or gives NaN has no score.
@@ -109,16 +109,16 @@ def shortlisted(networks: dict[str, nn.Module], conventions: dict[str, Normalize
     names = list(networks)
     if len(names) > MANY:
         some = [c for c in conventions if c in UNLIKE] or list(conventions)
-        glance = _ranked(scores_of(((n, c) for n in names for c in some), networks, conventions, part.first(GLANCE)))
+        glance = _ranked(score_all(((n, c) for n in names for c in some), networks, conventions, part.first(GLANCE)))
         names = list(dict.fromkeys([names[0], *(s.network for s in glance)]))[:MANY]
-    few = _ranked(scores_of(((n, c) for n in names for c in conventions), networks, conventions, part.first(FEW)))
+    few = _ranked(score_all(((n, c) for n in names for c in conventions), networks, conventions, part.first(FEW)))
     its_best = {s.network: s for s in reversed(few)}
     close = [n for n in networks if n in its_best and _tie(few[0], its_best[n])][:CLOSE]
     pairs = [(s.network, s.convention) for s in (*few[:1], *its_best.values())]
     pairs += [(s.network, s.convention) for s in few if s.network in close and _tie(few[0], s)]
     order = list(networks)
     pairs = sorted(dict.fromkeys(pairs), key=lambda pair: order.index(pair[0]))
-    return list(scores_of(pairs, networks, conventions, part))
+    return list(score_all(pairs, networks, conventions, part))
 
 
 def _ranked(scores: Iterable[Score]) -> list[Score]:
@@ -126,22 +126,22 @@ def _ranked(scores: Iterable[Score]) -> list[Score]:
     return sorted(scores, key=lambda s: (-s.accuracy, s.loss.mean().item()))
 
 
-def scores_of(
+def score_all(
     pairs: Iterable[tuple[str, str]],
     networks: dict[str, nn.Module],
     conventions: dict[str, Normalize | None],
-    part: Part,
+    part: Split,
 ) -> Iterator[Score]:
     """How each pair of a network and a convention does; what fails or gives NaN has no score."""
     for network, convention in pairs:
         model = Classifier(networks[network], conventions[convention]).eval()
         try:
-            yield scored(network, convention, model, part)
+            yield score(network, convention, model, part)
         except (RuntimeError, ValueError, IndexError, NonFiniteError):  # another size or number of channels
             continue
 
 
-def fitting(scores: Sequence[Score], part: Part) -> tuple[Score, list[Score], list[Score]]:
+def best_fit(scores: Sequence[Score], part: Split) -> tuple[Score, list[Score], list[Score]]:
     """(the one that fits, those that cannot be told from it, all of them best first; scored anew where they were tied).
 
     Those whose BatchNorms expect other statistics than they meet fall behind. Of the others the most accurate wins;
@@ -161,10 +161,10 @@ def fitting(scores: Sequence[Score], part: Part) -> tuple[Score, list[Score], li
     best = min(close, key=lambda s: s.loss.mean().item())
     for network in dict.fromkeys(s.network for s in scores):  # the likelier reading has the benefit of the doubt
         mine = min((s for s in close if s.network == network), key=lambda s: s.loss.mean().item(), default=None)
-        if mine is not None and not _worse(mine, best):
+        if mine is not None and not _is_worse(mine, best):
             best = mine
             break
-    rivals = [s for s in close if s is not best and not _worse(s, best)]
+    rivals = [s for s in close if s is not best and not _is_worse(s, best)]
     return best, rivals, ranked
 
 
@@ -178,10 +178,10 @@ def _distinct(scores: Sequence[Score]) -> list[Score]:
 
 
 def _fits(score: Score, scores: Sequence[Score]) -> bool:
-    return not any(outdone(score, other) for other in scores)
+    return not any(has_larger_misfit(score, other) for other in scores)
 
 
-def outdone(score: Score, other: Score) -> bool:
+def has_larger_misfit(score: Score, other: Score) -> bool:
     """Do the BatchNorms say that the other is the one, and not this?"""
     return score.misfit is not None and other.misfit is not None and score.misfit > 3 * other.misfit + 0.003
 
@@ -195,7 +195,7 @@ def _tie(a: Score, b: Score) -> bool:
     return paired(len(a.right), int(first), int(second)).tie
 
 
-def _worse(a: Score, b: Score) -> bool:
+def _is_worse(a: Score, b: Score) -> bool:
     """Is the cross-entropy of a larger than b's by more than two standard errors?"""
     more = (a.loss - b.loss).double()
     return bool(more.mean() > 2 * more.std() / len(more) ** 0.5)
@@ -203,22 +203,22 @@ def _worse(a: Score, b: Score) -> bool:
 
 def _alike(a: Score, b: Score) -> bool:
     """Do two answer the same, but for a percent of the images?"""
-    return len(a.right) == len(b.right) and not unlike(a.logits.argmax(1), b.logits.argmax(1))
+    return len(a.right) == len(b.right) and not predict_differently(a.logits.argmax(1), b.logits.argmax(1))
 
 
-def scored(network: str, convention: str, model: Classifier, part: Part) -> Score:
+def score(network: str, convention: str, model: Classifier, part: Split) -> Score:
     """How a model does on some images. Raises ValueError where it gives no logits for their labels."""
-    room, answers = room_of(model, None), []
+    room, answers = batch_sizer(model, None), []
 
     def said(x: Tensor) -> Tensor:
-        with exact(model, room.slice) as view, torch.no_grad():
+        with exact_inference(model, room.slice) as view, torch.no_grad():
             logits: Tensor = view(x)
         return logits
 
-    with misfits(model) as moments:
-        for start in range(0, len(part.y), PROBED):
-            x, y = images(model, part, slice(start, start + PROBED))
-            logits = room.patiently(partial(said, x))
+    with batchnorm_misfit(model) as moments:
+        for start in range(0, len(part.y), PROBE_IMAGES):
+            x, y = image_batch(model, part, slice(start, start + PROBE_IMAGES))
+            logits = room.with_oom_retry(partial(said, x))
             if not logits.isfinite().all() or logits.ndim != 2 or logits.shape[1] <= int(y.max()):
                 raise ValueError("no logits for these labels")
             answers.append(logits.cpu())

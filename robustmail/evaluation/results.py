@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from robustmail.errors import RunError, in_brief
-from robustmail.records import ATTACKED, Attacked
+from robustmail.records import ATTACKED, AttackResult
 from robustmail.runtime.untrusted import check_shape, read_json, read_text
-from robustmail.text import fraction, percent, so_many
+from robustmail.text import fraction, percent, plural
 
 __all__ = [
     "LIGHTS",
@@ -80,9 +80,9 @@ class Results:
     norm: str
     seed: int | None
     shard: tuple[int, int] | None
-    attacks: tuple[Attacked, ...]
-    worst: Attacked | None
-    eight_bit: Attacked | None
+    attacks: tuple[AttackResult, ...]
+    worst: AttackResult | None
+    eight_bit: AttackResult | None
     light: Light | None
     raw: dict[str, Any]
     """the file as it is, for what only one reader needs"""
@@ -93,12 +93,12 @@ class Results:
         return undamaged(folder / "results.json", lambda: _results(raw, folder))
 
     @property
-    def rows(self) -> tuple[Attacked, ...]:
+    def rows(self) -> tuple[AttackResult, ...]:
         """Every row: attacks, worst case, 8-bit images."""
         return self.attacks + tuple(row for row in (self.worst, self.eight_bit) if row)
 
     @property
-    def quoted(self) -> Attacked | None:
+    def quoted(self) -> AttackResult | None:
         """The row to quote: the worst case over all attacks, or the lowest row where that is not known."""
         return self.worst or min(self.attacks, key=lambda row: row.accuracy, default=None)
 
@@ -115,7 +115,7 @@ class Results:
     @property
     def setting(self) -> str:
         """`1,000 images, eps 8/255 Linf, seed 0`"""
-        parts = [so_many(self.n, "image"), f"eps {budget(self.eps, self.norm)}"]
+        parts = [plural(self.n, "image"), f"eps {budget(self.eps, self.norm)}"]
         return ", ".join(parts + ([f"seed {self.seed}"] if self.seed is not None else []))
 
     @property
@@ -124,7 +124,7 @@ class Results:
         if (row := self.quoted) is None:
             return "nothing was run yet"
         tried = [a.name for a in self.attacks if a.name != "nat"]
-        of = f"{percent(row.accuracy)} of {so_many(row.n, 'image')}"
+        of = f"{percent(row.accuracy)} of {plural(row.n, 'image')}"
         if not tried:
             return f"{of} are classified correctly; no attack was run"
         under = _listed(tried) if row is self.worst else row.name
@@ -237,11 +237,11 @@ def _results(raw: dict[str, Any], folder: Path) -> Results:
     )
 
 
-def _row(row: dict[str, Any]) -> Attacked:
-    row = {field.name: row[field.name] for field in fields(Attacked) if field.name in row}
+def _row(row: dict[str, Any]) -> AttackResult:
+    row = {field.name: row[field.name] for field in fields(AttackResult) if field.name in row}
     settings = {str(k): str(v) for k, v in row.pop("settings", {}).items()}
-    done = Attacked(**row, settings=settings)
-    return Attacked(
+    done = AttackResult(**row, settings=settings)
+    return AttackResult(
         str(done.name), int(done.correct), int(done.n), float(done.accuracy), float(done.low), float(done.high),
         float(done.seconds), done.settings,
     )  # fmt: skip
@@ -259,7 +259,7 @@ def _light(raw: dict[str, Any]) -> Light:
     return Light(colour if colour in LIGHTS else "grey", None if gap is None else float(gap), *checks)
 
 
-def _attacked_with(attacks: tuple[Attacked, ...]) -> tuple[float | None, str]:
+def _attacked_with(attacks: tuple[AttackResult, ...]) -> tuple[float | None, str]:
     """The budget as the attacks of a training run spell it out; its recipe may have none, or one for each epoch."""
     said = " ".join(text for row in attacks for text in row.settings.values())
     eps = re.search(r"\beps=([\d./e-]+)", said)

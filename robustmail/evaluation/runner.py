@@ -11,37 +11,37 @@ from typing import Any
 
 import torch
 
-from robustmail.data.dataset import Part
+from robustmail.data.dataset import Split
 from robustmail.errors import RunError, in_brief
 from robustmail.evaluation.evaluator import (
-    attempt,
-    images,
-    look,
-    room_of,
-    verdict,
+    attack_result,
+    batch_sizer,
+    clean_pass,
+    image_batch,
+    run_attack,
 )
-from robustmail.evaluation.exact_inference import Room, exact
+from robustmail.evaluation.exact_inference import BatchSizer, exact_inference
 from robustmail.evaluation.examples import add_examples, write_examples
-from robustmail.evaluation.ledger import BROKE, STOOD, UNTRIED, Ledger, joined, text_of, write_rows
+from robustmail.evaluation.ledger import BROKE, STOOD, UNTRIED, Ledger, concatenate, rows_as_text, write_rows
 from robustmail.evaluation.sanity_checks import measure
 from robustmail.evaluation.storage import (
     FILES,
     FORMAT,
-    Held,
+    StoredEvaluation,
     _by_index,
     clear,
     eight_bit,
-    read_folder,
-    sealed,
-    summed,
+    read_evaluation,
+    summarize,
+    with_seal,
 )
-from robustmail.evaluation.task import Task, _same, _shard
-from robustmail.records import ATTACKED, Attacked, Attacking
-from robustmail.runtime.files import locked, make_folder, remove, write_json, write_text
+from robustmail.evaluation.task import EvaluationTask, _same, _shard
+from robustmail.records import ATTACKED, AttackProgress, AttackResult
+from robustmail.runtime.files import atomic_write_json, atomic_write_text, folder_lock, make_folder, remove
 from robustmail.runtime.provenance import provenance
 from robustmail.runtime.untrusted import check_shape, read_json
 
-__all__ = ["examine", "merge", "open_shard", "open_whole", "summed_again"]
+__all__ = ["run_evaluation", "merge_shards", "open_shard", "open_whole", "summed_again"]
 
 SAVE_EVERY = 20.0  # seconds
 SPEC = {
@@ -60,59 +60,63 @@ SHAPE = {
 MOST = 10**7  # images or classes
 
 
-def examine(task: Task, folder: Path, fresh: bool = False) -> Generator[Attacking | Attacked, None, None]:
+def run_evaluation(
+    task: EvaluationTask, folder: Path, fresh: bool = False
+) -> Generator[AttackProgress | AttackResult, None, None]:
     """Evaluate into a folder, or go on with what is there; the last save is at most some seconds old.
 
     Raises RunError for a folder of something else or one that was altered, and whatever an attack raises.
     """
     make_folder(folder, FILES, "evaluation")
-    with locked(folder):
+    with folder_lock(folder):
         held = _open(task, folder, fresh)
         if held and held.results["complete"]:
-            yield from (Attacked(**row) for row in held.results["attacks"])
+            yield from (AttackResult(**row) for row in held.results["attacks"])
             return
         yield from _examine(task, folder, held)
 
 
-def open_whole(task: Task, folder: Path, fresh: bool = False) -> bool:
+def open_whole(task: EvaluationTask, folder: Path, fresh: bool = False) -> bool:
     """Does the folder hold, finished, the whole evaluation of which `task` is a shard?
 
     Raises RunError where it holds another one, or other things.
     """
     make_folder(folder, FILES, "evaluation")
-    with locked(folder):
+    with folder_lock(folder):
         held = _open(replace(task, shard=(1, 1)), folder, fresh)
     return held is not None and held.results["complete"]
 
 
-def open_shard(task: Task, folder: Path, whole: Path, fresh: bool = False) -> None:
+def open_shard(task: EvaluationTask, folder: Path, whole: Path, fresh: bool = False) -> None:
     """Begin a shard with what the whole evaluation knows of its images, unless the shard's folder knows already.
 
     Raises RunError where either folder holds another evaluation, or other things.
     """
     make_folder(folder, FILES, "evaluation")
-    with locked(folder):
+    with folder_lock(folder):
         if _open(task, folder, fresh) is None and (held := _resume(replace(task, shard=(1, 1)), whole)):
             _save(task, folder, held.ledger.take(task.index), [], None, 0.0)
 
 
-def _open(task: Task, folder: Path, fresh: bool) -> Held | None:
+def _open(task: EvaluationTask, folder: Path, fresh: bool) -> StoredEvaluation | None:
     """What the folder holds of this very evaluation; complete only if nothing is left to do."""
     if fresh:
         clear(folder)
     held = _resume(task, folder)
     if held and held.results["complete"] and held.results["spec"]["attacks"] != task.spec["attacks"]:
         held.results["complete"] = False  # attacks are added: until they are done, no result is whole
-        write_json(folder / "results.json", sealed(held.results))
+        atomic_write_json(folder / "results.json", with_seal(held.results))
     return held
 
 
-def _examine(task: Task, folder: Path, held: Held | None) -> Iterator[Attacking | Attacked]:
-    model, part, room = task.subject.model, task.part, room_of(task.subject.model, task.batch)
+def _examine(
+    task: EvaluationTask, folder: Path, held: StoredEvaluation | None
+) -> Iterator[AttackProgress | AttackResult]:
+    model, part, room = task.subject.model, task.part, batch_sizer(task.subject.model, task.batch)
     began = time.perf_counter() - (held.results["provenance"]["seconds"] if held else 0.0)
-    ledger = held.ledger if held else look(model, part, room, task.index)
+    ledger = held.ledger if held else clean_pass(model, part, room, task.index)
     stored = {at: row["example"] for at, row in enumerate(held.rows) if row["example"]} if held else {}
-    rows: list[Attacked] = []
+    rows: list[AttackResult] = []
     measured: dict[str, Any] | None = None
 
     def save(complete: bool = False) -> float:
@@ -122,10 +126,10 @@ def _examine(task: Task, folder: Path, held: Held | None) -> Iterator[Attacking 
     saved = time.monotonic()
     try:
         for what in task.plans:
-            for record in attempt(model, part, ledger, what, task.seed, room):
+            for record in run_attack(model, part, ledger, what, task.seed, room):
                 saved = save() if time.monotonic() - saved >= SAVE_EVERY else saved
                 yield record
-            rows.append(verdict(ledger, what, task.seed))
+            rows.append(attack_result(ledger, what, task.seed))
             yield rows[-1]
         _round(task, ledger, part, room)
         save()
@@ -141,14 +145,14 @@ def _examine(task: Task, folder: Path, held: Held | None) -> Iterator[Attacking 
     save(complete=True)
 
 
-def _measured(task: Task, ledger: Ledger, room: Room) -> Iterator[Attacking | dict[str, Any]]:
+def _measured(task: EvaluationTask, ledger: Ledger, room: BatchSizer) -> Iterator[AttackProgress | dict[str, Any]]:
     """What the first shard examines for all of them."""
     if task.shard[0] == 1:
         for found in measure(task.subject.model, task.data.part, ledger, task.eps, task.norm, task.seed, room):
             yield {**found, "doubts": list(task.subject.doubts)} if isinstance(found, dict) else found
 
 
-def merge(folders: list[Path], to: Path, again: bool = False) -> None:
+def merge_shards(folders: list[Path], to: Path, again: bool = False) -> None:
     """Put the shards of one evaluation together; the ledger is the one that a single process would have written.
 
     again: `to` may hold an unfinished result of this evaluation, as `open_whole` leaves it.
@@ -157,7 +161,7 @@ def merge(folders: list[Path], to: Path, again: bool = False) -> None:
     """
     if not folders:
         raise RunError("merge", "nothing to merge", "Name the shards' folders.")
-    held = [read_folder(folder, strict=True) for folder in folders]
+    held = [read_evaluation(folder, strict=True) for folder in folders]
     first = held[0].results
     for other in held:
         _same(first, other.results, other.folder)
@@ -173,14 +177,14 @@ def merge(folders: list[Path], to: Path, again: bool = False) -> None:
     if there != list(range(1, of + 1)):
         said = ", ".join(map(str, there))
         raise RunError("merge", f"given the shards {said} of {of}", f"Name each of 1 ... {of} once.")
-    ledger = joined([other.ledger for other in held])
+    ledger = concatenate([other.ledger for other in held])
     place = {int(index): i for i, index in enumerate(ledger.index)}
     rows = sorted((row for other in held for row in other.rows), key=lambda row: int(row["index"]))
     make_folder(to, FILES, "evaluation")
     if (to / "results.json").exists() and not again:
         raise RunError(str(to), "holds results already", "Pass another --out.")
     measured = next((other.results["measured"] for other in held if other.results["measured"]), None)
-    attacks = [verdict(ledger, Attacked(**row), first["spec"]["seed"]) for row in first["attacks"]]
+    attacks = [attack_result(ledger, AttackResult(**row), first["spec"]["seed"]) for row in first["attacks"]]
     seconds = sum(other.results["provenance"]["seconds"] for other in held)
     results = {
         **first, "n": len(ledger), "shard": None,
@@ -188,10 +192,10 @@ def merge(folders: list[Path], to: Path, again: bool = False) -> None:
         "provenance": {**first["provenance"], "seconds": seconds, "merged": [str(other.folder) for other in held]},
     }  # fmt: skip
     originals = {place[i]: x for other in held for i, x in _by_index(other).items()}
-    with locked(to):
+    with folder_lock(to):
         write_examples(to, ledger, originals)
-        write_text(to / "ledger.csv", text_of(rows))
-        write_json(to / "results.json", sealed(results))
+        atomic_write_text(to / "ledger.csv", rows_as_text(rows))
+        atomic_write_json(to / "results.json", with_seal(results))
 
 
 def _clear_pngs(folder: Path) -> None:
@@ -214,7 +218,7 @@ def _check_sizes(results: dict[str, Any]) -> None:
         raise ValueError(f"there is no shard {shard}")
 
 
-def _resume(task: Task, folder: Path) -> Held | None:
+def _resume(task: EvaluationTask, folder: Path) -> StoredEvaluation | None:
     """What the folder holds of this very evaluation, or None where it holds nothing."""
     if not (folder / "results.json").exists():
         if (folder / "ledger.csv").exists():
@@ -223,7 +227,7 @@ def _resume(task: Task, folder: Path) -> Held | None:
         return None
     if not (folder / "ledger.csv").exists() and _just_begun(folder):
         return None
-    held = read_folder(folder, strict=True)
+    held = read_evaluation(folder, strict=True)
     mine = {"spec": task.spec, "weights": {"fingerprint": task.subject.fingerprint},
             "data": task.told, "shard": _shard(task)}  # fmt: skip
     _same(held.results, mine, folder, shard=True)
@@ -242,21 +246,21 @@ def _just_begun(folder: Path) -> bool:
         return False
 
 
-def _round(task: Task, ledger: Ledger, part: Part, room: Room) -> None:
+def _round(task: EvaluationTask, ledger: Ledger, part: Split, room: BatchSizer) -> None:
     """Does each example still break its image as a file does, rounded to 8 bits inside the ball?"""
     where = torch.tensor(sorted(at for at in ledger.examples if int(ledger.rounded[at]) == UNTRIED), dtype=torch.int64)
     for some in where.split(room.batch) if len(where) else ():
-        x, y = images(task.subject.model, part, some)
+        x, y = image_batch(task.subject.model, part, some)
         found = torch.stack([ledger.examples[int(at)] for at in some]).to(x)
         bytes_ = eight_bit(x, found, task.eps, task.norm)
-        with exact(task.subject.model, room.slice) as view, torch.no_grad():
+        with exact_inference(task.subject.model, room.slice) as view, torch.no_grad():
             broke = view(bytes_).argmax(1) != y
         inside = task.plans[0].holds(x, bytes_)
         ledger.rounded[some] = torch.where((broke & inside).cpu(), BROKE, STOOD).to(torch.int8)
 
 
 def _save(
-    task: Task, folder: Path, ledger: Ledger, rows: list[Attacked], measured: dict[str, Any] | None, seconds: float,
+    task: EvaluationTask, folder: Path, ledger: Ledger, rows: list[AttackResult], measured: dict[str, Any] | None, seconds: float,
     complete: bool = False, stored: dict[int, str] | None = None,
 ) -> None:  # fmt: skip
     """Examples first, then the ledger that speaks of them, then the results that sum it up: a kill in between leaves
@@ -265,22 +269,22 @@ def _save(
     results = {
         "format": FORMAT, "kind": "evaluation", "complete": complete, "name": task.subject.name, "n": len(ledger),
         "shard": _shard(task), "spec": task.spec, "weights": task.subject.weights, "data": task.told,
-        **summed(ledger, rows, task.subject.classes, measured),
+        **summarize(ledger, rows, task.subject.classes, measured),
         "provenance": {**provenance(task.subject.device), "seconds": round(seconds, 2), "command": task.command},
     }  # fmt: skip
     path = folder / "results.json"
     if not path.exists():  # else a kill before the last line would leave a ledger of which nothing is known
-        write_json(path, sealed({**results, "complete": False}))
+        atomic_write_json(path, with_seal({**results, "complete": False}))
     add_examples(folder, ledger, task.part.x, stored, complete)
-    write_text(folder / "ledger.csv", write_rows(ledger, task.hashes, stored, task.context))
-    write_json(path, sealed(results))
+    atomic_write_text(folder / "ledger.csv", write_rows(ledger, task.hashes, stored, task.context))
+    atomic_write_json(path, with_seal(results))
 
 
 def summed_again(
-    folder: Path, ledger: Ledger, rows: list[Attacked], classes: int, measured: dict[str, Any] | None
+    folder: Path, ledger: Ledger, rows: list[AttackResult], classes: int, measured: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """As `summed`, of what anybody may have written: RunError where `measured` is not what an evaluation measures."""
+    """As `summarize`, of what anybody may have written: RunError where `measured` is not what an evaluation measures."""
     try:
-        return summed(ledger, rows, classes, measured)
+        return summarize(ledger, rows, classes, measured)
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise RunError(str(folder / "results.json"), f"is damaged or was altered ({in_brief(error)})") from error

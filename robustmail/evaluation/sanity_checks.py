@@ -16,15 +16,15 @@ from torch import nn
 
 from robustmail.attacks.pgd import PGD
 from robustmail.attacks.torchattacks import torchattack
-from robustmail.data.dataset import Part
-from robustmail.evaluation.attack_specs import Plan, plan
-from robustmail.evaluation.evaluator import attempt, images, look
-from robustmail.evaluation.exact_inference import Room, exact
+from robustmail.data.dataset import Split
+from robustmail.evaluation.attack_specs import AttackSpec, attack_spec
+from robustmail.evaluation.evaluator import clean_pass, image_batch, run_attack
+from robustmail.evaluation.exact_inference import BatchSizer, exact_inference
 from robustmail.evaluation.ledger import BROKE, UNTRIED, Ledger
 from robustmail.evaluation.statistics import paired, wilson
 from robustmail.functional import ce
-from robustmail.norms import MOST, Norm
-from robustmail.records import Attacking
+from robustmail.norms import MAX_EPS, Norm
+from robustmail.records import AttackProgress
 
 __all__ = ["SAMPLE", "Flag", "judge", "light", "measure"]
 
@@ -56,42 +56,42 @@ class Flag:
 
 
 def measure(
-    model: nn.Module, part: Part, known: Ledger, eps: float, norm: Norm, seed: int, room: Room
-) -> Iterator[Attacking | dict[str, Any]]:
+    model: nn.Module, part: Split, known: Ledger, eps: float, norm: Norm, seed: int, room: BatchSizer
+) -> Iterator[AttackProgress | dict[str, Any]]:
     """Examine the first images of a set; the last thing yielded is what was measured, plain numbers.
 
     `known`: what an evaluation has found already on images of the set; none of its stages is run again.
     """
     part = part.first(SAMPLE)
-    sample = look(model, part, room)
+    sample = clean_pass(model, part, room)
     n = len(sample)
     found: dict[str, Any] = {
-        "n": n, **room.patiently(lambda: _outputs(model, part.first(64), room.slice)),
-        "zero_gradients": room.patiently(lambda: _zero_gradients(model, part, room.slice)),
+        "n": n, **room.with_oom_retry(lambda: _outputs(model, part.first(64), room.slice)),
+        "zero_gradients": room.with_oom_retry(lambda: _zero_gradients(model, part, room.slice)),
     }  # fmt: skip
     for name, what in {
-        "pgd10": plan("pgd10", eps, 10, norm), "pgd100": plan("pgd100", eps, 10, norm),
-        "margin": plan("cw", eps, 10, norm), "targeted": _targeted(eps, norm, found["classes"]),
+        "pgd10": attack_spec("pgd10", eps, 10, norm), "pgd100": attack_spec("pgd100", eps, 10, norm),
+        "margin": attack_spec("cw", eps, 10, norm), "targeted": _targeted(eps, norm, found["classes"]),
     }.items():  # fmt: skip
         _recall(sample, known, list(what.stages))
-        yield from attempt(model, part, sample, what, seed, room, keep=False)
+        yield from run_attack(model, part, sample, what, seed, room, keep=False)
         found[name] = int(sample.standing(what.stages).sum()) / n
     rest = sample.standing(list(sample.stages)).nonzero().flatten()
-    black = Plan("square", {"square": _square(eps, norm)}, eps, norm)
+    black = AttackSpec("square", {"square": _square(eps, norm)}, eps, norm)
     left = sample.take(rest)
-    yield from attempt(model, Part(part.x[rest], part.y[rest]), left, black, seed, room, keep=False)
+    yield from run_attack(model, Split(part.x[rest], part.y[rest]), left, black, seed, room, keep=False)
     found["black_box"] = int((left.outcome("square") == BROKE).sum()) / n
     broken = ~sample.standing(list(sample.stages))
     broken[rest] |= left.outcome("square") == BROKE
     found["broken"] = sample.index[broken].tolist()  # places in the data set, for a shard holds only some of them
-    most = MOST[norm]
+    most = MAX_EPS[norm]
     huge = HUGE if norm == "linf" else HUGE * math.sqrt(part.x[0].numel())
     found["huge"] = huge if huge <= most else None  # no attack takes so large a budget
     points = [{"eps": 0.0, "correct": int(sample.right.sum())}]
     for radius in sorted({*(min(factor * eps, most) for factor in CURVE), *([huge] if huge <= most else [])}):
         attack = PGD(eps=radius, alpha=2.5 * radius / 20, steps=20, norm=norm)
-        what = Plan("curve", {f"pgd20 at {radius:.3g}": attack}, radius, norm)
-        yield from attempt(model, part, sample, what, seed, room, keep=False)
+        what = AttackSpec("curve", {f"pgd20 at {radius:.3g}": attack}, radius, norm)
+        yield from run_attack(model, part, sample, what, seed, room, keep=False)
         points.append({"eps": radius, "correct": int(sample.standing(what.stages).sum())})
     yield {**found, "curve": points}
 
@@ -141,11 +141,11 @@ def curve(measured: dict[str, Any]) -> dict[str, Any]:
     return {"attack": "PGD, 20 iterations of 2.5 eps / 20", "n": n, "points": points}
 
 
-def _outputs(model: nn.Module, part: Part, size: int) -> dict[str, Any]:
+def _outputs(model: nn.Module, part: Split, size: int) -> dict[str, Any]:
     """Is the answer the same when asked twice, and in other company; is it probabilities; are the images left alone?"""
-    x, _ = images(model, part, slice(None))
+    x, _ = image_batch(model, part, slice(None))
     given = x.clone()
-    with exact(model, size) as view, torch.no_grad():
+    with exact_inference(model, size) as view, torch.no_grad():
         once = view(given)
         altered = not torch.equal(given, x)
         again, others = view(x.clone()), view(x[::2].clone())
@@ -161,12 +161,12 @@ def _outputs(model: nn.Module, part: Part, size: int) -> dict[str, Any]:
     }
 
 
-def _zero_gradients(model: nn.Module, part: Part, size: int) -> float:
+def _zero_gradients(model: nn.Module, part: Split, size: int) -> float:
     """Share of the images at which the gradient of the cross-entropy is exactly zero, or not finite."""
-    x, y = images(model, part, slice(None))
+    x, y = image_batch(model, part, slice(None))
     zero = []
     for some, label in zip(x.split(size), y.split(size), strict=True):
-        with exact(model, size) as view:
+        with exact_inference(model, size) as view:
             some = some.clone().requires_grad_()
             logits = view(some)
             (gradient,) = torch.autograd.grad(ce(logits, label).sum(), some)
@@ -175,13 +175,13 @@ def _zero_gradients(model: nn.Module, part: Part, size: int) -> float:
     return torch.cat(zero).float().mean().item()
 
 
-def _targeted(eps: float, norm: Norm, classes: int) -> Plan:
+def _targeted(eps: float, norm: Norm, classes: int) -> AttackSpec:
     if classes < 4:
-        return plan("apgd", eps, classes, norm)
+        return attack_spec("apgd", eps, classes, norm)
     attack = torchattack(
         "APGDT", norm={"linf": "Linf", "l2": "L2"}[norm], eps=eps, steps=10, n_classes=min(10, classes)
     )
-    return Plan("apgd-t-10", {"apgd-t-10": attack}, eps, norm)
+    return AttackSpec("apgd-t-10", {"apgd-t-10": attack}, eps, norm)
 
 
 def _square(eps: float, norm: Norm) -> Any:

@@ -12,32 +12,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustmail.data.dataset import digest, fingerprint_of
+from robustmail.data.dataset import data_fingerprint, tensor_hash
 from robustmail.data.testsets import TestSet
 from robustmail.errors import RunError
-from robustmail.evaluation.evaluator import counted, floats, worst_case
+from robustmail.evaluation.evaluator import accuracy_row, as_floats, worst_case
 from robustmail.evaluation.examples import PARTS, WHOLE, load_examples
-from robustmail.evaluation.ledger import BROKE, UNTRIED, Ledger, read_rows, seal, text_of
+from robustmail.evaluation.ledger import BROKE, UNTRIED, Ledger, read_rows, row_seal, rows_as_text
 from robustmail.evaluation.runner import _check_sizes, _clear_pngs
 from robustmail.evaluation.sanity_checks import curve, judge
 from robustmail.evaluation.task import context_of
-from robustmail.norms import Norm, distances, slack
-from robustmail.records import Attacked
-from robustmail.runtime.files import check_folder, make_folder, remove, write
+from robustmail.norms import Norm, distances, tolerance
+from robustmail.records import AttackResult
+from robustmail.runtime.files import atomic_write, check_folder, make_folder, remove
 from robustmail.runtime.untrusted import read_json, read_text
 
 __all__ = [
     "FILES",
     "FORMAT",
     "QUANTILES",
-    "sealed",
-    "Held",
+    "with_seal",
+    "StoredEvaluation",
     "write_pngs",
-    "read_folder",
+    "read_evaluation",
     "clear",
     "eight_bit",
-    "told_of",
-    "summed",
+    "describe_data",
+    "summarize",
 ]
 
 
@@ -50,14 +50,14 @@ FORMAT = 3  # raised whenever older folders can no longer be judged by what is w
 QUANTILES = 5
 
 
-def sealed(results: dict[str, Any]) -> dict[str, Any]:
+def with_seal(results: dict[str, Any]) -> dict[str, Any]:
     """The results with a hash of all that they say."""
     content = {name: value for name, value in results.items() if name != "seal"}
-    return {**content, "seal": seal([json.dumps(content, sort_keys=True)], "results")}
+    return {**content, "seal": row_seal([json.dumps(content, sort_keys=True)], "results")}
 
 
 @dataclass(frozen=True)
-class Held:
+class StoredEvaluation:
     """What a folder holds: the results as they are written, the ledger with its examples, and its rows."""
 
     folder: Path
@@ -73,23 +73,23 @@ def write_pngs(folder: Path) -> int:
     """Write every example as png/INDEX.png, of whole 255ths inside the ball; how many there are."""
     from PIL import Image
 
-    held = read_folder(folder)
+    held = read_evaluation(folder)
     spec = held.results["spec"]
     if (folder / "png").is_symlink():
         raise RunError(str(folder / "png"), "is a symbolic link", "Delete it.")
     _clear_pngs(folder)  # of images that may stand now
     make_folder(folder / "png")
     for at, found in held.ledger.examples.items():
-        clean = floats(held.originals[at])[None]
+        clean = as_floats(held.originals[at])[None]
         pixels = (eight_bit(clean, found[None], spec["eps"], spec["norm"])[0] * 255).round().to(torch.uint8)
         array = pixels.permute(1, 2, 0).numpy()
         image = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array[..., :3])
         path = folder / "png" / f"{int(held.ledger.index[at]):05d}.png"
-        write(path, partial(image.save, format="PNG"))
+        atomic_write(path, partial(image.save, format="PNG"))
     return len(held.ledger.examples)
 
 
-def read_folder(folder: Path, strict: bool = False) -> Held:
+def read_evaluation(folder: Path, strict: bool = False) -> StoredEvaluation:
     """The files of an evaluation; `strict`: every row must still bear its seal.
 
     Raises RunError, naming the row, for one that is missing, damaged or altered.
@@ -108,7 +108,7 @@ def read_folder(folder: Path, strict: bool = False) -> Held:
         _check_sizes(results)
         context = context_of(results["weights"]["fingerprint"], results["spec"])
         for row in results["attacks"]:
-            Attacked(**row)
+            AttackResult(**row)
     except FileNotFoundError as error:
         raise RunError(str(folder), "holds no evaluation", "Make one with robustmail eval.") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -123,18 +123,18 @@ def read_folder(folder: Path, strict: bool = False) -> Held:
     if strict:
         for k, row in enumerate(rows):
             *values, said = row.values()
-            if seal(values, context) != said:
+            if row_seal(values, context) != said:
                 raise RunError(
                     f"{folder / 'ledger.csv'}, row {k + 1} (image {row['index']})",
                     "its seal is broken: the row, the eps or the weights were altered",
                 )
-    if strict and text_of(rows) != text:
+    if strict and rows_as_text(rows) != text:
         raise RunError(str(folder / "ledger.csv"), "is not written as robustmail writes it: it was altered")
-    if strict and sealed(results) != results:
+    if strict and with_seal(results) != results:
         raise RunError(str(path), "its seal is broken: it was altered")
     ledger.seconds = {str(stage): float(s) for stage, s in results["seconds"].items()}
     originals, stored = _read_examples(folder, ledger, rows)
-    return Held(folder, results, ledger, rows, originals, stored)
+    return StoredEvaluation(folder, results, ledger, rows, originals, stored)
 
 
 def clear(folder: Path) -> None:
@@ -156,27 +156,29 @@ def eight_bit(x: Tensor, found: Tensor, eps: float, norm: Norm) -> Tensor:
         rounded = rounded.clamp(low.where(low <= high, rounded), high.where(low <= high, rounded))
     else:
         for hundredths in range(99, -1, -1):
-            outside = distances(x, (rounded / 255).clamp(0, 1), norm) > eps + slack(eps)
+            outside = distances(x, (rounded / 255).clamp(0, 1), norm) > eps + tolerance(eps)
             if not outside.any():
                 break
             rounded[outside] = ((x + hundredths / 100 * (found - x)) * 255).round()[outside]
     return (rounded / 255).clamp(0, 1)
 
 
-def told_of(data: TestSet, classes: int) -> dict[str, Any]:
+def describe_data(data: TestSet, classes: int) -> dict[str, Any]:
     """What the results say of the images; `classes`: of the model."""
     names = None if data.class_names is None else list(data.class_names)
     return {"name": data.name, "classes": classes, "class_names": names, "shape": list(data.part.x.shape[1:]),
-            "fingerprint": fingerprint_of(data.part)}  # fmt: skip
+            "fingerprint": data_fingerprint(data.part)}  # fmt: skip
 
 
-def summed(ledger: Ledger, rows: list[Attacked], classes: int, measured: dict[str, Any] | None) -> dict[str, Any]:
+def summarize(
+    ledger: Ledger, rows: list[AttackResult], classes: int, measured: dict[str, Any] | None
+) -> dict[str, Any]:
     """Everything that follows from the ledger and from what was measured on the model."""
     pgd = [stage for stage in ledger.stages if stage.startswith("pgd") and stage[3:].isdigit()]
     bytes_ = None
     if (ledger.rounded != UNTRIED).any():
         stands = ledger.right & (ledger.rounded != BROKE)
-        bytes_ = asdict(counted("worst case, 8-bit", int(stands.sum()), len(ledger)))
+        bytes_ = asdict(accuracy_row("worst case, 8-bit", int(stands.sum()), len(ledger)))
     return {
         "attacks": [asdict(row) for row in rows], "worst_case": asdict(worst_case(ledger)), "eight_bit": bytes_,
         "per_class": _per_class(ledger, classes), "margins": _by_margin(ledger),
@@ -223,13 +225,13 @@ def _read_examples(
         if int(row["index"]) not in found:
             raise RunError(who, "its example is missing")
         x, clean = found[int(row["index"])]
-        if digest(x) != row["example"]:
+        if tensor_hash(x) != row["example"]:
             raise RunError(who, "its example was altered")
-        if digest(floats(clean)) != row["image"]:
+        if tensor_hash(as_floats(clean)) != row["image"]:
             raise RunError(who, "its original image was altered")
         ledger.examples[at], originals[at] = x, clean
     return originals, tuple(found)
 
 
-def _by_index(held: Held) -> dict[int, Tensor]:
+def _by_index(held: StoredEvaluation) -> dict[int, Tensor]:
     return {int(held.ledger.index[at]): x for at, x in held.originals.items()}

@@ -11,19 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from robustmail.data.adapters import read_data
-from robustmail.data.dataset import digest, fingerprint_of
+from robustmail.data.dataset import data_fingerprint, tensor_hash
 from robustmail.data.testsets import TestSet
 from robustmail.errors import RunError
-from robustmail.evaluation.attack_specs import Plan, is_ours, plan
-from robustmail.evaluation.evaluator import CHUNK, floats, look, room_of, verdict
-from robustmail.evaluation.evaluator import images as seen
-from robustmail.evaluation.exact_inference import exact
-from robustmail.evaluation.ledger import BROKE, UNTRIED, Ledger, text_of, write_rows
-from robustmail.evaluation.model_loading import Subject, open_data, open_recorded_data, reopen
+from robustmail.evaluation.attack_specs import AttackSpec, attack_spec, is_built_in
+from robustmail.evaluation.evaluator import BLOCK, as_floats, attack_result, batch_sizer, clean_pass
+from robustmail.evaluation.evaluator import image_batch as seen
+from robustmail.evaluation.exact_inference import exact_inference
+from robustmail.evaluation.ledger import BROKE, UNTRIED, Ledger, rows_as_text, write_rows
+from robustmail.evaluation.model_loading import LoadedModel, load_data, open_recorded_data, reload_model
 from robustmail.evaluation.runner import summed_again
-from robustmail.evaluation.storage import Held, read_folder, told_of
+from robustmail.evaluation.storage import StoredEvaluation, describe_data, read_evaluation
 from robustmail.evaluation.task import context_of
-from robustmail.records import Attacked
+from robustmail.records import AttackResult
 from robustmail.runtime.devices import pick_device
 from robustmail.runtime.untrusted import beside, data_source, is_code, verify_command
 
@@ -63,7 +63,7 @@ def verify(
     Raises RunError, with the whole command, where something has to be passed; and, naming the row, where the weights,
     the data, an image, an example, its distance, a verdict, eps or a number in results.json is not what it was.
     """
-    held = read_folder(Path(folder), strict=True)
+    held = read_evaluation(Path(folder), strict=True)
     spec = held.results["spec"]
     if images is not None and not isinstance(images, TestSet):
         part = read_data("verify", images)
@@ -72,14 +72,16 @@ def verify(
     if wanted := _wanted(held, model is not None, images is not None or bool(data), there, factory):
         wrong = f"was made with {', '.join(wanted)}, and a file may not say what to open"
         raise RunError(str(folder), wrong, f"If you trust it: {verify_command(held.folder, spec)}")
-    found: TestSet = images or (open_data(data) if data else open_recorded_data(spec["data_given"], str(folder)))
+    found: TestSet = images or (load_data(data) if data else open_recorded_data(spec["data_given"], str(folder)))
     named = spec | ({"model": factory} if factory else {})
-    subject = Subject.of(model, found) if model is not None else reopen(named, found, there, pick_device(device))
+    subject = (
+        LoadedModel.of(model, found) if model is not None else reload_model(named, found, there, pick_device(device))
+    )
     moved = there is not None and str(there) != spec["checkpoint"]
     return _verify(held, subject, found.first(min(len(found.part.y), spec["n"])), moved)
 
 
-def _wanted(held: Held, model: bool, data: bool, checkpoint: Path | None, factory: str | None) -> list[str]:
+def _wanted(held: StoredEvaluation, model: bool, data: bool, checkpoint: Path | None, factory: str | None) -> list[str]:
     """What the folder names, and the caller neither passed nor may leave to it."""
     spec, found = held.results["spec"], []
     if not model and spec["checkpoint"] and checkpoint is None:
@@ -91,7 +93,7 @@ def _wanted(held: Held, model: bool, data: bool, checkpoint: Path | None, factor
     return found
 
 
-def _verify(held: Held, subject: Subject, data: TestSet, moved: bool) -> Verified:
+def _verify(held: StoredEvaluation, subject: LoadedModel, data: TestSet, moved: bool) -> Verified:
     results, ledger = held.results, held.ledger
     where = held.folder / "ledger.csv"
 
@@ -108,9 +110,9 @@ def _verify(held: Held, subject: Subject, data: TestSet, moved: bool) -> Verifie
     if results["weights"]["fingerprint"] != subject.fingerprint:
         raise RunError(str(subject.described["checkpoint"]), "holds other weights than those that were evaluated")
     k, of = results["shard"] or (1, 1)
-    if (results["shard"] and not 1 <= k <= of <= -(-results["spec"]["n"] // CHUNK)) or results["shard"] == [1, 1]:
+    if (results["shard"] and not 1 <= k <= of <= -(-results["spec"]["n"] // BLOCK)) or results["shard"] == [1, 1]:
         raise RunError(str(held.folder / "results.json"), f"says it is shard {k} of {of}, which there is not")
-    places = [i for i in range(results["spec"]["n"]) if (i // CHUNK) % of == k - 1]
+    places = [i for i in range(results["spec"]["n"]) if (i // BLOCK) % of == k - 1]
     for at, index in enumerate(ledger.index.tolist()):
         if at >= len(places) or index != places[at]:
             raise fail(at, "is out of its place: rows were moved, doubled or left out")
@@ -123,24 +125,24 @@ def _verify(held: Held, subject: Subject, data: TestSet, moved: bool) -> Verifie
     part = data.part
     for at, row in enumerate(held.rows):
         i = int(ledger.index[at])
-        if digest(floats(part.x[i])) != row["image"]:
+        if tensor_hash(as_floats(part.x[i])) != row["image"]:
             raise fail(at, f"the image in {data.name} is another one")
         if int(part.y[i]) != int(ledger.label[at]):
             raise fail(at, f"the label in {data.name} is {int(part.y[i])}, not {int(ledger.label[at])}")
-    if fingerprint_of(part) != results["data"]["fingerprint"]:
+    if data_fingerprint(part) != results["data"]["fingerprint"]:
         raise RunError(data.name, "its images or labels are not those that were evaluated")
     _check_told(held, subject, data)
     if held.stored != tuple(ledger.index[sorted(ledger.examples)].tolist()):
         raise RunError(str(held.folder / "examples.safetensors"), "holds examples that the ledger does not speak of")
     mine = type(part)(part.x[ledger.index], part.y[ledger.index])
-    images = [digest(floats(x)) for x in mine.x]
-    examples = {at: digest(x) for at, x in ledger.examples.items()}
+    images = [tensor_hash(as_floats(x)) for x in mine.x]
+    examples = {at: tensor_hash(x) for at, x in ledger.examples.items()}
     text = write_rows(ledger, images, examples, context_of(subject.fingerprint, results["spec"]))
-    if text != text_of(held.rows):
+    if text != rows_as_text(held.rows):
         raise RunError(str(where), "is not what robustmail writes of these verdicts: it was altered")
-    room = room_of(subject.model, None)
-    clean = look(subject.model, mine, room, ledger.index)
-    if not torch.equal(clean.margin, look(subject.model, mine, room, ledger.index).margin):
+    room = batch_sizer(subject.model, None)
+    clean = clean_pass(subject.model, mine, room, ledger.index)
+    if not torch.equal(clean.margin, clean_pass(subject.model, mine, room, ledger.index).margin):
         raise RunError(str(held.folder), "cannot be judged again: asked twice, the model answers differently",
                        "Switch off what is random in it, or what depends on the passes before.")  # fmt: skip
     close = _check_clean(ledger, clean, fail)
@@ -148,9 +150,9 @@ def _verify(held: Held, subject: Subject, data: TestSet, moved: bool) -> Verifie
     return Verified(len(ledger), len(ledger.examples), close, tuple(_unchecked(held)))
 
 
-def _check_told(held: Held, subject: Subject, data: TestSet) -> None:
+def _check_told(held: StoredEvaluation, subject: LoadedModel, data: TestSet) -> None:
     """Is what the results say of the model and the images what they are?"""
-    results, expected = held.results, told_of(data, subject.classes)
+    results, expected = held.results, describe_data(data, subject.classes)
     if data.given is None or data.given != results["spec"]["data_given"]:  # brought along, under whatever name
         expected |= {name: results["data"][name] for name in ("name", "class_names")}
     said = {**expected, "spec": results["data"]["name"]}
@@ -166,17 +168,17 @@ def _check_told(held: Held, subject: Subject, data: TestSet) -> None:
         raise RunError(str(held.folder / "results.json"), f"is called {results['name']!r}, not {subject.name!r}")
 
 
-def _unchecked(held: Held) -> Iterator[str]:
+def _unchecked(held: StoredEvaluation) -> Iterator[str]:
     """What must be taken on trust."""
     yield "that images which stand were attacked at all, with these settings: only attacking them again can tell"
     if held.results["measured"]:
         yield "what the model was asked for the light, and the curve of accuracy by eps"
-    if own := [row["name"] for row in held.results["attacks"] if not is_ours(row["name"])]:
+    if own := [row["name"] for row in held.results["attacks"] if not is_built_in(row["name"])]:
         yield f"the settings of {', '.join(own)}, which are no attacks of ours"
     yield "times, versions, the machine and the command"
 
 
-def _check_sums(held: Held, classes: int) -> None:
+def _check_sums(held: StoredEvaluation, classes: int) -> None:
     """Do the numbers of results.json follow from the ledger, and the ledger's columns from one another?"""
     results, ledger = held.results, held.ledger
     path = str(held.folder / "results.json")
@@ -188,7 +190,7 @@ def _check_sums(held: Held, classes: int) -> None:
         if (by == "natural") != wrong or (by not in ("", "natural") and by not in broke) or (by == "" and broke):
             said = f"broken_by says {by or 'stands'!r}, its columns {', '.join(broke) or 'nothing'}"
             raise RunError(f"{held.folder / 'ledger.csv'}, row {at + 1} (image {int(ledger.index[at])})", said)
-    rows = [Attacked(**row) for row in results["attacks"]]
+    rows = [AttackResult(**row) for row in results["attacks"]]
     for row in rows:
         if any((ledger.outcome(stage) == UNTRIED).all() and bool(ledger.right.any()) for stage in row.stages[:1]):
             raise RunError(path, f"says that {row.name} was run, the ledger knows nothing of it")
@@ -196,8 +198,8 @@ def _check_sums(held: Held, classes: int) -> None:
         raise RunError(path, f"its attacks are not those of the ledger, {', '.join(ledger.stages) or 'none'}")
     spec, again = results["spec"], []
     for row in rows:
-        what = plan(row.name, spec["eps"], classes, spec["norm"]) if is_ours(row.name) else row
-        again.append(verdict(ledger, what, spec["seed"]))
+        what = attack_spec(row.name, spec["eps"], classes, spec["norm"]) if is_built_in(row.name) else row
+        again.append(attack_result(ledger, what, spec["seed"]))
         if again[-1].stages != row.stages or again[-1].settings != row.settings:
             raise RunError(path, f"its stages or settings are not those of {row.name}: it was altered, or the attack "
                            "is another one in this version")  # fmt: skip
@@ -210,7 +212,7 @@ def _check_sums(held: Held, classes: int) -> None:
         raise RunError(path, "the attacks or the number of images do not fit the ledger: it was altered")
 
 
-def _check_tried(held: Held, row: Attacked) -> None:
+def _check_tried(held: StoredEvaluation, row: AttackResult) -> None:
     """Was every image that stood tried by every stage?"""
     for k, stage in enumerate(row.stages):
         skipped = held.ledger.standing(row.stages[:k]) & (held.ledger.outcome(stage) == UNTRIED)
@@ -240,9 +242,9 @@ def _check_clean(ledger: Ledger, clean: Ledger, fail: Any) -> int:
     return close
 
 
-def _check_examples(held: Held, subject: Subject, part: Any, size: int, fail: Any) -> int:
+def _check_examples(held: StoredEvaluation, subject: LoadedModel, part: Any, size: int, fail: Any) -> int:
     ledger, close = held.ledger, 0
-    what = Plan("verify", {}, held.results["spec"]["eps"], held.results["spec"]["norm"])
+    what = AttackSpec("verify", {}, held.results["spec"]["eps"], held.results["spec"]["norm"])
     broken = [at for at, by in enumerate(ledger.broken_by) if by not in ("", "natural")]
     if missing := [at for at in broken if at not in ledger.examples]:
         raise fail(missing[0], "was broken, but has no example")
@@ -251,7 +253,7 @@ def _check_examples(held: Held, subject: Subject, part: Any, size: int, fail: An
     for some in torch.tensor(broken, dtype=torch.int64).split(256) if broken else ():
         x, y = seen(subject.model, part, some)
         found = torch.stack([ledger.examples[int(at)] for at in some]).to(x)
-        with exact(subject.model, size) as view, torch.no_grad():
+        with exact_inference(subject.model, size) as view, torch.no_grad():
             logits = view(found)
         said, far = logits.argmax(1).cpu(), (found - x).flatten(1)
         far = (far.norm(dim=1) if what.norm == "l2" else far.abs().amax(1)).cpu()
@@ -264,11 +266,11 @@ def _check_examples(held: Held, subject: Subject, part: Any, size: int, fail: An
             if int(ledger.broken_as[at]) == int(y[k]):  # near or not, the true class is no break
                 raise fail(at, f"its example is recorded as {int(y[k])}, its true class, so it was not broken")
             if int(said[k]) != int(ledger.broken_as[at]):
-                if not _near(logits[k], int(ledger.broken_as[at])):
+                if not _is_close(logits[k], int(ledger.broken_as[at])):
                     raise fail(at, f"the model says {int(said[k])} of its example, not {int(ledger.broken_as[at])}")
                 close += 1
     return close
 
 
-def _near(logits: Tensor, recorded: int) -> bool:
+def _is_close(logits: Tensor, recorded: int) -> bool:
     return float(logits.max() - logits[recorded]) <= CLOSE * max(1.0, float(logits.abs().max()))

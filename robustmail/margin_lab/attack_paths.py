@@ -15,21 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from robustmail.attacks.lm_pgd import LMPGD
-from robustmail.attacks.per_image_noise import noise_of_each
+from robustmail.attacks.per_image_noise import per_image_noise
 from robustmail.attacks.pgd import PGD
-from robustmail.data.dataset import Part
-from robustmail.evaluation.evaluator import images
-from robustmail.evaluation.exact_inference import Room, exact
+from robustmail.data.dataset import Split
+from robustmail.evaluation.evaluator import image_batch
+from robustmail.evaluation.exact_inference import BatchSizer, exact_inference
 from robustmail.norms import Norm
-from robustmail.plugin_calls import ask
-from robustmail.records import Measuring
+from robustmail.plugin_calls import call_plugin
+from robustmail.records import ProgressUpdate
 from robustmail.step import Trace
 
-__all__ = ["Path", "Plan", "grafted", "plans", "walk"]
+__all__ = ["AttackPath", "PathSpec", "second_path", "path_specs", "run_paths"]
 
 
 @dataclass(frozen=True)
-class Plan:
+class PathSpec:
     """An attack that keeps a trace, and the seed of its start."""
 
     name: str
@@ -38,7 +38,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Path:
+class AttackPath:
     """Where an attack ended and what it saw, on the CPU.
 
     x_adv: [N, C, H, W]; trace: [K, N] each; broken: [N] bool, is the end misclassified?
@@ -48,45 +48,45 @@ class Path:
     trace: Trace
     broken: Tensor
 
-    def take(self, which: slice, device: torch.device) -> Path:
+    def take(self, which: slice, device: torch.device) -> AttackPath:
         """The same of some examples, on a device."""
         trace = Trace(self.trace.correct[:, which].to(device), self.trace.p_true[:, which].to(device))
-        return Path(self.x_adv[which].to(device), trace, self.broken[which].to(device))
+        return AttackPath(self.x_adv[which].to(device), trace, self.broken[which].to(device))
 
 
-def plans(eps: float, norm: Norm, steps: int, seed: int) -> list[Plan]:
+def path_specs(eps: float, norm: Norm, steps: int, seed: int) -> list[PathSpec]:
     """The paths, the reference first: the training attack, PGD with steps of eps / 4 (2/255 at 8/255).
 
     Then two other starts, half and double the step, and LM-PGD where there is one (in l-inf); each of `steps` steps, so
     that all traces have one length.
     """
     pgd = PGD(eps=eps, alpha=eps / 4, steps=steps, norm=norm)
-    found = [Plan("PGD", pgd, seed), Plan("PGD, second start", pgd, seed + 1), Plan("PGD, third start", pgd, seed + 2),
-             Plan("PGD, half the step", replace(pgd, alpha=eps / 8), seed),
-             Plan("PGD, double the step", replace(pgd, alpha=eps / 2), seed)]  # fmt: skip
+    found = [PathSpec("PGD", pgd, seed), PathSpec("PGD, second start", pgd, seed + 1), PathSpec("PGD, third start", pgd, seed + 2),
+             PathSpec("PGD, half the step", replace(pgd, alpha=eps / 8), seed),
+             PathSpec("PGD, double the step", replace(pgd, alpha=eps / 2), seed)]  # fmt: skip
     if norm == "linf":
-        found.append(Plan("LM-PGD", LMPGD(eps=eps, alpha=eps / 4, steps=steps), seed))
+        found.append(PathSpec("LM-PGD", LMPGD(eps=eps, alpha=eps / 4, steps=steps), seed))
     return found
 
 
-def walk(model: nn.Module, part: Part, plan: Plan, room: Room) -> Iterator[Measuring | Path]:
+def run_paths(model: nn.Module, part: Split, plan: PathSpec, room: BatchSizer) -> Iterator[ProgressUpdate | AttackPath]:
     """Take a path with every example, in exact float32; the last thing yielded is the path.
 
     A start is noise of the image's own, so that neither the batch nor the rest of the set can change a path.
     """
-    found: list[Path] = []
+    found: list[AttackPath] = []
     n, done = len(part.y), 0
     while done < n:
         began = time.perf_counter()
-        found.append(room.patiently(partial(_walk, model, part, plan, done, room)))
+        found.append(room.with_oom_retry(partial(_walk, model, part, plan, done, room)))
         done += len(found[-1].broken)
         room.pace(time.perf_counter() - began)
-        yield Measuring(plan.name, done, n)
+        yield ProgressUpdate(plan.name, done, n)
     trace = Trace(*(torch.cat([getattr(p.trace, name) for p in found], 1) for name in Trace._fields))
-    yield Path(torch.cat([p.x_adv for p in found]), trace, torch.cat([p.broken for p in found]))
+    yield AttackPath(torch.cat([p.x_adv for p in found]), trace, torch.cat([p.broken for p in found]))
 
 
-def grafted(reference: Path, other: Path) -> Trace:
+def second_path(reference: AttackPath, other: AttackPath) -> Trace:
     """Another path's trace for the reference's end: for each example for which both ends are judged alike.
 
     An example that one path breaks and the other does not has no second path to the same fate here; it keeps its own
@@ -97,11 +97,11 @@ def grafted(reference: Path, other: Path) -> Trace:
                  other.trace.p_true.where(alike, reference.trace.p_true))  # fmt: skip
 
 
-def _walk(model: nn.Module, part: Part, plan: Plan, start: int, room: Room) -> Path:
-    x, y = images(model, part, slice(start, start + room.batch))
-    with exact(model, room.slice) as view:
-        with noise_of_each(x, plan.seed, "path"):
-            found = ask("attack", plan.attack, view, x, y)
+def _walk(model: nn.Module, part: Split, plan: PathSpec, start: int, room: BatchSizer) -> AttackPath:
+    x, y = image_batch(model, part, slice(start, start + room.batch))
+    with exact_inference(model, room.slice) as view:
+        with per_image_noise(x, plan.seed, "path"):
+            found = call_plugin("attack", plan.attack, view, x, y)
         with torch.no_grad():
             broken = view(found.x).argmax(1) != y
-    return Path(found.x, found.trace, broken).take(slice(None), torch.device("cpu"))
+    return AttackPath(found.x, found.trace, broken).take(slice(None), torch.device("cpu"))

@@ -11,31 +11,31 @@ import numpy as np
 import numpy.typing as npt
 
 from robustmail.attacks.torchattacks import torchattack
-from robustmail.data.dataset import fingerprint_of
+from robustmail.data.dataset import data_fingerprint
 from robustmail.data.testsets import TestSet
 from robustmail.errors import DataError, RunError
-from robustmail.evaluation.attack_specs import Plan, check_eps, plan
-from robustmail.evaluation.attack_specs import cost as passes_of
-from robustmail.evaluation.evaluator import attempt, look, named, room_of, verdict
+from robustmail.evaluation.attack_specs import AttackSpec, attack_spec, check_eps
+from robustmail.evaluation.attack_specs import passes_per_image as passes_of
+from robustmail.evaluation.evaluator import attack_result, batch_sizer, clean_pass, run_attack, unique_names
 from robustmail.evaluation.ledger import BROKE, Ledger
-from robustmail.evaluation.model_loading import Subject
+from robustmail.evaluation.model_loading import LoadedModel
 from robustmail.evaluation.statistics import wilson
-from robustmail.evaluation.storage import told_of
-from robustmail.evaluation.task import differences
-from robustmail.fields import describe, identity
-from robustmail.margin_lab.attack_paths import Path, plans, walk
-from robustmail.margin_lab.margin_values import Values, cost, said
+from robustmail.evaluation.storage import describe_data
+from robustmail.evaluation.task import spec_differences
+from robustmail.fields import describe, fingerprint
+from robustmail.margin_lab.attack_paths import AttackPath, path_specs, run_paths
+from robustmail.margin_lab.margin_values import Values, margin_cost, margin_values
 from robustmail.margin_lab.results import AREAS, CAUSES, Area, Cost, Findings, Lab
-from robustmail.margin_lab.statistics import behind, continuity, critical_among, hidden, quartiles, spread, truth
+from robustmail.margin_lab.statistics import auroc_behind, continuity, critical_among, hidden, quartiles, spread, truth
 from robustmail.norms import Norm
-from robustmail.records import Attacked, Attacking, Measuring
-from robustmail.runtime.files import write_json
+from robustmail.records import AttackProgress, AttackResult, ProgressUpdate
+from robustmail.runtime.files import atomic_write_json
 from robustmail.runtime.provenance import provenance
-from robustmail.runtime.rng import key
+from robustmail.runtime.rng import derive_seed
 from robustmail.step import Attack, Margin
-from robustmail.text import so_many
+from robustmail.text import plural
 
-__all__ = ["AGAINST", "Task", "exactly", "lab", "prepare", "same", "save"]
+__all__ = ["AGAINST", "MarginTask", "paired_auroc", "measure_margins", "make_task", "same_measurement", "save_lab"]
 
 AGAINST = ("pgd100", "cw", "apgd")
 FAB_STEPS = 20
@@ -48,7 +48,7 @@ Bools = npt.NDArray[np.bool_]
 
 
 @dataclass
-class Task:
+class MarginTask:
     """What to measure, on what, and with what.
 
     margins: by name. against: the attacks that decide who is broken, together the strongest at hand. steps: of the
@@ -56,7 +56,7 @@ class Task:
     too few images.
     """
 
-    subject: Subject
+    subject: LoadedModel
     data: TestSet
     margins: Mapping[str, Margin]
     eps: float
@@ -65,27 +65,27 @@ class Task:
     steps: int = 10
     seed: int = 0
     batch: int | None = None
-    attacks: list[Plan] = field(init=False)
+    attacks: list[AttackSpec] = field(init=False)
 
     def __post_init__(self) -> None:
         check_eps(self.eps, self.norm)
         if len(self.data.part.y) < 2:
             raise DataError(self.data.name, "is one image, and a margin compares", "Pass --n 100 at least.")
         classes = self.subject.classes
-        self.attacks = named([plan(attack, self.eps, classes, self.norm) for attack in self.against])
+        self.attacks = unique_names([attack_spec(attack, self.eps, classes, self.norm) for attack in self.against])
 
     @property
-    def nearest(self) -> Plan:
+    def nearest(self) -> AttackSpec:
         """FAB, untargeted, for the smallest distance; it looks far beyond the ball."""
         reach = min(FAR * self.eps, 1.0 if self.norm == "linf" else 16.0)
         fab = torchattack("FAB", norm={"linf": "Linf", "l2": "L2"}[self.norm], eps=reach, steps=FAB_STEPS,
                           n_classes=self.subject.classes, multi_targeted=False)  # fmt: skip
-        return Plan("fab", {"fab": fab}, reach, self.norm)
+        return AttackSpec("fab", {"fab": fab}, reach, self.norm)
 
     @property
     def paths(self) -> list[Any]:
         """The attack paths, the reference first."""
-        return plans(self.eps, self.norm, self.steps, self.seed)
+        return path_specs(self.eps, self.norm, self.steps, self.seed)
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class Task:
         """Every attack and margin spelt out."""
         said = {f"path: {path.name}": f"{describe(path.attack)}, seed {path.seed}" for path in self.paths}
         said |= {stage: text for what in (*self.attacks, self.nearest) for stage, text in what.settings.items()}
-        return said | {f"margin: {name}": identity(margin) for name, margin in self.margins.items()}
+        return said | {f"margin: {name}": fingerprint(margin) for name, margin in self.margins.items()}
 
     @property
     def forecast(self) -> str:
@@ -110,49 +110,51 @@ class Task:
         strong = sum(passes_of(what.name) for what in self.attacks)
         fab = FAB_STEPS * (1 + 2.0 * min(self.subject.classes, 10))
         return (
-            f"{so_many(len(self.data.part.y), 'image')}: {len(self.paths)} attack paths, "
-            f"{so_many(len(self.margins), 'margin')}, then "
+            f"{plural(len(self.data.part.y), 'image')}: {len(self.paths)} attack paths, "
+            f"{plural(len(self.margins), 'margin')}, then "
             f"{', '.join(what.name for what in self.attacks)} and FAB; about {paths + strong + fab:,.0f} forward "
             "passes an image at most"
         )
 
 
-def prepare(task: Task) -> tuple[dict[str, Cost], Cost]:
+def make_task(task: MarginTask) -> tuple[dict[str, Cost], Cost]:
     """(what each margin costs, what the training attack costs); a margin that breaks its contract fails here, before
     anything expensive (raises PluginError)."""
     c, h, w = task.data.part.x.shape[1:]
-    found = {name: cost(margin, task.steps, task.subject.classes, (c, h, w)) for name, margin in task.margins.items()}
+    found = {
+        name: margin_cost(margin, task.steps, task.subject.classes, (c, h, w)) for name, margin in task.margins.items()
+    }
     return {name: mine for name, (mine, _) in found.items()}, next(iter(found.values()))[1]
 
 
-def lab(task: Task) -> Iterator[Attacking | Attacked | Measuring | Lab]:
+def measure_margins(task: MarginTask) -> Iterator[AttackProgress | AttackResult | ProgressUpdate | Lab]:
     """Measure; the last thing yielded is the lab's findings, all else says how far it is.
 
     Everything is decided in float32, in slices of one size, with noise of each image's own: the same task gives the
     same findings, whatever the batch. Raises PluginError for a margin that breaks its contract, and what attacks raise.
     """
-    costs, attack_cost = prepare(task)
+    costs, attack_cost = make_task(task)
     model, part = task.subject.model, task.data.part
-    room = room_of(model, task.batch)
-    ledger = look(model, part, room)
-    paths: list[Path] = []
+    room = batch_sizer(model, task.batch)
+    ledger = clean_pass(model, part, room)
+    paths: list[AttackPath] = []
     for path in task.paths:
-        for record in walk(model, part, path, room):
-            if isinstance(record, Path):
+        for record in run_paths(model, part, path, room):
+            if isinstance(record, AttackPath):
                 paths.append(record)
             else:
                 yield record
     answers: dict[str, Values] = {}
-    for answer in said(model, part, paths, task.margins, task.seed, room.slice):
-        if isinstance(answer, Measuring):
+    for answer in margin_values(model, part, paths, task.margins, task.seed, room.slice):
+        if isinstance(answer, ProgressUpdate):
             yield answer
         else:
             answers = answer
     for what in task.attacks:
-        yield from attempt(model, part, ledger, what, task.seed, room, keep=False)
-        yield verdict(ledger, what, task.seed)
-    nearest = look(model, part, room)
-    yield from attempt(model, part, nearest, task.nearest, task.seed, room, keep=False)
+        yield from run_attack(model, part, ledger, what, task.seed, room, keep=False)
+        yield attack_result(ledger, what, task.seed)
+    nearest = clean_pass(model, part, room)
+    yield from run_attack(model, part, nearest, task.nearest, task.seed, room, keep=False)
     yield _summed(task, _Facts.of(ledger, nearest, paths, task), answers, costs, attack_cost)
 
 
@@ -171,7 +173,7 @@ class _Facts:
     """broken by an attack inside the ball, where FAB found nothing"""
 
     @classmethod
-    def of(cls, ledger: Ledger, nearest: Ledger, paths: list[Path], task: Task) -> _Facts:
+    def of(cls, ledger: Ledger, nearest: Ledger, paths: list[AttackPath], task: MarginTask) -> _Facts:
         right, fell = ledger.right.numpy(), paths[0].broken.numpy()
         area = np.where(~right, "wrong", np.where(fell, "boundary", "safe"))
         found = (nearest.outcome("fab") == BROKE).numpy()
@@ -184,9 +186,9 @@ class _Facts:
 
 
 def _summed(
-    task: Task, facts: _Facts, answers: dict[str, Values], costs: dict[str, Cost], attack_cost: Cost
+    task: MarginTask, facts: _Facts, answers: dict[str, Values], costs: dict[str, Cost], attack_cost: Cost
 ) -> Lab:  # fmt: skip
-    seed = key(task.seed, "bootstrap") % 2**32
+    seed = derive_seed(task.seed, "bootstrap") % 2**32
     found = [_findings(name, values, facts, costs[name], seed) for name, values in answers.items()]
     found.sort(key=_worth, reverse=True)
     found = [_compared(one, found[0], answers, facts, seed) for one in found]
@@ -199,11 +201,11 @@ def _summed(
         attack_cost=attack_cost,
         images={
             "label": facts.label.tolist(), "area": facts.area.tolist(), "broken": facts.broken.tolist(),
-            "critical": facts.critical.tolist(), "distance": exactly(facts.distance),
+            "critical": facts.critical.tolist(), "distance": paired_auroc(facts.distance),
         },
-        margins={name: exactly(values["draw"][0]) for name, values in answers.items() if _wrong(values) == ""},
+        margins={name: paired_auroc(values["draw"][0]) for name, values in answers.items() if _wrong(values) == ""},
         weights=weights,
-        data=told_of(task.data, task.subject.classes),
+        data=describe_data(task.data, task.subject.classes),
         provenance={k: v for k, v in provenance(task.subject.device).items() if k != "date"},
     )  # fmt: skip
 
@@ -245,7 +247,7 @@ def _compared(one: Findings, best: Findings, answers: dict[str, Values], facts: 
     if one.wrong:
         return one
     mine, others = (answers[which.margin]["draw"][0] for which in (one, best))
-    return replace(one, behind=behind(others, mine, facts.broken.astype(float), seed))
+    return replace(one, behind=auroc_behind(others, mine, facts.broken.astype(float), seed))
 
 
 def _area(name: str, broken: Bools) -> Area:
@@ -254,21 +256,25 @@ def _area(name: str, broken: Bools) -> Area:
     return Area(name, n, fell, low, high)
 
 
-def exactly(values: Found) -> list[float]:
+def paired_auroc(values: Found) -> list[float]:
     """float32 numbers in the shortest decimals that mean them."""
     return [float(f"{value:.9g}") for value in values]
 
 
-def save(found: Lab, folder: File) -> File:
+def save_lab(found: Lab, folder: File) -> File:
     """Write margins.json, the same bytes for the same findings."""
     path = folder / "margins.json"
-    write_json(path, {"format": FORMAT, **asdict(found)})
+    atomic_write_json(path, {"format": FORMAT, **asdict(found)})
     return path
 
 
-def same(task: Task, there: Lab, folder: File) -> None:
+def same_measurement(task: MarginTask, there: Lab, folder: File) -> None:
     """Refuse to put one lab into another one's place (raises RunError naming what differs)."""
-    here = {"spec": task.spec, "weights": task.subject.weights, "data": {"fingerprint": fingerprint_of(task.data.part)}}
-    if said := differences(vars(there), here):
+    here = {
+        "spec": task.spec,
+        "weights": task.subject.weights,
+        "data": {"fingerprint": data_fingerprint(task.data.part)},
+    }
+    if said := spec_differences(vars(there), here):
         raise RunError(str(folder), f"holds another lab ({'; '.join(said[:4])})",
                        "Pass another --out, or --fresh to begin anew.")  # fmt: skip

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from robustmail.margin_lab.results import Continuity, Estimate, Hidden, Per, Spread, Truth
 
 __all__ = [
-    "auroc", "behind", "bootstrap", "continuity", "critical_among", "hidden", "quartiles", "spearman", "spread",
+    "auroc", "auroc_behind", "bootstrap", "continuity", "critical_among", "hidden", "quartiles", "spearman", "spread",
     "truth",
 ]  # fmt: skip
 
@@ -107,7 +107,7 @@ def bootstrap(statistic: Statistic, *columns: Floats, seed: int, resamples: int 
     return Estimate(value, float(low), float(high))
 
 
-def behind(best: Floats, margin: Floats, broken: Floats, seed: int) -> Estimate:
+def auroc_behind(best: Floats, margin: Floats, broken: Floats, seed: int) -> Estimate:
     """AUROC of the best margin minus that of another one, paired: both on the same resamples."""
     return bootstrap(lambda b, m, y: auroc(b, y) - auroc(m, y), best, margin, broken, seed=seed)
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from robustmail.errors import ModelError, asked_to_stop, did_you_mean, in_brief
 from robustmail.functional import precise
-from robustmail.step import logits_of, mode, unmoved
+from robustmail.step import logits_of, module_mode, restored
 
-__all__ = ["Classifier", "build", "check_name", "is_network", "response", "try_out"]
+__all__ = ["Classifier", "build", "check_name", "is_network", "example_logits", "check_forward"]
 
 
 class Classifier(nn.Module):
@@ -69,7 +69,7 @@ def build(
         ) from error
 
 
-def response(network: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+def example_logits(network: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     """What tells two forms of a network apart: logits [B, classes], and the gradient of their squares' sum, as x."""
     with torch.enable_grad():
         x = x.detach().clone().requires_grad_()
@@ -78,14 +78,14 @@ def response(network: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Te
         return logits.detach(), slope
 
 
-def try_out(model: Classifier, name: str, images: Tensor, classes: int) -> None:
+def check_forward(model: Classifier, name: str, images: Tensor, classes: int) -> None:
     """Refuse a model that cannot be trained on such a batch, [B, C, H, W] in [0, 1], or gives no logits [B, classes].
 
     Raises ModelError, before anything is written; statistics and mode of the model stay.
     """
     size = " x ".join(map(str, images.shape))
     try:
-        with torch.no_grad(), mode(model, "train"), unmoved(model.buffers()):
+        with torch.no_grad(), module_mode(model, "train"), restored(model.buffers()):
             shape = list(model(images).shape)
     except BaseException as error:
         if asked_to_stop(error):

@@ -15,27 +15,27 @@ import torch
 from torch import Tensor
 
 from robustmail.errors import ModelError, in_brief
-from robustmail.models.classifier import response
+from robustmail.models.classifier import example_logits
 
-__all__ = ["Recorded", "wanted"]
+__all__ = ["CudaGraph", "enabled"]
 
 WARM_UP = 3  # passes before a recording: cuDNN looks for its fastest kernels, and libraries set themselves up
 CLOSE = 0.3  # how far logits and gradients may be from those not recorded, as a share: bfloat16 under other kernels
 
 
-class Graph(Protocol):
+class GraphRecorder(Protocol):
     """What of a torch.cuda.CUDAGraph is needed here."""
 
     def replay(self) -> None: ...
     def pool(self) -> Any: ...
 
 
-def wanted(device: torch.device) -> bool:
+def enabled(device: torch.device) -> bool:
     """On a GPU, but for ROBUSTMAIL_CUDA_GRAPHS=0."""
     return device.type == "cuda" and os.environ.get("ROBUSTMAIL_CUDA_GRAPHS") != "0"
 
 
-class Recorded:
+class CudaGraph:
     """function: images [B, C, H, W] -> logits [B, classes], differentiable in the images, and nothing drawn at random.
 
     Logits and gradients are the caller's to keep. A gradient that is asked for twice, or after another pass, costs a
@@ -48,9 +48,9 @@ class Recorded:
             with torch.enable_grad():
                 self.x = sample.detach().clone().requires_grad_()
                 _warm_up(function, self.x)
-                self.there, self.logits = record(lambda: function(self.x))
+                self.there, self.logits = capture(lambda: function(self.x))
                 self.slope = torch.ones_like(self.logits)
-                self.way_back, self.gradient = record(
+                self.way_back, self.gradient = capture(
                     lambda: torch.autograd.grad(self.logits, self.x, self.slope)[0], self.there
                 )
             self._compare(function, sample)
@@ -65,7 +65,7 @@ class Recorded:
 
     def __call__(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, classes]"""
-        return cast(Tensor, _Played.apply(x, self))  # type: ignore[no-untyped-call]
+        return cast(Tensor, _Replay.apply(x, self))  # type: ignore[no-untyped-call]
 
     def forth(self, x: Tensor) -> int:
         """Play the pass; the number of it."""
@@ -86,18 +86,18 @@ class Recorded:
 
     def _compare(self, function: Callable[[Tensor], Tensor], sample: Tensor) -> None:
         """Other images than were recorded must get logits and gradients of their own."""
-        (logits, slope), (played, played_slope) = response(function, 1 - sample), response(self, 1 - sample)
-        apart = logits - response(function, sample)[0]
+        (logits, slope), (played, played_slope) = example_logits(function, 1 - sample), example_logits(self, 1 - sample)
+        apart = logits - example_logits(function, sample)[0]
         for what, error, size in ("logits", played - logits, apart), ("gradients", played_slope - slope, slope):
             if not error.norm() <= CLOSE * size.norm():  # also true of NaN
                 raise ModelError("its passes", f"have other {what} when recorded")
 
 
-class _Played(torch.autograd.Function):
+class _Replay(torch.autograd.Function):
     """A recorded pass and its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, recorded: Recorded) -> Tensor:
+    def forward(ctx: Any, x: Tensor, recorded: CudaGraph) -> Tensor:
         ctx.save_for_backward(x)
         ctx.recorded, ctx.turn = recorded, recorded.forth(x)
         return recorded.logits.detach().clone()
@@ -108,7 +108,7 @@ class _Played(torch.autograd.Function):
         return ctx.recorded.back(*ctx.saved_tensors, slope, ctx.turn), None
 
 
-def record(work: Callable[[], Tensor], before: Graph | None = None) -> tuple[Graph, Tensor]:
+def capture(work: Callable[[], Tensor], before: GraphRecorder | None = None) -> tuple[GraphRecorder, Tensor]:
     """(what repeats the work, the tensor it leaves its result in).
 
     before: a recording that is always played first, whose memory this one may use.

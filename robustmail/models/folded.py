@@ -18,11 +18,11 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from robustmail.errors import ModelError, in_brief
-from robustmail.models.classifier import Classifier, response
-from robustmail.models.cuda_graphs import Recorded
-from robustmail.step import mode
+from robustmail.models.classifier import Classifier, example_logits
+from robustmail.models.cuda_graphs import CudaGraph
+from robustmail.step import module_mode
 
-__all__ = ["Half", "Twin"]
+__all__ = ["Autocast", "FoldedModel"]
 
 ADDS = (operator.add, operator.iadd, torch.add)
 RELUS = (F.relu, torch.relu, torch.relu_)
@@ -32,7 +32,7 @@ onednn: Any = torch.ops.mkldnn
 CLOSE = {torch.bfloat16: 0.1, torch.float32: 1e-4}
 
 
-class Half(nn.Module):
+class Autocast(nn.Module):
     """The live model in bfloat16 autocast: what the loss calls, and attacks where there is no twin."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -45,7 +45,7 @@ class Half(nn.Module):
             return cast(Tensor, self.model(x)).float()
 
 
-class Twin(nn.Module):
+class FoldedModel(nn.Module):
     """A model's frozen likeness in eval mode, in bfloat16 or float32; float32 logits, gradients of the image alone.
 
     It holds weights of its own, made from the model's by `refresh`; its parameters and modes are the model's.
@@ -55,9 +55,9 @@ class Twin(nn.Module):
     def __init__(self, model: Classifier, sample: Tensor, dtype: torch.dtype = torch.bfloat16) -> None:
         super().__init__()
         self.model, self.dtype = model, dtype
-        self.recorded: Recorded | None = None
+        self.recorded: CudaGraph | None = None
         try:
-            with mode(model, "eval"):
+            with module_mode(model, "eval"):
                 self.graph = _folded(model.net, dtype)
                 self.refresh()
                 self._compare(sample)
@@ -72,15 +72,17 @@ class Twin(nn.Module):
 
     def record(self, sample: Tensor) -> None:
         """Record the passes of batches like this one as CUDA graphs; raises ModelError where that fails."""
-        with mode(self.model, "eval"):
-            self.recorded = Recorded(self._pass, sample)
+        with module_mode(self.model, "eval"):
+            self.recorded = CudaGraph(self._pass, sample)
         self.addresses = self._addresses()
 
     def refresh(self) -> None:
         """Follow the live weights and statistics."""
         if self.recorded is not None and self._addresses() != self.addresses:  # it would go on with the old ones
             self.recorded = None
-        with mode(self.model, "eval"):  # a spectral norm is estimated anew whenever its weight is read in train mode
+        with module_mode(
+            self.model, "eval"
+        ):  # a spectral norm is estimated anew whenever its weight is read in train mode
             for module in self.graph.modules():
                 if isinstance(module, FoldedConv):
                     module.refresh()
@@ -93,7 +95,7 @@ class Twin(nn.Module):
 
     def _compare(self, sample: Tensor) -> None:
         # Also so that a gradient that cannot be had is met here, not in the first step.
-        (mine, slope), (its, its_slope) = response(self, sample), response(self.model, sample)
+        (mine, slope), (its, its_slope) = example_logits(self, sample), example_logits(self.model, sample)
         close, who = CLOSE[self.dtype], type(self.model.net).__name__
         if not (mine - its).abs().max() <= close * its.abs().max():
             raise ModelError(who, "gives other logits when folded")

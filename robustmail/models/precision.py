@@ -13,17 +13,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from robustmail.errors import ModelError
 from robustmail.models.classifier import Classifier
-from robustmail.models.cuda_graphs import wanted
-from robustmail.models.folded import Half, Twin
-from robustmail.step import mode
+from robustmail.models.cuda_graphs import enabled
+from robustmail.models.folded import Autocast, FoldedModel
+from robustmail.step import module_mode
 
-__all__ = ["Decision", "Forms", "Precision", "backends", "decide", "flops", "forms"]
+__all__ = ["PrecisionChoice", "ComputeModels", "Precision", "backends", "choose_precision", "flops", "compute_models"]
 
 Precision = Literal["auto", "fp32", "bf16"]
 SMALL = 5e6  # FLOPs of one image's forward pass, below which there is too little to save
 
 
-class Decision(NamedTuple):
+class PrecisionChoice(NamedTuple):
     """What "auto" has become, or what was asked for, and why."""
 
     name: str
@@ -31,7 +31,7 @@ class Decision(NamedTuple):
     why: str
 
 
-class Forms(NamedTuple):
+class ComputeModels(NamedTuple):
     """The model as a training step calls it; both follow the live weights."""
 
     attack: nn.Module
@@ -40,24 +40,24 @@ class Forms(NamedTuple):
     """what they are, for people"""
 
 
-def decide(asked: Precision, model: nn.Module, sample: Tensor) -> Decision:
+def choose_precision(asked: Precision, model: nn.Module, sample: Tensor) -> PrecisionChoice:
     """bf16 where the device multiplies it faster than fp32 and the model has enough to multiply; else fp32.
 
     sample: [B, C, H, W] on the device of the model. The answer is the same each time on the same hardware.
     """
     if asked != "auto":
-        return Decision(asked, "as asked")
+        return PrecisionChoice(asked, "as asked")
     fast, hardware = _bf16_hardware(sample.device)
     if not fast:
-        return Decision("fp32", hardware)
+        return PrecisionChoice("fp32", hardware)
     if sample.device.type == "cpu" and any(isinstance(m, nn.Conv2d) and m.groups > 1 for m in model.modules()):
-        return Decision("fp32", "grouped convolutions are slower in bf16 on a CPU")
+        return PrecisionChoice("fp32", "grouped convolutions are slower in bf16 on a CPU")
     if (work := flops(model, sample[:1])) < SMALL:
-        return Decision("fp32", f"{work / 1e6:.1f} MFLOP an image are too few for bf16 to pay")
-    return Decision("bf16", hardware)
+        return PrecisionChoice("fp32", f"{work / 1e6:.1f} MFLOP an image are too few for bf16 to pay")
+    return PrecisionChoice("bf16", hardware)
 
 
-def forms(model: nn.Module, decision: Decision, attack_mode: str, sample: Tensor) -> Forms:
+def compute_models(model: nn.Module, decision: PrecisionChoice, attack_mode: str, sample: Tensor) -> ComputeModels:
     """The model for attacks and the loss: in fp32 itself, to the bit; in bf16 a folded twin, and itself in autocast.
 
     sample: a batch such as will come, [B, C, H, W]: two of it are enough for a twin to be tried on, but a GPU records
@@ -66,17 +66,17 @@ def forms(model: nn.Module, decision: Decision, attack_mode: str, sample: Tensor
     """
     settings = "; TF32 off, cuDNN's fastest kernels" if sample.is_cuda else ""  # see `backends`
     if decision.name == "fp32":
-        return Forms(model, model, f"fp32 ({decision.why}){settings}")
+        return ComputeModels(model, model, f"fp32 ({decision.why}){settings}")
     if sample.device.type == "cpu":
         _keep_freed_memory()
-    half = Half(model)
-    attack, view = _attacked(model, half, attack_mode, sample)
-    return Forms(attack, half, f"bf16 ({decision.why}); attacks see {view}{settings}")
+    half = Autocast(model)
+    attack, view = _attack_model(model, half, attack_mode, sample)
+    return ComputeModels(attack, half, f"bf16 ({decision.why}); attacks see {view}{settings}")
 
 
 def flops(model: nn.Module, x: Tensor) -> int:
     """Floating-point operations of one forward pass in eval mode; a multiplication with its addition is two."""
-    with torch.no_grad(), mode(model, "eval"), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), module_mode(model, "eval"), FlopCounterMode(display=False) as counter:
         model(x)
     return int(counter.get_total_flops())
 
@@ -98,17 +98,17 @@ def backends() -> Iterator[None]:
             setattr(backend, name, value)
 
 
-def _attacked(model: nn.Module, half: Half, attack_mode: str, sample: Tensor) -> tuple[nn.Module, str]:
+def _attack_model(model: nn.Module, half: Autocast, attack_mode: str, sample: Tensor) -> tuple[nn.Module, str]:
     if attack_mode == "train":
         return half, "the model in autocast (a twin has no train mode)"
     if not isinstance(model, Classifier):
         return half, "the model in autocast (only a Classifier has a twin)"
     try:
-        twin = Twin(model, sample[:2])
+        twin = FoldedModel(model, sample[:2])
     except ModelError as error:
         return half, f"the model in autocast ({error.who} {error.wrong})"
     said = "a twin with BatchNorm folded into its convolutions"
-    if not wanted(sample.device):
+    if not enabled(sample.device):
         return twin, said
     try:
         with backends():  # a recording keeps the kernels that were chosen

@@ -9,12 +9,12 @@ import torch
 from rich.table import Table
 
 from robustmail.bench import PLAIN, Report
-from robustmail.runtime.files import make_folder, write, write_json
+from robustmail.runtime.files import atomic_write, atomic_write_json, make_folder
 
-__all__ = ["table", "draw", "save"]
+__all__ = ["bench_table", "draw_bench", "save_bench"]
 
 
-def table(report: Report) -> Table:
+def bench_table(report: Report) -> Table:
     """A rich table of a report."""
     from rich.box import SIMPLE
     from rich.table import Table
@@ -39,7 +39,7 @@ def table(report: Report) -> Table:
     return shown
 
 
-def draw(report: Report, path: Path) -> None:
+def draw_bench(report: Report, path: Path) -> None:
     """A bar chart of the ratios with their spread, as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -59,14 +59,14 @@ def draw(report: Report, path: Path) -> None:
         axes.set_ylabel(f"times the {PLAIN}" if task == tasks[0] else "")
     s = report.settings
     figure.suptitle(f"images/s over those of the {PLAIN}: {s['model']}, batch {s['batch']}", fontsize=11)
-    write(path, lambda temporary: figure.savefig(temporary, dpi=150, format="png"))
+    atomic_write(path, lambda temporary: figure.savefig(temporary, dpi=150, format="png"))
 
 
-def save(report: Report, folder: Path) -> list[Path]:
+def save_bench(report: Report, folder: Path) -> list[Path]:
     """Write bench.json and bench.png; returns where. Raises RunError where that cannot be done."""
     make_folder(folder)
     stem = f"bench-{report.settings['model']}-{report.settings['batch']}"
     numbers, picture = folder / f"{stem}.json", folder / f"{stem}.png"
-    write_json(numbers, asdict(report))
-    draw(report, picture)
+    atomic_write_json(numbers, asdict(report))
+    draw_bench(report, picture)
     return [numbers, picture]

@@ -17,20 +17,20 @@ from rich.table import Table
 from rich.text import Text
 
 from robustmail.records import (
-    Attacked,
-    Attacking,
-    Begun,
-    CellBegun,
-    CellDone,
-    EpochDone,
-    Finished,
+    AttackProgress,
+    AttackResult,
+    CellFinished,
+    CellStarted,
+    EpochFinished,
     Forecast,
-    Measuring,
+    ProgressUpdate,
     Record,
-    StepDone,
-    Waiting,
+    RunFinished,
+    RunStarted,
+    StepFinished,
+    WaitingForFolder,
 )  # fmt: skip
-from robustmail.report.log_lines import line
+from robustmail.report.log_lines import log_line
 from robustmail.report.tables import results_table
 from robustmail.runtime.files import append
 from robustmail.text import percent
@@ -72,13 +72,13 @@ class Watch:
         self._bars.stop()
 
     def __call__(self, record: Record) -> None:
-        if isinstance(record, Attacking):
+        if isinstance(record, AttackProgress):
             name = record.attack if record.attack == record.stage else f"{record.attack}: {record.stage}"
             self._advance(name, record.done, record.n, f"{record.standing} stand")
-        elif isinstance(record, Measuring):
+        elif isinstance(record, ProgressUpdate):
             self._advance(record.what, record.done, record.n, "")
         else:
-            self._bars.console.print(line(record), markup=False, highlight=False)
+            self._bars.console.print(log_line(record), markup=False, highlight=False)
 
     def _advance(self, name: str, done: int, n: int, note: str) -> None:
         known = {task.description: task.id for task in self._bars.tasks}
@@ -112,20 +112,24 @@ class Cells:
 
     def __call__(self, record: Record) -> None:
         match record:
-            case CellBegun():
+            case CellStarted():
                 self._bars.update(self._all, total=record.of, note=record.name)
-            case CellDone():
+            case CellFinished():
                 self._bars.update(self._all, total=record.of, completed=record.done)
-            case Begun():
+            case RunStarted():
                 self._bars.reset(self._one, total=record.epochs * record.steps, description="training", visible=True)
                 self._steps = record.steps
-            case StepDone():
+            case StepFinished():
                 self._bars.update(self._one, completed=record.epoch * self._steps + record.step)
-            case Attacking():
+            case AttackProgress():
                 self._bars.update(self._one, description=record.attack, total=record.n, completed=record.done)
-        said = (CellDone, Waiting) if self._live else (CellBegun, CellDone, EpochDone, Attacked, Waiting)
+        said = (
+            (CellFinished, WaitingForFolder)
+            if self._live
+            else (CellStarted, CellFinished, EpochFinished, AttackResult, WaitingForFolder)
+        )
         if isinstance(record, said):
-            self._console.print(line(record), markup=False, highlight=False, soft_wrap=True)
+            self._console.print(log_line(record), markup=False, highlight=False, soft_wrap=True)
 
 
 class Plain:
@@ -143,7 +147,7 @@ class Plain:
 
     def __call__(self, record: Record) -> None:
         self._print(record)
-        if isinstance(record, Finished):
+        if isinstance(record, RunFinished):
             self._console.print(results_table(record))
 
 
@@ -155,7 +159,7 @@ class Log:
         self._path = path
 
     def __call__(self, record: Record) -> None:
-        if self._path.parent.is_dir() and not (isinstance(record, Finished) and record.before):
+        if self._path.parent.is_dir() and not (isinstance(record, RunFinished) and record.before):
             self._write(record)
 
     def _append(self, text: str) -> None:
@@ -170,11 +174,11 @@ class _Thinned:
         self._out, self._next = out, 0.0
 
     def __call__(self, record: Record) -> None:
-        if isinstance(record, (StepDone, Attacking, Measuring)):
+        if isinstance(record, (StepFinished, AttackProgress, ProgressUpdate)):
             if time.monotonic() < self._next:
                 return
             self._next = time.monotonic() + EVERY
-        self._out(line(record))
+        self._out(log_line(record))
 
 
 class Dashboard:
@@ -187,12 +191,12 @@ class Dashboard:
             Name("{task.fields[note]}"),
             TimeRemainingColumn(), TextColumn("left"), console=console, expand=True,
         )  # fmt: skip
-        self._begun: Begun | None = None
+        self._begun: RunStarted | None = None
         self._forecast: Forecast | None = None
-        self._step: StepDone | None = None
+        self._step: StepFinished | None = None
         self._nat: float | None = None
         self._speeds: deque[float] = deque(maxlen=20)
-        self._epochs: deque[EpochDone] = deque(maxlen=5)
+        self._epochs: deque[EpochFinished] = deque(maxlen=5)
         self._attacks: list[str] = []
         self._live = Live(get_renderable=self._render, console=console, refresh_per_second=4, transient=False)
 
@@ -204,32 +208,32 @@ class Dashboard:
 
     def __call__(self, record: Record) -> None:
         match record:
-            case Begun():
+            case RunStarted():
                 self._begin(record)
             case Forecast():
                 self._forecast = record
-            case StepDone():
+            case StepFinished():
                 self._advance(record)
-            case EpochDone():
+            case EpochFinished():
                 self._epochs.append(record)
-            case Attacking():
+            case AttackProgress():
                 self._forecast = None
                 self._attack(record)
-            case Attacked():
-                self._attacks.append(line(record))
-            case Finished():
+            case AttackResult():
+                self._attacks.append(log_line(record))
+            case RunFinished():
                 self._live.stop()
-                self._console.print(line(record), markup=False, highlight=False)
+                self._console.print(log_line(record), markup=False, highlight=False)
                 self._console.print(results_table(record))
 
-    def _begin(self, record: Begun) -> None:
+    def _begin(self, record: RunStarted) -> None:
         self._begun = record
         done = record.epoch * record.steps + record.step
         self._all = self._bars.add_task("run", total=record.epochs * record.steps, completed=done, note="")
         self._one = self._bars.add_task("epoch", total=record.steps, completed=record.step, note="")
         self._live.start()
 
-    def _advance(self, record: StepDone) -> None:
+    def _advance(self, record: StepFinished) -> None:
         assert self._begun is not None
         self._step = record
         self._nat = record.nat if record.nat is not None else self._nat
@@ -239,7 +243,7 @@ class Dashboard:
         self._bars.update(self._all, completed=epoch * steps + record.step, note=f"{epoch + 1}/{self._begun.epochs}")
         self._bars.update(self._one, completed=record.step, note=f"{record.step}/{steps} {speed:.0f} images/s")
 
-    def _attack(self, record: Attacking) -> None:
+    def _attack(self, record: AttackProgress) -> None:
         name = record.attack if record.attack == record.stage else f"{record.attack}: {record.stage}"
         for task in self._bars.tasks:
             self._bars.update(task.id, visible=task.description == name)
@@ -267,15 +271,15 @@ class Dashboard:
     def _header(self) -> RenderableType:
         begun = self._begun
         assert begun is not None
-        said = line(begun).removeprefix(f"{begun.name}: ")
+        said = log_line(begun).removeprefix(f"{begun.name}: ")
         start = said.index(begun.formula)
         text = Text(said)
         text.stylize("bold", start, start + len(begun.formula))
         if self._forecast is not None:
-            text.append(f"\n{line(self._forecast)}", style="italic")
+            text.append(f"\n{log_line(self._forecast)}", style="italic")
         return Panel(text, title=Text(begun.name), title_align="left")
 
-    def _training(self, step: StepDone) -> RenderableType:
+    def _training(self, step: StepFinished) -> RenderableType:
         table = Table.grid(padding=(0, 2))
         nat = "–" if self._nat is None else percent(self._nat)
         for name, value in (
@@ -286,7 +290,7 @@ class Dashboard:
             table.add_row(name, Text(value, justify="right"))
         return Panel(table, title="this step", title_align="left", height=8)
 
-    def _margins(self, step: StepDone) -> RenderableType:
+    def _margins(self, step: StepFinished) -> RenderableType:
         low, high = step.span
         wide, tall = 3 if self._console.width >= 120 else 2, 5
         width = wide * len(step.histogram)
@@ -302,7 +306,7 @@ class Dashboard:
         text.append(scale.ljust(width - len(f"{high:g}")) + f"{high:g}", style="dim")
         return Panel(text, title=Text(f"margin: {step.margin}"), title_align="left", height=8)
 
-    def _weights(self, step: StepDone) -> RenderableType:
+    def _weights(self, step: StepFinished) -> RenderableType:
         begun = self._begun
         assert begun is not None
         if step.weights is None:

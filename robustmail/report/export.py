@@ -11,9 +11,9 @@ from pathlib import Path
 
 from robustmail.errors import RunError, did_you_mean
 from robustmail.evaluation.results import Results, budget, read_results
-from robustmail.records import Attacked
+from robustmail.records import AttackResult
 from robustmail.report.log_lines import printable
-from robustmail.report.tables import Grid, as_latex, as_markdown, as_table
+from robustmail.report.tables import TextTable, as_latex, as_markdown, as_table
 
 __all__ = ["FORMATS", "export"]
 
@@ -88,7 +88,7 @@ def _about(r: Results) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _grid(read: dict[str, Results]) -> Grid:
+def _grid(read: dict[str, Results]) -> TextTable:
     """A row for each folder; settings that all rows share are left to the notes."""
     several = list(read.values())
     attacks = _union(several)
@@ -104,7 +104,7 @@ def _grid(read: dict[str, Results]) -> Grid:
         ]
         body.append(cells + ([r.light.colour if r.light else "–"] if lit else []))
     head = ["name", *facts, *attacks, *(["light"] if lit else [])]
-    return Grid(head, body, _notes(read))
+    return TextTable(head, body, _notes(read))
 
 
 def _union(several: Iterable[Results]) -> list[str]:
@@ -115,7 +115,7 @@ def _union(several: Iterable[Results]) -> list[str]:
     return list(dict.fromkeys(attacks)) + [name for name in dict.fromkeys(sums) if name not in attacks]
 
 
-def _cell(row: Attacked | None) -> str:
+def _cell(row: AttackResult | None) -> str:
     return f"{100 * row.accuracy:.1f} ±{50 * (row.high - row.low):.1f}" if row else "–"
 
 

@@ -13,9 +13,9 @@ import numpy as np
 from robustmail.margin_lab.results import Figure
 from robustmail.report.curves import STYLE
 from robustmail.report.style import BLUE, GREY, HATCH, MARKS, ORANGE, box, dot, patch, remove, sheet, styled
-from robustmail.runtime.files import write
+from robustmail.runtime.files import atomic_write
 from robustmail.runtime.untrusted import read_text
-from robustmail.text import so_many
+from robustmail.text import plural
 
 __all__ = ["draw_figure", "draw_curves"]
 
@@ -96,7 +96,7 @@ def _accuracies(found: Figure, values: dict[str, Any], stem: Path, made: list[Pa
             axis.text(at, 100 * row["high"] + 1, f"{height:.1f}", ha="center", fontsize=8)
         names = {row["place"]: row["model"] for row in rows}
         axis.set_xticks(range(len(models)), [names[place] for place in models])
-        axis.set(ylabel=f"accuracy on {so_many(found.n, 'image')} (%)", xlabel="model", ylim=(0, 105))
+        axis.set(ylabel=f"accuracy on {plural(found.n, 'image')} (%)", xlabel="model", ylim=(0, 105))
         keys = [patch(colour, hatch, name) for name, colour, hatch, _ in looks.values()]
         figure.legend(handles=keys, loc="outside lower center", ncols=2)
 
@@ -201,5 +201,5 @@ def draw_curves(folder: Path, title: str = "") -> Path | None:
                 axis.legend(frameon=False, fontsize=7)
         figure.suptitle(title, x=0.01, ha="left")
         path = folder / "curves.png"
-        write(path, lambda temporary: figure.savefig(temporary, format="png"))
+        atomic_write(path, lambda temporary: figure.savefig(temporary, format="png"))
     return path

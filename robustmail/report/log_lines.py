@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 from robustmail.records import (
-    Attacked,
-    Attacking,
-    Begun,
-    CellBegun,
-    CellDone,
-    EpochDone,
-    Finished,
+    AttackProgress,
+    AttackResult,
+    CellFinished,
+    CellStarted,
+    EpochFinished,
     Forecast,
-    Measuring,
+    ProgressUpdate,
     Record,
-    StepDone,
-    Waiting,
+    RunFinished,
+    RunStarted,
+    StepFinished,
+    WaitingForFolder,
 )
 from robustmail.runtime.untrusted import printable
-from robustmail.text import duration, percent, so_many
+from robustmail.text import duration, percent, plural
 
-__all__ = ["line", "printable"]
+__all__ = ["log_line", "printable"]
 
 LONG = 3 * 3600.0  # a CPU run beyond this deserves a word of warning
 
 
-def line(record: Record) -> str:
+def log_line(record: Record) -> str:
     """One record in a sentence or a few lines."""
     match record:
-        case Begun():
+        case RunStarted():
             return _begun(record)
         case Forecast():
             return _forecast(record)
-        case StepDone():
+        case StepFinished():
             nat = "" if record.nat is None else f", natural {percent(record.nat)}"
             weights = f", ESS {percent(record.weights.ess)}" if record.weights else ""
             speed = record.images / record.seconds
@@ -39,42 +39,42 @@ def line(record: Record) -> str:
                 f"epoch {record.epoch + 1} step {record.step}: loss {record.loss:.4f}, "
                 f"adversarial {percent(record.adv)}{nat}{weights}, {speed:.0f} images/s"
             )
-        case EpochDone():
+        case EpochFinished():
             row = record.row
             return (
                 f"epoch {row['epoch'] + 1} done: loss {row['train_loss']:.4f}, validation natural "
                 f"{percent(row['val_nat'])}, robust {percent(row['val_rob'])}{', best so far' if record.best else ''}"
                 + (f"\nnote: {record.note}" if record.note else "")
             )
-        case Attacking():
+        case AttackProgress():
             return f"{record.attack} ({record.stage}): {record.done} of {record.n} tried, {record.standing} stand"
-        case Measuring():
+        case ProgressUpdate():
             return f"{record.what}: {record.done} of {record.n}"
-        case Attacked():
+        case AttackResult():
             interval = f"[{percent(record.low)}, {percent(record.high)}]"
             return (
                 f"{record.name}: {percent(record.accuracy)} {interval}, "
                 f"{record.correct} of {record.n}, {record.seconds:.1f} s"
             )
-        case Finished():
+        case RunFinished():
             before = " had been finished before; --fresh begins anew" if record.before else " finished"
             said = f"{record.folder}:{before}" + (f"\nnote: {record.note}" if record.note else "")
             if record.epoch >= record.burn_in:
                 return said
-            burn_in = so_many(record.burn_in, "epoch")
+            burn_in = plural(record.burn_in, "epoch")
             return (
                 f"{said}\nnote: epoch {record.epoch + 1}, whose weights were chosen, lies in the burn-in of {burn_in}: "
                 "no example had been weighted yet"
             )
-        case Waiting():
+        case WaitingForFolder():
             return f"{record.folder}: another process is working in it; waiting for it"
-        case CellBegun():
+        case CellStarted():
             return f"{record.number} of {record.of}: {record.name}"
-        case CellDone():
+        case CellFinished():
             return f"{record.name}: FAILED: {record.error}" if record.error else f"{record.name}: done"
 
 
-def _begun(record: Begun) -> str:
+def _begun(record: RunStarted) -> str:
     train, validation, test = record.sizes
     where = f", going on at epoch {record.epoch + 1}, step {record.step + 1}" if record.epoch or record.step else ""
     where = ", trained already" if record.epoch == record.epochs else where

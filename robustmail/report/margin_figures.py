@@ -11,7 +11,7 @@ import numpy as np
 
 from robustmail.margin_lab.results import AREAS, CAUSES, Findings, Lab, Truth
 from robustmail.report.style import BLUE, GREY, HATCH, MARKS, ORANGE, box, dot, patch, remove, sheet
-from robustmail.text import so_many
+from robustmail.text import plural
 
 __all__ = ["PICTURES", "draw_lab"]
 
@@ -48,7 +48,7 @@ def _continuity(lab: Lab, found: Sequence[Findings], stem: Path, made: list[Path
                 bar.set_hatch(HATCH)
             some = one.continuity
             axis.set_title(
-                f"{one.margin}: {so_many(some.distinct, 'value')}, {100 * some.ties:.0f} % tied" if some else ""
+                f"{one.margin}: {plural(some.distinct, 'value')}, {100 * some.ties:.0f} % tied" if some else ""
             )
             axis.set(xlabel="value of the margin", ylabel="images")
         for axis in axes[len(found) :]:
@@ -143,7 +143,7 @@ def _hidden(lab: Lab, found: Sequence[Findings], stem: Path, made: list[Path]) -
                       markeredgecolor="black", markeredgewidth=0.5)  # fmt: skip
         _rows(axis, found)
         axis.set(xlabel="rank by the margin (%; 100 = said to be safest)", xlim=(0, 101))
-        some = f"{so_many(lab.critical, 'critical image')} of {lab.n:,}: standing under the training attack alone"
+        some = f"{plural(lab.critical, 'critical image')} of {lab.n:,}: standing under the training attack alone"
         none = f"No critical image among {lab.n:,}: what stands under the training attack stands under all"
         axis.set_title(some if lab.critical else none)
         keys = [dot(ORANGE, "a critical image")] if lab.critical else []

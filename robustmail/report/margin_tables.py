@@ -14,7 +14,7 @@ from robustmail.evaluation.results import budget, undamaged
 from robustmail.margin_lab.results import Area, Estimate, Findings, Lab
 from robustmail.report.log_lines import printable
 from robustmail.runtime.untrusted import read_json
-from robustmail.text import percent, so_many
+from robustmail.text import percent, plural
 
 __all__ = ["lab_table", "read_lab"]
 
@@ -30,7 +30,7 @@ def read_lab(folder: Path) -> Lab:
 def lab_table(lab: Lab) -> RenderableType:
     """A row per margin in two tables, the best first; below them the areas, and what must be said with the numbers."""
     norm, eps = lab.spec["norm"], lab.spec["eps"]
-    title = printable(f"{lab.name}: {so_many(lab.n, 'image')}, eps {budget(eps, norm)}, seed {lab.spec['seed']}")
+    title = printable(f"{lab.name}: {plural(lab.n, 'image')}, eps {budget(eps, norm)}, seed {lab.spec['seed']}")
     shape = _table(title, "values", "other path\nsame end", "other\nend", "extra\npasses")
     true = _table("a low margin foretells ...", "who is broken\nAUROC", "how far away\nrank correlation",
                   "critical\nat maximum", "who is critical\nAUROC")  # fmt: skip
@@ -56,7 +56,7 @@ def _shape(found: Findings) -> Iterator[RenderableType]:
         yield from (Text(found.wrong, style="yellow"), "–", "–", cost)
         return
     how = [some.verdict, "path-dependent" if found.path_dependent else "", "random" if found.random else ""]
-    yield "\n".join([", ".join(filter(None, how)), f"{so_many(some.distinct, 'value')}, {percent(some.ties)} tied"])
+    yield "\n".join([", ".join(filter(None, how)), f"{plural(some.distinct, 'value')}, {percent(some.ties)} tied"])
     yield from (percent(found.spread["path"].rank), percent(found.spread["end"].rank), cost)
 
 
@@ -96,7 +96,7 @@ def _said(lab: Lab) -> Iterator[str]:
         "Passes: forward + backward, beside a training step of AT."
     )
     if lab.fab_missed:
-        missed = so_many(lab.fab_missed, "example")
+        missed = plural(lab.fab_missed, "example")
         yield f"FAB missed {missed} that an attack breaks inside eps: its distances are upper bounds."
     for found in lab.findings:
         if found.everywhere and (auroc := found.everywhere.auroc).high is not None and auroc.high < 0.5:

@@ -23,7 +23,7 @@ from robustmail.report import svg
 from robustmail.report.example_images import Example, data_uri, magnification, png, read_examples
 from robustmail.report.html import Html, table, tag
 from robustmail.report.tables import BELIEVING
-from robustmail.runtime.files import write_text
+from robustmail.runtime.files import atomic_write_text
 from robustmail.runtime.untrusted import read_bytes, verify_command
 from robustmail.text import duration, percent
 
@@ -39,7 +39,7 @@ def write_page(folder: Path) -> Path:
     results, ledger = read_results(folder), read_ledger(folder)
     page = undamaged(folder / "results.json", lambda: _page(results, ledger, folder))
     path = folder / "report.html"
-    write_text(path, f"<!DOCTYPE html>\n{page}\n")
+    atomic_write_text(path, f"<!DOCTYPE html>\n{page}\n")
     return path
 
 
@@ -162,7 +162,7 @@ def _first(ledger: Ledger | None) -> Html | None:
     counts += [("stands", fates["stands"], "stands")]
     n = len(ledger.verdicts)
     rows: list[list[object]] = [
-        [name, svg.bar(count / n, kind), f"{count:,}", percent(count / n)] for name, count, kind in counts
+        [name, svg.bar_chart(count / n, kind), f"{count:,}", percent(count / n)] for name, count, kind in counts
     ]
     says = "Every image once: by the first that broke it, in the order of the attacks."
     return _section("What broke the images", table(says, ["first broken by", "-graph", "images", "share"], rows))

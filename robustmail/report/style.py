@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustmail.runtime.files import write
+from robustmail.runtime.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -62,7 +62,7 @@ def sheet(stem: Path, width: float, height: float, made: list[Path]) -> Iterator
         FigureCanvasAgg(figure)
         yield figure
         for path, (form, metadata) in zip(pictures(stem), FORMS.items(), strict=True):
-            write(path, partial(figure.savefig, format=form, metadata=metadata))
+            atomic_write(path, partial(figure.savefig, format=form, metadata=metadata))
             made.append(path)
 
 

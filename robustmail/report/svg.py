@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from robustmail.report.html import Html, tag
 from robustmail.text import fraction
 
-__all__ = ["Point", "bar", "bullet", "curve", "histogram", "whisker"]
+__all__ = ["Point", "bar_chart", "bullet", "curve", "histogram", "whisker"]
 
 WIDTH, HEIGHT = 460, 270
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 14, 42
@@ -113,7 +113,7 @@ def whisker(low: float, value: float, high: float) -> Html:
     return tag("div", tag("i"), tag("b"), class_="whisker", style=places, aria_hidden="true")
 
 
-def bar(share: float, kind: str) -> Html:
+def bar_chart(share: float, kind: str) -> Html:
     """A share of 1 as a bar."""
     return tag(
         "div", tag("b", class_=f"fill {kind}"), class_="bar", style=f"--b:{100 * share:.2f}%", aria_hidden="true"

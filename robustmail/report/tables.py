@@ -15,12 +15,12 @@ from rich.table import Table
 from rich.text import Text
 
 from robustmail.evaluation.results import LIGHTS, Light, Results
-from robustmail.records import Attacked, Finished
+from robustmail.records import AttackResult, RunFinished
 from robustmail.report.log_lines import printable
 from robustmail.text import percent
 
 __all__ = [
-    "Grid",
+    "TextTable",
     "as_latex",
     "as_markdown",
     "as_table",
@@ -36,7 +36,7 @@ NUMBER = re.compile(r"[+−]?[\d,.]+( ±[\d.]+)?( [*=])?|\[[-\d., ]+\]|–|")
 
 
 @dataclass(frozen=True)
-class Grid:
+class TextTable:
     """Cells as texts; the first column names the rows. Control characters are taken out."""
 
     head: list[str]
@@ -49,7 +49,7 @@ class Grid:
         object.__setattr__(self, "notes", list(map(printable, self.notes)))
 
 
-def as_markdown(grid: Grid) -> str:
+def as_markdown(grid: TextTable) -> str:
     """A table of GitHub's Markdown, and the notes as a list."""
     safe = [[re.sub(r"([\\`*_|<>\[\]~])", r"\\\1", cell) for cell in row] for row in (grid.head, *grid.body)]
     rule = [":--", *["--:"] * (len(grid.head) - 1)]
@@ -58,7 +58,7 @@ def as_markdown(grid: Grid) -> str:
     return "\n".join(lines) + "\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
 
 
-def as_latex(grid: Grid) -> str:
+def as_latex(grid: TextTable) -> str:
     """A table of booktabs; the first note is its caption."""
     names = [
         f"\\shortstack[r]{{{_tex(name)}}}".replace(" ", r"\\") if " " in name else _tex(name) for name in grid.head
@@ -82,7 +82,7 @@ def as_latex(grid: Grid) -> str:
     ) + "\n"  # fmt: skip
 
 
-def as_table(grid: Grid, width: int | None = None) -> str:
+def as_table(grid: TextTable, width: int | None = None) -> str:
     """A table for a terminal, of its width if no other is given."""
     table = Table(header_style="", box=SIMPLE_HEAD, pad_edge=False)
     for i, name in enumerate(grid.head):
@@ -112,7 +112,7 @@ BELIEVING = "docs/believing.md"  # a section per check, under the check's name
 COLOURS = {"green": "green", "yellow": "yellow", "red": "red", "grey": "bright_black"}
 
 
-def results_table(done: Finished) -> Table:
+def results_table(done: RunFinished) -> Table:
     """Accuracy per attack with its 95 % Wilson interval."""
     return _table(f"test set, {done.weights} of epoch {done.epoch + 1}", done.rows)
 
@@ -176,7 +176,7 @@ def light_lines(light: Light) -> Iterable[RenderableType]:
         yield flags
 
 
-def _table(title: str, rows: Iterable[Attacked]) -> Table:
+def _table(title: str, rows: Iterable[AttackResult]) -> Table:
     table = Table(title=Text(printable(title)), title_justify="left", title_style="", header_style="")
     table.add_column("attack")
     for name in ("accuracy", "95 % interval", "correct / n", "seconds"):
@@ -186,7 +186,7 @@ def _table(title: str, rows: Iterable[Attacked]) -> Table:
     return table
 
 
-def _cells(row: Attacked) -> tuple[RenderableType, ...]:
+def _cells(row: AttackResult) -> tuple[RenderableType, ...]:
     interval = f"{percent(row.low)} – {percent(row.high)}"
     name = Text(printable(row.name))  # a Text, because brackets in a str would be markup
     return name, percent(row.accuracy), interval, f"{row.correct} / {row.n}", f"{row.seconds:.1f}"

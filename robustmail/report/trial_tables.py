@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from robustmail.errors import RunError, did_you_mean
-from robustmail.report.tables import Grid, as_latex, as_markdown, as_table
+from robustmail.report.tables import TextTable, as_latex, as_markdown, as_table
 from robustmail.text import duration
 from robustmail.trials.paper import METRICS, PaperTable, Scale
 from robustmail.trials.summary import Measured, Row
@@ -42,7 +42,7 @@ def trials_table(rows: Sequence[Row], seeds: Sequence[int], width: int | None = 
         *(rule for verdict, rule in RULES.items() if verdict in verdicts),
         *(f"{row.name}, seed {seed}: FAILED: {error}" for row in rows for seed, error in row.failed.items()),
     ]
-    return as_table(Grid(["", "seeds", *metrics], body, notes), width)
+    return as_table(TextTable(["", "seeds", *metrics], body, notes), width)
 
 
 def paper_table(
@@ -60,7 +60,7 @@ def paper_table(
     if form == "csv":
         return _csv(table, by_name, seeds, n)
     grid = _grid(number, table, scale, changed, by_name, seeds, n, command, 1 if form == "rich" else 2)
-    write: dict[str, Callable[[Grid], str]] = {
+    write: dict[str, Callable[[TextTable], str]] = {
         "rich": lambda grid: as_table(grid, width), "md": as_markdown, "latex": as_latex,
     }  # fmt: skip
     return write[form](grid)
@@ -79,7 +79,7 @@ def saving(shared: Mapping[str, Any]) -> str:
 def _grid(
     number: int, table: PaperTable, scale: Scale, changed: Sequence[str], rows: Mapping[str, Row],
     seeds: Sequence[int], n: int | None, command: str, digits: int,
-) -> Grid:  # fmt: skip
+) -> TextTable:  # fmt: skip
     body = []
     for line in table.lines:
         row = rows[line.row]
@@ -104,7 +104,7 @@ def _grid(
         *(f"{row.name}, seed {seed}: FAILED: {error}" for row in rows.values() for seed, error in row.failed.items()),
         f"Made by: {command}",
     ]  # fmt: skip
-    return Grid(["", "", *table.columns], body, notes)
+    return TextTable(["", "", *table.columns], body, notes)
 
 
 def _remarks(table: PaperTable) -> list[str]:

@@ -1,7 +1,7 @@
 """What the host wants to know of tensors, without making it wait for them.
 
 A GPU works through a queue that the host fills; every look at a value empties the queue first. So a question is put
-with `look`, and outside of everything it is answered there and then. Inside `looking_later` it waits for its step to
+with `read_later`, and outside of everything it is answered there and then. Inside `defer_reads` it waits for its step to
 be over: then all answers of the step come in one transfer, while the next step is being queued.
 """
 
@@ -14,25 +14,25 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-__all__ = ["Later", "look", "looking_later", "onto"]
+__all__ = ["DeferredReads", "read_later", "defer_reads", "to_device"]
 
-Then = Callable[[list[float]], object]
+Callback = Callable[[list[float]], object]
 
 
-class Later:
+class DeferredReads:
     """The questions of one step.
 
     broken: a number on the device that is 1 as soon as something was not `ok`, in this step or the one before, and
     stays so; an optimiser that is told so leaves the weights alone. None as long as nobody said what is ok.
     """
 
-    def __init__(self, before: Later | None = None) -> None:
+    def __init__(self, before: DeferredReads | None = None) -> None:
         self.broken: Tensor | None = None if before is None else before.broken
-        self._asked: list[tuple[Tensor, Then]] = []
+        self._asked: list[tuple[Tensor, Callback]] = []
         self._answers: Tensor | None = None
         self._arrived: torch.cuda.Event | None = None
 
-    def ask(self, facts: Tensor, then: Then, ok: Tensor | None) -> None:
+    def ask(self, facts: Tensor, then: Callback, ok: Tensor | None) -> None:
         """Put a question."""
         self._asked.append((facts.detach().double(), then))
         if ok is not None:
@@ -56,12 +56,12 @@ class Later:
             then(answer.tolist())
 
 
-_CURRENT: ContextVar[Later | None] = ContextVar("later", default=None)
+_CURRENT: ContextVar[DeferredReads | None] = ContextVar("later", default=None)
 
 
 @contextmanager
-def looking_later(later: Later | None) -> Iterator[None]:
-    """Inside, `look` puts its questions to `later`; None: they are answered at once."""
+def defer_reads(later: DeferredReads | None) -> Iterator[None]:
+    """Inside, `read_later` puts its questions to `later`; None: they are answered at once."""
     token = _CURRENT.set(later)
     try:
         yield
@@ -69,7 +69,7 @@ def looking_later(later: Later | None) -> Iterator[None]:
         _CURRENT.reset(token)
 
 
-def look(facts: Tensor, then: Then, ok: Tensor | None = None) -> Tensor | None:
+def read_later(facts: Tensor, then: Callback, ok: Tensor | None = None) -> Tensor | None:
     """then(the numbers in `facts`, [n]), now or later; it may raise.
 
     ok: whether all is well, as a tensor of one bool, for those who cannot wait for `then`. Returns `Later.broken`, or
@@ -83,6 +83,6 @@ def look(facts: Tensor, then: Then, ok: Tensor | None = None) -> Tensor | None:
     return later.broken
 
 
-def onto(device: torch.device, x: Tensor) -> Tensor:
+def to_device(device: torch.device, x: Tensor) -> Tensor:
     """A tensor of the host on a device, sent without waiting for it."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)

@@ -21,38 +21,38 @@ from torch import Tensor
 
 from robustmail.errors import DeviceError, RobustmailError, RunError, in_brief
 from robustmail.runtime.devices import pick_device
-from robustmail.runtime.rng import drawn_by
+from robustmail.runtime.rng import patched_random
 
 __all__ = [
-    "alike", "everyone", "first_alone", "joined", "leads", "mean", "mine", "one_batch", "one_of", "rank", "speaks",
-    "summed", "together", "told", "world",
+    "alike", "gather_batch", "main_process_first", "process_group", "is_main_process", "global_mean", "local_rows", "shard_batch", "process_label", "rank", "speaks",
+    "all_reduce_sum", "all_gather_lists", "from_main_process", "world_size",
 ]  # fmt: skip
 
 T = TypeVar("T")
 _BATCH_NORM = torch.nn.functional.batch_norm  # torch's own, which is replaced for a while
 
 
-class Share(NamedTuple):
+class BatchShard(NamedTuple):
     """What this process has of a batch of `n`."""
 
     n: int
     rows: slice
 
 
-_CURRENT: ContextVar[Share | None] = ContextVar("share", default=None)
+_CURRENT: ContextVar[BatchShard | None] = ContextVar("share", default=None)
 
 
-def world() -> int:
+def world_size() -> int:
     """How many processes the run has."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """Which of them this is, from 0."""
-    return dist.get_rank() if world() > 1 else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
-def leads() -> bool:
+def is_main_process() -> bool:
     """Is this the process that writes and shows?"""
     return rank() == 0
 
@@ -63,13 +63,13 @@ def speaks() -> bool:
 
 
 @contextmanager
-def joined(device: str = "auto", patience: timedelta = timedelta(minutes=30)) -> Iterator[None]:
+def process_group(device: str = "auto", patience: timedelta = timedelta(minutes=30)) -> Iterator[None]:
     """Be one of torchrun's processes inside the block: NCCL and a GPU each, or gloo on the CPU; else do nothing.
 
     patience: how long to wait for a process that lives but does not answer.
     Raises DeviceError where there are fewer GPUs than processes, RunError where the others are not to be found.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or world() > 1:
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or world_size() > 1:
         yield
         return
     where = pick_device(device)
@@ -80,11 +80,11 @@ def joined(device: str = "auto", patience: timedelta = timedelta(minutes=30)) ->
             raise DeviceError(f"device={device!r}", wrong, "Use device=cuda and as many processes, or device=cpu.")
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     backend = "nccl" if where.type == "cuda" else "gloo"
-    with _peers():
+    with _peer_errors():
         dist.init_process_group(backend, timeout=patience)
     try:
         yield
-        with _peers():
+        with _peer_errors():
             dist.barrier()  # or one that is still listening would hear the line go dead
     except BaseException:
         if backend == "gloo":  # whose threads must end before Python does; NCCL would wait for the others
@@ -94,74 +94,76 @@ def joined(device: str = "auto", patience: timedelta = timedelta(minutes=30)) ->
 
 
 @contextmanager
-def one_batch(n: int) -> Iterator[slice]:
+def shard_batch(n: int) -> Iterator[slice]:
     """Inside, this process works on its rows of a batch of n, which are yielded; alone, on all of them.
 
     Raises RunError for fewer rows than processes.
     """
-    if world() == 1:
+    if world_size() == 1:
         yield slice(0, n)
         return
-    if n < world():
-        raise RunError(f"torchrun (given {world()} processes)", f"a batch of {n} has no row for each", "Use fewer.")
-    share = Share(n, slice(rank() * n // world(), (rank() + 1) * n // world()))
+    if n < world_size():
+        raise RunError(
+            f"torchrun (given {world_size()} processes)", f"a batch of {n} has no row for each", "Use fewer."
+        )
+    share = BatchShard(n, slice(rank() * n // world_size(), (rank() + 1) * n // world_size()))
     token = _CURRENT.set(share)
     try:
         with ExitStack() as stack:
-            stack.enter_context(drawn_by(_drawn(share)))
+            stack.enter_context(patched_random(_draw_for_shard(share)))
             stack.enter_context(mock.patch.object(torch.nn.functional, "batch_norm", _batch_norm))
             yield share.rows
     finally:
         _CURRENT.reset(token)
 
 
-def everyone(values: Tensor) -> Tensor:
+def gather_batch(values: Tensor) -> Tensor:
     """[b, ...] of this process's rows -> [B, ...] of the whole batch, without a gradient."""
     share = _CURRENT.get()
     if share is None:
         return values
-    whole = values.new_zeros(share.n, *values.shape[1:], dtype=_summable(values.dtype))
+    whole = values.new_zeros(share.n, *values.shape[1:], dtype=_reducible_dtype(values.dtype))
     whole[share.rows] = values.detach().to(whole.dtype)
-    return summed(whole)[0].to(values.dtype)
+    return all_reduce_sum(whole)[0].to(values.dtype)
 
 
-def mine(values: Tensor) -> Tensor:
+def local_rows(values: Tensor) -> Tensor:
     """[B, ...] of the whole batch -> [b, ...] of this process's rows."""
     share = _CURRENT.get()
     return values if share is None else values[share.rows]
 
 
-def mean(values: Tensor) -> Tensor:
+def global_mean(values: Tensor) -> Tensor:
     """This process's part of the mean over the whole batch: the parts, and their gradients, are summed later."""
     share = _CURRENT.get()
     return values.mean() if share is None else values.sum() / share.n
 
 
-def summed(*tensors: Tensor) -> tuple[Tensor, ...]:
+def all_reduce_sum(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The sums of tensors over all processes, the same bits in each; a perturbation of the weights needs it for its
     gradient. Alone, the tensors themselves."""
-    if world() == 1:
+    if world_size() == 1:
         return tensors
     flat = torch.cat([t.detach().flatten() for t in tensors])
-    with _peers():
+    with _peer_errors():
         dist.all_reduce(flat)
     parts = flat.split([t.numel() for t in tensors])
     return tuple(part.view(t.shape) for part, t in zip(parts, tensors, strict=True))
 
 
-def together(values: list[T]) -> list[T]:
+def all_gather_lists(values: list[T]) -> list[T]:
     """The lists of all processes, one after the other."""
-    if world() == 1:
+    if world_size() == 1:
         return values
-    found: list[list[T]] = [[] for _ in range(world())]
-    with _peers():
+    found: list[list[T]] = [[] for _ in range(world_size())]
+    with _peer_errors():
         dist.all_gather_object(found, values)
     return [value for part in found for value in part]
 
 
-def told(work: Callable[[], T]) -> T:
+def from_main_process(work: Callable[[], T]) -> T:
     """What the first process finds, for all of them; nobody goes on before. Its RobustmailError is raised in all."""
-    answer: T = _shared(lambda: work() if leads() else None)[0]
+    answer: T = _shared(lambda: work() if is_main_process() else None)[0]
     return answer
 
 
@@ -179,39 +181,39 @@ def _shared(work: Callable[[], Any]) -> list[Any]:
         said = (work(), None)
     except RobustmailError as error:
         said = (None, error)
-    every = together([said])
+    every = all_gather_lists([said])
     if wrong := next((error for _, error in every if error is not None), None):
-        wrong.told = not leads()
+        wrong.told = not is_main_process()
         raise wrong
     return [answer for answer, _ in every]
 
 
 @contextmanager
-def first_alone() -> Iterator[None]:
+def main_process_first() -> Iterator[None]:
     """The first process goes through the block before the others do: for what only one may download."""
-    if world() > 1 and not leads():
-        told(lambda: None)
+    if world_size() > 1 and not is_main_process():
+        from_main_process(lambda: None)
     yield
-    if world() > 1 and leads():
-        told(lambda: None)
+    if world_size() > 1 and is_main_process():
+        from_main_process(lambda: None)
 
 
-def one_of() -> str:
+def process_label() -> str:
     """ "process 1 of 2", as torchrun has it, or nothing."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     return f"process {int(os.environ.get('RANK', '0')) + 1} of {processes}" if processes > 1 else ""
 
 
-class _Sum(torch.autograd.Function):
+class _AllReduceSum(torch.autograd.Function):
     """The sum over all processes; the gradient of a sum that all use is the sum of what each makes of it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        return summed(x)[0]
+        return all_reduce_sum(x)[0]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total: Tensor = summed(gradients[0])[0]
+        total: Tensor = all_reduce_sum(gradients[0])[0]
         return total
 
 
@@ -224,11 +226,11 @@ def _batch_norm(
         return _BATCH_NORM(x, running_mean, running_var, weight, bias, training, momentum, eps)
     z = x if x.dtype == torch.float64 else x.float()
     axes, column = [0, *range(2, x.ndim)], (1, -1, *[1] * (x.ndim - 2))
-    sums = _Sum.apply(torch.cat([z.sum(axes), z.new_tensor([z.numel() / z.shape[1]])]))
+    sums = _AllReduceSum.apply(torch.cat([z.sum(axes), z.new_tensor([z.numel() / z.shape[1]])]))
     count = sums[-1].detach()
     average = sums[:-1] / count
     centred = z - average.view(column)
-    variance = _Sum.apply((centred * centred).sum(axes)) / count
+    variance = _AllReduceSum.apply((centred * centred).sum(axes)) / count
     if running_mean is not None and running_var is not None:
         with torch.no_grad():
             running_mean.lerp_(average.to(running_mean.dtype), momentum)
@@ -238,7 +240,7 @@ def _batch_norm(
     return (out if bias is None else out + bias.view(column)).to(x.dtype)
 
 
-def _drawn(share: Share) -> Callable[..., Tensor]:
+def _draw_for_shard(share: BatchShard) -> Callable[..., Tensor]:
     """Noise for a share is drawn for the whole batch; other shapes are drawn alike in all processes."""
     rows = share.rows.stop - share.rows.start
 
@@ -254,16 +256,16 @@ def _drawn(share: Share) -> Callable[..., Tensor]:
     return draw
 
 
-def _summable(dtype: torch.dtype) -> torch.dtype:
+def _reducible_dtype(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype.is_floating_point else torch.int64
 
 
 @contextmanager
-def _peers() -> Iterator[None]:
+def _peer_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # gloo's and NCCL's, by no other name
         raise RunError(
-            one_of(), f"another process of this run does not answer ({in_brief(error)})",
+            process_label(), f"another process of this run does not answer ({in_brief(error)})",
             "Look for its own message. What was saved last stays; the same command goes on from there.",
         ) from error  # fmt: skip

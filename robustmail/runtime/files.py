@@ -18,7 +18,7 @@ _UMASK = os.umask(0)
 os.umask(_UMASK)
 
 __all__ = [
-    "SIGNS", "append", "check_folder", "locked", "make_folder", "opened", "remove", "write", "write_json", "write_text",
+    "SIGNS", "append", "check_folder", "folder_lock", "make_folder", "opened", "remove", "atomic_write", "atomic_write_json", "atomic_write_text",
 ]  # fmt: skip
 
 SIGNS = {"run": "state.pt", "evaluation": "ledger.csv", "lab": "margins.json"}
@@ -30,7 +30,7 @@ _UNLOCKED = ("report.html", "curves.png")
 """Files that may be under way while another process has the lock."""
 
 
-def write(path: Path, fill: Callable[[Path], Any]) -> None:
+def atomic_write(path: Path, fill: Callable[[Path], Any]) -> None:
     """Let `fill` write a temporary file beside `path`, then put it in its place at once.
 
     A reader, and a process killed at any moment, sees the old file or the new one; a symbolic link is replaced, not
@@ -56,14 +56,14 @@ def write(path: Path, fill: Callable[[Path], Any]) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
+def atomic_write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
-    write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def write_json(path: Path, value: Any) -> None:
+def atomic_write_json(path: Path, value: Any) -> None:
     """Write a JSON file atomically."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+    atomic_write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def append(path: Path, text: str) -> None:
@@ -145,7 +145,7 @@ def _is_lock(path: Path) -> bool:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def folder_lock(folder: Path) -> Iterator[None]:
     """Only one process at a time works in a folder; the lock falls with the process, however it ends.
 
     Raises InUseError where another one does.

@@ -14,31 +14,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["drawn_by", "forked", "generator", "key", "reseed"]
+__all__ = ["patched_random", "fork_rng", "generator", "derive_seed", "seed_all"]
 
 _RAND, _RANDN = torch.rand, torch.randn  # torch's own, which are replaced for a while
 
 
-def key(*where: int | str) -> int:
+def derive_seed(*where: int | str) -> int:
     """A 63-bit number for a place in a run: key(seed, "attack", epoch, step)."""
     return int.from_bytes(hashlib.blake2b(repr(where).encode(), digest_size=8).digest(), "big") >> 1
 
 
 def generator(*where: int | str) -> torch.Generator:
     """A CPU generator of its own for a place in a run, the same on every device."""
-    return torch.Generator().manual_seed(key(*where))
+    return torch.Generator().manual_seed(derive_seed(*where))
 
 
-def reseed(*where: int | str) -> None:
-    """Seed the global generators of torch, numpy and Python for a place in a run; only ever inside `forked`."""
-    seed = key(*where)
+def seed_all(*where: int | str) -> None:
+    """Seed the global generators of torch, numpy and Python for a place in a run; only ever inside `fork_rng`."""
+    seed = derive_seed(*where)
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
 
 
 @contextmanager
-def forked() -> Iterator[None]:
+def fork_rng() -> Iterator[None]:
     """Let libraries draw from, and reseed, the global generators of torch, numpy and Python; then put them back."""
     # torch.manual_seed seeds every GPU, so each is put back; one that was never used has nothing to be put back to.
     cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
@@ -52,7 +52,7 @@ def forked() -> Iterator[None]:
 
 
 @contextmanager
-def drawn_by(draw: Callable[..., Tensor]) -> Iterator[None]:
+def patched_random(draw: Callable[..., Tensor]) -> Iterator[None]:
     """Inside, draw(how, shape, like, **options) makes the tensors of torch.rand, torch.randn, their _like and uniform_.
 
     how: torch's own rand or randn, which takes (shape, **options) too; like: the tensor that it shall be like, or None.

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from robustmail.errors import Stopped
-from robustmail.runtime.distributed import world
+from robustmail.runtime.distributed import world_size
 from robustmail.train.run import _asking
 
 __all__ = ["Signals"]
@@ -42,7 +42,7 @@ class Signals:
 
     def _handle(self, signum: int, _: FrameType | None) -> None:
         again, self.asked = self.asked is not None, self.asked or signum
-        if again and world() > 1:  # torchrun sends one of its own after Ctrl-C
+        if again and world_size() > 1:  # torchrun sends one of its own after Ctrl-C
             return
         if again or not self._deferring:
             raise Stopped(signum)

@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
-from robustmail.config.catalog import entries
+from robustmail.config.catalog import catalog_entries
 from robustmail.errors import RecipeError, RunError
 
 __all__ = [
@@ -240,7 +240,7 @@ def data_source(text: object) -> Callable[[], Any] | None:
 
 def _source(node: ast.expr) -> Callable[[], Any] | None:
     called, args, words = (node.func, node.args, node.keywords) if isinstance(node, ast.Call) else (node, [], [])
-    entry = entries("data").get(called.id) if isinstance(called, ast.Name) else None
+    entry = catalog_entries("data").get(called.id) if isinstance(called, ast.Name) else None
     if entry is None or not entry.module:
         return None
     kind = getattr(import_module(entry.module), entry.name)

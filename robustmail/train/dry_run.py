@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from robustmail.attacks.view import eps_of
-from robustmail.norms import norm_of, reach, slack
-from robustmail.plugin_calls import ask, broken
-from robustmail.runtime.rng import forked, reseed
+from robustmail.norms import max_distance, norm_of, tolerance
+from robustmail.plugin_calls import call_plugin, plugin_error
+from robustmail.runtime.rng import fork_rng, seed_all
 from robustmail.step import Step, counted_steps
-from robustmail.train.train_step import attacked, perturbed
+from robustmail.train.train_step import run_attack, weight_perturbation
 
 if TYPE_CHECKING:
     from robustmail.recipe import Loss, Recipe
 
-__all__ = ["Passes", "rehearse"]
+__all__ = ["Passes", "dry_run_step"]
 
 
 class Passes(NamedTuple):
@@ -34,18 +34,18 @@ class Passes(NamedTuple):
         return self.attack[0] + self.update[0], self.attack[1] + self.update[1]
 
 
-def rehearse(now: Recipe, classes: int, shape: tuple[int, int, int]) -> Passes:
+def dry_run_step(now: Recipe, classes: int, shape: tuple[int, int, int]) -> Passes:
     """Run one training step of a recipe without schedules; count its passes."""
-    with forked(), torch.enable_grad():
-        reseed("rehearsal")
+    with fork_rng(), torch.enable_grad():
+        seed_all("rehearsal")
         model = _Counting(classes, shape)
         x, y = torch.rand(4, *shape), torch.arange(4) % classes
-        found = attacked(now, model, x, y)
+        found = run_attack(now, model, x, y)
         attack = model.counted()
         _check_images(now, x, found.x)
         step = Step(model, x, y, found.x, found.trace)
-        with perturbed(now, model, step):
-            loss = now.reckon(step)
+        with weight_perturbation(now, model, step):
+            loss = now.compute_loss(step)
             _check_loss(now, loss, len(found.trace.correct) if found.trace else None)
             loss.total.backward()  # type: ignore[no-untyped-call]
         return Passes(attack, model.counted())
@@ -78,34 +78,38 @@ class _Counting(nn.Module):
 
 def _check_images(now: Recipe, x: Tensor, found: Tensor) -> None:
     if not found.isfinite().all():
-        raise broken("attack", now.attack, "returned NaN or infinite pixels")
+        raise plugin_error("attack", now.attack, "returned NaN or infinite pixels")
     if found.min() < 0 or found.max() > 1:
         wrong = f"left the box: pixels span [{found.min():.3g}, {found.max():.3g}]"
-        raise broken("attack", now.attack, wrong, "Clamp to [0, 1].")
+        raise plugin_error("attack", now.attack, wrong, "Clamp to [0, 1].")
     eps = eps_of(now.attack)
-    if eps is not None and (far := reach(x, found, norm_of(now.attack)).item()) > eps + slack(eps):
+    if eps is not None and (far := max_distance(x, found, norm_of(now.attack)).item()) > eps + tolerance(eps):
         wrong = f"left its ball: {far:.4g} from the image, eps is {eps:.4g}"
-        raise broken("attack", now.attack, wrong, "Clamp the difference.")
+        raise plugin_error("attack", now.attack, wrong, "Clamp the difference.")
 
 
 def _check_loss(now: Recipe, loss: Loss, taken: int | None) -> None:
     """taken: how many steps the attack traced."""
     if loss.margin is not None and not loss.margin.isfinite().all():
-        raise broken("margin", now.margin, "returned NaN or infinity", "Look for a division or a logarithm of zero.")
+        raise plugin_error(
+            "margin", now.margin, "returned NaN or infinity", "Look for a division or a logarithm of zero."
+        )
     if now.weight is not None:
         assert loss.margin is not None
         counted = counted_steps(now.weight)
         if None not in (counted, taken) and counted != taken:
-            raise broken("weight", now.weight, f"counts {counted} steps, the attack takes {taken}")
+            raise plugin_error("weight", now.weight, f"counts {counted} steps, the attack takes {taken}")
         counts = bool((loss.margin >= 0).all() and (loss.margin == loss.margin.round()).all())  # steps of the attack
         low, high = (0, taken or 10) if counts else (-1, 1)
         for margin in (loss.margin, torch.linspace(low, high, 4)):  # four examples may all lie on one side
-            weights = ask("weight", now.weight, margin)
+            weights = call_plugin("weight", now.weight, margin)
             if not (weights.isfinite().all() and weights.min() >= 0):
-                raise broken(
+                raise plugin_error(
                     "weight", now.weight, f"returned {weights.tolist()}", "Weights are finite and not negative."
                 )
     if not loss.total.requires_grad:
-        raise broken("objective", now.objective, "returned a loss without a graph", "Do not detach, nor use no_grad.")
+        raise plugin_error(
+            "objective", now.objective, "returned a loss without a graph", "Do not detach, nor use no_grad."
+        )
     if not loss.total.isfinite():
-        raise broken("objective", now.objective, f"returned a loss of {loss.total.item()}")
+        raise plugin_error("objective", now.objective, f"returned a loss of {loss.total.item()}")

@@ -11,24 +11,24 @@ import torch
 from torch import nn
 
 from robustmail.checkpoints import load_saved
-from robustmail.data.dataset import batches
-from robustmail.evaluation.attack_specs import cost, plan
-from robustmail.evaluation.evaluator import trial
+from robustmail.data.dataset import batch_indices
+from robustmail.evaluation.attack_specs import attack_spec, passes_per_image
+from robustmail.evaluation.evaluator import evaluate_attack
 from robustmail.evaluation.statistics import wilson
 from robustmail.fields import describe
 from robustmail.models.classifier import build
-from robustmail.models.precision import Decision, backends, forms
-from robustmail.plugin_calls import ask
+from robustmail.models.precision import PrecisionChoice, backends, compute_models
+from robustmail.plugin_calls import call_plugin
 from robustmail.recipe import Recipe
-from robustmail.records import Attacked, Begun, EpochDone, Forecast, Record, StepDone
+from robustmail.records import AttackResult, EpochFinished, Forecast, Record, RunStarted, StepFinished
 from robustmail.runtime.devices import pick_device
-from robustmail.runtime.distributed import world
-from robustmail.runtime.rng import forked, generator
-from robustmail.text import so_many
-from robustmail.train.dry_run import rehearse
-from robustmail.train.optimizer_schedule import changing, turn
+from robustmail.runtime.distributed import world_size
+from robustmail.runtime.rng import fork_rng, generator
+from robustmail.text import plural
+from robustmail.train.dry_run import dry_run_step
+from robustmail.train.optimizer_schedule import apply_schedules, scheduled_fields
 from robustmail.train.state import State
-from robustmail.train.train_step import _launch, work_through
+from robustmail.train.train_step import queue_step, train_step
 
 __all__ = ["fit", "reproduce", "worse"]
 
@@ -43,17 +43,19 @@ def fit(recipe: Recipe, state: State | None = None, name: str = "recipe") -> Ite
     Raises NonFiniteError at a loss that is not finite; the model is then as it was before that step.
     """
     state = state or State.fresh(recipe)
-    yield _begun(recipe, state, name)
-    clock, parameters = _Clock(recipe, state), state.model.parameters
-    knobs = changing(recipe.optimizer, lambda made: ask("optimizer", made, parameters()), recipe.epochs, state.steps)
+    yield _run_started(recipe, state, name)
+    clock, parameters = _Forecaster(recipe, state), state.model.parameters
+    knobs = scheduled_fields(
+        recipe.optimizer, lambda made: call_plugin("optimizer", made, parameters()), recipe.epochs, state.steps
+    )
     while state.epoch < recipe.epochs:
         now = recipe.at(state.epoch)
-        order = batches(len(state.train.y), recipe.batch, generator(recipe.seed, "order", state.epoch))
+        order = batch_indices(len(state.train.y), recipe.batch, generator(recipe.seed, "order", state.epoch))
         for indices in order[state.step :]:
-            turn(knobs, state.optimizer, state.epoch + state.step / state.steps)  # within an epoch, too
-            state.unread.append(_launch(now, state, indices))
+            apply_schedules(knobs, state.optimizer, state.epoch + state.step / state.steps)  # within an epoch, too
+            state.queue.append(queue_step(now, state, indices))
             last = state.step == len(order)
-            for done in _read(state, 0 if last else state.ahead):
+            for done in _drain(state, 0 if last else state.ahead):
                 yield done
                 if (forecast := clock.tick(done)) is not None:
                     yield forecast
@@ -71,13 +73,13 @@ def reproduce(dump: str | Path, recipe: Recipe) -> float:
     x, y, epoch, step = (content[name] for name in ("x", "y", "epoch", "step"))
     model = build(recipe.model, content["classes"], x.shape[1], recipe.normalize).to(device)
     model.load_state_dict(content["model"])
-    made = forms(model, Decision(content["precision"], "as it was"), recipe.attack_mode, x)
-    with forked(), backends():
-        _, loss = work_through(recipe.at(epoch), model, x, y, (epoch, step), lambda _: None, made)
+    made = compute_models(model, PrecisionChoice(content["precision"], "as it was"), recipe.attack_mode, x)
+    with fork_rng(), backends():
+        _, loss = train_step(recipe.at(epoch), model, x, y, (epoch, step), lambda _: None, made)
     return loss.total.item()
 
 
-def _read(state: State, ahead: int) -> list[StepDone]:
+def _drain(state: State, ahead: int) -> list[StepFinished]:
     """What is known of the steps, but for the last `ahead`; then save, if it is time to."""
     due = state.due
     done = state.settle(0 if due else ahead)
@@ -86,9 +88,9 @@ def _read(state: State, ahead: int) -> list[StepDone]:
     return done
 
 
-def _end_epoch(recipe: Recipe, now: Recipe, state: State) -> EpochDone:
+def _end_epoch(recipe: Recipe, now: Recipe, state: State) -> EpochFinished:
     means = {name: total / count for name, (total, count) in state.sums.items() if count}
-    scores = _validate(recipe, state, state.kept)
+    scores = _validate(recipe, state, state.eval_model)
     live = _validate(recipe, state, state.model) if state.average is not None else {}
     columns = ("loss", "weighted", "plain", "nat", "adv", "ess", "top", "right", "wrong")
     row = {
@@ -104,7 +106,7 @@ def _end_epoch(recipe: Recipe, now: Recipe, state: State) -> EpochDone:
     state.write_weights("last")
     state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
     state.save()
-    return EpochDone(row, better, worse(row, len(state.validation.y)))
+    return EpochFinished(row, better, worse(row, len(state.validation.y)))
 
 
 def worse(row: Mapping[str, Any], n: int) -> str:
@@ -125,15 +127,17 @@ def _validate(recipe: Recipe, state: State, model: nn.Module) -> dict[str, float
     """Natural and robust accuracy of a model on the held-out images, the same noise at each epoch."""
     scores = {}
     for name, attack in {"val_nat": "nat", "val_rob": recipe.validate}.items():
-        what = plan(attack, recipe.budget, state.images.classes, recipe.norm)
-        verdict = [r for r in trial(model, state.validation, what, recipe.seed) if isinstance(r, Attacked)]
+        what = attack_spec(attack, recipe.budget, state.images.classes, recipe.norm)
+        verdict = [
+            r for r in evaluate_attack(model, state.validation, what, recipe.seed) if isinstance(r, AttackResult)
+        ]
         scores[name] = verdict[0].accuracy
     return scores
 
 
-def _begun(recipe: Recipe, state: State, name: str) -> Begun:
+def _run_started(recipe: Recipe, state: State, name: str) -> RunStarted:
     sizes = len(state.train.y), len(state.validation.y), len(state.images.test.first(recipe.test_size).y)
-    return Begun(
+    return RunStarted(
         name=name, formula=recipe.formula, model=describe(recipe.model).strip("'"),
         parameters=sum(p.numel() for p in state.model.parameters()), data=state.images.name, sizes=sizes,
         device=_device_name(state.device), epochs=recipe.epochs, steps=state.steps, burn_in=recipe.burn_in,
@@ -143,13 +147,13 @@ def _begun(recipe: Recipe, state: State, name: str) -> Begun:
 
 
 def _device_name(device: torch.device) -> str:
-    each = f", {world()} processes" if world() > 1 else ""
+    each = f", {world_size()} processes" if world_size() > 1 else ""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)}){each}"
-    return f"cpu ({so_many(torch.get_num_threads(), 'thread')}){each}"
+    return f"cpu ({plural(torch.get_num_threads(), 'thread')}){each}"
 
 
-class _Clock:
+class _Forecaster:
     """Makes one forecast, from the first steps after the very first."""
 
     def __init__(self, recipe: Recipe, state: State) -> None:
@@ -157,7 +161,7 @@ class _Clock:
         self.seen: list[float] = []
         self.told = False
 
-    def tick(self, done: StepDone) -> Forecast | None:
+    def tick(self, done: StepFinished) -> Forecast | None:
         """A forecast when there is enough to make one from, once."""
         self.seen.append(done.seconds * self.recipe.batch / done.images)
         if self.told or len(self.seen) < min(WARM_UP + 1, self.state.steps):
@@ -166,11 +170,17 @@ class _Clock:
         recipe, state = self.recipe, self.state
         per_step = median(self.seen[1:] or self.seen)
         # One step is so many passes of a batch; an evaluation is so many passes of its images.
-        forward, backward = rehearse(recipe.at(recipe.epochs - 1), state.images.classes, state.images.shape).total
+        forward, backward = dry_run_step(recipe.at(recipe.epochs - 1), state.images.classes, state.images.shape).total
         per_pass = per_step / (forward + 2 * backward) / recipe.batch
         left = (recipe.epochs - state.epoch) * state.steps - state.step
         models = 1 if state.average is None else 2  # the live weights are validated, too
-        validation = per_pass * cost(recipe.validate) * len(state.validation.y) * (recipe.epochs - state.epoch) * models
+        validation = (
+            per_pass
+            * passes_per_image(recipe.validate)
+            * len(state.validation.y)
+            * (recipe.epochs - state.epoch)
+            * models
+        )
         n = len(state.images.test.first(recipe.test_size).y)
-        evaluation = per_pass * n * sum(map(cost, recipe.evaluate))
+        evaluation = per_pass * n * sum(map(passes_per_image, recipe.evaluate))
         return Forecast(left * per_step + validation, evaluation, per_step, state.device.type == "cpu")

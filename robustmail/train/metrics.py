@@ -9,20 +9,20 @@ import torch
 from torch import Tensor
 
 from robustmail.functional import gap, precise
-from robustmail.plugin_calls import label
+from robustmail.plugin_calls import plugin_name
 from robustmail.recipe import Loss, Recipe
-from robustmail.records import StepDone, WeightStats
-from robustmail.runtime.distributed import everyone, summed
+from robustmail.records import StepFinished, WeightStats
+from robustmail.runtime.distributed import all_reduce_sum, gather_batch
 from robustmail.step import Step
 
-__all__ = ["BINS", "Gauges", "gauge", "weight_stats"]
+__all__ = ["BINS", "StepMetrics", "step_metrics", "weight_stats"]
 
 BINS = 18  # an even number: zero is an edge
 HEAVY = 0.03  # the share of examples whose part of the loss is watched
-LOOK_AT_NATURAL = 10  # every so many steps, where the loss does not anyway
+NATURAL_EVERY = 10  # every so many steps, where the loss does not anyway
 
 
-class Gauges(NamedTuple):
+class StepMetrics(NamedTuple):
     """What there is to tell of a step: numbers that lie on the device still, and what is known without them."""
 
     values: Tensor
@@ -32,10 +32,10 @@ class Gauges(NamedTuple):
     margin: str
     weighs: bool
 
-    def read(self, values: list[float], where: tuple[int, int], rate: float, seconds: float) -> StepDone:
+    def read(self, values: list[float], where: tuple[int, int], rate: float, seconds: float) -> StepFinished:
         """The record, from the numbers."""
         loss, weighted, plain, adv, nat, ess, top, right, wrong, low, high = values[:-BINS]
-        return StepDone(
+        return StepFinished(
             epoch=where[0], step=where[1] + 1, images=self.images, lr=rate, loss=loss, weighted=weighted, plain=plain,
             adv=adv, nat=_known(nat), margin=self.margin, histogram=tuple(map(int, values[-BINS:])), span=(low, high),
             weights=WeightStats(ess, top, _known(right), _known(wrong)) if self.weighs else None, seconds=seconds,
@@ -43,29 +43,29 @@ class Gauges(NamedTuple):
 
 
 @torch.no_grad()
-def gauge(now: Recipe, step: Step, loss: Loss, number: int) -> Gauges:
+def step_metrics(now: Recipe, step: Step, loss: Loss, number: int) -> StepMetrics:
     """Gauge the step of that number in its epoch, from what it has computed already."""
     view = step.detached()
     y = step.y
     nothing = torch.full((), math.nan, dtype=torch.float64, device=y.device)
     nat = nothing
-    if step.has("nat") or number % LOOK_AT_NATURAL == 0:
-        nat = everyone(view.logits_nat.argmax(1) == y).double().mean()
-    right = everyone(view.logits_adv.argmax(1) == y)
-    margin = everyone(precise(gap(view.probs_adv, y) if loss.margin is None else loss.margin))
-    plain, weighted = loss.terms.plain, everyone(precise(loss.terms.weighted))
-    weights = None if loss.weights is None else everyone(loss.weights)
+    if step.has("nat") or number % NATURAL_EVERY == 0:
+        nat = gather_batch(view.logits_nat.argmax(1) == y).double().mean()
+    right = gather_batch(view.logits_adv.argmax(1) == y)
+    margin = gather_batch(precise(gap(view.probs_adv, y) if loss.margin is None else loss.margin))
+    plain, weighted = loss.terms.plain, gather_batch(precise(loss.terms.weighted))
+    weights = None if loss.weights is None else gather_batch(loss.weights)
     values = [
-        summed(loss.total.detach())[0],
+        all_reduce_sum(loss.total.detach())[0],
         (weighted if weights is None else weights * weighted).mean(),
-        everyone(plain).mean() if isinstance(plain, Tensor) else torch.full_like(nothing, plain),
+        gather_batch(plain).mean() if isinstance(plain, Tensor) else torch.full_like(nothing, plain),
         right.double().mean(),
         nat,
         *([nothing] * 4 if weights is None else weight_stats(weights, weighted, right)),
         *_histogram(margin),
     ]
-    name = "pm_adv" if loss.margin is None else label(now.margin)
-    return Gauges(torch.cat([v.double().view(-1) for v in values]), len(right), name, weights is not None)
+    name = "pm_adv" if loss.margin is None else plugin_name(now.margin)
+    return StepMetrics(torch.cat([v.double().view(-1) for v in values]), len(right), name, weights is not None)
 
 
 def weight_stats(weights: Tensor, weighted: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

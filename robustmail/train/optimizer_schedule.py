@@ -9,16 +9,16 @@ from typing import Any
 
 import torch
 
-from robustmail.fields import parts, transform
+from robustmail.fields import field_values, map_schedules
 from robustmail.schedules import Schedule
 
-__all__ = ["Knob", "changing", "turn"]
+__all__ = ["ScheduledField", "scheduled_fields", "apply_schedules"]
 
 Make = Callable[[Any], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
-class Knob:
+class ScheduledField:
     """A field of the recipe's optimiser that is a schedule."""
 
     schedule: Schedule
@@ -28,24 +28,24 @@ class Knob:
     """what each group of an optimiser has that is made with `first`; None for a group without such a field"""
 
 
-def changing(optimizer: Any, make: Make, epochs: int, steps: int) -> dict[str, Knob]:
+def scheduled_fields(optimizer: Any, make: Make, epochs: int, steps: int) -> dict[str, ScheduledField]:
     """{field: knob} of a recipe's optimiser; `make` makes torch's from it, once its schedules are resolved.
 
     Proportions cannot be read off groups that are all 0, as a cyclic rate is in the first step. So they are those of
     groups made with values other than 0.
     """
-    schedules = {name: knob for name, knob in parts(optimizer).items() if isinstance(knob, Schedule)}
+    schedules = {name: knob for name, knob in field_values(optimizer).items() if isinstance(knob, Schedule)}
     if not schedules:
         return {}
     firsts = {name: _first(schedule, epochs, steps) for name, schedule in schedules.items()}
     groups = make(dataclasses.replace(optimizer, **firsts)).param_groups
     return {
-        name: Knob(schedule, firsts[name], tuple(group.get(name) for group in groups))
+        name: ScheduledField(schedule, firsts[name], tuple(group.get(name) for group in groups))
         for name, schedule in schedules.items()
     }
 
 
-def turn(knobs: dict[str, Knob], optimizer: torch.optim.Optimizer, epoch: float) -> None:
+def apply_schedules(knobs: dict[str, ScheduledField], optimizer: torch.optim.Optimizer, epoch: float) -> None:
     """Set every group to what the schedules say at a fractional epoch; a group that began elsewhere than the
     optimiser's own field, as an own optimiser may have them, keeps its proportion."""
     for name, knob in knobs.items():
@@ -67,4 +67,4 @@ def _first(schedule: Schedule, epochs: int, steps: int) -> Any:
 
 
 def _at(schedule: Schedule, epoch: float) -> Any:
-    return transform(schedule, lambda s: s.at_epoch(epoch))
+    return map_schedules(schedule, lambda s: s.at_epoch(epoch))

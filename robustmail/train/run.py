@@ -8,17 +8,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from robustmail.data.dataset import fingerprint_of
+from robustmail.data.dataset import data_fingerprint
 from robustmail.errors import RunError, Stopped
-from robustmail.evaluation.attack_specs import plan
-from robustmail.evaluation.evaluator import trial
+from robustmail.evaluation.attack_specs import attack_spec
+from robustmail.evaluation.evaluator import evaluate_attack
 from robustmail.fields import describe, flatten
 from robustmail.models.classifier import check_name
 from robustmail.recipe import Recipe
-from robustmail.records import ATTACKED, Attacked, Finished, Record
+from robustmail.records import ATTACKED, AttackResult, Record, RunFinished
 from robustmail.runtime.devices import pick_device
-from robustmail.runtime.distributed import leads, together, told
-from robustmail.runtime.files import check_folder, locked, make_folder, remove, write, write_json
+from robustmail.runtime.distributed import all_gather_lists, from_main_process, is_main_process
+from robustmail.runtime.files import atomic_write, atomic_write_json, check_folder, folder_lock, make_folder, remove
 from robustmail.runtime.provenance import provenance
 from robustmail.runtime.signals import Signals
 from robustmail.runtime.untrusted import check_shape, read_json
@@ -53,7 +53,7 @@ def preflight(recipe: Recipe) -> None:
     if isinstance(recipe.model, str):
         check_name(recipe.model)
     for attack in (recipe.validate, *recipe.evaluate):
-        plan(attack, recipe.budget, classes=10, norm=recipe.norm)
+        attack_spec(attack, recipe.budget, classes=10, norm=recipe.norm)
 
 
 def status(recipe: Recipe, folder: Path, fresh: bool = False, yes: bool = False) -> str:
@@ -88,25 +88,25 @@ def run(
     Nothing is written before the recipe was rehearsed, the data loaded and the model built.
     """
     preflight(recipe)
-    if told(lambda: status(recipe, folder, fresh, yes)) == "finished":
+    if from_main_process(lambda: status(recipe, folder, fresh, yes)) == "finished":
         yield _finished(folder, before=True)
         return
     state = State.fresh(recipe)
     state.save_every = save_every
     recipe.rehearse(state.images.classes, state.images.shape)
     text = source.read_bytes() if source is not None else None  # in whatever encoding it is
-    if not leads():
+    if not is_main_process():
         yield from _follow(recipe, state, folder, name, signals or Signals())
         return
     make_folder(folder)
-    with locked(folder):
+    with folder_lock(folder):
         what = status(recipe, folder, fresh, yes)
         if what == "finished":  # by another process, while this one was loading
-            told(lambda: False)
+            from_main_process(lambda: False)
             yield _finished(folder, before=True)
             return
         _enter(recipe, state, folder, what, text)
-        told(lambda: True)
+        from_main_process(lambda: True)
         yield from _train(recipe, state, name, signals or Signals())
         yield from _evaluate(recipe, state, folder)
         yield _finished(folder)
@@ -114,7 +114,7 @@ def run(
 
 def _follow(recipe: Recipe, state: State, folder: Path, name: str, signals: Signals) -> Iterator[Record]:
     """The part of the processes that neither write nor decide; they begin where the first one says they do."""
-    if told(lambda: True):
+    if from_main_process(lambda: True):
         state.folder = folder
         state.load()
         yield from _train(recipe, state, name, signals)
@@ -134,16 +134,16 @@ def _enter(recipe: Recipe, state: State, folder: Path, what: str, source: bytes 
 
 def write_recipe(recipe: Recipe, folder: Path, source: bytes | None) -> None:
     """Say in the folder which run it is: every field resolved, and the file that it was read from."""
-    write_json(folder / "recipe.json", flatten(recipe))
+    atomic_write_json(folder / "recipe.json", flatten(recipe))
     if source is not None:
-        write(folder / "recipe.py", lambda temporary: temporary.write_bytes(source))
+        atomic_write(folder / "recipe.py", lambda temporary: temporary.write_bytes(source))
 
 
 def _train(recipe: Recipe, state: State, name: str, signals: Signals) -> Iterator[Record]:
     with signals.deferred():
         for record in fit(recipe, state, name):
             yield record
-            if (asked := max(together([signals.asked or 0]))) != 0:  # all stop after the same step
+            if (asked := max(all_gather_lists([signals.asked or 0]))) != 0:  # all stop after the same step
                 state.save()
                 raise Stopped(asked)
 
@@ -151,28 +151,28 @@ def _train(recipe: Recipe, state: State, name: str, signals: Signals) -> Iterato
 def _evaluate(recipe: Recipe, state: State, folder: Path) -> Iterator[Record]:
     """Attack the test set, once; a verdict that is in results.json already is not computed again."""
     chosen = state.best_epoch if recipe.select == "best" else recipe.epochs - 1
-    rows = told(lambda: [Attacked(**row) for row in _read_results(folder).get("attacks", [])])
+    rows = from_main_process(lambda: [AttackResult(**row) for row in _read_results(folder).get("attacks", [])])
     state.read_weights(recipe.select)
     test = state.images.test.first(recipe.test_size)
-    data = {"name": state.images.name, "fingerprint": fingerprint_of(test)}
+    data = {"name": state.images.name, "fingerprint": data_fingerprint(test)}
     test = test.to(state.device)
     done = {row.name for row in rows}
     yield from rows
     for name in recipe.evaluate:
         if name in done:
             continue
-        for record in trial(
-            state.kept, test, plan(name, recipe.budget, state.images.classes, recipe.norm), recipe.seed
+        for record in evaluate_attack(
+            state.eval_model, test, attack_spec(name, recipe.budget, state.images.classes, recipe.norm), recipe.seed
         ):
             yield record
-            if isinstance(record, Attacked):
+            if isinstance(record, AttackResult):
                 rows.append(record)
                 _write_results(recipe, state, folder, rows, chosen, data)
     _write_results(recipe, state, folder, rows, chosen, data, complete=True)
 
 
 def _write_results(
-    recipe: Recipe, state: State, folder: Path, rows: list[Attacked], chosen: int, data: dict[str, str],
+    recipe: Recipe, state: State, folder: Path, rows: list[AttackResult], chosen: int, data: dict[str, str],
     complete: bool = False,
 ) -> None:  # fmt: skip
     content = {
@@ -190,16 +190,16 @@ def _write_results(
             "recipe": flatten(recipe), "text": describe(recipe),
         },
     }  # fmt: skip
-    if leads():
-        write_json(folder / "results.json", content)
+    if is_main_process():
+        atomic_write_json(folder / "results.json", content)
 
 
-def _finished(folder: Path, before: bool = False) -> Finished:
+def _finished(folder: Path, before: bool = False) -> RunFinished:
     results = _read_results(folder)
-    rows = tuple(Attacked(**row) for row in results["attacks"])
+    rows = tuple(AttackResult(**row) for row in results["attacks"])
     weights = results["weights"]
     burn_in, note = weights.get("burn_in", 0), weights.get("note", "")
-    return Finished(str(folder), rows, weights["file"], weights["epoch"], before, burn_in, note)
+    return RunFinished(str(folder), rows, weights["file"], weights["epoch"], before, burn_in, note)
 
 
 def _refuse_another(recipe: Recipe, there: dict[str, Any], folder: Path) -> None:

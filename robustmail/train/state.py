@@ -17,19 +17,19 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
 from robustmail.checkpoints import load_saved
-from robustmail.data.dataset import Images, Part, batches, hold_out, to_float
+from robustmail.data.dataset import ImageData, Split, batch_indices, hold_out, to_float
 from robustmail.errors import NonFiniteError, RecipeError, RunError, in_brief
 from robustmail.fields import describe
-from robustmail.models.classifier import Classifier, build, try_out
-from robustmail.models.precision import Decision, Forms, decide, forms
-from robustmail.plugin_calls import ask
+from robustmail.models.classifier import Classifier, build, check_forward
+from robustmail.models.precision import ComputeModels, PrecisionChoice, choose_precision, compute_models
+from robustmail.plugin_calls import call_plugin
 from robustmail.recipe import Recipe
-from robustmail.records import StepDone
-from robustmail.runtime.deferred import Later
+from robustmail.records import StepFinished
+from robustmail.runtime.deferred import DeferredReads
 from robustmail.runtime.devices import pick_device
-from robustmail.runtime.distributed import first_alone, leads, one_batch, world
-from robustmail.runtime.files import make_folder, write, write_text
-from robustmail.runtime.rng import forked, generator, reseed
+from robustmail.runtime.distributed import is_main_process, main_process_first, shard_batch, world_size
+from robustmail.runtime.files import atomic_write, atomic_write_text, make_folder
+from robustmail.runtime.rng import fork_rng, generator, seed_all
 from robustmail.runtime.untrusted import check_shape, check_tensors
 
 __all__ = ["Launched", "State"]
@@ -47,9 +47,9 @@ class Launched(Protocol):
     """A step that was queued on the device."""
 
     @property
-    def later(self) -> Later | None: ...
+    def later(self) -> DeferredReads | None: ...
 
-    def read(self) -> StepDone:
+    def read(self) -> StepFinished:
         """What it looked like; waits until it is done."""
         ...
 
@@ -65,11 +65,11 @@ class State:
     recipe: Recipe
     model: Classifier
     optimizer: torch.optim.Optimizer
-    images: Images
-    train: Part
-    validation: Part
+    images: ImageData
+    train: Split
+    validation: Split
     device: torch.device
-    precision: Decision
+    precision: PrecisionChoice
     average: ModelEmaV3 | None = None
     folder: Path | None = None
     epoch: int = 0
@@ -84,7 +84,7 @@ class State:
     saved_at: float = field(default_factory=time.monotonic)
     ahead: int = 0
     """how many steps the host may queue before it reads what the last one looked like"""
-    unread: list[Launched] = field(default_factory=list)
+    queue: list[Launched] = field(default_factory=list)
     read_at: float = 0.0
 
     @classmethod
@@ -95,20 +95,20 @@ class State:
         been written then.
         """
         device = pick_device(recipe.device)
-        with first_alone():
-            images = ask("data", recipe.data)
-        if not isinstance(images, Images):
+        with main_process_first():
+            images = call_plugin("data", recipe.data)
+        if not isinstance(images, ImageData):
             raise RecipeError(f"data={describe(recipe.data)}", f"returned {type(images).__name__}, not Images")
         train, validation = hold_out(images, recipe.seed)
-        with forked():
-            reseed(recipe.seed, "init")
+        with fork_rng():
+            seed_all(recipe.seed, "init")
             model = build(recipe.model, images.classes, images.shape[0], recipe.normalize).to(device)
-            smallest = min(map(len, batches(len(train.y), recipe.batch, generator(0))))
+            smallest = min(map(len, batch_indices(len(train.y), recipe.batch, generator(0))))
             sample = to_float(train.x[:smallest]).to(device)
-            try_out(model, describe(recipe.model).strip("'"), sample, images.classes)
-        optimizer = ask("optimizer", recipe.at(0).optimizer, model.parameters())
+            check_forward(model, describe(recipe.model).strip("'"), sample, images.classes)
+        optimizer = call_plugin("optimizer", recipe.at(0).optimizer, model.parameters())
         parts = train.to(device), validation.to(device)
-        precision = decide(recipe.precision, model, sample)
+        precision = choose_precision(recipe.precision, model, sample)
         # Only such an optimiser can be told on the device to leave the weights alone.
         ahead = device.type == "cuda" and getattr(optimizer, "_step_supports_amp_scaling", False)
         average = _average(model, recipe.ema)
@@ -118,22 +118,22 @@ class State:
         return cls(recipe, model, optimizer, images, *parts, device, precision, average, where, ahead=int(ahead))
 
     @functools.cached_property
-    def forms(self) -> Forms:
+    def forms(self) -> ComputeModels:
         """The model as attacks and the loss call it."""
         n = min(self.recipe.batch, len(self.train.y))
-        with one_batch(n) as rows:
+        with shard_batch(n) as rows:
             sample = to_float(self.train.x[:n][rows])
-        return forms(self.model, self.precision, self.recipe.attack_mode, sample)
+        return compute_models(self.model, self.precision, self.recipe.attack_mode, sample)
 
     @property
-    def kept(self) -> nn.Module:
+    def eval_model(self) -> nn.Module:
         """The model that is validated, written and evaluated: the average of the weights where there is one."""
         return self.model if self.average is None else self.average.module
 
     @functools.cached_property
     def steps(self) -> int:
         """How many steps an epoch has."""
-        return len(batches(len(self.train.y), self.recipe.batch, generator(0)))
+        return len(batch_indices(len(self.train.y), self.recipe.batch, generator(0)))
 
     def advance(self) -> None:
         """One step is done."""
@@ -141,17 +141,17 @@ class State:
         if self.average is not None:
             self.average.update(self.model, self.epoch * self.steps + self.step)
 
-    def settle(self, ahead: int = 0) -> list[StepDone]:
+    def settle(self, ahead: int = 0) -> list[StepFinished]:
         """Read the steps that were launched, all but the last `ahead`, and take them into the epoch's sums.
 
         Raises NonFiniteError; what was launched after that step is forgotten.
         """
         done = []
-        while len(self.unread) > ahead:
+        while len(self.queue) > ahead:
             try:
-                done.append(self.unread.pop(0).read())
+                done.append(self.queue.pop(0).read())
             except NonFiniteError:
-                self.unread.clear()
+                self.queue.clear()
                 raise
             for metric, value in _metrics(done[-1]).items():
                 total = self.sums.setdefault(metric, [0.0, 0.0])
@@ -163,22 +163,22 @@ class State:
         """Write state.pt and metrics.csv, each at once; without a folder, nothing."""
         self.settle()
         self.saved_at = time.monotonic()
-        if self.folder is None or not leads():
+        if self.folder is None or not is_main_process():
             return
         content = {
             "format": FORMAT, "data": self.images.fingerprint,
             "epoch": self.epoch, "step": self.step, "sums": self.sums, "history": self.history,
             "best": self.best, "best_epoch": self.best_epoch, "threads": torch.get_num_threads(),
-            "precision": self.precision.name, "processes": world(),
+            "precision": self.precision.name, "processes": world_size(),
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "average": self.average.module.state_dict() if self.average else {},
         }  # fmt: skip
-        write(self.folder / "state.pt", lambda path: torch.save(content, path))
+        atomic_write(self.folder / "state.pt", lambda path: torch.save(content, path))
         self._write_metrics()
 
     def _write_metrics(self) -> None:
-        if leads():
-            write_text(_folder(self) / "metrics.csv", _csv(self.history))
+        if is_main_process():
+            atomic_write_text(_folder(self) / "metrics.csv", _csv(self.history))
 
     @property
     def due(self) -> bool:
@@ -211,19 +211,21 @@ class State:
             raise RunError(str(path), wrong, "Begin anew with --fresh --yes.") from error
         if content["threads"] != torch.get_num_threads() and self.device.type == "cpu":
             self.note = f"begun with {content['threads']} threads, so the bits may differ from a run without a break"
-        if (before := content.get("processes", 1)) != world():
-            self.note = f"begun in {before} processes, now {world()}: the last bits differ from a run without a break"
+        if (before := content.get("processes", 1)) != world_size():
+            self.note = (
+                f"begun in {before} processes, now {world_size()}: the last bits differ from a run without a break"
+            )
         if content["precision"] != self.precision.name:
-            self.precision = Decision(content["precision"], "as this run began")
+            self.precision = PrecisionChoice(content["precision"], "as this run began")
         for name in ("epoch", "step", "sums", "history", "best", "best_epoch"):
             setattr(self, name, content[name])
         self._write_metrics()  # a kill may have come between the state and its table
 
     def write_weights(self, name: str) -> None:
         """Write NAME.safetensors with what is needed to use it; without a folder, nothing."""
-        if self.folder is None or not leads():
+        if self.folder is None or not is_main_process():
             return
-        weights = {key: value.detach().cpu().contiguous() for key, value in self.kept.state_dict().items()}
+        weights = {key: value.detach().cpu().contiguous() for key, value in self.eval_model.state_dict().items()}
         named = self.recipe.model  # a text is timm's name; a function is code, and says so
         facts = {
             "model": named if isinstance(named, str) else f"recipe.py:{describe(named)}",
@@ -232,7 +234,7 @@ class State:
             "epoch": self.epoch, "norm": self.recipe.norm, "source": describe(self.recipe.data),
         }  # fmt: skip
         metadata = {"robustmail": json.dumps(facts)}  # one key: safetensors writes several in random order
-        write(self.folder / f"{name}.safetensors", lambda path: save_file(weights, path, metadata))
+        atomic_write(self.folder / f"{name}.safetensors", lambda path: save_file(weights, path, metadata))
 
     def read_weights(self, name: str) -> None:
         """Put the weights of NAME.safetensors into the model."""
@@ -241,21 +243,21 @@ class State:
         path = self.folder / f"{name}.safetensors"
         try:
             check_tensors(path)
-            self.kept.load_state_dict(load_file(path, device=str(self.device)))
+            self.eval_model.load_state_dict(load_file(path, device=str(self.device)))
         except Exception as error:  # missing, damaged, or of another network
             wrong = f"cannot be read ({in_brief(error)})"
             raise RunError(str(path), wrong, "Begin anew with --fresh --yes.") from error
 
     def dump(self, indices: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> Path | None:
         """Write nonfinite.pt: the batch and the model with which `reproduce` fails in the same way."""
-        if self.folder is None or not leads():
+        if self.folder is None or not is_main_process():
             return None
         content = {
             "epoch": self.epoch, "step": self.step, "indices": indices.cpu(), "x": x.cpu(), "y": y.cpu(),
             "model": self.model.state_dict(), "classes": self.images.classes, "precision": self.precision.name,
         }  # fmt: skip
         path = self.folder / "nonfinite.pt"
-        write(path, lambda temporary: torch.save(content, temporary))
+        atomic_write(path, lambda temporary: torch.save(content, temporary))
         return path
 
 
@@ -274,7 +276,7 @@ def _folder(state: State) -> Path:
     return state.folder
 
 
-def _metrics(done: StepDone) -> dict[str, float]:
+def _metrics(done: StepFinished) -> dict[str, float]:
     weights = done.weights
     found = {"loss": done.loss, "weighted": done.weighted, "plain": done.plain, "adv": done.adv, "nat": done.nat}
     if weights:

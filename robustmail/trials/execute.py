@@ -13,13 +13,13 @@ from typing import Any, Protocol, cast
 from robustmail.config.loader import recipe_path
 from robustmail.errors import InUseError, RobustmailError, RunError, did_you_mean, in_brief
 from robustmail.recipe import Recipe
-from robustmail.records import Begun, CellBegun, EpochDone, Record, Waiting
+from robustmail.records import CellStarted, EpochFinished, Record, RunStarted, WaitingForFolder
 from robustmail.runtime.files import opened
 from robustmail.runtime.signals import Signals
 from robustmail.train.run import preflight, run, status
-from robustmail.trials.fork import Job, begun, fork, trained
+from robustmail.trials.fork import Job, fork, is_trained, started
 
-__all__ = ["EXECUTORS", "Future", "Outcome", "check", "executor", "here", "in_order", "missing", "work"]
+__all__ = ["EXECUTORS", "Future", "Outcome", "check", "executor", "run_here", "ordered", "missing", "run_job"]
 
 EXECUTORS = ("here", "local", "slurm")
 LOOK_EVERY = 0.2  # seconds between two looks at what runs elsewhere
@@ -48,7 +48,7 @@ class Future(Protocol):
 Submit = Callable[[Job], Future]
 
 
-def work(job: Job, signals: Signals, save_every: float = 30.0) -> Iterator[Record]:
+def run_job(job: Job, signals: Signals, save_every: float = 30.0) -> Iterator[Record]:
     """Make the run of one job, or go on with it; raises what `run` raises.
 
     A process that a killed command left behind may still be at it: that is waited for.
@@ -60,7 +60,7 @@ def work(job: Job, signals: Signals, save_every: float = 30.0) -> Iterator[Recor
             return
         except InUseError:
             if not told:
-                yield Waiting(str(job.folder))
+                yield WaitingForFolder(str(job.folder))
                 told = True
             time.sleep(LOOK_EVERY)
 
@@ -68,7 +68,7 @@ def work(job: Job, signals: Signals, save_every: float = 30.0) -> Iterator[Recor
 def _work(job: Job, signals: Signals, save_every: float) -> Iterator[Record]:
     recipe = job.cell.load()
     source, _ = recipe_path(job.cell.recipe)
-    if job.trunk is not None and not begun(job.folder):
+    if job.trunk is not None and not started(job.folder):
         fork(recipe, job.trunk, job.folder, source)
     records = run(recipe, job.folder, job.name, source, signals=signals, save_every=save_every)
     with closing(cast(Generator[Record, None, None], records)):  # so that a trunk lets go of its folder
@@ -78,7 +78,7 @@ def _work(job: Job, signals: Signals, save_every: float) -> Iterator[Record]:
                 return
 
 
-def in_order(jobs: Sequence[Job], submit: Submit, width: int = 1) -> Iterator[CellBegun | tuple[Job, Outcome]]:
+def ordered(jobs: Sequence[Job], submit: Submit, width: int = 1) -> Iterator[CellStarted | tuple[Job, Outcome]]:
     """Submit the jobs, at most `width` at once, each after its trunk; what grows on a failed trunk fails with it."""
     waiting, running = list(jobs), dict[Job, Future]()
     failed: dict[Path, str] = {}
@@ -99,7 +99,7 @@ def in_order(jobs: Sequence[Job], submit: Submit, width: int = 1) -> Iterator[Ce
             if ready is not None and len(running) < width:
                 waiting.remove(ready)
                 number += 1
-                yield CellBegun(ready.name, number, len(jobs))
+                yield CellStarted(ready.name, number, len(jobs))
                 running[ready] = submit(ready)
             elif running and not any(future.done() for future in running.values()):
                 time.sleep(LOOK_EVERY)
@@ -117,8 +117,8 @@ def missing(jobs: Sequence[Job], recipes: Mapping[Any, Recipe]) -> list[Job]:
         if job.until is None:
             needed = status(recipes[job.cell], job.folder) != "finished"
         else:
-            users = [other for other in wanted if other.trunk == job.folder and not begun(other.folder)]
-            needed = bool(users) and not trained(job.folder, job.until)
+            users = [other for other in wanted if other.trunk == job.folder and not started(other.folder)]
+            needed = bool(users) and not is_trained(job.folder, job.until)
             job = replace(job, cells=sum(other.cells for other in users))
         if needed:
             wanted.append(job)
@@ -155,7 +155,7 @@ class _Done:
         return self.outcome
 
 
-def here(perform: Callable[[Job], Outcome]) -> Submit:
+def run_here(perform: Callable[[Job], Outcome]) -> Submit:
     """Do each job in this process, at once."""
     return lambda job: _Done(perform(job))
 
@@ -206,9 +206,9 @@ def _stderr_to(file: Path) -> Iterator[None]:
 
 def _reached(record: Record, until: int) -> bool:
     """Are so many epochs trained and saved?"""
-    if isinstance(record, Begun):
+    if isinstance(record, RunStarted):
         return record.epoch >= until
-    return isinstance(record, EpochDone) and record.row["epoch"] + 1 >= until
+    return isinstance(record, EpochFinished) and record.row["epoch"] + 1 >= until
 
 
 def _outcome(future: Future) -> Outcome:

@@ -15,16 +15,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from robustmail.fields import parts, schedules, transform
+from robustmail.fields import field_values, iter_schedules, map_schedules
 from robustmail.recipe import Recipe
-from robustmail.runtime.files import locked, make_folder, write, write_json
+from robustmail.runtime.files import atomic_write, atomic_write_json, folder_lock, make_folder
 from robustmail.runtime.untrusted import check_inside, read_json, read_text
 from robustmail.schedules import Stairs
-from robustmail.text import so_many
+from robustmail.text import plural
 from robustmail.train.run import write_recipe
 from robustmail.trials.grid import Cell
 
-__all__ = ["Job", "begun", "fork", "forked_from", "own", "plan", "trained"]
+__all__ = ["Job", "started", "fork", "forked_from", "own_job", "plan_jobs", "is_trained"]
 
 ONLY_LATER = ("epochs", "burn_in", "eps", "evaluate", "select", "test_size")
 """Fields that say when something happens, or what happens afterwards; `eps` counts as `budget`."""
@@ -49,16 +49,16 @@ class Job:
         """For people."""
         if self.until is None:
             return self.cell.name
-        return f"epochs {self.begin + 1} to {self.until} of {so_many(self.cells, 'cell')} ({self.cell.name})"
+        return f"epochs {self.begin + 1} to {self.until} of {plural(self.cells, 'cell')} ({self.cell.name})"
 
 
-def plan(recipes: Mapping[Cell, Recipe], folders: Mapping[Cell, Path], out: Path) -> list[Job]:
+def plan_jobs(recipes: Mapping[Cell, Recipe], folders: Mapping[Cell, Path], out: Path) -> list[Job]:
     """The jobs of a grid, every trunk before what goes on from it."""
     planner = _Planner(recipes, folders, out / "trunks")
     return list(planner.branch(list(recipes), 0, None))
 
 
-def own(jobs: Sequence[Job], cells: Container[Cell]) -> list[Job]:
+def own_job(jobs: Sequence[Job], cells: Container[Cell]) -> list[Job]:
     """Of the jobs of several grids those that some of the cells need; trunks count these cells alone."""
     users: dict[Path | None, int] = {}
     found = []
@@ -79,12 +79,12 @@ def forked_from(folder: Path) -> Path | None:
         return None
 
 
-def begun(folder: Path) -> bool:
+def started(folder: Path) -> bool:
     """Has the run in a folder begun, so that it needs no trunk any more?"""
     return (folder / "state.pt").exists()
 
 
-def trained(folder: Path, epochs: int) -> bool:
+def is_trained(folder: Path, epochs: int) -> bool:
     """Has the run in a folder trained and saved so many epochs?"""
     try:
         return len(read_text(folder / "metrics.csv").splitlines()) > epochs  # it has a heading
@@ -98,12 +98,12 @@ def fork(recipe: Recipe, trunk: Path, folder: Path, source: Path | None) -> None
     forked.json says which trunk it was. Raises RunError where the folder is in use or cannot be written.
     """
     make_folder(folder)
-    with locked(folder):
+    with folder_lock(folder):
         write_recipe(recipe, folder, source.read_bytes() if source is not None else None)
-        write_json(folder / "forked.json", {"trunk": os.path.relpath(trunk, folder)})
+        atomic_write_json(folder / "forked.json", {"trunk": os.path.relpath(trunk, folder)})
         for name in ("best.safetensors", "last.safetensors", "metrics.csv", "state.pt"):
             check_inside(trunk / name)
-            write(folder / name, functools.partial(shutil.copyfile, trunk / name))
+            atomic_write(folder / name, functools.partial(shutil.copyfile, trunk / name))
 
 
 class _Planner:
@@ -149,18 +149,18 @@ class _Planner:
 
     def _way(self, cell: Cell, epoch: int) -> dict[str, Any]:
         recipe = self._recipes[cell]
-        if all(isinstance(schedule, Stairs) for schedule in schedules(recipe)):  # then nothing moves between turns
-            epoch = max(turn for turn in recipe.turns() if turn <= epoch)
+        if all(isinstance(schedule, Stairs) for schedule in iter_schedules(recipe)):  # then nothing moves between turns
+            epoch = max(turn for turn in recipe.change_points() if turn <= epoch)
         if (cell, epoch) not in self._ways:
-            self._ways[cell, epoch] = way(recipe, epoch)
+            self._ways[cell, epoch] = shared_prefix(recipe, epoch)
         return self._ways[cell, epoch]
 
 
-def way(recipe: Recipe, epoch: int) -> dict[str, Any]:
+def shared_prefix(recipe: Recipe, epoch: int) -> dict[str, Any]:
     """Everything that an epoch of training, its validation and its files depend on.
 
     The optimiser's schedules are read within epochs too: one that is not constant there stands for itself.
     """
-    now = {name: value for name, value in parts(recipe.at(epoch)).items() if name not in ONLY_LATER}
-    now["optimizer"] = transform(recipe.optimizer, lambda s: s.at_epoch(epoch) if isinstance(s, Stairs) else s)
+    now = {name: value for name, value in field_values(recipe.at(epoch)).items() if name not in ONLY_LATER}
+    now["optimizer"] = map_schedules(recipe.optimizer, lambda s: s.at_epoch(epoch) if isinstance(s, Stairs) else s)
     return now | {"budget": recipe.budget, "norm": recipe.norm}

@@ -11,7 +11,7 @@ from itertools import combinations, product
 from pathlib import Path
 
 from robustmail.config.loader import load_recipe
-from robustmail.config.overrides import override
+from robustmail.config.overrides import apply_overrides
 from robustmail.errors import RecipeError
 from robustmail.fields import flatten
 from robustmail.recipe import Recipe
@@ -155,7 +155,7 @@ def _marked(name: str, row: str) -> str:
 def _made(cell: Cell, recipe: Recipe) -> Recipe:
     if any(text.partition("=")[0].strip() == "seed" for text in cell.overrides):
         raise RecipeError(f"trials ({cell.row})", "sets the seed", "Seeds go into --seeds.")
-    return override(recipe, (*cell.overrides, f"seed={cell.seed}"))
+    return apply_overrides(recipe, (*cell.overrides, f"seed={cell.seed}"))
 
 
 def _refuse_twins(found: Mapping[Cell, Recipe]) -> None:

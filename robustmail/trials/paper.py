@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-__all__ = ["METRICS", "SCALES", "TABLES", "Line", "PaperTable", "Scale", "kin"]
+__all__ = ["METRICS", "SCALES", "TABLES", "Line", "PaperTable", "Scale", "related_methods"]
 
 METRICS = {"NAT": "nat", "PGD": "pgd100", "APGD": "apgd", "CW": "cw", "AA": "aa"}
 """Columns of the paper and the attacks that they are here."""
@@ -140,7 +140,7 @@ MINI = Scale(
 SCALES = {"paper": Scale("as in the paper", seeds=5), "mini": MINI}
 
 
-def kin(table: PaperTable) -> list[PaperTable]:
+def related_methods(table: PaperTable) -> list[PaperTable]:
     """The tables that have a row in common with this one, itself included: their runs live in one folder."""
     rows = {line.row for line in table.lines}
     return [other for other in TABLES.values() if rows & {line.row for line in other.lines}]

@@ -10,13 +10,13 @@ from typing import Any
 
 from robustmail.errors import RunError
 from robustmail.fields import describe
-from robustmail.records import CellBegun, CellDone
+from robustmail.records import CellFinished, CellStarted
 from robustmail.runtime.devices import pick_device
-from robustmail.runtime.files import locked, make_folder, write_json
+from robustmail.runtime.files import atomic_write_json, folder_lock, make_folder
 from robustmail.runtime.provenance import provenance
 from robustmail.runtime.untrusted import check_shape, check_within, read_json
-from robustmail.trials.execute import Submit, check, in_order, missing
-from robustmail.trials.fork import forked_from, own, plan
+from robustmail.trials.execute import Submit, check, missing, ordered
+from robustmail.trials.fork import forked_from, own_job, plan_jobs
 from robustmail.trials.grid import Cell, folders, recipes
 from robustmail.trials.summary import Row, read_accuracies, rows
 
@@ -43,7 +43,7 @@ class Study:
         self.folders = {cell: places[cell] for cell in cells}
         for folder in (*places.values(), out / "trunks", out / "jobs"):
             check_within(folder, out)
-        self.jobs = own(plan(self._every, places, out), self.recipes)
+        self.jobs = own_job(plan_jobs(self._every, places, out), self.recipes)
         self.missing = missing(self.jobs, self._every)
         self.errors: dict[Cell, str] = {}
         self.trunks = self._before()
@@ -57,14 +57,14 @@ class Study:
         """Find what can be known to be wrong before anything is trained; raises the error of whatever is wrong."""
         check(self._every, self.jobs)
 
-    def carry_out(self, submit: Submit, width: int = 1) -> Iterator[CellBegun | CellDone]:
+    def carry_out(self, submit: Submit, width: int = 1) -> Iterator[CellStarted | CellFinished]:
         """Make the runs that are missing; a failed one is told, and the others go on. Raises RunError if in use."""
         make_folder(self.out)
-        with locked(self.out):
+        with folder_lock(self.out):
             done, of = 0, len(self.missing)
             self.save()
-            for event in in_order(self.missing, submit, width):
-                if isinstance(event, CellBegun):
+            for event in ordered(self.missing, submit, width):
+                if isinstance(event, CellStarted):
                     yield event
                     continue
                 job, outcome = event
@@ -74,7 +74,7 @@ class Study:
                 elif job.until is not None and not outcome.error:
                     self._trained(str(job.folder.relative_to(self.out)), job.until - job.begin, outcome)
                 self.save()
-                yield CellDone(job.name, outcome.error, done, of)
+                yield CellFinished(job.name, outcome.error, done, of)
 
     def rows(self) -> list[Row]:
         """The results as they are now: over seeds, with what is missing and what failed."""
@@ -99,7 +99,7 @@ class Study:
         found = self.rows()
         texts = {cell.row: describe(recipe) for cell, recipe in self.recipes.items()}
         device = pick_device(next(iter(self.recipes.values())).device)
-        write_json(self.file, {
+        atomic_write_json(self.file, {
             "format": FORMAT,
             "complete": not any(row.missing for row in found),
             "seeds": self.seeds,

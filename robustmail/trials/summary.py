@@ -11,13 +11,13 @@ from statistics import fmean, stdev
 from robustmail.errors import RunError, in_brief
 from robustmail.runtime.untrusted import read_json
 
-__all__ = ["Measured", "Row", "Spread", "Standing", "compared", "read_accuracies", "rows", "spread"]
+__all__ = ["Measured", "Row", "SeedSpread", "Standing", "compared", "read_accuracies", "rows", "seed_spread"]
 
 CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
-class Spread:
+class SeedSpread:
     """Values over seeds: their mean, standard deviation (n - 1), and the t-interval of the mean.
 
     std, low and high are None for a single value, of which they would say nothing.
@@ -37,7 +37,7 @@ class Standing:
     verdict: str
     """"best"; "tie", the two cannot be told apart; "behind"; "ahead", of fewer seeds, on which it is better; or
     "unknown": fewer than two seeds in common, or nothing to compare with"""
-    lead: Spread | None = None
+    lead: SeedSpread | None = None
     """the best minus this one, seed by seed, with the interval that decides; None for the best itself"""
 
 
@@ -46,7 +46,7 @@ class Measured:
     """One metric of one row: accuracy by seed, and what follows from it."""
 
     by_seed: dict[int, float]
-    spread: Spread
+    spread: SeedSpread
     standing: Standing
 
 
@@ -62,15 +62,15 @@ class Row:
     """seeds that failed, with the line that says why"""
 
 
-def spread(values: Sequence[float], confidence: float = CONFIDENCE) -> Spread:
+def seed_spread(values: Sequence[float], confidence: float = CONFIDENCE) -> SeedSpread:
     """mean +- t std / sqrt(n), with t the (1 + confidence) / 2 quantile of Student's distribution of n - 1 degrees."""
     if len(values) < 2:
-        return Spread(len(values), values[0])
+        return SeedSpread(len(values), values[0])
     from scipy.stats import t
 
     mean, std = fmean(values), stdev(values)
     half = float(t.ppf((1 + confidence) / 2, len(values) - 1)) * std / math.sqrt(len(values))
-    return Spread(len(values), mean, std, mean - half, mean + half)
+    return SeedSpread(len(values), mean, std, mean - half, mean + half)
 
 
 def compared(column: Mapping[str, Mapping[int, float]]) -> dict[str, Standing]:
@@ -94,7 +94,7 @@ def compared(column: Mapping[str, Mapping[int, float]]) -> dict[str, Standing]:
         elif row == best:
             found[row] = Standing("best")
         else:
-            lead = spread(leads, level)
+            lead = seed_spread(leads, level)
             assert lead.low is not None
             assert lead.high is not None
             found[row] = Standing("behind" if lead.low > 0 else "ahead" if lead.high < 0 else "tie", lead)
@@ -121,7 +121,7 @@ def rows(
         Row(
             name,
             {
-                metric: Measured(column[name], spread(list(column[name].values())), standings[metric][name])
+                metric: Measured(column[name], seed_spread(list(column[name].values())), standings[metric][name])
                 for metric, column in columns.items()
                 if name in column
             },

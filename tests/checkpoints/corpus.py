@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustmail import PGD, digits
-from robustmail.data.dataset import Images, to_float
+from robustmail.data.dataset import ImageData, to_float
 from robustmail.data.sources import npz
 from robustmail.data.testsets import TestSet
 from robustmail.errors import ModelError
-from robustmail.evaluation.model_loading import open_subject
-from robustmail.evaluation.normalization import CONVENTIONS
+from robustmail.evaluation.model_loading import load_model
+from robustmail.evaluation.normalization import NORMALIZATIONS
 from robustmail.models.classifier import Classifier
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -306,16 +306,16 @@ def _drawn(seed: int, usual: list[str]) -> Spec:
 # Training
 
 
-def images_of(data: str, mini: Path | None) -> Images:
+def images_of(data: str, mini: Path | None) -> ImageData:
     """digits, or the CIFAR-10 of 2,000 + 1,000 images."""
     return digits()() if data == "digits" else npz(str(mini))()
 
 
-def trained(spec: Spec, images: Images) -> Classifier:
+def trained(spec: Spec, images: ImageData) -> Classifier:
     """The network of a spec after some seconds of training."""
     torch.manual_seed(spec.seed)
     channels, size, _ = images.shape
-    normalize = CONVENTIONS[spec.convention]
+    normalize = NORMALIZATIONS[spec.convention]
     model = Classifier(made(spec, channels, size), normalize)
     x, y = to_float(images.train.x), images.train.y
     epochs = {"well": 20, "briefly": 6, "long": 60, "against attacks": 15}[spec.training] // (
@@ -344,13 +344,13 @@ def trained(spec: Spec, images: Images) -> Classifier:
     return model.eval()
 
 
-def logits_of(model: nn.Module, images: Images) -> Tensor:
+def logits_of(model: nn.Module, images: ImageData) -> Tensor:
     """[N, classes] of the test images"""
     with torch.no_grad():
         return torch.cat([model(to_float(x)) for x in images.test.x.split(250)])
 
 
-def save(spec: Spec, model: Classifier, images: Images, path: Path) -> float:
+def save(spec: Spec, model: Classifier, images: ImageData, path: Path) -> float:
     """Write the file as its author would, and return the accuracy on the test images."""
     tensors = dict(model.net.state_dict())
     if spec.inside and spec.convention != "none":
@@ -392,12 +392,12 @@ def outcome(spec: Spec, folder: Path, test: TestSet) -> tuple[str, str]:
     normalize = None if spec.inside and spec.convention != "none" else spec.convention
     why = ""
     try:
-        subject = open_subject(path, test, normalize=normalize)
+        subject = load_model(path, test, normalize=normalize)
     except ModelError as error:
         why = str(error.wrong)
         if "in doubt" not in why:
             return "unknown", why
-        subject = open_subject(path, test, normalize=normalize, accept_reading=True)
+        subject = load_model(path, test, normalize=normalize, accept_reading=True)
     with torch.no_grad():
         said = torch.cat([subject.model(to_float(x)) for x in test.part.x.split(250)]).argmax(1)
     true = torch.load(folder / f"{spec.name}.logits", weights_only=True).argmax(1)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from robustmail.checkpoints import readings
+from robustmail.checkpoints import candidates
 from robustmail.models.classifier import build
 from tests.checkpoints import networks as n
 
@@ -68,7 +68,7 @@ def place(network: nn.Module, channels: int, size: int, tensors: dict[str, torch
     x = torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         expected = network(x)
-        found = readings(tensors, size)
+        found = candidates(tensors, size)
         for i, reading in enumerate(found):
             read = reading.network
             assert not read.training
@@ -105,8 +105,8 @@ def test_counters_of_batches_may_be_absent() -> None:
 
 
 def test_a_size_that_nobody_told_is_found() -> None:
-    assert readings(n.conv_small().state_dict())[0].size == 32
-    assert readings(n.MnistNet().state_dict())[0].size == 28
+    assert candidates(n.conv_small().state_dict())[0].size == 32
+    assert candidates(n.MnistNet().state_dict())[0].size == 28
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_a_size_that_nobody_told_is_found() -> None:
     ],
 )
 def test_a_reading_has_the_name_that_a_person_would_say(make: Callable[[], nn.Module], name: str) -> None:
-    assert readings(make().state_dict())[0].name.startswith(name)
+    assert candidates(make().state_dict())[0].name.startswith(name)
 
 
 @pytest.mark.parametrize(
@@ -138,4 +138,4 @@ def test_a_reading_has_the_name_that_a_person_would_say(make: Callable[[], nn.Mo
     ],
 )
 def test_what_fits_nothing_has_no_reading(tensors: dict[str, torch.Tensor]) -> None:
-    assert readings(tensors) == []
+    assert candidates(tensors) == []

@@ -26,8 +26,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from robustmail.checkpoints import inspect, open_checkpoint
-from robustmail.checkpoints.file_formats import read
+from robustmail.checkpoints import inspect_checkpoint, open_checkpoint
+from robustmail.checkpoints.file_formats import read_file
 from robustmail.errors import ModelError, in_brief
 from robustmail.runtime import untrusted
 from tests.checkpoints import networks as n
@@ -119,7 +119,7 @@ def test_safetensors_give_weights_and_metadata_also_packed(tmp_path: Path) -> No
     data = safe(weights(), tmp_path, note="hello")
     for packed in (data, gzip.compress(data)):
         (tmp_path / "file").write_bytes(packed)
-        opened = read(tmp_path / "file")
+        opened = read_file(tmp_path / "file")
         assert opened.metadata == {"note": "hello"}
         assert opened.content.keys() == weights().keys()
 
@@ -271,7 +271,7 @@ def test_a_malicious_pickle_is_named_and_not_run(write: Callable[[Any], bytes], 
     target = tmp_path / "made"
     (tmp_path / "file.pth").write_bytes(write({"state_dict": weights(), "extra": Creates(target)}))
     with pytest.raises(ModelError, match=r"posix\.mkdir|nt\.mkdir|os\.mkdir"):
-        inspect(tmp_path / "file.pth")
+        inspect_checkpoint(tmp_path / "file.pth")
     assert not target.exists()
 
 
@@ -293,7 +293,7 @@ def test_a_file_with_changed_bytes_is_refused_or_read(seed: int, tmp_path: Path)
             data[at] = rng.integers(256)
         (tmp_path / "file.pth").write_bytes(bytes(data))
         try:
-            report = inspect(tmp_path / "file.pth")
+            report = inspect_checkpoint(tmp_path / "file.pth")
         except ModelError:
             pass
         else:
@@ -315,31 +315,31 @@ def test_self_reference_and_sharing_end(tmp_path: Path) -> None:
 def test_a_missing_file_a_folder_and_a_device_are_said_to_be_that(tmp_path: Path) -> None:
     (tmp_path / "best.pth").write_bytes(saved(weights()))
     with pytest.raises(ModelError, match=r"no such file.*best\.pth"):
-        read(tmp_path / "bset.pth")
+        read_file(tmp_path / "bset.pth")
     with pytest.raises(ModelError, match=r"a folder.*best\.pth"):
-        read(tmp_path)
+        read_file(tmp_path)
     with pytest.raises(ModelError, match="regular"):
-        read("/dev/null")
+        read_file("/dev/null")
     with pytest.raises(ModelError):
-        read("a\0b")
+        read_file("a\0b")
 
 
 def test_a_zip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(untrusted, "LARGEST", 10_000)
     (tmp_path / "file.gz").write_bytes(gzip.compress(bytes(2_000_000)))
     with pytest.raises(ModelError, match="unpacks to more than"):
-        read(tmp_path / "file.gz")
+        read_file(tmp_path / "file.gz")
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a/data.pkl", bytes(20_000_000))
     (tmp_path / "file.pth").write_bytes(packed.getvalue())
     with pytest.raises(ModelError, match=r"thousand|unpacks"):
-        read(tmp_path / "file.pth")
+        read_file(tmp_path / "file.pth")
 
 
 def test_no_hostile_name_reaches_the_terminal(tmp_path: Path) -> None:
     torch.save({"\x1b[31mred": 1, "state_dict": {f"\x1b]0;{k}": v for k, v in weights().items()}}, tmp_path / "f.pth")
-    assert all(line.isprintable() for line in inspect(tmp_path / "f.pth").lines())
+    assert all(line.isprintable() for line in inspect_checkpoint(tmp_path / "f.pth").lines())
 
 
 def test_a_module_with_buffers_only_is_read(tmp_path: Path) -> None:

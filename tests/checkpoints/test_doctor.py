@@ -1,4 +1,4 @@
-"""`inspect` tells what a file is, what it would be evaluated as, and what to type next."""
+"""`inspect_checkpoint` tells what a file is, what it would be evaluated as, and what to type next."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from robustmail.checkpoints import inspect, open_checkpoint
+from robustmail.checkpoints import inspect_checkpoint, open_checkpoint
 from robustmail.errors import ModelError
 from robustmail.models.classifier import build
 from tests.checkpoints import networks as n
@@ -30,7 +30,7 @@ def test_the_letter_says_what_there_is_and_what_to_type(tmp_path: Path) -> None:
         "ema": n.LeNet().state_dict(),
     }
     torch.save(content, tmp_path / "my file.pth")
-    text = "\n".join(inspect(tmp_path / "my file.pth", "net").lines())
+    text = "\n".join(inspect_checkpoint(tmp_path / "my file.pth", "net").lines())
     for said in ("torch file (zip)", "acc = 91.5", "Weights: net", "Also there, with --weights NAME: ema", "module.",
                  "ResNet-14 (width 8, CIFAR stem, 10 classes)", "strides 1, 2, 2", "the normalisation",
                  f"robustmail eval '{tmp_path}/my file.pth' --data cifar10 --probe"):  # fmt: skip
@@ -39,7 +39,7 @@ def test_the_letter_says_what_there_is_and_what_to_type(tmp_path: Path) -> None:
 
 def test_a_network_that_nobody_knows_is_asked_for(tmp_path: Path) -> None:
     torch.save(torch.nn.LSTM(3, 4).state_dict(), tmp_path / "f.pth")
-    report = inspect(tmp_path / "f.pth")
+    report = inspect_checkpoint(tmp_path / "f.pth")
     assert report.readings == []
     assert "--model file.py:factory" in report.lines()[-1]
 
@@ -48,7 +48,7 @@ def test_weights_that_are_nan_are_reported_but_not_opened(tmp_path: Path) -> Non
     tensors = n.LeNet().state_dict()
     tensors["conv2.weight"][0, 0] = torch.nan
     torch.save(tensors, tmp_path / "f.pth")
-    text = "\n".join(inspect(tmp_path / "f.pth").lines())
+    text = "\n".join(inspect_checkpoint(tmp_path / "f.pth").lines())
     assert "conv2.weight has 25 of 2,400 numbers that are NaN or infinite" in text
     with pytest.raises(ModelError, match=r"conv2\.weight"):
         open_checkpoint(tmp_path / "f.pth")
@@ -56,7 +56,7 @@ def test_weights_that_are_nan_are_reported_but_not_opened(tmp_path: Path) -> Non
 
 def test_the_json_has_everything(tmp_path: Path) -> None:
     torch.save({"state_dict": n.LeNet().state_dict()}, tmp_path / "f.pth")
-    told = json.loads(json.dumps(inspect(tmp_path / "f.pth").as_dict(), allow_nan=False))
+    told = json.loads(json.dumps(inspect_checkpoint(tmp_path / "f.pth").as_dict(), allow_nan=False))
     assert told["weights"] == "state_dict"
     assert told["readings"][0]["size"] == 32
     assert len(told["sha256"]) == 64
@@ -72,11 +72,14 @@ def test_our_own_files_say_all_by_themselves(tmp_path: Path) -> None:
     assert checkpoint.facts == {**facts, "normalize": ((0.5,), (0.25,))}
     assert checkpoint.normalize == ((0.5,), (0.25,))
     assert checkpoint.readings()[0].name == "ResNet-18 (CIFAR stem, width 8, 10 classes)"
-    lines = inspect(tmp_path / "best.safetensors").lines()
+    lines = inspect_checkpoint(tmp_path / "best.safetensors").lines()
     assert "Not written" not in "\n".join(lines)
     assert lines[-1] == f"  robustmail eval {tmp_path}/best.safetensors --data cifar10"  # its metadata has no source
     save_file(weights, tmp_path / "best.safetensors", {"robustmail": json.dumps({**facts, "source": "digits()"})})
-    assert inspect(tmp_path / "best.safetensors").lines()[-1] == f"  robustmail eval {tmp_path}/best.safetensors"
+    assert (
+        inspect_checkpoint(tmp_path / "best.safetensors").lines()[-1]
+        == f"  robustmail eval {tmp_path}/best.safetensors"
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import nn
 
-from robustmail.checkpoints import fit, make, normalisation_in
+from robustmail.checkpoints import build_network, load_strict, normalisation_in
 from robustmail.errors import ModelError
 from tests.checkpoints import networks as n
 
@@ -41,23 +41,23 @@ def test_prefixes_on_either_side_do_not_matter(prefix: str, wrapped: bool) -> No
     tensors = {f"{prefix}{name}": t for name, t in net.state_dict().items()}
     target: nn.Module = n.ResNet(n.Basic)
     target = nn.DataParallel(target) if wrapped else target
-    assert same(fit(tensors, target, "file").module if wrapped else fit(tensors, target, "file"), net)
+    assert same(load_strict(tensors, target, "file").module if wrapped else load_strict(tensors, target, "file"), net)
 
 
 def test_normalisation_of_the_network_is_loaded_and_any_other_left_out() -> None:
     net = Normalised(n.seasoned(n.ResNet(n.Basic)))
     net.mu += 0.01
     tensors = {f"module.{name}": t for name, t in net.state_dict().items()}
-    assert same(fit(tensors, Normalised(n.ResNet(n.Basic)), "file"), net)
-    assert same(fit(tensors, n.ResNet(n.Basic), "file"), net.model)
+    assert same(load_strict(tensors, Normalised(n.ResNet(n.Basic)), "file"), net)
+    assert same(load_strict(tensors, n.ResNet(n.Basic), "file"), net.model)
 
 
 def test_counters_may_be_absent_and_nothing_else() -> None:
     net = n.seasoned(n.ResNet(n.Basic))
     tensors = {k: t for k, t in net.state_dict().items() if not k.endswith("num_batches_tracked")}
-    assert same(fit(tensors, n.ResNet(n.Basic), "file"), net)
+    assert same(load_strict(tensors, n.ResNet(n.Basic), "file"), net)
     with pytest.raises(ModelError, match="1 only in the model"):
-        fit({k: t for k, t in tensors.items() if k != "bn1.bias"}, n.ResNet(n.Basic), "file")
+        load_strict({k: t for k, t in tensors.items() if k != "bn1.bias"}, n.ResNet(n.Basic), "file")
 
 
 @pytest.mark.parametrize(
@@ -76,16 +76,18 @@ def test_counters_may_be_absent_and_nothing_else() -> None:
 )
 def test_a_misfit_is_explained_in_one_line(network: partial[nn.Module], reason: str) -> None:
     with pytest.raises(ModelError, match=reason) as caught:
-        fit(n.ResNet(n.Basic).state_dict(), network(), "file.pth")
+        load_strict(n.ResNet(n.Basic).state_dict(), network(), "file.pth")
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 600
 
 
 def test_a_name_takes_classes_and_channels_from_the_tensors() -> None:
     tensors = timm.create_model("resnet18", num_classes=7, in_chans=1).state_dict()
-    assert make("resnet18", tensors).fc.out_features == 7
+    assert build_network("resnet18", tensors).fc.out_features == 7
     small = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=4, num_classes=10)
-    assert same(fit(small.state_dict(), make("vit_tiny_patch16_224", small.state_dict()), "file"), small)
+    assert same(
+        load_strict(small.state_dict(), build_network("vit_tiny_patch16_224", small.state_dict()), "file"), small
+    )
 
 
 def test_factories_are_called_as_they_want() -> None:
@@ -98,10 +100,10 @@ def test_factories_are_called_as_they_want() -> None:
     def named(depth: int = 3, num_classes: int = 5) -> nn.Module:
         return nn.Linear(depth, num_classes)
 
-    assert isinstance(make(bare, {}), nn.Linear)
-    assert make(sized, {}, 7, 2).weight.shape == (2, 7)
-    assert make(named, {}, 7).weight.shape == (7, 3)
-    assert isinstance(make(n.LeNet, {}), n.LeNet)
+    assert isinstance(build_network(bare, {}), nn.Linear)
+    assert build_network(sized, {}, 7, 2).weight.shape == (2, 7)
+    assert build_network(named, {}, 7).weight.shape == (7, 3)
+    assert isinstance(build_network(n.LeNet, {}), n.LeNet)
 
 
 def test_a_factory_that_breaks_its_contract_is_named() -> None:
@@ -113,9 +115,9 @@ def test_a_factory_that_breaks_its_contract_is_named() -> None:
 
     for factory, said in ((raises, "raised ValueError: no luck"), (dict, "returned dict"), (greedy, "needs a, b, c")):
         with pytest.raises(ModelError, match=said):
-            make(factory, {})
+            build_network(factory, {})
     with pytest.raises(ModelError, match="no such model"):
-        make("resnet1888", {})
+        build_network("resnet1888", {})
 
 
 def test_normalisation_is_found_inside_a_network() -> None:

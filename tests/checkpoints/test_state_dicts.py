@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from robustmail.checkpoints import open_checkpoint
-from robustmail.checkpoints.state_dicts import clean, find
+from robustmail.checkpoints.state_dicts import clean_state_dict, find_state_dicts
 from robustmail.errors import ModelError
 from tests.checkpoints import networks as n
 
@@ -78,25 +78,25 @@ WRAPPERS = ["module.", "_orig_mod.", "model.", "net.", "backbone.", "1."]
 
 @pytest.mark.parametrize("prefix", [*WRAPPERS, *map("".join, itertools.permutations(WRAPPERS[:3])), "attacker.model."])
 def test_prefixes_are_taken_off_in_any_order(prefix: str) -> None:
-    cleaned = clean(prefixed(prefix))
+    cleaned = clean_state_dict(prefixed(prefix))
     assert cleaned.tensors.keys() == weights().keys()
     assert "".join(cleaned.prefixes) == prefix
 
 
 def test_a_prefix_is_taken_off_only_where_all_names_have_it_and_never_within() -> None:
     mixed = {**prefixed("module."), "other.weight": torch.zeros(2, 2)}
-    assert clean(mixed).tensors.keys() == mixed.keys()
+    assert clean_state_dict(mixed).tensors.keys() == mixed.keys()
     within = {name.replace("layer", "module.layer"): t for name, t in weights().items()}
-    assert clean(within).tensors.keys() == within.keys()
+    assert clean_state_dict(within).tensors.keys() == within.keys()
     modular = {f"modular{name}": t for name, t in weights().items()}
-    assert clean(modular).tensors.keys() == modular.keys()
-    assert clean({"fc.weight": torch.zeros(2, 2)}).tensors.keys() == {"fc.weight"}
+    assert clean_state_dict(modular).tensors.keys() == modular.keys()
+    assert clean_state_dict({"fc.weight": torch.zeros(2, 2)}).tensors.keys() == {"fc.weight"}
 
 
 def test_madrylabs_copies_are_left_out() -> None:
     norm = {f"module.{where}normalize.new_{what}": torch.tensor(values).view(3, 1, 1)
             for where in ("", "attacker.") for what, values in (("mean", MEAN), ("std", STD))}  # fmt: skip
-    cleaned = clean({**norm, **prefixed("module.model."), **prefixed("module.attacker.model.")})
+    cleaned = clean_state_dict({**norm, **prefixed("module.model."), **prefixed("module.attacker.model.")})
     assert cleaned.tensors.keys() == weights().keys()
     assert cleaned.normalize == (MEAN, STD)
 
@@ -108,14 +108,14 @@ def test_madrylabs_copies_are_left_out() -> None:
 @pytest.mark.parametrize("shape", [(3,), (3, 1, 1), (1, 3, 1, 1)])
 def test_embedded_normalisation_is_taken_out(names: tuple[str, str], where: str, shape: tuple[int, ...]) -> None:
     own = {f"module.{where}{name}": torch.tensor(v).view(shape) for name, v in zip(names, (MEAN, STD), strict=True)}
-    cleaned = clean({**own, **prefixed("module.1.")})
+    cleaned = clean_state_dict({**own, **prefixed("module.1.")})
     assert cleaned.normalize == (MEAN, STD)
     assert cleaned.tensors.keys() == weights().keys()
 
 
 def test_a_normalisation_of_other_images_is_told_and_not_used() -> None:
     pixels = {"mean": torch.tensor([125.3, 123.0, 113.9]), "std": torch.tensor([63.0, 62.1, 66.7])}
-    cleaned = clean({**pixels, **prefixed("model.")})
+    cleaned = clean_state_dict({**pixels, **prefixed("model.")})
     assert cleaned.normalize is None
     assert "not those of images in [0, 1]" in " ".join(cleaned.notes)
     assert cleaned.tensors.keys() == weights().keys()
@@ -123,26 +123,26 @@ def test_a_normalisation_of_other_images_is_told_and_not_used() -> None:
 
 def test_batchnorms_are_no_normalisation() -> None:
     tiny = {"bn.running_mean": torch.zeros(3), "bn.running_var": torch.ones(3), "fc.weight": torch.zeros(2, 3)}
-    assert clean(tiny).normalize is None
-    assert clean(tiny).tensors.keys() == tiny.keys()
+    assert clean_state_dict(tiny).normalize is None
+    assert clean_state_dict(tiny).tensors.keys() == tiny.keys()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_precisions_are_read_as_float32_and_noted(dtype: torch.dtype) -> None:
-    cleaned = clean({name: t.to(dtype) if t.is_floating_point() else t for name, t in weights().items()})
+    cleaned = clean_state_dict({name: t.to(dtype) if t.is_floating_point() else t for name, t in weights().items()})
     assert {t.dtype for t in cleaned.tensors.values()} == {torch.float32, torch.int64}
     assert str(dtype).removeprefix("torch.") in " ".join(cleaned.notes)
 
 
 def test_counters_of_tools_are_left_out() -> None:
     extra = {"total_ops": torch.zeros(1), "layer1.0.total_params": torch.zeros(1), "n_averaged": torch.tensor(3)}
-    assert clean({**weights(), **extra}).tensors.keys() == weights().keys()
+    assert clean_state_dict({**weights(), **extra}).tensors.keys() == weights().keys()
 
 
 def test_what_was_read_is_not_changed() -> None:
     raw = {"module.mean": torch.tensor(MEAN), "module.std": torch.tensor(STD), **prefixed("module.model.")}
     names = list(raw)
-    clean(raw)
+    clean_state_dict(raw)
     assert list(raw) == names
 
 
@@ -151,4 +151,4 @@ def test_optimizers_are_no_weights() -> None:
     optimizer = torch.optim.Adam(net.parameters())
     net(torch.zeros(1, 3, 32, 32)).sum().backward()
     optimizer.step()
-    assert find({"optimizer": optimizer.state_dict(), "opt": optimizer.state_dict()}).weights == {}
+    assert find_state_dicts({"optimizer": optimizer.state_dict(), "opt": optimizer.state_dict()}).weights == {}

@@ -12,7 +12,7 @@ from robustmail import build
 from robustmail.bench import PLAIN, _library_attack, _plain_pgd, _rows, bench
 from robustmail.errors import RunError
 from robustmail.models.precision import flops
-from robustmail.report.bench import save, table
+from robustmail.report.bench import bench_table, save_bench
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +43,14 @@ def test_useful_work_is_counted_from_the_model(report):
 
 
 def test_it_is_written_and_drawn(report, tmp_path):
-    numbers, picture = save(report, tmp_path / "new")
+    numbers, picture = save_bench(report, tmp_path / "new")
     content = json.loads(numbers.read_text())
-    assert len(content["rows"]) == len(report.rows) == len(table(report).rows) - 4, "and a line for each task"
+    assert len(content["rows"]) == len(report.rows) == len(bench_table(report).rows) - 4, "and a line for each task"
     assert set(content["provenance"]) >= {"versions", "commit", "hardware"}
     assert picture.read_bytes().startswith(b"\x89PNG")
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="cannot be made"):
-        save(report, tmp_path / "file")
+        save_bench(report, tmp_path / "file")
 
 
 def test_the_plain_loop_is_torchattacks_pgd_but_for_its_start(small, batch):

@@ -16,22 +16,22 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from robustmail import digits, load_recipe
-from robustmail.config.overrides import override
+from robustmail.config.overrides import apply_overrides
 from robustmail.records import (
-    Attacked,
-    Attacking,
-    Begun,
-    EpochDone,
-    Finished,
+    AttackProgress,
+    AttackResult,
+    EpochFinished,
     Forecast,
     Record,
-    StepDone,
+    RunFinished,
+    RunStarted,
+    StepFinished,
     WeightStats,
 )
 from robustmail.report import dashboard
 from robustmail.report.dashboard import Dashboard, Log, Plain, choose
 from robustmail.report.figures import draw_curves
-from robustmail.report.log_lines import line
+from robustmail.report.log_lines import log_line
 from robustmail.text import duration
 
 HISTOGRAM = (0,) * 3 + (10,) + (0,) * 8 + (5,) + (0,) * 5
@@ -40,43 +40,43 @@ TERMINAL = pytest.mark.parametrize("terminal", [False, True], ids=["pipe", "term
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
-def begun(**changes: Any) -> Begun:
+def begun(**changes: Any) -> RunStarted:
     facts = {
         "name": "mail_trades", "formula": load_recipe("mail_trades").formula, "model": "cifar_resnet18",
         "parameters": 11_173_962, "data": "cifar10('a/rather/long/path/to/the/folder/where/all/the/data/sets/live')",
         "sizes": (49_000, 1_000, 10_000), "device": "cuda (NVIDIA Something Rather Long)", "epochs": 100,
         "steps": 383, "burn_in": 74,
     }  # fmt: skip
-    return Begun(**facts | changes)
+    return RunStarted(**facts | changes)
 
 
-def step(epoch: int = 80, number: int = 17, **changes: Any) -> StepDone:
+def step(epoch: int = 80, number: int = 17, **changes: Any) -> StepFinished:
     stats = WeightStats(ess=0.731, top=0.125, right=0.8123, wrong=1.2345)
     facts = {
         "epoch": epoch, "step": number, "images": 128, "lr": 0.001, "loss": 1.23456, "weighted": 0.7, "plain": 0.53,
         "adv": 0.4321, "nat": 0.877, "margin": "pm_adv", "histogram": HISTOGRAM, "span": (-1.0, 1.0),
         "weights": stats, "seconds": 0.5,
     }  # fmt: skip
-    return StepDone(**facts | changes)
+    return StepFinished(**facts | changes)
 
 
-def epoch_done(epoch: int = 80, best: bool = True, **changes: Any) -> EpochDone:
+def epoch_done(epoch: int = 80, best: bool = True, **changes: Any) -> EpochFinished:
     row = {
         "epoch": epoch, "lr": 0.001, "weights": "on", "train_loss": 1.5, "train_weighted": 0.9, "train_plain": 0.6,
         "train_nat": 0.81, "train_adv": 0.52, "train_ess": 0.7, "train_top": 0.1, "train_right": 0.8,
         "train_wrong": 1.3, "val_nat": 0.83, "val_rob": 0.494,
     }  # fmt: skip
-    return EpochDone(row | changes, best)
+    return EpochFinished(row | changes, best)
 
 
-NAT = Attacked("nat", 8431, 10_000, 0.8431, 0.8358, 0.8501, 3.21)
-AA = Attacked("aa", 4512, 10_000, 0.4512, 0.4415, 0.461, 12_345.6, {"apgd-ce": "APGD(...)"})
-FINISHED = Finished("runs/mail_trades/1", (NAT, AA), "best.safetensors", 91)
+NAT = AttackResult("nat", 8431, 10_000, 0.8431, 0.8358, 0.8501, 3.21)
+AA = AttackResult("aa", 4512, 10_000, 0.4512, 0.4415, 0.461, 12_345.6, {"apgd-ce": "APGD(...)"})
+FINISHED = RunFinished("runs/mail_trades/1", (NAT, AA), "best.safetensors", 91)
 WHOLE_RUN = [
     begun(), step(0, 1, weights=None), Forecast(40_000.0, 9_000.0, 0.512, True), step(0, 2, weights=None, nat=None),
     epoch_done(0, weights="off", train_nat=""), *(epoch_done(i) for i in range(70, 80)), step(), epoch_done(),
-    Attacking("pgd100", "pgd100", 250, 8431, 7000), NAT, Attacking("aa", "apgd-ce", 250, 8431, 4800),
-    Attacking("aa", "apgd-t", 4512, 4512, 4512), AA, FINISHED,
+    AttackProgress("pgd100", "pgd100", 250, 8431, 7000), NAT, AttackProgress("aa", "apgd-ce", 250, 8431, 4800),
+    AttackProgress("aa", "apgd-t", 4512, 4512, 4512), AA, FINISHED,
 ]  # fmt: skip
 
 
@@ -210,7 +210,7 @@ def test_the_results_have_accuracy_interval_and_n_for_every_attack(width: int, t
 
 
 def test_an_evaluation_shows_how_many_stand_under_which_stage() -> None:
-    text = shown([begun(epoch=100), NAT, Attacking("aa", "apgd-t", 500, 4700, 4611)])
+    text = shown([begun(epoch=100), NAT, AttackProgress("aa", "apgd-t", 500, 4700, 4611)])
     assert "aa: apgd-t" in text
     assert "4611 of 4700 stand" in text
     assert "nat: 84.3 % [83.6 %, 85.0 %], 8431 of 10000, 3.2 s" in text
@@ -220,7 +220,7 @@ def test_an_evaluation_shows_how_many_stand_under_which_stage() -> None:
 def test_a_run_that_had_been_finished_before_shows_its_results_again(view: type[Dashboard | Plain]) -> None:
     to = console(terminal=False)
     with view(to) as show:
-        show(Finished("runs/x/1", (NAT,), "last.safetensors", 0, before=True))
+        show(RunFinished("runs/x/1", (NAT,), "last.safetensors", 0, before=True))
     assert "runs/x/1: had been finished before; --fresh begins anew" in written(to)
     assert "8431 / 10000" in written(to)
 
@@ -279,7 +279,7 @@ def test_the_log_has_the_time_of_day_before_every_line_and_goes_on_where_it_was(
 
 def test_nothing_is_logged_before_there_is_a_folder_or_after_a_run_is_finished(tmp_path: Path) -> None:
     Log(tmp_path / "no" / "log.txt")(begun())
-    Log(tmp_path / "log.txt")(Finished("runs/x/1", (NAT,), "last.safetensors", 0, before=True))
+    Log(tmp_path / "log.txt")(RunFinished("runs/x/1", (NAT,), "last.safetensors", 0, before=True))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -310,14 +310,14 @@ def test_durations_are_said_in_two_units_at_most(seconds: float, text: str) -> N
 
 
 def test_a_long_forecast_on_a_cpu_offers_overrides_that_work() -> None:
-    said = line(Forecast(40_000.0, 9_000.0, 0.5, on_cpu=True))
+    said = log_line(Forecast(40_000.0, 9_000.0, 0.5, on_cpu=True))
     offered = [shlex.split(text)[0] for text in re.findall(r"\w+=(?:'[^']*'|[\w,]+)", said)]
     assert len(offered) == 6
-    changed = override(load_recipe("at"), offered)
+    changed = apply_overrides(load_recipe("at"), offered)
     assert (changed.model, changed.epochs, changed.evaluate) == ("small_cnn", 10, ("nat", "pgd20"))
     assert changed.data == digits()
-    assert "Ways out" not in line(Forecast(40_000.0, 9_000.0, 0.5, on_cpu=False))
-    assert "Ways out" not in line(Forecast(4_000.0, 900.0, 0.5, on_cpu=True))
+    assert "Ways out" not in log_line(Forecast(40_000.0, 9_000.0, 0.5, on_cpu=False))
+    assert "Ways out" not in log_line(Forecast(4_000.0, 900.0, 0.5, on_cpu=True))
 
 
 def metrics(folder: Path, *rows: dict[str, Any]) -> Path:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from robustmail.models.classifier import build
-from robustmail.runtime.rng import forked
+from robustmail.runtime.rng import fork_rng
 from tests.cli.test_bad_input import assert_refused, robustmail, tree  # noqa: F401  a fixture
 
 pytestmark = pytest.mark.long
@@ -104,7 +104,7 @@ class Bomb:
 @pytest.fixture
 def bench(tmp_path: Path) -> Path:
     """A folder with a checkpoint, data and much that is wrong with either."""
-    with forked():
+    with fork_rng():
         torch.manual_seed(0)
         net = build("small_cnn", 10, 1).net
     torch.save({"state_dict": net.state_dict()}, tmp_path / "small.pth")

@@ -37,7 +37,7 @@ from robustmail import (
     torchattack,
 )
 from robustmail.config import catalog
-from robustmail.config.overrides import override, read
+from robustmail.config.overrides import apply_overrides, parse_value
 from robustmail.errors import PluginError, RecipeError
 from robustmail.fields import describe
 
@@ -78,7 +78,7 @@ def recipe() -> Recipe:
     ],
 )
 def test_a_text_stands_for_a_value(text: str, value: Any) -> None:
-    found = read(text)
+    found = parse_value(text)
     assert found == value
     assert type(found) is type(value)
 
@@ -108,7 +108,7 @@ def test_a_text_stands_for_a_value(text: str, value: Any) -> None:
 )
 def test_what_is_no_value_is_refused(text: str) -> None:
     with pytest.raises((RecipeError, PluginError)):
-        read(text)
+        parse_value(text)
 
 
 @pytest.mark.parametrize(
@@ -146,17 +146,17 @@ def test_an_override_changes_that_field(recipe: Recipe, text: str, value: Any) -
     field = attrgetter(text.partition("=")[0].strip())
     before = recipe.but(normalize=((0.1,), (0.1,)), test_size=9)
     assert field(before) != value
-    found = field(override(before, [text]))
+    found = field(apply_overrides(before, [text]))
     assert found == value
     assert type(found) is type(value)
 
 
 def test_an_override_leaves_everything_else_and_the_recipe_itself_alone(recipe: Recipe) -> None:
-    changed = override(recipe, ["attack.eps=0.2"])
+    changed = apply_overrides(recipe, ["attack.eps=0.2"])
     assert changed != recipe
     assert changed == recipe.but(attack=torchattack("TPGD", eps=0.2, alpha=0.025, steps=10))
     assert recipe == load_recipe("quickstart")
-    assert override(recipe, []) == recipe
+    assert apply_overrides(recipe, []) == recipe
 
 
 def test_overrides_apply_in_order_so_an_attack_can_be_replaced_and_then_changed(recipe: Recipe) -> None:
@@ -167,16 +167,16 @@ def test_overrides_apply_in_order_so_an_attack_can_be_replaced_and_then_changed(
         "margin=kappa",
         "attack.alpha=0.1",
     ]
-    changed = override(recipe, texts)
+    changed = apply_overrides(recipe, texts)
     assert changed.attack == PGD(steps=7, eps=0.2, alpha=0.1)
     assert (changed.margin, changed.weight) == (kappa, Tanh(steps=7))
-    assert override(recipe, ["epochs=3", "epochs=4"]).epochs == 4
+    assert apply_overrides(recipe, ["epochs=3", "epochs=4"]).epochs == 4
 
 
 def test_fields_that_only_fit_together_may_be_changed_together(recipe: Recipe) -> None:
     with pytest.raises(RecipeError, match="a margin does nothing without a weight"):
-        override(recipe, ["weight=None"])
-    changed = override(recipe, ["weight=None", "margin=None"])
+        apply_overrides(recipe, ["weight=None"])
+    changed = apply_overrides(recipe, ["weight=None", "margin=None"])
     assert (changed.margin, changed.weight) == (None, None)
 
 
@@ -192,10 +192,12 @@ def test_a_plugin_in_a_file_is_found_beside_its_own_imports(
     )
     monkeypatch.chdir(tmp_path)
     path = list(sys.path)
-    changed = override(recipe, ["margin=my.py:doubt", f"weight={tmp_path / 'my.py'}:Linear", "weight.slope=0.25"])
+    changed = apply_overrides(
+        recipe, ["margin=my.py:doubt", f"weight={tmp_path / 'my.py'}:Linear", "weight.slope=0.25"]
+    )
     sys.modules.pop("beside_it")
     assert (changed.margin.__name__, changed.weight.slope) == ("doubt", 0.25)
-    assert set(changed.rehearse()) == set(recipe.turns())
+    assert set(changed.rehearse()) == set(recipe.change_points())
     assert sys.path == path
 
 
@@ -226,14 +228,14 @@ ROUND = [
 
 @pytest.mark.parametrize("value", ROUND, ids=describe)
 def test_what_is_printed_reads_back_to_an_equal_value(value: Any) -> None:
-    assert read(describe(value)) == value
+    assert parse_value(describe(value)) == value
 
 
 @pytest.mark.parametrize("name", [*catalog.recipe_files(), "mail_at:code", "mail_trades:code"])
 def test_every_part_of_a_built_in_recipe_reads_back_as_an_override(name: str) -> None:
     made = load_recipe(name)
     for field in ("data", "model", "attack", "objective", "margin", "weight", "optimizer", "evaluate", "select"):
-        assert override(made, [f"{field}={describe(getattr(made, field))}"]) == made
+        assert apply_overrides(made, [f"{field}={describe(getattr(made, field))}"]) == made
 
 
 @pytest.fixture
@@ -250,26 +252,26 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     )
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
-    catalog.entries.cache_clear()
+    catalog.catalog_entries.cache_clear()
     yield
-    catalog.entries.cache_clear()
+    catalog.catalog_entries.cache_clear()
     for name in ("doubtful", "doubtful_broken"):
         sys.modules.pop(name, None)
 
 
 @pytest.mark.usefixtures("installed")
 def test_an_installed_packages_margin_is_found_by_name_and_listed(recipe: Recipe) -> None:
-    margin = override(recipe, ["margin=doubt"]).margin
+    margin = apply_overrides(recipe, ["margin=doubt"]).margin
     assert (margin.__name__, margin.__module__) == ("doubt", "doubtful")
-    assert catalog.entries("margins")["doubt"].summary == "from doubtful"
-    assert "doubt" not in catalog.entries("weighters")
+    assert catalog.catalog_entries("margins")["doubt"].summary == "from doubtful"
+    assert "doubt" not in catalog.catalog_entries("weighters")
     with pytest.raises(PluginError, match="Did you mean 'doubt'"):
-        override(recipe, ["margin=doubtt"])
+        apply_overrides(recipe, ["margin=doubtt"])
 
 
 @pytest.mark.usefixtures("installed")
 def test_an_installed_package_cannot_take_one_of_our_names(recipe: Recipe) -> None:
-    assert override(recipe, ["margin=pm_adv"]).margin is pm_adv
+    assert apply_overrides(recipe, ["margin=pm_adv"]).margin is pm_adv
 
 
 @pytest.mark.usefixtures("installed")
@@ -285,18 +287,18 @@ def test_a_broken_plugin_is_named_with_its_package_and_its_reason(
     recipe: Recipe, field: str, name: str, reason: str
 ) -> None:
     with pytest.raises(PluginError) as caught:
-        override(recipe, [f"{field}={name}"])
+        apply_overrides(recipe, [f"{field}={name}"])
     assert f"{field}={name}: plugin '{name}' (from doubtful): cannot be loaded: {reason}" in str(caught.value)
-    assert override(recipe, ["margin=doubt"]).margin.__name__ == "doubt"  # the others still work
+    assert apply_overrides(recipe, ["margin=doubt"]).margin.__name__ == "doubt"  # the others still work
 
 
 @pytest.mark.usefixtures("installed")
 def test_a_broken_plugin_elsewhere_does_not_stop_ours(recipe: Recipe) -> None:
-    assert override(recipe, ["margin=pm_nat", "objective=AT"]).margin is pm_nat
-    assert "broken_doubt" in catalog.entries("margins")
+    assert apply_overrides(recipe, ["margin=pm_nat", "objective=AT"]).margin is pm_nat
+    assert "broken_doubt" in catalog.catalog_entries("margins")
 
 
 @pytest.mark.parametrize("text", ["precision=fp32", "attack_mode=train", "select=last"])
 def test_a_word_of_a_few_needs_no_quotes(text: str) -> None:
     field, word = text.split("=")
-    assert getattr(override(load_recipe("at"), [text]), field) == word
+    assert getattr(apply_overrides(load_recipe("at"), [text]), field) == word

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from robustmail import PGD, Adversarial, AutoAttack, Classifier, art, torchattack
-from robustmail.attacks.view import viewed
+from robustmail.attacks.view import model_view
 from robustmail.errors import AttackError, NonFiniteError
 
 EPS = 8 / 255
@@ -169,7 +169,7 @@ def test_train_mode_is_there_for_those_who_ask_and_moves_no_statistic(small, bat
     before = small.bn.running_mean.clone()
     modes = set()
     small.bn.register_forward_hook(lambda module, *_: modes.add(module.training))
-    with viewed(small, "train") as view:
+    with model_view(small, "train") as view:
         torchattack("PGD", steps=2)(view, *batch)
     assert modes == {True}
     assert torch.equal(small.bn.running_mean, before)

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from robustmail import AT, AWP, MART, PGD, SGD, TRADES, Recipe, Sigmoid, Stairs, Tanh, digits, lps, pm_adv
-from robustmail.config.catalog import entries
-from robustmail.config.loader import find
-from robustmail.runtime.rng import forked, reseed
-from robustmail.train.train_step import work_through
+from robustmail.config.catalog import catalog_entries
+from robustmail.config.loader import find_plugin
+from robustmail.runtime.rng import fork_rng, seed_all
+from robustmail.train.train_step import train_step
 
 OBJECTIVES = {"AT": AT(), "TRADES": TRADES(), "MART": MART()}
-MARGINS = list(entries("margins"))
+MARGINS = list(catalog_entries("margins"))
 
 
 def recipe(**changes):
@@ -26,8 +26,8 @@ def trained(recipe, batch, steps=3):
     """Weights and statistics after a few steps."""
     from tests.conftest import Small
 
-    with forked():
-        reseed("law")
+    with fork_rng():
+        seed_all("law")
         model = Small()
         optimizer = recipe.optimizer(model.parameters())
 
@@ -37,7 +37,7 @@ def trained(recipe, batch, steps=3):
 
         for i in range(steps):
             optimizer.zero_grad()
-            work_through(recipe, model, *batch, (0, i), update)
+            train_step(recipe, model, *batch, (0, i), update)
     return model.state_dict()
 
 
@@ -49,7 +49,7 @@ def identical(a, b):
 @pytest.mark.parametrize("margin", MARGINS)
 def test_with_uniform_weights_every_margin_trains_the_bit_identical_model(margin, objective, batch):
     plain = trained(recipe(objective=objective), batch)
-    weighted = trained(recipe(objective=objective, margin=find(margin), weight=torch.ones_like), batch)
+    weighted = trained(recipe(objective=objective, margin=find_plugin(margin), weight=torch.ones_like), batch)
     assert identical(plain, weighted)
 
 
@@ -114,4 +114,4 @@ def test_the_burn_in_has_no_weights_and_schedules_resolve_in_any_field():
     assert made.at(1).weight is None
     assert made.at(2).weight == Sigmoid(slope=1.0, bias=0.0)
     assert made.at(4).weight == Sigmoid(slope=5.0, bias=0.0)
-    assert made.turns() == [0, 2, 3]
+    assert made.change_points() == [0, 2, 3]

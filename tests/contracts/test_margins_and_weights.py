@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from robustmail import PGD, Discrete, Sigmoid, Step, Tanh, Trace
-from robustmail.config.catalog import entries
-from robustmail.config.loader import find
+from robustmail.config.catalog import catalog_entries
+from robustmail.config.loader import find_plugin
 
-MARGINS = {name: find(name, "margins") for name in entries("margins")}
+MARGINS = {name: find_plugin(name, "margins") for name in catalog_entries("margins")}
 WEIGHTS = {
     "Sigmoid(10, -0.5)": Sigmoid(slope=10.0, bias=-0.5),
     "Sigmoid(2, 0)": Sigmoid(slope=2.0, bias=0.0),

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from robustmail import AT, LMPGD, MART, PGD, TRADES, Adversarial, Discrete, Sigmoid, Step, Tanh, Terms, torchattack
 from robustmail.cli.main import main
-from robustmail.config.catalog import entries
-from robustmail.config.loader import find
+from robustmail.config.catalog import catalog_entries
+from robustmail.config.loader import find_plugin
 from robustmail.contracts import assert_lawful, broken_laws, kind_of
 from robustmail.errors import PluginError
 from robustmail.perturbations import AWP
 
 LAWFUL = {
-    **{name: find(name, "margins") for name in entries("margins")},
+    **{name: find_plugin(name, "margins") for name in catalog_entries("margins")},
     **{str(w): w for w in (Sigmoid(slope=10.0, bias=-0.5), Sigmoid(slope=1e3, bias=0.0), Tanh(), Discrete())},
     "Tanh(inf)": Tanh(lam=float("inf")), "Sigmoid(scale)": Sigmoid(slope=2.0, bias=0.0, scale=3.0),
     **{str(o): o for o in (AT(), TRADES(), TRADES(weigh="nat"), TRADES(weigh="both", reverse=True), MART())},
@@ -33,7 +33,7 @@ LAWFUL = {
 INSTALLED = {
     f"{kind}: {name}": entry.point.load()
     for kind in ("attacks", "weighters", "objectives", "perturbations")
-    for name, entry in entries(kind).items()
+    for name, entry in catalog_entries(kind).items()
     if entry.point is not None
 }
 LAWFUL |= {name: plugin() if isinstance(plugin, type) else plugin for name, plugin in INSTALLED.items()}

@@ -26,15 +26,15 @@ from robustmail import (
     reproduce,
     torchattack,
 )  # fmt: skip
-from robustmail.config.catalog import entries
-from robustmail.config.loader import find
+from robustmail.config.catalog import catalog_entries
+from robustmail.config.loader import find_plugin
 from robustmail.errors import NonFiniteError, RecipeError, RunError
-from robustmail.models.folded import Half, Twin
-from robustmail.models.precision import Decision, decide, flops, forms
-from robustmail.records import Attacked, Begun, EpochDone, StepDone
-from robustmail.runtime.rng import forked, reseed
+from robustmail.models.folded import Autocast, FoldedModel
+from robustmail.models.precision import PrecisionChoice, choose_precision, compute_models, flops
+from robustmail.records import AttackResult, EpochFinished, RunStarted, StepFinished
+from robustmail.runtime.rng import fork_rng, seed_all
 from robustmail.train.run import run
-from robustmail.train.train_step import work_through
+from robustmail.train.train_step import train_step
 from tests.rounding import needs_bf16
 
 recipe = Recipe(
@@ -54,26 +54,26 @@ def test_flops_are_those_of_the_network():
 def test_auto_is_fp32_for_what_is_too_small_or_grouped_and_what_is_asked_for_is_done():
     x = torch.rand(2, 3, 32, 32)
     tiny = build("small_cnn", 10, 1)
-    assert decide("auto", tiny, torch.rand(2, 1, 8, 8)).name == "fp32"
+    assert choose_precision("auto", tiny, torch.rand(2, 1, 8, 8)).name == "fp32"
     grouped = Classifier(nn.Sequential(nn.Conv2d(3, 300, 3, groups=3), nn.Flatten(), nn.Linear(270000, 10)))
-    assert decide("auto", grouped, x).name == "fp32"
-    assert decide("bf16", tiny, x) == ("bf16", "as asked")
-    assert decide("auto", build("cifar_resnet18", 10, 3), x).name in ("fp32", "bf16")
+    assert choose_precision("auto", grouped, x).name == "fp32"
+    assert choose_precision("bf16", tiny, x) == ("bf16", "as asked")
+    assert choose_precision("auto", build("cifar_resnet18", 10, 3), x).name in ("fp32", "bf16")
 
 
 @needs_bf16
 def test_fp32_is_the_model_itself_and_bf16_its_twin_or_the_reason_why_not():
     x = torch.rand(2, 3, 32, 32)
     model = build("cifar_resnet18_w8", 10, 3)
-    assert forms(model, Decision("fp32", "as asked"), "eval", x) == (model, model, "fp32 (as asked)")
-    fast = forms(model, Decision("bf16", "as asked"), "eval", x)
-    assert (type(fast.attack), type(fast.loss)) == (Twin, Half)
+    assert compute_models(model, PrecisionChoice("fp32", "as asked"), "eval", x) == (model, model, "fp32 (as asked)")
+    fast = compute_models(model, PrecisionChoice("bf16", "as asked"), "eval", x)
+    assert (type(fast.attack), type(fast.loss)) == (FoldedModel, Autocast)
     assert model.training, "it was folded in eval mode, and put back"
-    batch_statistics = forms(model, Decision("bf16", "as asked"), "train", x)
-    assert type(batch_statistics.attack) is Half
+    batch_statistics = compute_models(model, PrecisionChoice("bf16", "as asked"), "train", x)
+    assert type(batch_statistics.attack) is Autocast
     assert "no train mode" in batch_statistics.said
     own = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)))
-    assert "Sequential has no convolutions to fold" in forms(own, Decision("bf16", ""), "eval", x).said
+    assert "Sequential has no convolutions to fold" in compute_models(own, PrecisionChoice("bf16", ""), "eval", x).said
 
 
 def test_a_precision_that_does_not_exist_is_one_error():
@@ -85,10 +85,10 @@ def trained(now, batch, precision):
     """Weights and statistics after a few steps in a precision."""
     from tests.conftest import Small
 
-    with forked():
-        reseed("law")
+    with fork_rng():
+        seed_all("law")
         model = Classifier(Small())
-        made = forms(model, Decision(precision, ""), "eval", batch[0])
+        made = compute_models(model, PrecisionChoice(precision, ""), "eval", batch[0])
         optimizer = now.optimizer(model.parameters())
 
         def update(loss):
@@ -97,24 +97,24 @@ def trained(now, batch, precision):
 
         for i in range(3):
             optimizer.zero_grad()
-            work_through(now, model, *batch, (0, i), update, made)
+            train_step(now, model, *batch, (0, i), update, made)
     return model.state_dict()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
-@pytest.mark.parametrize("margin", list(entries("margins")))
+@pytest.mark.parametrize("margin", list(catalog_entries("margins")))
 def test_with_uniform_weights_every_margin_trains_the_bit_identical_model(margin, objective, precision, batch):
     base = recipe.but(objective=objective, attack=PGD(steps=3), margin=None, weight=None)
     plain = trained(base, batch, precision)
-    weighted = trained(base.but(margin=find(margin), weight=torch.ones_like), batch, precision)
+    weighted = trained(base.but(margin=find_plugin(margin), weight=torch.ones_like), batch, precision)
     assert all(torch.equal(plain[name], weighted[name]) for name in plain)
 
 
 @needs_bf16
 def test_a_run_says_its_precision_and_stores_it(tmp_path):
     records = list(run(recipe, tmp_path / "run", "name"))
-    (begun,) = [r for r in records if isinstance(r, Begun)]
+    (begun,) = [r for r in records if isinstance(r, RunStarted)]
     assert begun.precision == "bf16 (as asked); attacks see a twin with BatchNorm folded into its convolutions"
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["precision"] == "'bf16'"
     results = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -127,13 +127,13 @@ def test_a_run_says_its_precision_and_stores_it(tmp_path):
 def test_what_auto_was_at_the_start_stays_when_a_run_goes_on_elsewhere(tmp_path):
     made = recipe.but(precision="auto")
     begun = State.fresh(made, tmp_path)
-    begun.precision = Decision("bf16", "of another machine")
+    begun.precision = PrecisionChoice("bf16", "of another machine")
     begun.save()
     again = State.fresh(made, tmp_path)
     assert again.precision.name == "fp32"
     again.load()
     assert again.precision == ("bf16", "as this run began")
-    assert type(again.forms.attack) is Twin
+    assert type(again.forms.attack) is FoldedModel
 
 
 def test_evaluation_is_exact_whatever_the_precision_of_training(tmp_path):
@@ -149,8 +149,8 @@ def test_evaluation_is_exact_whatever_the_precision_of_training(tmp_path):
 
 
 def test_awp_perturbs_the_live_weights_in_bf16_too():
-    rows = [r.row for r in fit(recipe.but(perturb=AWP(gamma=0.01))) if isinstance(r, EpochDone)]
-    plain = [r.row for r in fit(recipe) if isinstance(r, EpochDone)]
+    rows = [r.row for r in fit(recipe.but(perturb=AWP(gamma=0.01))) if isinstance(r, EpochFinished)]
+    plain = [r.row for r in fit(recipe) if isinstance(r, EpochFinished)]
     assert rows[-1]["train_loss"] != plain[-1]["train_loss"]
 
 
@@ -159,7 +159,7 @@ def test_a_step_that_explodes_in_bf16_leaves_no_mark_and_is_reproduced(tmp_path)
     state, before = State.fresh(made, tmp_path), {}
     with pytest.raises(NonFiniteError, match="step"):
         for record in fit(made, state):
-            if isinstance(record, StepDone):
+            if isinstance(record, StepFinished):
                 before = {name: value.clone() for name, value in state.model.state_dict().items()}
     after = state.model.state_dict()
     assert all(torch.equal(before[n].nan_to_num(), after[n].nan_to_num()) for n in before)
@@ -182,7 +182,7 @@ def test_both_precisions_train_models_that_are_equally_robust_over_seeds():
             state = State.fresh(made.but(precision=precision, seed=seed))
             list(fit(state.recipe, state))
             rows = evaluate(state.model, state.images.test, ("pgd20",), eps=0.1)
-            found[precision] += [row.accuracy for row in rows if isinstance(row, Attacked)]
+            found[precision] += [row.accuracy for row in rows if isinstance(row, AttackResult)]
     exact, half = (torch.tensor(found[p]) for p in ("fp32", "bf16"))
     noise = ((exact.var() + half.var()) / 5).sqrt()
     assert abs(exact.mean() - half.mean()) < 3 * noise + 0.005, found

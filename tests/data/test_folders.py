@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from robustmail import image_folder, open_data, subset
+from robustmail import image_folder, load_data, subset
 from robustmail.errors import DataError
 
 
@@ -27,7 +27,7 @@ def put(root: Path, *places: str, n: int = 1, size: int = 4, **options: Any) -> 
 
 def read(path: Path) -> tuple[list[int], tuple[str, ...], str]:
     """(labels, classes, what is said)"""
-    found = open_data(str(path))
+    found = load_data(str(path))
     assert found.class_names is not None
     assert found.classes == len(found.class_names)
     return found.part.y.tolist(), found.class_names, "; ".join(found.said)
@@ -69,7 +69,7 @@ def test_splits_are_never_classes_and_the_test_split_is_evaluated_or_else_the_va
             put(tmp_path, f"{split}/cat", f"{split}/dog", n=n)
     evaluated = test or val
     if not evaluated:
-        said = refusal(lambda: open_data(str(tmp_path)))
+        said = refusal(lambda: load_data(str(tmp_path)))
         assert said.endswith(f"has no labelled test/ or val/. Pass {tmp_path / train} to evaluate on it.")
         assert "has no folder test/ or val/" in refusal(image_folder(str(tmp_path)))
         return
@@ -84,7 +84,7 @@ def test_splits_are_never_classes_and_the_test_split_is_evaluated_or_else_the_va
 def test_tiny_imagenet_is_read_with_the_labels_of_its_file(tmp_path: Path) -> None:
     tiny_imagenet(tmp_path)
     for path in (tmp_path, tmp_path / "val"):
-        found = open_data(str(path))
+        found = load_data(str(path))
         assert found.class_names == ("n01", "n02", "n03")
         shown = dict(zip((found.part.x[:, 0, 0, 0] // 10).tolist(), found.part.y.tolist(), strict=True))
         assert shown == {0: 2, 1: 0, 2: 2, 3: 1}, "each image has its own label"
@@ -93,14 +93,14 @@ def test_tiny_imagenet_is_read_with_the_labels_of_its_file(tmp_path: Path) -> No
     assert "left out: 1 file of other kinds" in read(tmp_path / "train")[2]
     images = image_folder(str(tmp_path))()
     assert (images.classes, len(images.train.y), len(images.test.y)) == (3, 6, 4)
-    assert "all images are of one class" in refusal(lambda: open_data(str(tmp_path / "test")))
+    assert "all images are of one class" in refusal(lambda: load_data(str(tmp_path / "test")))
     shutil.rmtree(tmp_path / "test")
     assert len(read(tmp_path)[0]) == 4
     shutil.rmtree(tmp_path / "train")
     annotate(tmp_path / "val", dict.fromkeys(("0.png", "1.png", "2.png", "3.png"), "n02"))
     assert read(tmp_path)[:2] == ([1, 1, 1, 1], ("n01", "n02", "n03")), "wnids.txt knows all classes"
     (tmp_path / "wnids.txt").unlink()
-    assert "all images are of one class" in refusal(lambda: open_data(str(tmp_path)))
+    assert "all images are of one class" in refusal(lambda: load_data(str(tmp_path)))
 
 
 def test_tiny_imagenets_validation_images_may_have_been_sorted_into_folders(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_tiny_imagenets_validation_images_may_have_been_sorted_into_folders(tmp_
 )  # fmt: skip
 def test_labels_that_do_not_fit_the_images_are_refused(tmp_path: Path, labels: dict[str, str], wrong: str) -> None:
     annotate(tiny_imagenet(tmp_path) / "val", labels)
-    assert wrong in refusal(lambda: open_data(str(tmp_path)))
+    assert wrong in refusal(lambda: load_data(str(tmp_path)))
 
 
 def test_classes_keep_their_numbers_where_a_split_lacks_some(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_classes_keep_their_numbers_where_a_split_lacks_some(tmp_path: Path) -> 
     assert "classes are numbered as in train/ beside it" in read(tmp_path / "val")[2]
     put(tmp_path, "val/dog")
     for path in (tmp_path, tmp_path / "val"):
-        assert "val has classes that train lacks: dog" in refusal(lambda path=path: open_data(str(path)))
+        assert "val has classes that train lacks: dog" in refusal(lambda path=path: load_data(str(path)))
     assert "val has classes that train lacks: dog" in refusal(image_folder(str(tmp_path)))
 
 
@@ -160,7 +160,7 @@ def test_linked_folders_are_followed_and_a_link_that_leads_back_is_not(tmp_path:
     (tmp_path / "data" / "cat").symlink_to(tmp_path / "elsewhere" / "felis")
     (tmp_path / "data" / "dog" / "again").symlink_to(tmp_path / "data")
     (tmp_path / "data" / "dog" / "broken.png").symlink_to(tmp_path / "nowhere.png")
-    assert "broken.png is no file" in refusal(lambda: open_data(str(tmp_path / "data")))
+    assert "broken.png is no file" in refusal(lambda: load_data(str(tmp_path / "data")))
     (tmp_path / "data" / "dog" / "broken.png").unlink()
     assert read(tmp_path / "data")[:2] == ([0, 1], ("cat", "dog"))
     (tmp_path / "test").symlink_to(tmp_path / "data")
@@ -184,7 +184,7 @@ AMBIGUOUS = {
 @pytest.mark.parametrize(("places", "wrong"), AMBIGUOUS.values(), ids=AMBIGUOUS)
 def test_what_could_be_two_things_is_refused(tmp_path: Path, places: list[str], wrong: str) -> None:
     put(tmp_path, *places)
-    assert wrong in refusal(lambda: open_data(str(tmp_path / "only")))
+    assert wrong in refusal(lambda: load_data(str(tmp_path / "only")))
 
 
 def test_within_a_split_train_is_a_class_like_any_other(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_what_lies_beside_is_left_out_and_told_and_an_empty_class_is_refused(tmp
     assert "left out: 2 images beside the folders, such as 0.png" in said
     assert f"left out: 1 file of other kinds, such as {tmp_path / 'dog' / '1.gif'}" in said
     (tmp_path / "cow").mkdir()
-    assert f"{tmp_path / 'cow'} holds no image" in refusal(lambda: open_data(str(tmp_path)))
+    assert f"{tmp_path / 'cow'} holds no image" in refusal(lambda: load_data(str(tmp_path)))
 
 
 def test_classes_that_are_numbers_are_in_the_order_of_texts_and_that_is_told(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_images_are_the_bytes_that_torchvision_reads(tmp_path: Path) -> None:
     picture.convert("CMYK").save(tmp_path / "dog" / "cmyk.jpg")
     picture.convert("1").save(tmp_path / "dog" / "two.png")
     picture.save(tmp_path / "dog" / "turned.jpg", exif=exif)
-    found = open_data(str(tmp_path))
+    found = load_data(str(tmp_path))
     with pytest.warns(UserWarning, match="Transparency"):
         theirs = sorted((np.asarray(image).transpose(2, 0, 1).tobytes(), y) for image, y in ImageFolder(tmp_path))
     ours = sorted((image.numpy().tobytes(), int(y)) for image, y in zip(*found.part, strict=True))
@@ -258,7 +258,7 @@ def spoil_program(path: Path) -> None:
 def test_an_image_that_would_be_misread_is_refused_by_name(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
     put(tmp_path, "cat", "dog")
     spoil(tmp_path / "dog" / "0.png")
-    said = refusal(lambda: open_data(str(tmp_path)))
+    said = refusal(lambda: load_data(str(tmp_path)))
     assert f"{tmp_path / 'dog' / '0.png'}" in said
     assert ("cannot be read" in said) != ("pixels of mode I;16. Save it with 8 bits" in said)
 
@@ -266,31 +266,31 @@ def test_an_image_that_would_be_misread_is_refused_by_name(tmp_path: Path, spoil
 def test_what_is_no_file_and_folders_without_end_are_refused(tmp_path: Path) -> None:
     put(tmp_path, "cat", "dog")
     os.mkfifo(tmp_path / "dog" / "1.png")
-    assert f"{tmp_path / 'dog' / '1.png'} is no file" in refusal(lambda: open_data(str(tmp_path)))
+    assert f"{tmp_path / 'dog' / '1.png'} is no file" in refusal(lambda: load_data(str(tmp_path)))
     (tmp_path / "dog" / "1.png").unlink()
     (tmp_path / "dog" / "/".join("d" * 60)).mkdir(parents=True)
-    assert "has folders within folders, 50 deep" in refusal(lambda: open_data(str(tmp_path)))
+    assert "has folders within folders, 50 deep" in refusal(lambda: load_data(str(tmp_path)))
 
 
 def test_labels_in_a_pipe_are_not_waited_for(tmp_path: Path) -> None:
     tiny_imagenet(tmp_path)
     (tmp_path / "val" / "val_annotations.txt").unlink()
     os.mkfifo(tmp_path / "val" / "val_annotations.txt")
-    assert "val_annotations.txt is no file" in refusal(lambda: open_data(str(tmp_path / "val")))
+    assert "val_annotations.txt is no file" in refusal(lambda: load_data(str(tmp_path / "val")))
 
 
 def test_images_of_different_sizes_are_refused_by_name(tmp_path: Path) -> None:
     put(tmp_path, "cat")
     put(tmp_path, "dog", size=5)
     said = f"[4, 4] and [5, 5], {tmp_path / 'cat' / '0.png'} and {tmp_path / 'dog' / '0.png'}. Resize them"
-    assert said in refusal(lambda: open_data(str(tmp_path)))
+    assert said in refusal(lambda: load_data(str(tmp_path)))
 
 
 def test_the_first_images_are_of_every_class_in_evaluation_in_a_run_and_in_a_subset(tmp_path: Path) -> None:
     put(tmp_path, "train/a", "train/b", "train/c", "test/a", "test/b", "test/c", n=4)
     source = image_folder(str(tmp_path), validation=1)
     assert source().test.y[:6].tolist() == [0, 1, 2, 0, 1, 2]
-    assert open_data(str(tmp_path)).part.y[:3].tolist() == [0, 1, 2]
+    assert load_data(str(tmp_path)).part.y[:3].tolist() == [0, 1, 2]
     assert source().train.y.tolist() == sorted(source().train.y.tolist()), "training images are as they always were"
     assert subset(source, 6)().train.y.tolist() == [0, 1, 2, 0, 1, 2]
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustmail.data.dataset import Images, Part, augment, batches, hold_out
+from robustmail.data.dataset import ImageData, Split, augment, batch_indices, hold_out
 from robustmail.errors import DataError
 
 COUNTS = (70, 41, 23, 5)
@@ -21,19 +21,19 @@ def rng(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def numbered(n: int, *shape: int) -> Part:
+def numbered(n: int, *shape: int) -> Split:
     """Images whose first pixels spell their index, of the classes COUNTS in a shuffled order."""
     x = torch.zeros(n, *(shape or (1, 2, 2)), dtype=torch.uint8)
     x.view(n, -1)[:, 0], x.view(n, -1)[:, 1] = torch.arange(n) // 256, torch.arange(n) % 256
     y = torch.cat([torch.full((count,), i) for i, count in enumerate(COUNTS)])
-    return Part(x, y[torch.randperm(len(y), generator=rng(7))[torch.arange(n) % len(y)]])
+    return Split(x, y[torch.randperm(len(y), generator=rng(7))[torch.arange(n) % len(y)]])
 
 
-def data(n: int = sum(COUNTS), **changes: Any) -> Images:
-    return replace(Images("mine", numbered(n), numbered(4), classes=len(COUNTS)), **changes)
+def data(n: int = sum(COUNTS), **changes: Any) -> ImageData:
+    return replace(ImageData("mine", numbered(n), numbered(4), classes=len(COUNTS)), **changes)
 
 
-def identities(part: Part) -> list[int]:
+def identities(part: Split) -> list[int]:
     first, second = part.x.flatten(1)[:, :2].long().unbind(1)
     return (first * 256 + second).tolist()
 
@@ -96,13 +96,13 @@ def test_the_advice_works_for_few_images_too() -> None:
     ],
 )
 def test_batches_cover_every_index_once_and_leave_none_alone(n: int, size: int, sizes: list[int]) -> None:
-    found = batches(n, size, rng())
+    found = batch_indices(n, size, rng())
     assert [len(batch) for batch in found] == sizes
     assert torch.cat(found).sort().values.tolist() == list(range(n))
 
 
 def test_the_order_of_the_batches_is_random_and_the_generators() -> None:
-    first, same, other = (torch.cat(batches(50, 8, rng(seed))).tolist() for seed in (0, 0, 1))
+    first, same, other = (torch.cat(batch_indices(50, 8, rng(seed))).tolist() for seed in (0, 0, 1))
     assert first == same
     assert first != other
     assert first != sorted(first)
@@ -184,20 +184,20 @@ GOOD = numbered(6, 3, 4, 5)
 @pytest.mark.parametrize(
     ("part", "fragment"),
     [
-        pytest.param(Part(GOOD.x.float() / 255, GOOD.y), "images are float32, expected bytes", id="floats"),
-        pytest.param(Part(GOOD.x[:, 0], GOOD.y), "images have shape [6, 4, 5]", id="no channels"),
-        pytest.param(Part(GOOD.x[:0], GOOD.y[:0]), "with at least one image", id="nothing"),
-        pytest.param(Part(GOOD.x, GOOD.y[:5]), "6 images but labels of shape [5]", id="a label too few"),
-        pytest.param(Part(GOOD.x, GOOD.y[:, None]), "6 images but labels of shape [6, 1]", id="a column of labels"),
-        pytest.param(Part(GOOD.x, GOOD.y + 4), "outside the 4 classes 0 ... 3", id="labels too large"),
-        pytest.param(Part(GOOD.x, GOOD.y - 4), "labels span -4", id="negative labels"),
-        pytest.param(Part(GOOD.x, GOOD.y.float()), "labels are float32", id="float labels"),
-        pytest.param(Part(GOOD.x, GOOD.y.int()), "labels are int32", id="int32 labels"),
+        pytest.param(Split(GOOD.x.float() / 255, GOOD.y), "images are float32, expected bytes", id="floats"),
+        pytest.param(Split(GOOD.x[:, 0], GOOD.y), "images have shape [6, 4, 5]", id="no channels"),
+        pytest.param(Split(GOOD.x[:0], GOOD.y[:0]), "with at least one image", id="nothing"),
+        pytest.param(Split(GOOD.x, GOOD.y[:5]), "6 images but labels of shape [5]", id="a label too few"),
+        pytest.param(Split(GOOD.x, GOOD.y[:, None]), "6 images but labels of shape [6, 1]", id="a column of labels"),
+        pytest.param(Split(GOOD.x, GOOD.y + 4), "outside the 4 classes 0 ... 3", id="labels too large"),
+        pytest.param(Split(GOOD.x, GOOD.y - 4), "labels span -4", id="negative labels"),
+        pytest.param(Split(GOOD.x, GOOD.y.float()), "labels are float32", id="float labels"),
+        pytest.param(Split(GOOD.x, GOOD.y.int()), "labels are int32", id="int32 labels"),
     ],
 )
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_images_of_the_wrong_kind_are_refused_with_the_split_named(split: str, part: Part, fragment: str) -> None:
-    good = Images("mine", GOOD, GOOD, classes=4)
+def test_images_of_the_wrong_kind_are_refused_with_the_split_named(split: str, part: Split, fragment: str) -> None:
+    good = ImageData("mine", GOOD, GOOD, classes=4)
     with pytest.raises(DataError) as caught:
         replace(good, **{split: part})
     assert f"mine ({split}): " in str(caught.value)
@@ -206,14 +206,14 @@ def test_images_of_the_wrong_kind_are_refused_with_the_split_named(split: str, p
 
 def test_training_and_test_images_of_different_sizes_are_refused() -> None:
     with pytest.raises(DataError, match=r"training images are \[3, 4, 5\], test images \[3, 5, 4\]"):
-        Images("mine", GOOD, numbered(6, 3, 5, 4), classes=4)
+        ImageData("mine", GOOD, numbered(6, 3, 5, 4), classes=4)
 
 
 def test_a_fingerprint_tells_one_changed_pixel_or_label() -> None:
-    whole = Images("mine", GOOD, GOOD, classes=4)
+    whole = ImageData("mine", GOOD, GOOD, classes=4)
     x, y = GOOD.x.clone(), GOOD.y.clone()
     x[5, 2, 3, 4] ^= 1
     y[5] = (y[5] + 1) % 4
-    prints = {replace(whole, test=part).fingerprint for part in (GOOD, Part(x, GOOD.y), Part(GOOD.x, y))}
+    prints = {replace(whole, test=part).fingerprint for part in (GOOD, Split(x, GOOD.y), Split(GOOD.x, y))}
     assert len(prints) == 3
     assert replace(whole, name="yours").fingerprint == whole.fingerprint

@@ -18,8 +18,8 @@ import torch
 import torchvision
 from PIL import Image
 
-from robustmail import Images, cifar10, cifar100, digits, image_folder, load_recipe, npz, subset, svhn
-from robustmail.config.overrides import override, read
+from robustmail import ImageData, cifar10, cifar100, digits, image_folder, load_recipe, npz, subset, svhn
+from robustmail.config.overrides import apply_overrides, parse_value
 from robustmail.errors import DataError, RecipeError
 from robustmail.fields import describe
 
@@ -42,7 +42,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "mine.npz"
 
 
-def refusal(source: Callable[[], Images]) -> str:
+def refusal(source: Callable[[], ImageData]) -> str:
     """What a source that must fail with a DataError says: one line."""
     said = "nothing: it did not fail"
     try:
@@ -397,5 +397,7 @@ def test_a_subset_is_the_first_training_images_and_every_test_image():
 
 def test_the_source_inside_a_subset_is_an_override_away():
     recipe = load_recipe("quickstart").but(data=subset(digits(), train=100))
-    assert override(recipe, ["data.of.validation=7", "data.train=50"]).data == subset(digits(validation=7), train=50)
-    assert read(describe(recipe.data)) == recipe.data
+    assert apply_overrides(recipe, ["data.of.validation=7", "data.train=50"]).data == subset(
+        digits(validation=7), train=50
+    )
+    assert parse_value(describe(recipe.data)) == recipe.data

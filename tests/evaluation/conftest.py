@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from robustmail import PGD, digits
-from robustmail.data.dataset import Part, to_float
+from robustmail.data.dataset import Split, to_float
 from robustmail.data.testsets import TestSet
 from robustmail.models.classifier import build
 
@@ -22,7 +22,7 @@ def victim(real):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(real[0]), real[1]).backward()
         optimizer.step()
-    return model, Part((real[0] * 255).round().to(torch.uint8), real[1])
+    return model, Split((real[0] * 255).round().to(torch.uint8), real[1])
 
 
 @pytest.fixture(scope="session")

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from robustmail import evaluate
-from robustmail.data.dataset import Part
+from robustmail.data.dataset import Split
 from robustmail.evaluation import sanity_checks
-from robustmail.evaluation.evaluator import room_of
+from robustmail.evaluation.evaluator import batch_sizer
 from robustmail.evaluation.ledger import Ledger
 from robustmail.evaluation.sanity_checks import Flag, curve, judge, measure
-from robustmail.step import mode
+from robustmail.step import module_mode
 
 pytestmark = pytest.mark.long
 
@@ -57,7 +57,7 @@ MASKS = {
 
 def examined(model, hand, seed=0):
     found = evaluate(model, hand.part.first(64), ("nat", "pgd10", "pgd100"), EPS)
-    *_, measured = measure(model, hand.part.first(64), found.ledger, EPS, "linf", seed, room_of(model, None))
+    *_, measured = measure(model, hand.part.first(64), found.ledger, EPS, "linf", seed, batch_sizer(model, None))
     return measured, judge(measured, found.ledger, ["pgd10", "pgd100"], 10)
 
 
@@ -85,7 +85,7 @@ def test_a_model_trained_against_pgd_is_not_flagged(hardened, hand):
 
 def test_examining_leaves_no_mark(hardened, hand):
     before, state = torch.get_rng_state(), {k: v.clone() for k, v in hardened.state_dict().items()}
-    with mode(hardened, "train"):
+    with module_mode(hardened, "train"):
         examined(hardened, hand)
         assert hardened.training
     assert torch.equal(before, torch.get_rng_state())
@@ -156,7 +156,7 @@ def test_attacks_that_are_too_weak_are_told_by_what_the_check_finds_itself(harde
         return x
 
     found = evaluate(hardened, part, (idle,), 2.5 * EPS)
-    *_, measured = measure(hardened, part, found.ledger, 2.5 * EPS, "linf", 0, room_of(hardened, None))
+    *_, measured = measure(hardened, part, found.ledger, 2.5 * EPS, "linf", 0, batch_sizer(hardened, None))
     flags = {flag["name"]: flag["light"] for flag in judge(measured, found.ledger, [], 10)["flags"]}
     assert flags["overlooked"] == "red"
     assert len(measured["broken"]) > 6
@@ -219,9 +219,9 @@ def test_a_ball_in_l2_is_huge_only_where_every_image_can_be_made_grey():
 
     huge = {}
     for size in (32, 96):
-        part = Part(torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1]))
+        part = Split(torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1]))
         found = evaluate(Mean(), part, ("nat",), 0.5, "l2")
-        *_, measured = measure(Mean(), part, found.ledger, 0.5, "l2", 0, room_of(Mean(), None))
+        *_, measured = measure(Mean(), part, found.ledger, 0.5, "l2", 0, batch_sizer(Mean(), None))
         huge[size] = measured["huge"]
         verdict = judge(measured, found.ledger, [], 2)
         names = {flag["name"] for flag in [*verdict["flags"], *verdict["examined"]]}

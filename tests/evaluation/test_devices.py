@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from robustmail import PGD, evaluate
-from robustmail.data.dataset import Part
+from robustmail.data.dataset import Split
 from robustmail.data.testsets import TestSet
 from robustmail.errors import DeviceError, ModelError
-from robustmail.evaluation.evaluator import images
-from robustmail.evaluation.model_loading import Subject, open_subject, reopen
-from robustmail.evaluation.normalization import shortlisted
-from robustmail.evaluation.runner import examine
-from robustmail.evaluation.task import Task
+from robustmail.evaluation.evaluator import image_batch
+from robustmail.evaluation.model_loading import LoadedModel, load_model, reload_model
+from robustmail.evaluation.normalization import shortlist
+from robustmail.evaluation.runner import run_evaluation
+from robustmail.evaluation.task import EvaluationTask
 from robustmail.evaluation.verify import verify
 
 EPS = 0.1
@@ -40,15 +40,15 @@ class Notes(nn.Module):
 
 @pytest.fixture
 def few() -> TestSet:
-    return TestSet("random", Part(torch.rand(6, 3, 2, 2), torch.arange(6) % 3), 3)
+    return TestSet("random", Split(torch.rand(6, 3, 2, 2), torch.arange(6) % 3), 3)
 
 
 def test_readings_are_tried_on_the_device_that_was_asked_for(few):
     net, conventions = Notes(), {"none": None, "half": ((0.5,), (0.5,))}
-    assert len(shortlisted({"notes": net}, conventions, few.part)) == 2
-    assert shortlisted({"notes": net}, conventions, few.part, "meta") == [], "nobody can be judged there"
+    assert len(shortlist({"notes": net}, conventions, few.part)) == 2
+    assert shortlist({"notes": net}, conventions, few.part, "meta") == [], "nobody can be judged there"
     assert net.head.weight.device.type == "meta"
-    assert {t.device.type for t in images(net, few.part, slice(None))} == {"meta"}, "images follow the network"
+    assert {t.device.type for t in image_batch(net, few.part, slice(None))} == {"meta"}, "images follow the network"
 
 
 def test_a_probe_and_a_second_judgement_happen_on_the_device_that_was_asked_for(few, tmp_path):
@@ -57,17 +57,17 @@ def test_a_probe_and_a_second_judgement_happen_on_the_device_that_was_asked_for(
     torch.save(Notes().state_dict(), path)
     model = f"{tmp_path / 'notes.py'}:Notes"
     with pytest.raises(ModelError, match="no way of reading the file takes these images"):
-        open_subject(path, few, model, probe=True, device=device)
+        load_model(path, few, model, probe=True, device=device)
     assert Notes.made[-1].head.weight.device.type == "meta"
     spec = {"checkpoint": str(path), "weights": None, "model": model, "normalize": "none"}
     with pytest.raises(RuntimeError, match="scalarType"):  # asked how many classes it has, there
-        reopen(spec, few, device=device)
+        reload_model(spec, few, device=device)
     assert Notes.made[-1].head.weight.device.type == "meta"
-    assert reopen(spec, few).device.type == "cpu"
+    assert reload_model(spec, few).device.type == "cpu"
 
 
 def test_a_second_judgement_refuses_a_device_that_is_not_there(few, tmp_path):
-    list(examine(Task(Subject.of(Notes(), few), few, ("nat",), EPS), tmp_path))
+    list(run_evaluation(EvaluationTask(LoadedModel.of(Notes(), few), few, ("nat",), EPS), tmp_path))
     assert verify(tmp_path, Notes.made[-1], few, device="cpu").images == 6
     with pytest.raises(DeviceError, match="device='tpu'"):
         verify(tmp_path, checkpoint=tmp_path / "notes.pth", images=few, device="tpu")

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from robustmail.data.dataset import Images, to_float
+from robustmail.data.dataset import ImageData, to_float
 from robustmail.data.testsets import TestSet
 from robustmail.errors import ModelError
-from robustmail.evaluation.model_loading import open_subject
+from robustmail.evaluation.model_loading import load_model
 from robustmail.models.classifier import Classifier
 from tests.checkpoints.corpus import Conv, Spec, images_of, trained
 
@@ -18,11 +18,11 @@ CONVS = (Conv(8, 3, 1, 1, "max"), Conv(12, 3, 1, 1))
 
 
 @pytest.fixture(scope="module")
-def handwritten() -> Images:
+def handwritten() -> ImageData:
     return images_of("digits", None)
 
 
-def network(act: str, images: Images) -> Classifier:
+def network(act: str, images: ImageData) -> Classifier:
     return trained(Spec(seed=1, data="digits", act=act, convs=CONVS, hidden=(32,)), images)
 
 
@@ -31,7 +31,7 @@ def written(model: Classifier, path: Path, **values: float) -> Path:
     return path
 
 
-def answers(model: torch.nn.Module, images: Images) -> torch.Tensor:
+def answers(model: torch.nn.Module, images: ImageData) -> torch.Tensor:
     with torch.no_grad():
         return model(to_float(images.test.x)).argmax(1)
 
@@ -40,10 +40,10 @@ def answers(model: torch.nn.Module, images: Images) -> torch.Tensor:
 def test_no_network_is_read_wrong_in_silence(act, handwritten, tmp_path):
     model, data = network(act, handwritten), TestSet("digits", handwritten.test, 10)
     path = written(model, tmp_path / "net.pt")
-    subject = open_subject(path, data, normalize="none", accept_reading=True)
+    subject = load_model(path, data, normalize="none", accept_reading=True)
     if subject.doubts:
         with pytest.raises(ModelError, match=r"in doubt.*--accept-reading"):
-            open_subject(path, data, normalize="none")
+            load_model(path, data, normalize="none")
     else:
         assert (answers(subject.model, handwritten) == answers(model, handwritten)).double().mean() > 0.98
 
@@ -51,8 +51,8 @@ def test_no_network_is_read_wrong_in_silence(act, handwritten, tmp_path):
 def test_an_accuracy_in_the_file_that_was_not_measured_is_told_and_refused(handwritten, tmp_path):
     model, data = network("relu", handwritten), TestSet("digits", handwritten.test, 10)
     accuracy = (answers(model, handwritten) == handwritten.test.y).double().mean().item()
-    subject = open_subject(written(model, tmp_path / "true.pt", best_acc=accuracy), data, normalize="none")
+    subject = load_model(written(model, tmp_path / "true.pt", best_acc=accuracy), data, normalize="none")
     assert not subject.doubts
     assert "the file says best_acc" in " ".join(subject.said)
     with pytest.raises(ModelError, match=r"in doubt: the file says best_acc 50.0 %, measured"):
-        open_subject(written(model, tmp_path / "false.pt", best_acc=0.5), data, normalize="none")
+        load_model(written(model, tmp_path / "false.pt", best_acc=0.5), data, normalize="none")

@@ -16,15 +16,15 @@ from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 from torchvision import transforms
 
-from robustmail import AT, PGD, Recipe, art, digits, evaluate, fit, open_data, torchattack, verify
+from robustmail import AT, PGD, Recipe, art, digits, evaluate, fit, load_data, torchattack, verify
 from robustmail.data.adapters import read_data
 from robustmail.data.dataset import channels_first
 from robustmail.data.testsets import TestSet
 from robustmail.errors import DataError, ModelError, PluginError, RecipeError
-from robustmail.evaluation.attack_specs import plan
-from robustmail.evaluation.model_loading import Subject
-from robustmail.evaluation.runner import examine
-from robustmail.evaluation.task import Task
+from robustmail.evaluation.attack_specs import attack_spec
+from robustmail.evaluation.model_loading import LoadedModel
+from robustmail.evaluation.runner import run_evaluation
+from robustmail.evaluation.task import EvaluationTask
 from robustmail.fields import describe
 from robustmail.models.classifier import Classifier
 
@@ -244,7 +244,7 @@ def test_evaluate_judges_a_loader_as_it_judges_arrays(victim):
 def test_verify_takes_what_evaluate_takes(victim, tmp_path):
     model, part = victim
     data = TestSet("sixteen", part, 10)
-    list(examine(Task(Subject.of(model, data), data, ("nat", "pgd3"), 8 / 255), tmp_path))
+    list(run_evaluation(EvaluationTask(LoadedModel.of(model, data), data, ("nat", "pgd3"), 8 / 255), tmp_path))
     for images in (DataLoader(TensorDataset(*part), 5, shuffle=True), part, (part.x.permute(0, 2, 3, 1), part.y)):
         assert verify(tmp_path, model, images).images == 16
     with pytest.raises(DataError, match=r"verify: images span \[0, 255\]"):
@@ -252,7 +252,7 @@ def test_verify_takes_what_evaluate_takes(victim, tmp_path):
 
 
 def test_what_open_data_returns_is_data(victim):
-    found = open_data("digits").first(20)
+    found = load_data("digits").first(20)
     linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     assert len(evaluate(linear, found, "nat").ledger) == 20
 
@@ -340,9 +340,9 @@ TAKEN = {
 @pytest.mark.parametrize(("make", "said"), TAKEN.values(), ids=TAKEN)
 def test_an_attack_of_a_library_bound_to_a_model_is_used_with_its_own_settings(victim, make, said):
     attack = make(victim[0])
-    (value,) = plan(attack, 4 / 255, 10).stages.values()
+    (value,) = attack_spec(attack, 4 / 255, 10).stages.values()
     assert said in describe(value)
-    assert plan(value, 4 / 255, 10).stages == {type(attack).__name__: value}
+    assert attack_spec(value, 4 / 255, 10).stages == {type(attack).__name__: value}
 
 
 def test_the_model_that_an_attack_is_bound_to_is_replaced(victim):
@@ -418,7 +418,7 @@ def test_the_documentation_can_be_run():
     (code,) = re.findall(r"```python\n(.*?)```", text.partition("### What may be handed over")[2], re.DOTALL)[:1]
     assert "DataLoader(" in code
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    exec(code, {"data": open_data("digits").first(100), "evaluate": evaluate, "model": model})
+    exec(code, {"data": load_data("digits").first(100), "evaluate": evaluate, "model": model})
 
 
 def test_the_line_that_an_error_gives_makes_the_attack(victim):
@@ -426,4 +426,4 @@ def test_the_line_that_an_error_gives_makes_the_attack(victim):
     pairs = [(torchattack("PGD", eps=8 / 255), theirs(net)),
              (art("DeepFool", max_iter=3, batch_size=1), of_art(net, "DeepFool", max_iter=3))]  # fmt: skip
     for written, attack in pairs:
-        assert list(plan(attack, 8 / 255, 10).stages.values()) == [written]
+        assert list(attack_spec(attack, 8 / 255, 10).stages.values()) == [written]

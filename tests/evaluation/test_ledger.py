@@ -15,21 +15,21 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from robustmail import PGD, evaluate, torchattack
-from robustmail.attacks.per_image_noise import noise_of_each
-from robustmail.data.dataset import Part
+from robustmail.attacks.per_image_noise import per_image_noise
+from robustmail.data.dataset import Split
 from robustmail.errors import AttackError, ModelError, RecipeError, RunError
 from robustmail.evaluation import compare as compared
 from robustmail.evaluation import runner as folders
 from robustmail.evaluation.compare import compare
-from robustmail.evaluation.exact_inference import Room, exact
+from robustmail.evaluation.exact_inference import BatchSizer, exact_inference
 from robustmail.evaluation.ledger import BROKE, STOOD
-from robustmail.evaluation.model_loading import Subject
-from robustmail.evaluation.runner import examine, merge
+from robustmail.evaluation.model_loading import LoadedModel
+from robustmail.evaluation.runner import merge_shards, run_evaluation
 from robustmail.evaluation.statistics import paired
-from robustmail.evaluation.storage import clear, read_folder, write_pngs
-from robustmail.evaluation.task import Task
+from robustmail.evaluation.storage import clear, read_evaluation, write_pngs
+from robustmail.evaluation.task import EvaluationTask
 from robustmail.evaluation.verify import verify
-from robustmail.norms import distances, slack
+from robustmail.norms import distances, tolerance
 from tests.processes import Python, python
 
 pytestmark = pytest.mark.long
@@ -42,15 +42,17 @@ ATTACKS = (
 NAMES = ("nat", "pgd10", "cw", "APGD", "APGDT", "Square")
 
 
-def task(model, data, **knobs) -> Task:
-    return Task(Subject.of(model, data), data, knobs.pop("attacks", ATTACKS), knobs.pop("eps", EPS), **knobs)
+def task(model, data, **knobs) -> EvaluationTask:
+    return EvaluationTask(
+        LoadedModel.of(model, data), data, knobs.pop("attacks", ATTACKS), knobs.pop("eps", EPS), **knobs
+    )
 
 
 @pytest.fixture(scope="module")
 def done(hardened, hand, tmp_path_factory) -> Path:
     """A finished evaluation of 160 digits."""
     folder = tmp_path_factory.mktemp("done") / "whole"
-    list(examine(task(hardened, hand), folder))
+    list(run_evaluation(task(hardened, hand), folder))
     return folder
 
 
@@ -68,15 +70,15 @@ def bytes_of(folder: Path) -> tuple[bytes, bytes]:
 
 @pytest.mark.parametrize("batch", [20, 64])
 def test_the_ledger_is_the_same_to_the_byte_for_any_batch(hardened, hand, done, tmp_path, batch):
-    list(examine(task(hardened, hand, batch=batch), tmp_path))
+    list(run_evaluation(task(hardened, hand, batch=batch), tmp_path))
     assert bytes_of(tmp_path) == bytes_of(done)
 
 
 def test_shards_merge_into_the_ledger_of_a_single_process(hardened, hand, done, tmp_path):
     parts = [tmp_path / str(k) for k in (1, 2, 3)]
     for k, part in enumerate(parts, start=1):
-        list(examine(task(hardened, hand, shard=(k, 3)), part))
-    merge(parts[::-1], tmp_path / "merged")
+        list(run_evaluation(task(hardened, hand, shard=(k, 3)), part))
+    merge_shards(parts[::-1], tmp_path / "merged")
     assert bytes_of(tmp_path / "merged") == bytes_of(done)
     mine, whole = (json.loads((f / "results.json").read_text()) for f in (tmp_path / "merged", done))
     for name in ("n", "shard", "worst_case", "eight_bit", "per_class", "margins", "curve", "believable", "measured"):
@@ -85,9 +87,9 @@ def test_shards_merge_into_the_ledger_of_a_single_process(hardened, hand, done, 
 
 
 def test_some_but_not_all_shards_are_not_merged(hardened, hand, tmp_path):
-    list(examine(task(hardened, hand, shard=(1, 3), attacks=("nat",)), tmp_path / "1"))
+    list(run_evaluation(task(hardened, hand, shard=(1, 3), attacks=("nat",)), tmp_path / "1"))
     with pytest.raises(RunError, match=r"given the shards 1 of 3.*Name each of 1 ... 3 once"):
-        merge([tmp_path / "1"], tmp_path / "merged")
+        merge_shards([tmp_path / "1"], tmp_path / "merged")
 
 
 @pytest.mark.numeric
@@ -98,7 +100,7 @@ def test_an_image_meets_the_same_fate_alone_and_in_company(hardened, hand, norm)
     attacks = ("pgd10", "cw", torchattack("APGDT", steps=5, **library), torchattack("Square", n_queries=20, **library),
                torchattack("FAB", steps=3, multi_targeted=True, **library))  # fmt: skip
     whole = evaluate(hardened, part, attacks, eps, norm).ledger
-    alone = Part(part.x[23:31], part.y[23:31])
+    alone = Split(part.x[23:31], part.y[23:31])
     few = evaluate(hardened, alone, attacks, eps, norm, batch=3).ledger
     for stage, outcome in few.stages.items():
         assert torch.equal(outcome, whole.stages[stage][23:31]), stage
@@ -111,7 +113,7 @@ def test_an_image_meets_the_same_fate_alone_and_in_company(hardened, hand, norm)
 def test_a_killed_evaluation_goes_on_to_the_same_ledger(hand, hardened, tmp_path):
     """A real process, killed for real, twice, while an attack is under way."""
     attacks = ("nat", "pgd100", "cw", "apgd")
-    list(examine(task(hardened, hand, attacks=attacks), tmp_path / "whole"))
+    list(run_evaluation(task(hardened, hand, attacks=attacks), tmp_path / "whole"))
     torch.save(hardened.net.state_dict(), tmp_path / "hardened.pth")
     words = ["eval", str(tmp_path / "hardened.pth"), "--model", "small_cnn",
              "--normalize", "none", "--data", "digits()", "--n", "160", "--eps", str(EPS),
@@ -138,30 +140,30 @@ def test_a_killed_evaluation_goes_on_to_the_same_ledger(hand, hardened, tmp_path
 
 
 def test_an_evaluation_that_is_asked_to_stop_saves_what_it_has(hardened, hand, done, tmp_path):
-    work = examine(task(hardened, hand, batch=20), tmp_path)
+    work = run_evaluation(task(hardened, hand, batch=20), tmp_path)
     for _ in range(12):
         next(work)
     work.close()
-    held = read_folder(tmp_path, strict=True)
+    held = read_evaluation(tmp_path, strict=True)
     assert not held.results["complete"]
     assert "cw" in held.ledger.stages
-    list(examine(task(hardened, hand), tmp_path))
+    list(run_evaluation(task(hardened, hand), tmp_path))
     assert bytes_of(tmp_path) == bytes_of(done)
 
 
 def test_attacks_can_be_added_to_a_finished_evaluation_but_not_taken_away(hardened, hand, done, tmp_path):
-    list(examine(task(hardened, hand, attacks=ATTACKS[:3]), tmp_path))
-    list(examine(task(hardened, hand), tmp_path))
+    list(run_evaluation(task(hardened, hand, attacks=ATTACKS[:3]), tmp_path))
+    list(run_evaluation(task(hardened, hand), tmp_path))
     assert bytes_of(tmp_path) == bytes_of(done)
     with pytest.raises(RunError, match="Attacks can be added at the end"):
-        list(examine(task(hardened, hand, attacks=("nat", "cw")), tmp_path))
+        list(run_evaluation(task(hardened, hand, attacks=("nat", "cw")), tmp_path))
 
 
 def test_a_folder_of_another_evaluation_is_refused_with_what_differs(hardened, hand, copy):
     with pytest.raises(RunError, match=r"holds another evaluation \(eps: 0.1 there, 0.05 here\)"):
-        list(examine(task(hardened, hand, eps=0.05), copy))
+        list(run_evaluation(task(hardened, hand, eps=0.05), copy))
     with pytest.raises(RunError, match="other weights"):
-        list(examine(task(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), hand), copy))
+        list(run_evaluation(task(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), hand), copy))
 
 
 def test_a_foreign_attack_sees_the_same_blocks_whatever_the_batch(hardened, hand):
@@ -180,13 +182,13 @@ def test_a_foreign_attack_sees_the_same_blocks_whatever_the_batch(hardened, hand
 
 def test_noise_of_each_is_a_function_of_the_image_and_differs_between_images():
     x = torch.rand(5, 1, 4, 4)
-    with noise_of_each(x, 0, "start"):
+    with per_image_noise(x, 0, "start"):
         whole = torch.rand(x.shape)
-    with noise_of_each(x[3:], 0, "start"):
+    with per_image_noise(x[3:], 0, "start"):
         part = torch.rand(x[3:].shape)
     assert torch.equal(whole[3:], part)
     assert not torch.equal(whole[0], whole[1])
-    with noise_of_each(x, 1, "start"):
+    with per_image_noise(x, 1, "start"):
         assert not torch.equal(whole, torch.rand(x.shape))
     assert torch.rand(2).shape == (2,)  # torch's own again
 
@@ -194,7 +196,7 @@ def test_noise_of_each_is_a_function_of_the_image_and_differs_between_images():
 def test_a_pass_of_any_number_of_images_is_made_of_slices_of_one_size(hardened):
     sizes: list[int] = []
     handle = hardened.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
-    with exact(hardened, 8) as view:
+    with exact_inference(hardened, 8) as view:
         logits = view(torch.rand(21, 1, 8, 8))
     handle.remove()
     assert (sizes, len(logits)) == ([8, 8, 8], 21)
@@ -224,7 +226,7 @@ def test_when_memory_runs_out_the_batch_is_halved_and_the_verdicts_stay(hardened
 
 
 def test_room_shrinks_to_one_slice_before_the_slice_itself():
-    room = Room(torch.device("cpu"), 100)
+    room = BatchSizer(torch.device("cpu"), 100)
     sizes = []
     for _ in range(4):
         room.shrink(MemoryError())
@@ -236,7 +238,7 @@ def test_room_shrinks_to_one_slice_before_the_slice_itself():
 
 
 def test_examples_are_inside_the_ball_and_break_their_image(hardened, done, hand):
-    held = read_folder(done, strict=True)
+    held = read_evaluation(done, strict=True)
     assert len(held.ledger.examples) > 10
     for at, found in held.ledger.examples.items():
         clean = hand.part.x[at].float() / 255
@@ -246,14 +248,14 @@ def test_examples_are_inside_the_ball_and_break_their_image(hardened, done, hand
 
 
 def test_an_image_is_charged_to_the_first_attack_that_broke_it(done):
-    ledger = read_folder(done).ledger
+    ledger = read_evaluation(done).ledger
     for at, by in enumerate(ledger.broken_by):
         tried = [stage for stage, outcome in ledger.stages.items() if outcome[at] == BROKE]
         assert by == ("natural" if ledger.predicted[at] != ledger.label[at] else tried[0] if tried else "")
 
 
 def test_the_worst_case_counts_images_that_stand_under_everything(done):
-    results, ledger = json.loads((done / "results.json").read_text()), read_folder(done).ledger
+    results, ledger = json.loads((done / "results.json").read_text()), read_evaluation(done).ledger
     stands = ledger.right.clone()
     for outcome in ledger.stages.values():
         stands &= outcome == STOOD
@@ -265,7 +267,7 @@ def test_rounded_examples_are_whole_bytes_inside_the_ball(copy, hand):
 
     (copy / "png").mkdir(exist_ok=True)
     (copy / "png" / "99999.png").write_bytes(b"of an image that stands now")
-    assert write_pngs(copy) == len(list((copy / "png").iterdir())) == len(read_folder(copy).ledger.examples)
+    assert write_pngs(copy) == len(list((copy / "png").iterdir())) == len(read_evaluation(copy).ledger.examples)
     for path in sorted((copy / "png").iterdir()):
         with Image.open(path) as image:
             pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(8, 8)
@@ -308,7 +310,7 @@ def test_two_attacks_of_one_name_are_told_apart(hardened, hand):
 def test_what_was_written_verifies(done, hardened, hand):
     found = verify(done, hardened, hand)
     assert (found.images, found.close) == (160, 0)
-    assert found.examples == len(read_folder(done).ledger.examples)
+    assert found.examples == len(read_evaluation(done).ledger.examples)
 
 
 def edited(folder: Path, row: int, **cells: str) -> None:
@@ -404,7 +406,7 @@ def test_other_weights_and_other_images_are_found(copy, hardened, hand):
 
 def test_a_verdict_forged_with_a_seal_of_its_own_is_found_by_judging_again(copy, hardened, hand):
     """Whoever can write the seals cannot write an example that fools the model."""
-    held = read_folder(copy, strict=True)
+    held = read_evaluation(copy, strict=True)
     at = int(held.ledger.stands.nonzero()[0])
     ledger = held.ledger
     clean = hand.part.x[at].float() / 255
@@ -497,7 +499,7 @@ def test_a_model_that_answers_differently_each_time_is_not_called_altered(harden
             return self.model(x) * (1 + 1e-3 * self.calls)
 
     few, noisy = hand.first(20), Noisy()
-    list(examine(task(noisy, few, attacks=("nat", "pgd2")), tmp_path))
+    list(run_evaluation(task(noisy, few, attacks=("nat", "pgd2")), tmp_path))
     with pytest.raises(RunError, match=r"asked twice, the model answers differently"):
         verify(tmp_path, noisy, few)
 
@@ -505,7 +507,7 @@ def test_a_model_that_answers_differently_each_time_is_not_called_altered(harden
 def test_a_ledger_without_its_results_is_not_begun_anew(copy, hardened, hand):
     (copy / "results.json").unlink()
     with pytest.raises(RunError, match=r"has a ledger, but its results.json is missing"):
-        list(examine(task(hardened, hand), copy))
+        list(run_evaluation(task(hardened, hand), copy))
 
 
 def test_an_attack_of_ones_own_cannot_take_a_built_in_name(hardened, hand):
@@ -527,7 +529,7 @@ def test_rows_that_were_moved_are_found(copy, hardened, hand):
 @pytest.mark.parametrize(("norm", "eps"), [("l2", 0.5), ("linf", 0.3), ("linf", 1.0)])
 def test_any_budget_comes_to_an_end(hardened, hand, tmp_path, norm, eps):
     few = hand.first(20)
-    list(examine(task(hardened, few, attacks=("nat", "pgd2"), eps=eps, norm=norm), tmp_path))
+    list(run_evaluation(task(hardened, few, attacks=("nat", "pgd2"), eps=eps, norm=norm), tmp_path))
     assert verify(tmp_path, hardened, few).images == 20
 
 
@@ -535,7 +537,7 @@ def test_any_budget_comes_to_an_end(hardened, hand, tmp_path, norm, eps):
 
 
 def test_the_same_evaluation_twice_is_never_a_difference(done):
-    rows, notes = compare(read_folder(done), read_folder(done))
+    rows, notes = compare(read_evaluation(done), read_evaluation(done))
     assert all(row.paired.tie and row.paired.difference == 0 for row in rows)
     assert [row.name for row in rows] == ["natural", *NAMES[1:], "worst case"]
     assert notes == []
@@ -549,8 +551,8 @@ def test_a_model_that_is_broken_more_often_compares_as_worse(done, hand, tmp_pat
         optimizer.zero_grad()
         nn.functional.cross_entropy(weak(hand.part.x.float() / 255), hand.part.y).backward()
         optimizer.step()
-    list(examine(task(weak, hand, attacks=("nat", "pgd10")), tmp_path))
-    rows, notes = compare(read_folder(done), read_folder(tmp_path))
+    list(run_evaluation(task(weak, hand, attacks=("nat", "pgd10")), tmp_path))
+    rows, notes = compare(read_evaluation(done), read_evaluation(tmp_path))
     found = {row.name: row.paired for row in rows}
     assert found["pgd10"].difference > 0.1
     assert not found["pgd10"].tie
@@ -568,7 +570,7 @@ def test_paired_numbers_are_mcnemars_and_agresti_mins():
 
 def test_an_example_recorded_as_its_true_class_is_no_break_however_near(copy, hardened, hand):
     """A forger with seals of his own takes an image on the very border: both classes are near, one is the label."""
-    held = read_folder(copy, strict=True)
+    held = read_evaluation(copy, strict=True)
     ledger = held.ledger
     at = next(at for at, by in enumerate(ledger.broken_by) if by not in ("", "natural"))
     low, high = hand.part.x[at].float() / 255, ledger.examples[at]
@@ -594,9 +596,9 @@ def test_in_l2_rounded_examples_stay_in_the_ball_where_nearest_bytes_would_not(s
     found = (x + 0.5 * delta / delta.flatten(1).norm(dim=1)[:, None, None, None]).clamp(0, 1)
     bytes_ = folders.eight_bit(x, found, 0.5, "l2")
     assert torch.equal((bytes_ * 255).round() / 255, bytes_)
-    assert distances(x, bytes_, "l2").max() <= 0.5 + slack(0.5)
+    assert distances(x, bytes_, "l2").max() <= 0.5 + tolerance(0.5)
     assert distances(x, bytes_, "l2").min() >= 0.49, "and not far inside, or files would look robust"
-    assert (distances(x, (found * 255).round() / 255, "l2") > 0.5 + slack(0.5)).any(), "or the test tells nothing"
+    assert (distances(x, (found * 255).round() / 255, "l2") > 0.5 + tolerance(0.5)).any(), "or the test tells nothing"
     grey = x + 0.4 / 255  # of no whole 255ths: nothing is promised but whole bytes
     whole = folders.eight_bit(grey.clamp(0, 1), found, 0.5, "l2")
     assert torch.equal((whole * 255).round() / 255, whole)
@@ -637,16 +639,16 @@ def own(step: float):
 def test_an_attack_of_ones_own_that_was_edited_is_another_evaluation(hardened, hand, tmp_path):
     few, folder = hand.first(20), tmp_path / "a"
     once, twice = (PGD(eps=EPS, alpha=EPS, steps=steps) for steps in (1, 2))
-    list(examine(task(hardened, few, attacks=("nat", own(0))), folder))
+    list(run_evaluation(task(hardened, few, attacks=("nat", own(0))), folder))
     with pytest.raises(RunError, match=r"another evaluation \(attack mine: mine \(source \w+\) there, mine \(source"):
-        list(examine(task(hardened, few, attacks=("nat", own(1))), folder))
-    list(examine(task(hardened, few, attacks=("nat", own(0), "pgd2", once)), folder))
+        list(run_evaluation(task(hardened, few, attacks=("nat", own(1))), folder))
+    list(run_evaluation(task(hardened, few, attacks=("nat", own(0), "pgd2", once)), folder))
     assert verify(folder, hardened, few).images == 20
-    assert list(read_folder(folder, strict=True).results["spec"]["own"]) == ["mine", "PGD"]
+    assert list(read_evaluation(folder, strict=True).results["spec"]["own"]) == ["mine", "PGD"]
     with pytest.raises(RunError, match=r"attack PGD: PGD, eps=0.1, .*steps=1.* there, PGD, .*steps=2"):
-        list(examine(task(hardened, few, attacks=("nat", own(0), "pgd2", twice)), folder))
-    list(examine(task(hardened, few, attacks=("nat", own(1))), tmp_path / "b"))
-    _, notes = compare(read_folder(folder), read_folder(tmp_path / "b"))
+        list(run_evaluation(task(hardened, few, attacks=("nat", own(0), "pgd2", twice)), folder))
+    list(run_evaluation(task(hardened, few, attacks=("nat", own(1))), tmp_path / "b"))
+    _, notes = compare(read_evaluation(folder), read_evaluation(tmp_path / "b"))
     assert any(note.startswith("mine is another attack in each: mine (source") for note in notes)
 
 
@@ -655,21 +657,21 @@ def test_shards_under_other_attacks_are_not_merged(hardened, hand, tmp_path):
     for k, folder, attacks in (
         (1, "1", ("nat", "pgd2", own(0))), (2, "2", ("nat", "pgd2", own(1))), (2, "3", ("nat", "pgd2")),
     ):  # fmt: skip
-        list(examine(task(hardened, data, shard=(k, 2), attacks=attacks), tmp_path / folder))
+        list(run_evaluation(task(hardened, data, shard=(k, 2), attacks=attacks), tmp_path / folder))
     with pytest.raises(RunError, match=r"another evaluation \(attack mine: "):
-        merge([tmp_path / "1", tmp_path / "2"], tmp_path / "merged")
+        merge_shards([tmp_path / "1", tmp_path / "2"], tmp_path / "merged")
     with pytest.raises(RunError, match=r"was attacked by nat, pgd2, .* by nat, pgd2, mine. Run the same attacks"):
-        merge([tmp_path / "1", tmp_path / "3"], tmp_path / "merged")
+        merge_shards([tmp_path / "1", tmp_path / "3"], tmp_path / "merged")
 
 
 def test_a_kill_while_an_attack_is_added_leaves_nothing_that_looks_whole(hardened, hand, tmp_path):
     few = hand.first(20)
-    list(examine(task(hardened, few, attacks=("nat", "pgd2")), tmp_path))
-    work = examine(task(hardened, few, attacks=("nat", "pgd2", "cw")), tmp_path)
+    list(run_evaluation(task(hardened, few, attacks=("nat", "pgd2")), tmp_path))
+    work = run_evaluation(task(hardened, few, attacks=("nat", "pgd2", "cw")), tmp_path)
     next(work)  # and at this moment, the power is cut
-    held = read_folder(tmp_path, strict=True)
+    held = read_evaluation(tmp_path, strict=True)
     assert not held.results["complete"]
     assert held.results["spec"]["attacks"] == ["nat", "pgd2"]
     work.close()
-    list(examine(task(hardened, few, attacks=("nat", "pgd2", "cw")), tmp_path))
+    list(run_evaluation(task(hardened, few, attacks=("nat", "pgd2", "cw")), tmp_path))
     assert verify(tmp_path, hardened, few).images == 20

@@ -9,13 +9,20 @@ import pytest
 import torch
 from torch import nn
 
-from robustmail.data.dataset import Part
-from robustmail.data.testsets import TestSet, of_path
+from robustmail.data.dataset import Split
+from robustmail.data.testsets import TestSet, from_path
 from robustmail.errors import DataError, ModelError
-from robustmail.evaluation.attack_specs import NAMES, plan
+from robustmail.evaluation.attack_specs import NAMES, attack_spec
 from robustmail.evaluation.evaluator import evaluate
-from robustmail.evaluation.model_loading import _told, open_data, open_subject, reopen
-from robustmail.evaluation.normalization import CONVENTIONS, Score, fitting, plausible, read_convention, spelt
+from robustmail.evaluation.model_loading import _choice_notes, load_data, load_model, reload_model
+from robustmail.evaluation.normalization import (
+    NORMALIZATIONS,
+    Score,
+    best_fit,
+    format_normalization,
+    parse_normalization,
+    usual_normalizations,
+)
 from robustmail.models.classifier import Classifier, build
 
 pytestmark = pytest.mark.long
@@ -31,9 +38,9 @@ FACTS = {  # file: (correct of the first 1,000, convention); measured with netwo
 @pytest.fixture(scope="module")
 def trained(slice_path) -> tuple[nn.Module, TestSet]:
     """A small network that knows 80 real images when they are normalised as ImageNet's are."""
-    data = open_data(str(slice_path))
+    data = load_data(str(slice_path))
     torch.manual_seed(0)
-    model = build("small_cnn", 10, 3, CONVENTIONS["imagenet"])
+    model = build("small_cnn", 10, 3, NORMALIZATIONS["imagenet"])
     optimizer = torch.optim.Adam(model.parameters(), 5e-3)
     x = data.part.x.float() / 255
     for _ in range(40):
@@ -54,25 +61,25 @@ def file(trained, tmp_path) -> Path:
 def test_third_party_checkpoints_are_read_without_help(name, mini_path):
     if not (CHECKPOINTS / name).is_file():
         pytest.skip("needs three checkpoints in ../shared/checkpoints")
-    data = open_data(str(mini_path)).first(1000)
-    subject = open_subject(CHECKPOINTS / name, data, probe=True)
+    data = load_data(str(mini_path)).first(1000)
+    subject = load_model(CHECKPOINTS / name, data, probe=True)
     correct, convention = FACTS[name]
     assert subject.described["normalize"] == convention
     assert evaluate(subject.model, data.part, ("nat",))["nat"].correct == pytest.approx(correct, abs=1)
-    again = reopen(subject.described, data)
+    again = reload_model(subject.described, data)
     assert again.fingerprint == subject.fingerprint
     assert again.sha256 == subject.sha256
 
 
 def test_without_a_word_on_normalisation_it_is_asked_for(file, trained):
     with pytest.raises(ModelError, match=r"does not say how images are normalised.*--probe"):
-        open_subject(file, trained[1])
+        load_model(file, trained[1])
 
 
 def test_probing_finds_the_convention_and_says_how(file, trained):
     with pytest.raises(ModelError, match=r"small_cnn.*in doubt.*do not exclude images normalised as.*--accept-reading"):
-        open_subject(file, trained[1], probe=True)  # 80 images are too few to tell one convention from its like
-    subject = open_subject(file, trained[1], probe=True, accept_reading=True)
+        load_model(file, trained[1], probe=True)  # 80 images are too few to tell one convention from its like
+    subject = load_model(file, trained[1], probe=True, accept_reading=True)
     assert any(text.startswith("IN DOUBT: ") for text in subject.said)
     assert subject.doubts
     assert subject.described["normalize"] in ("imagenet", "cifar10", "cifar100", "svhn", "cifar10-per-image")
@@ -81,7 +88,7 @@ def test_probing_finds_the_convention_and_says_how(file, trained):
 
 
 def test_what_the_user_says_is_taken(file, trained):
-    subject = open_subject(file, trained[1], normalize="0.485,0.456,0.406/0.229,0.224,0.225")
+    subject = load_model(file, trained[1], normalize="0.485,0.456,0.406/0.229,0.224,0.225")
     assert subject.described["normalize"] == "imagenet"
     torch.testing.assert_close(subject.model.std.flatten(), torch.tensor([0.229, 0.224, 0.225]))
 
@@ -95,7 +102,7 @@ class Normalising(nn.Module):
             self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
 
     def forward(self, x):
-        mean, std = (torch.tensor(v).view(3, 1, 1) for v in CONVENTIONS["imagenet"])
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in NORMALIZATIONS["imagenet"])
         return self.net((x - mean) / std)
 
 
@@ -108,49 +115,49 @@ def test_normalising_twice_is_refused(trained, tmp_path, inline):
         f"def factory():\n    return Normalising(build('small_cnn', 10, 3).net, {inline})\n"
     )
     model = f"{tmp_path / 'own.py'}:factory"
-    bare = open_subject(tmp_path / "file.pth", data, model, normalize="none")
+    bare = load_model(tmp_path / "file.pth", data, model, normalize="none")
     assert evaluate(bare.model, data.part, ("nat",))["nat"].accuracy > 0.8
     with pytest.raises(ModelError, match="normalise"):
-        open_subject(tmp_path / "file.pth", data, model, normalize="imagenet")
+        load_model(tmp_path / "file.pth", data, model, normalize="imagenet")
     if not inline:
-        assert "the network normalises by itself" in open_subject(tmp_path / "file.pth", data, model).said[0]
+        assert "the network normalises by itself" in load_model(tmp_path / "file.pth", data, model).said[0]
 
 
 def test_normalisation_in_the_file_is_used_and_not_doubled(trained, tmp_path):
     net, data = trained
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in CONVENTIONS["imagenet"])
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in NORMALIZATIONS["imagenet"])
     content = {"0.mean": mean, "0.std": std, **{f"1.{k}": v for k, v in net.state_dict().items()}}
     torch.save(content, tmp_path / "both.pth")
-    subject = open_subject(tmp_path / "both.pth", data)
+    subject = load_model(tmp_path / "both.pth", data)
     assert evaluate(subject.model, data.part, ("nat",))["nat"].accuracy > 0.8
     assert any("says the file" in text for text in subject.said)
     with pytest.raises(ModelError, match=r"normalises already \(mean and std imagenet\).*Drop --normalize"):
-        open_subject(tmp_path / "both.pth", data, normalize="cifar10")
+        load_model(tmp_path / "both.pth", data, normalize="cifar10")
 
 
 def test_weights_of_another_network_or_class_count_are_refused_with_the_tensors(file, trained, tmp_path):
     with pytest.raises(ModelError, match=r"conv1.weight"):
-        open_subject(file, trained[1], "cifar_resnet18_w8", normalize="none")
+        load_model(file, trained[1], "cifar_resnet18_w8", normalize="none")
     (tmp_path / "own.py").write_text(
         "from robustmail.models.classifier import build\ndef factory(): return build('small_cnn', 7, 3).net"
     )
     with pytest.raises(ModelError, match=r"10 classes.*7"):
-        open_subject(file, trained[1], f"{tmp_path / 'own.py'}:factory", normalize="none")
+        load_model(file, trained[1], f"{tmp_path / 'own.py'}:factory", normalize="none")
 
 
 def test_a_fingerprint_covers_weights_statistics_and_normalisation(file, trained):
     said = {"model": "small_cnn"}
-    prints = {open_subject(file, trained[1], normalize=c, **said).fingerprint for c in ("none", "imagenet", "cifar10")}
+    prints = {load_model(file, trained[1], normalize=c, **said).fingerprint for c in ("none", "imagenet", "cifar10")}
     assert len(prints) == 3
 
 
 def test_every_convention_can_be_named_and_spelt():
-    for name, convention in CONVENTIONS.items():
+    for name, convention in NORMALIZATIONS.items():
         channels = len(convention[0]) if convention else 3
-        assert read_convention(name, channels) == convention
-        assert spelt(convention) == name
-        assert read_convention(spelt(((0.1, 0.2), (0.3, 0.4))), 2) == ((0.1, 0.2), (0.3, 0.4))
-    assert set(plausible(1)) == {"none", "half", "mnist", "bytes"}
+        assert parse_normalization(name, channels) == convention
+        assert format_normalization(convention) == name
+        assert parse_normalization(format_normalization(((0.1, 0.2), (0.3, 0.4))), 2) == ((0.1, 0.2), (0.3, 0.4))
+    assert set(usual_normalizations(1)) == {"none", "half", "mnist", "bytes"}
 
 
 @pytest.mark.parametrize(
@@ -160,7 +167,7 @@ def test_every_convention_can_be_named_and_spelt():
 )  # fmt: skip
 def test_a_convention_that_is_none_is_refused(text, wrong):
     with pytest.raises(ModelError, match=wrong):
-        read_convention(text, 3)
+        parse_normalization(text, 3)
 
 
 # Data
@@ -173,10 +180,10 @@ def test_test_images_come_from_files_of_several_kinds(tmp_path, slice_path):
         "keras": {"x_test": x, "y_test": y}, "short": {"x": x, "y": y[:, None]},
         "nchw": {"images": x.transpose(0, 3, 1, 2), "labels": y}, "float": {"data": x / 255, "targets": y},
     }  # fmt: skip
-    expected = of_path(slice_path).part
+    expected = from_path(slice_path).part
     for name, content in kinds.items():
         np.savez(tmp_path / name, **content)
-        part = of_path(tmp_path / f"{name}.npz").part
+        part = from_path(tmp_path / f"{name}.npz").part
         found = part.x if part.x.dtype == torch.uint8 else (part.x * 255).round().to(torch.uint8)
         assert torch.equal(found, expected.x), name
         assert torch.equal(part.y, expected.y), name
@@ -186,9 +193,9 @@ def test_images_outside_the_unit_range_and_too_few_are_refused(tmp_path, slice_p
     x = np.load(slice_path)["x_test"].astype(np.float32)
     np.savez(tmp_path / "wide.npz", x=x, y=np.zeros(len(x), np.int64))
     with pytest.raises(DataError, match=r"images span \[0, 255\], outside \[0, 1\]"):
-        open_data(str(tmp_path / "wide.npz"))
+        load_data(str(tmp_path / "wide.npz"))
     with pytest.raises(DataError, match=r"has 80 images.*Pass --n 80"):
-        open_data(str(slice_path)).first(81)
+        load_data(str(slice_path)).first(81)
 
 
 # Names of attacks
@@ -196,8 +203,8 @@ def test_images_outside_the_unit_range_and_too_few_are_refused(tmp_path, slice_p
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 10, 100])
 def test_names_mean_the_same_stages_for_any_number_of_classes(classes):
-    aa = plan("aa", 8 / 255, classes)
-    assert plan("apgd", 8 / 255, classes).stages == {"apgd-ce": aa.stages["apgd-ce"]}
+    aa = attack_spec("aa", 8 / 255, classes)
+    assert attack_spec("apgd", 8 / 255, classes).stages == {"apgd-ce": aa.stages["apgd-ce"]}
     second = {2: None, 3: "apgd-dlr"}.get(classes, "apgd-t")
     assert list(aa.stages) == ["apgd-ce", *([second] if second else []), "fab-t", "square"]
     assert bool(aa.note) == (classes < 4)
@@ -206,7 +213,7 @@ def test_names_mean_the_same_stages_for_any_number_of_classes(classes):
 
 def test_every_name_is_an_attack():
     for name in NAMES:
-        found = plan(name, 8 / 255, 10)
+        found = attack_spec(name, 8 / 255, 10)
         assert found.name == name
         assert all(found.settings.values())
 
@@ -225,7 +232,7 @@ def test_arts_carlini_and_wagner_counts_only_inside_the_ball(hardened, hand, nor
 
 
 def test_a_classifier_of_a_subject_takes_grey_and_colour():
-    part = Part(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64))
+    part = Split(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64))
     model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 4)))
     assert len(evaluate(model, part, ("nat",)).ledger) == 3
 
@@ -240,14 +247,14 @@ def test_a_folder_is_read_class_by_class_in_turn_so_that_its_first_images_are_of
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(np.full((4, 4), 10 * c + i, np.uint8)).save(path)
     for text in (str(tmp_path), f"image_folder({str(tmp_path)!r}, validation=1)"):
-        part = open_data(text).part
+        part = load_data(text).part
         assert part.y.tolist() == [0, 1, 2, 0, 2, 0]
         assert part.x[:, 0, 0, 0].tolist() == [0, 10, 20, 1, 21, 2], "the images go with their labels"
 
 
 def test_first_images_of_few_classes_are_told():
     def some(labels):
-        return TestSet("some", Part(torch.zeros(len(labels), 1, 2, 2), torch.tensor(labels)), 10)
+        return TestSet("some", Split(torch.zeros(len(labels), 1, 2, 2), torch.tensor(labels)), 10)
 
     by_class = some([i // 20 for i in range(200)])
     assert by_class.first(20).lacks(by_class) == "the first 20 images have 1 of the 10 classes: the set is sorted"
@@ -264,12 +271,12 @@ def test_a_probe_tells_the_numbers_that_decided():
         return Score("net", convention, model, right, loss, torch.stack([~right, right], 1).float())
 
     torch.manual_seed(0)
-    part = Part(torch.rand(300, 1, 2, 2), torch.arange(300) % 2)
+    part = Split(torch.rand(300, 1, 2, 2), torch.arange(300) % 2)
     few = torch.arange(20) % 2 == 0
     scores = [score("a", few, torch.ones(20)), score("b", few, torch.ones(20)), score("c", few & False, torch.ones(20))]
-    best, _, ranked = fitting(scores, part)
+    best, _, ranked = best_fit(scores, part)
     assert [len(s.right) for s in ranked] == [300, 300, 20]
     assert best in ranked
-    told = list(_told(best, [], ranked))
+    told = list(_choice_notes(best, [], ranked))
     assert told[0].endswith("of those tried on 300 images")
     assert told[3].endswith("c, on 20 images")

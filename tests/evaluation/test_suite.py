@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from robustmail import PGD, AutoAttack, evaluate, torchattack
-from robustmail.data.dataset import Part
+from robustmail.data.dataset import Split
 from robustmail.errors import AttackError, DataError, ModelError, NonFiniteError, PluginError, RecipeError
 from robustmail.evaluation import evaluator
-from robustmail.evaluation.attack_specs import plan
+from robustmail.evaluation.attack_specs import attack_spec
 from robustmail.evaluation.statistics import wilson
 
 
@@ -97,7 +97,7 @@ def test_a_row_says_what_each_stage_left_standing(victim):
 
 def test_images_may_be_bytes_or_floats(victim):
     model, part = victim
-    floats = Part(part.x.float() / 255, part.y)
+    floats = Split(part.x.float() / 255, part.y)
     assert [r.correct for r in evaluate(model, part)] == [r.correct for r in evaluate(model, floats)]
 
 
@@ -138,18 +138,18 @@ def test_what_cannot_be_evaluated_is_refused_before_anything_is_attacked(victim)
 
 @pytest.mark.parametrize(("steps", "expected"), [(10, 2 / 255), (20, 1 / 255), (100, 0.8 / 255)])
 def test_steps_of_pgd_follow_the_stated_rule(steps, expected):
-    (attack,) = plan(f"pgd{steps}", 8 / 255, 10).stages.values()
+    (attack,) = attack_spec(f"pgd{steps}", 8 / 255, 10).stages.values()
     assert attack.alpha == pytest.approx(expected)
     assert (attack.steps, attack.random_start) == (steps, True)
 
 
 def test_cw_takes_the_steps_of_the_authors_evaluation():
-    (attack,) = plan("cw", 0.031, 10).stages.values()
+    (attack,) = attack_spec("cw", 0.031, 10).stages.values()
     assert (attack.loss, attack.steps, round(attack.alpha, 6)) == ("margin", 20, 0.0031)
 
 
 def test_every_stage_is_spelt_out_in_the_settings():
-    said = plan("aa", 8 / 255, 2).settings
+    said = attack_spec("aa", 8 / 255, 2).settings
     assert said["square"].startswith("torchattack('Square', norm='Linf', eps=8/255, n_queries=5000")
     assert said["note"] == "APGD-T needs 4 classes, here are 2: left out"
 
@@ -158,7 +158,7 @@ def test_an_unknown_attack_is_refused_with_the_nearest():
     with pytest.raises(
         RecipeError, match=r"'apgdd': validation and evaluation have no such attack. Did you mean 'apgd'\?"
     ):
-        plan("apgdd", 8 / 255, 10)
+        attack_spec("apgdd", 8 / 255, 10)
 
 
 @pytest.mark.parametrize(("correct", "n"), [(0, 10), (5, 10), (437, 1000), (10, 10)])

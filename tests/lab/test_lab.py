@@ -18,14 +18,14 @@ from robustmail import PGD, digits, lps, pm_adv
 from robustmail.data.dataset import to_float
 from robustmail.data.testsets import TestSet
 from robustmail.errors import PluginError, RecipeError
-from robustmail.evaluation.model_loading import Subject
+from robustmail.evaluation.model_loading import LoadedModel
 from robustmail.fields import describe
 from robustmail.functional import gap
 from robustmail.margin_lab import paper_figures
-from robustmail.margin_lab.attack_paths import Path as Walked
-from robustmail.margin_lab.attack_paths import grafted
-from robustmail.margin_lab.measure import Task, lab, save
-from robustmail.margin_lab.paper_figures import Sitter, figure
+from robustmail.margin_lab.attack_paths import AttackPath as Walked
+from robustmail.margin_lab.attack_paths import second_path
+from robustmail.margin_lab.measure import MarginTask, measure_margins, save_lab
+from robustmail.margin_lab.paper_figures import FigureInputs, compute_figure
 from robustmail.margin_lab.results import Figure, Lab
 from robustmail.models.classifier import build
 from robustmail.report import margin_figures
@@ -34,7 +34,7 @@ from robustmail.report.figures import draw_figure
 from robustmail.report.margin_figures import PICTURES, draw_lab
 from robustmail.report.margin_tables import lab_table, read_lab
 from robustmail.step import Trace
-from robustmail.text import so_many
+from robustmail.text import plural
 
 pytestmark = pytest.mark.long
 
@@ -59,7 +59,7 @@ def sometimes_nan(step):
 
 
 @pytest.fixture(scope="module")
-def task() -> Task:
+def task() -> MarginTask:
     """A small network, trained for a few steps against PGD on digits, and 120 images that it has not seen."""
     images = digits()()
     torch.manual_seed(0)
@@ -74,12 +74,12 @@ def task() -> Task:
     data = TestSet("digits", images.test.first(120), 10, given="digits()")
     margins = {"strong": strong, "noise": noise, "lps": lps, "pm_adv": pm_adv, "constant": constant,
                "sometimes_nan": sometimes_nan}  # fmt: skip
-    return Task(Subject.of(model.eval(), data), data, margins, 0.1, against=("cw", "pgd20"))
+    return MarginTask(LoadedModel.of(model.eval(), data), data, margins, 0.1, against=("cw", "pgd20"))
 
 
 @pytest.fixture(scope="module")
-def found(task: Task) -> Lab:
-    return list(lab(task))[-1]
+def found(task: MarginTask) -> Lab:
+    return list(measure_margins(task))[-1]
 
 
 def test_the_true_margin_ranks_above_lps_and_lps_above_noise(found: Lab):
@@ -120,15 +120,17 @@ def test_areas_and_distances_hang_together(found: Lab):
     assert (distance[area != "wrong"] > 0).all()
 
 
-def test_the_same_task_gives_the_same_bytes_whatever_the_batch_and_reads_back(task: Task, found: Lab, tmp_path: Path):
+def test_the_same_task_gives_the_same_bytes_whatever_the_batch_and_reads_back(
+    task: MarginTask, found: Lab, tmp_path: Path
+):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     few = {"lps": lps, "noise": noise, "pm_adv": pm_adv}
     for name, batch in {"a": None, "b": 16}.items():
-        again = Task(task.subject, task.data.first(40), few, 0.1, against=("cw",), batch=batch)
-        save(list(lab(again))[-1], tmp_path / name)
+        again = MarginTask(task.subject, task.data.first(40), few, 0.1, against=("cw",), batch=batch)
+        save_lab(list(measure_margins(again))[-1], tmp_path / name)
     assert (tmp_path / "a/margins.json").read_bytes() == (tmp_path / "b/margins.json").read_bytes()
-    save(found, tmp_path / "b")
+    save_lab(found, tmp_path / "b")
     raw = json.loads((tmp_path / "b/margins.json").read_text())
     assert read_lab(tmp_path / "b") == Lab.of(raw)
     assert [one.margin for one in Lab.of(raw).findings] == [one.margin for one in found.findings]
@@ -194,18 +196,18 @@ def test_where_nothing_is_critical_the_picture_says_so_and_has_no_key_for_it(
     assert ["a critical image" in some for some in keys] == [False, True]
 
 
-def test_no_old_picture_stays_where_there_is_nothing_to_draw(task: Task, found: Lab, tmp_path: Path):
+def test_no_old_picture_stays_where_there_is_nothing_to_draw(task: MarginTask, found: Lab, tmp_path: Path):
     made = draw_lab(found, tmp_path)
     unmeasured = tuple(dataclasses.replace(one, wrong="NaN") for one in found.findings)
     assert draw_lab(dataclasses.replace(found, findings=unmeasured), tmp_path) == []
-    some = list(figure("4", Sitter([task.subject], task.data.first(30), 0.1)))[-1]
+    some = list(compute_figure("4", FigureInputs([task.subject], task.data.first(30), 0.1)))[-1]
     made += draw_figure(some, tmp_path)
     assert draw_figure(dataclasses.replace(some, drawable=False), tmp_path) == []
     assert not any(path.exists() for path in made)
 
 
 @pytest.mark.parametrize("which", ["1a", "1b", "1c", "2", "4"])
-def test_a_figure_names_every_attack_that_ran_for_it(which: str, task: Task, monkeypatch: pytest.MonkeyPatch):
+def test_a_figure_names_every_attack_that_ran_for_it(which: str, task: MarginTask, monkeypatch: pytest.MonkeyPatch):
     ran = set()
 
     def told(does: Callable, texts: Callable) -> Callable:
@@ -218,36 +220,36 @@ def test_a_figure_names_every_attack_that_ran_for_it(which: str, task: Task, mon
     monkeypatch.setattr(paper_figures, "walk", told(paper_figures.walk, lambda args: [describe(args[2].attack)]))
     monkeypatch.setattr(paper_figures, "attempt", told(paper_figures.attempt, lambda args: args[3].settings.values()))
     monkeypatch.setattr(paper_figures, "trial", told(paper_figures.trial, lambda args: args[2].settings.values()))
-    drawn = list(figure(which, Sitter([task.subject], task.data.first(12), 0.1)))[-1]
+    drawn = list(compute_figure(which, FigureInputs([task.subject], task.data.first(12), 0.1)))[-1]
     assert set(drawn.settings.values()) == ran
     if which == "1a":
         assert "steps=50" in drawn.settings["PGD-50"]
         assert drawn.settings["LM-PGD-50"].startswith("LMPGD")
 
 
-def test_the_lab_and_figure_1b_mean_the_same_by_critical(task: Task):
+def test_the_lab_and_figure_1b_mean_the_same_by_critical(task: MarginTask):
     against = dataclasses.replace(task, margins={"lps": lps}, data=task.data.first(60), against=("cw",))
-    drawn = list(figure("1b", Sitter([task.subject], against.data, 0.1)))[-1]
-    measured = list(lab(against))[-1]
+    drawn = list(compute_figure("1b", FigureInputs([task.subject], against.data, 0.1)))[-1]
+    measured = list(measure_margins(against))[-1]
     mine, theirs = np.array(drawn.values["critical"]), np.array(measured.images["critical"])
     assert not (mine & ~theirs).any()  # the lab has more paths to break images with
     assert (np.array(measured.images["area"])[mine] == "safe").all()
 
 
-def test_a_budget_of_nothing_is_refused(task: Task):
+def test_a_budget_of_nothing_is_refused(task: MarginTask):
     with pytest.raises(RecipeError, match="eps=0: must be above 0"):
         dataclasses.replace(task, eps=0.0)
     with pytest.raises(RecipeError, match="eps=0: must be above 0"):
-        Sitter([task.subject], task.data, 0.0)
+        FigureInputs([task.subject], task.data, 0.0)
 
 
 def test_a_single_thing_is_singular():
-    assert [so_many(n, "image") for n in (0, 1, 2000)] == ["0 images", "1 image", "2,000 images"]
+    assert [plural(n, "image") for n in (0, 1, 2000)] == ["0 images", "1 image", "2,000 images"]
 
 
 @pytest.mark.parametrize("which", ["1a", "1b", "1c", "2", "4"])
-def test_every_figure_of_the_paper_is_drawn_or_says_why_not(which: str, task: Task, tmp_path: Path):
-    drawn = list(figure(which, Sitter([task.subject], task.data.first(60), 0.1)))[-1]
+def test_every_figure_of_the_paper_is_drawn_or_says_why_not(which: str, task: MarginTask, tmp_path: Path):
+    drawn = list(compute_figure(which, FigureInputs([task.subject], task.data.first(60), 0.1)))[-1]
     assert isinstance(drawn, Figure)
     made = draw_figure(drawn, tmp_path)
     assert len(made) == 2 * drawn.drawable
@@ -255,17 +257,17 @@ def test_every_figure_of_the_paper_is_drawn_or_says_why_not(which: str, task: Ta
     json.dumps(drawn.values, allow_nan=False)
 
 
-def test_a_margin_that_breaks_its_contract_is_refused_before_any_attack(task: Task):
+def test_a_margin_that_breaks_its_contract_is_refused_before_any_attack(task: MarginTask):
     def matrix(step):
         return step.probs_adv
 
     with pytest.raises(PluginError, match="Return one number per example"):
-        next(lab(Task(task.subject, task.data, {"matrix": matrix}, 0.1)))
+        next(measure_margins(MarginTask(task.subject, task.data, {"matrix": matrix}, 0.1)))
 
 
 def test_a_graft_takes_the_other_trace_only_where_both_ends_share_a_fate():
     one, two = (Trace(torch.full((3, 2), v), torch.full((3, 2), float(v))) for v in (True, False))
     x = torch.zeros(2, 1, 2, 2)
-    mixed = grafted(Walked(x, one, torch.tensor([True, False])), Walked(x, two, torch.tensor([True, True])))
+    mixed = second_path(Walked(x, one, torch.tensor([True, False])), Walked(x, two, torch.tensor([True, True])))
     assert mixed.correct.tolist() == [[False, True]] * 3
     assert mixed.p_true.tolist() == [[0.0, 1.0]] * 3

@@ -8,7 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from robustmail.margin_lab.statistics import (
     auroc,
-    behind,
+    auroc_behind,
     bootstrap,
     continuity,
     critical_among,
@@ -93,7 +93,7 @@ def test_what_is_not_defined_is_none_and_not_a_number():
 def test_the_difference_of_a_margin_with_itself_is_zero_in_every_resample():
     rng = np.random.default_rng(1)
     margin, broken = rng.random(50), (rng.random(50) < 0.5) * 1.0
-    found = behind(margin, margin, broken, seed=3)
+    found = auroc_behind(margin, margin, broken, seed=3)
     assert (found.value, found.low, found.high) == (0.0, 0.0, 0.0)
 
 

@@ -13,7 +13,7 @@ from robustmail.errors import ModelError
 from robustmail.models.classifier import Classifier, build, check_name
 from robustmail.models.wide_resnet import cifar_wrn32_10, cifar_wrn34_10
 
-REGISTERED = sorted(catalog.entries("models"))
+REGISTERED = sorted(catalog.catalog_entries("models"))
 LARGE = {"cifar_wrn34_10", "cifar_wrn32_10", "cifar_wrn28_10", "cifar_resnet18", "cifar_preact_resnet18"}
 
 

@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves
 from robustmail import PGD, Classifier, torchattack
 from robustmail.errors import ModelError
 from robustmail.models import cuda_graphs, precision
-from robustmail.models.folded import FoldedConv, Twin
-from robustmail.models.precision import Decision, forms
+from robustmail.models.folded import FoldedConv, FoldedModel
+from robustmail.models.precision import PrecisionChoice, compute_models
 from tests.models.test_twin import made
 from tests.rounding import gradient
 
@@ -84,7 +84,7 @@ def images():
 def both(name, images, normalize=None):
     """A twin that is recorded and one that is not, of one model."""
     model = made(name, normalize)
-    twin, plain = Twin(model, images[0]), Twin(model, images[0])
+    twin, plain = FoldedModel(model, images[0]), FoldedModel(model, images[0])
     twin.record(images[0])
     return model, twin, plain
 
@@ -173,7 +173,7 @@ def test_a_recording_of_tensors_that_were_replaced_is_given_up(images):
 
 def test_the_run_says_whether_passes_are_recorded_and_goes_on_where_they_cannot_be(images, monkeypatch):
     model = made("small_cnn")
-    fast = forms(model, Decision("bf16", "as asked"), "eval", images[0])
+    fast = compute_models(model, PrecisionChoice("bf16", "as asked"), "eval", images[0])
     assert fast.attack.recorded is not None
     assert fast.said.endswith("a twin with BatchNorm folded into its convolutions, in CUDA graphs")
 
@@ -181,7 +181,7 @@ def test_the_run_says_whether_passes_are_recorded_and_goes_on_where_they_cannot_
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
     monkeypatch.setattr(cuda_graphs, "record", refuse)
-    slow = forms(model, Decision("bf16", "as asked"), "eval", images[0])
+    slow = compute_models(model, PrecisionChoice("bf16", "as asked"), "eval", images[0])
     assert slow.attack.recorded is None
     assert "no CUDA graphs: its passes cannot be recorded (RuntimeError: operation not permitted when" in slow.said
     assert torch.equal(slow.attack(images[0]), fast.attack(images[0]))
@@ -196,7 +196,7 @@ def test_a_device_that_plays_something_else_is_found_out(what, images, monkeypat
         return tape, result
 
     monkeypatch.setattr(cuda_graphs, "record", forgetful)
-    twin = Twin(made("small_cnn"), images[0])
+    twin = FoldedModel(made("small_cnn"), images[0])
     with pytest.raises(ModelError, match=f"its passes: have other {what} when recorded"):
         twin.record(images[0])
     assert twin.recorded is None
@@ -205,12 +205,12 @@ def test_a_device_that_plays_something_else_is_found_out(what, images, monkeypat
 def test_recording_is_for_gpus_and_can_be_switched_off(monkeypatch):
     monkeypatch.delenv("ROBUSTMAIL_CUDA_GRAPHS", raising=False)
     cpu, gpu = torch.device("cpu"), torch.device("cuda:0")
-    assert [cuda_graphs.wanted(device) for device in (cpu, gpu)] == [False, True]
+    assert [cuda_graphs.enabled(device) for device in (cpu, gpu)] == [False, True]
     monkeypatch.setenv("ROBUSTMAIL_CUDA_GRAPHS", "0")
-    assert not cuda_graphs.wanted(gpu)
+    assert not cuda_graphs.enabled(gpu)
 
 
 def test_a_network_that_was_not_folded_has_no_recording():
     own = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)))
-    said = forms(own, Decision("bf16", "as asked"), "eval", torch.rand(2, 3, 2, 2)).said
+    said = compute_models(own, PrecisionChoice("bf16", "as asked"), "eval", torch.rand(2, 3, 2, 2)).said
     assert "CUDA graphs" not in said

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from robustmail import PGD, Classifier, art, build, torchattack
-from robustmail.attacks.view import viewed
+from robustmail.attacks.view import model_view
 from robustmail.errors import ModelError
 from robustmail.evaluation import exact_inference
-from robustmail.evaluation.exact_inference import quick
-from robustmail.models.folded import FoldedConv, Twin
+from robustmail.evaluation.exact_inference import make_search_model
+from robustmail.models.folded import FoldedConv, FoldedModel
 from robustmail.models.precision import flops
 from tests.rounding import HALF, allowed, apart, gradient, needs_bf16
 
@@ -50,7 +50,7 @@ def images():
 @pytest.mark.parametrize("name", [*OURS, "resnet18"])
 def test_logits_and_gradients_are_the_models_but_for_rounding(name, dtype, images):
     model = made(name, ((0.5, 0.4, 0.3), (0.2, 0.3, 0.2)))
-    twin, few = Twin(model, images[0], dtype), [part[:2] for part in images]
+    twin, few = FoldedModel(model, images[0], dtype), [part[:2] for part in images]
     assert twin(few[0]).dtype == torch.float32
     assert gradient(twin, *few).dtype == torch.float32
     assert apart(twin, model, *few).within(allowed(model, *few, dtype))
@@ -58,10 +58,10 @@ def test_logits_and_gradients_are_the_models_but_for_rounding(name, dtype, image
 
 def test_a_search_goes_to_the_model_itself_where_a_hook_bends_its_gradients(images):
     model = made("small_cnn")
-    assert isinstance(quick(model, images[0], 8).form, Twin)
+    assert isinstance(make_search_model(model, images[0], 8).form, FoldedModel)
     first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
     first.register_full_backward_hook(lambda module, into, out: (None if into[0] is None else into[0] * 0,))
-    assert quick(model, images[0], 8).form is model
+    assert make_search_model(model, images[0], 8).form is model
 
 
 def test_a_search_goes_to_the_model_itself_where_it_draws_at_random(images):
@@ -74,14 +74,14 @@ def test_a_search_goes_to_the_model_itself_where_it_draws_at_random(images):
             return self.net(x + 0.1 * torch.rand(3, 32, 32))
 
     model = Classifier(lived_in(Noisy()))
-    assert quick(model, images[0], 8).form is model
+    assert make_search_model(model, images[0], 8).form is model
 
 
 def test_a_large_network_is_searched_in_slices_whatever_its_twin_seems_to_cost(images, monkeypatch):
     model = made("small_cnn")
-    assert isinstance(quick(model, images[0], 8).form, Twin)
+    assert isinstance(make_search_model(model, images[0], 8).form, FoldedModel)
     monkeypatch.setattr(exact_inference, "SMALL", flops(model, images[0][:1]) - 1)
-    assert not quick(model, images[0], 8).whole
+    assert not make_search_model(model, images[0], 8).whole
 
 
 def conv(*sizes, **knobs):
@@ -103,7 +103,7 @@ def conv(*sizes, **knobs):
 def test_every_kind_of_convolution_has_its_gradient(first, size, dtype):
     model = ending_in_ten(first)
     x, y = torch.rand(4, 3, size, size), torch.arange(4)
-    twin = Twin(model, x, dtype)
+    twin = FoldedModel(model, x, dtype)
     assert gradient(twin, x, y).shape == x.shape
     assert apart(twin, model, x, y).within(allowed(model, x, y, dtype, repeats=8))
 
@@ -118,7 +118,7 @@ def ending_in_ten(first):
 @pytest.mark.parametrize("way", ["forward", "backward"])
 def test_no_rounding_excuses_a_kernel_that_is_turned_around(way, dtype, monkeypatch):
     model, x, y = ending_in_ten(conv(3, 8, 3)), torch.rand(4, 3, 16, 16), torch.arange(4)
-    twin = Twin(model, x, dtype)
+    twin = FoldedModel(model, x, dtype)
     done = {"forward": FoldedConv.fused, "backward": FoldedConv.pull_back}[way]
 
     def turned(self, *given):
@@ -137,13 +137,13 @@ def test_no_rounding_excuses_a_kernel_that_is_turned_around(way, dtype, monkeypa
 @pytest.mark.parametrize("name", OURS)
 def test_torchs_own_operators_do_elsewhere_what_oneDNNs_do(name, images, monkeypatch):
     model, few = made(name), [part[:2] for part in images]
-    twin = Twin(model, images[0], HALF)
+    twin = FoldedModel(model, images[0], HALF)
     monkeypatch.setattr(FoldedConv, "forward", lambda self, x, other=None: self.plain(x.to(HALF), other))
     assert apart(twin, model, *few).within(allowed(model, *few, HALF))
 
 
 def test_every_batchnorm_behind_a_convolution_every_sum_and_every_relu_is_folded():
-    twin = Twin(made("cifar_resnet18_w8"), torch.rand(2, 3, 32, 32), HALF)
+    twin = FoldedModel(made("cifar_resnet18_w8"), torch.rand(2, 3, 32, 32), HALF)
     assert {type(part).__name__ for part in twin.graph.children()} == {"FoldedConv", "Linear"}
     steps = [node.op for node in twin.graph.graph.nodes]
     assert steps.count("call_function") == 0
@@ -153,15 +153,15 @@ def test_every_batchnorm_behind_a_convolution_every_sum_and_every_relu_is_folded
 @pytest.mark.numeric
 def test_it_follows_the_weights_each_time_it_is_lent(images):
     model, before, few = made("cifar_resnet18_w8"), made("cifar_resnet18_w8"), [part[:2] for part in images]
-    twin = Twin(model, images[0], HALF)
+    twin = FoldedModel(model, images[0], HALF)
     with torch.no_grad():
         model.net.conv1.weight.mul_(-1)
         model.net.layer1[0].bn1.running_mean.add_(1)
     most = allowed(model, *few, HALF)
-    with viewed(twin) as view:
+    with model_view(twin) as view:
         assert not apart(before, model, *few).within(most)
         assert apart(view, model, *few).within(most)
-    fresh = Twin(model, images[0], HALF)
+    fresh = FoldedModel(model, images[0], HALF)
     assert torch.equal(twin(images[0]), fresh(images[0]))
 
 
@@ -179,7 +179,7 @@ def test_every_attack_takes_it_for_the_model_and_leaves_no_mark(attack, images):
     model.net.bn1.eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [m.training for m in model.modules()]
-    twin = Twin(model, images[0], HALF)
+    twin = FoldedModel(model, images[0], HALF)
     found = attack(twin, *images)
     assert (found.x - images[0]).abs().max() <= 8 / 255 + 1e-6
     assert modes == [m.training for m in model.modules()]
@@ -214,4 +214,4 @@ class Shared(nn.Module):
 )
 def test_what_cannot_be_folded_says_why(net, why):
     with pytest.raises(ModelError, match=why):
-        Twin(Classifier(net).eval(), torch.rand(2, 3, 8, 8), HALF)
+        FoldedModel(Classifier(net).eval(), torch.rand(2, 3, 8, 8), HALF)

@@ -10,7 +10,7 @@ from scipy.stats import kstest
 from torch import nn
 
 from robustmail import LMPGD, PGD, Step, art, kappa, lps, pm_adv, torchattack
-from robustmail.runtime.rng import forked, reseed
+from robustmail.runtime.rng import fork_rng, seed_all
 
 pytestmark = pytest.mark.numeric
 
@@ -77,8 +77,8 @@ def test_a_start_in_l2_is_uniform_in_the_ball(shape):
     attack = PGD(eps=eps, alpha=0.0, steps=1, norm="l2")
     model = nn.Sequential(nn.Flatten(), nn.Linear(d, 2))
     x = torch.full((4000, *shape), 0.5)
-    with forked():
-        reseed(3, "ball")
+    with fork_rng():
+        seed_all(3, "ball")
         found = attack(model, x, torch.zeros(4000, dtype=torch.long)).x
     delta = (found - x).flatten(1).double() / eps
     radius = delta.norm(dim=1)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from robustmail.config.loader import find, load_plugins, load_recipe
+from robustmail.config.loader import find_plugin, load_plugins, load_recipe
 from robustmail.config.modules import load_source
 from robustmail.errors import RecipeError
 
@@ -49,7 +49,7 @@ def test_equal_plugins_of_one_file_are_equal_however_it_is_named(write, monkeypa
     first, second = load_recipe(str(path)), load_recipe("mine.py")
     assert first.weight == second.weight
     assert first == second
-    assert find("mine.py:Flat")() == first.weight
+    assert find_plugin("mine.py:Flat")() == first.weight
     assert type(load_plugins("mine.py:Flat")["Flat"]) is type(first.weight)
     assert pickle.loads(pickle.dumps(first.weight)) == first.weight
 

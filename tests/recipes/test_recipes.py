@@ -10,8 +10,8 @@ import pytest
 from robustmail import Recipe
 from robustmail.config.catalog import recipe_files, summary
 from robustmail.config.loader import load_recipe, load_source
-from robustmail.config.overrides import override
-from robustmail.records import Attacked, EpochDone, StepDone
+from robustmail.config.overrides import apply_overrides
+from robustmail.records import AttackResult, EpochFinished, StepFinished
 from robustmail.train.run import preflight, run
 
 pytestmark = pytest.mark.long
@@ -62,7 +62,7 @@ WEIGHTINGS = {
 @pytest.mark.parametrize("name", ["mail_at", "mail_mart", "mail_trades"])
 def test_the_nine_cells_of_table_1_are_two_overrides_away(name, weighting):
     kl = ", loss='kl', start='gaussian'" if name == "mail_trades" else ""
-    recipe = override(load_recipe(name), [f"attack=PGD(steps=10{kl})", *weighting])
+    recipe = apply_overrides(load_recipe(name), [f"attack=PGD(steps=10{kl})", *weighting])
     recipe.rehearse()
     assert weighting[0] == f"margin={recipe.margin.__name__}"
 
@@ -78,11 +78,11 @@ def test_wrn_rows_and_presets_of_the_authors_code_are_sentences():
 
 
 def test_a_burn_in_that_covers_every_epoch_is_said_aloud():
-    assert "NEVER USED: burn_in=74 covers all 3 epochs" in override(load_recipe("mail_at"), ["epochs=3"]).formula
+    assert "NEVER USED: burn_in=74 covers all 3 epochs" in apply_overrides(load_recipe("mail_at"), ["epochs=3"]).formula
 
 
 def test_a_margin_that_needs_another_look_costs_a_forward():
-    recipe = override(load_recipe("mail_at"), ["margin=pm_nat", "burn_in=1"])
+    recipe = apply_overrides(load_recipe("mail_at"), ["margin=pm_nat", "burn_in=1"])
     assert [p.total for p in recipe.rehearse().values()][:2] == [(11, 11), (12, 11)]
 
 
@@ -92,10 +92,10 @@ def test_a_recipe_trains_two_epochs_on_real_images_to_a_finished_table(name, sli
         f"data=npz('{slice_path}')", "model=cifar_resnet18_w8", "epochs=2", "burn_in=1", "data.validation=96",
         "batch=32", "evaluate=nat,pgd10", "test_size=16", "optimizer=SGD(lr=0.01)",
     ]  # fmt: skip
-    records = list(run(override(load_recipe(name), changes), tmp_path / "run", name))
-    assert all(math.isfinite(r.loss) for r in records if isinstance(r, StepDone))
-    assert len([r for r in records if isinstance(r, EpochDone)]) == 2
-    assert [r.name for r in records if isinstance(r, Attacked)] == ["nat", "pgd10"]
+    records = list(run(apply_overrides(load_recipe(name), changes), tmp_path / "run", name))
+    assert all(math.isfinite(r.loss) for r in records if isinstance(r, StepFinished))
+    assert len([r for r in records if isinstance(r, EpochFinished)]) == 2
+    assert [r.name for r in records if isinstance(r, AttackResult)] == ["nat", "pgd10"]
 
 
 @pytest.mark.parametrize(("classes", "channels"), [(2, 1), (3, 3), (100, 1)])
@@ -111,8 +111,8 @@ def test_any_number_of_classes_grey_or_colour_and_images_that_are_not_square(nam
     ]  # fmt: skip
     changes += ["weight.steps=3"] if name == "gair_mart" else []
     changes += ["burn_in=0"] if name == "fat" else []
-    records = list(run(override(load_recipe(name), changes), tmp_path / "run", name))
-    assert [r.n for r in records if isinstance(r, Attacked)] == [2 * classes + 20] * 3
+    records = list(run(apply_overrides(load_recipe(name), changes), tmp_path / "run", name))
+    assert [r.n for r in records if isinstance(r, AttackResult)] == [2 * classes + 20] * 3
 
 
 def test_a_margin_defined_in_the_recipe_file_needs_no_registration(slice_path, tmp_path):
@@ -123,7 +123,7 @@ def test_a_margin_defined_in_the_recipe_file_needs_no_registration(slice_path, t
         "recipe = load_recipe('quickstart').but(margin=doubt, epochs=2, burn_in=1, evaluate=('nat',))\n"
     )
     records = list(run(load_recipe(str(file)), tmp_path / "run", "mine", file))
-    steps = [r for r in records if isinstance(r, StepDone)]
+    steps = [r for r in records if isinstance(r, StepFinished)]
     assert (steps[0].margin, steps[-1].margin) == ("pm_adv", "doubt")
     assert (tmp_path / "run" / "recipe.py").read_text() == file.read_text()
 
@@ -135,7 +135,9 @@ def test_mail_trades_learns_on_two_thousand_real_images(mini_path, tmp_path):
         "batch=50", "optimizer.lr=0.02", "attack.steps=5", "evaluate=nat,pgd20,cw", "test_size=500",
     ]  # fmt: skip
     rows = [
-        r for r in run(override(load_recipe("mail_trades"), changes), tmp_path / "r", "m") if isinstance(r, Attacked)
+        r
+        for r in run(apply_overrides(load_recipe("mail_trades"), changes), tmp_path / "r", "m")
+        if isinstance(r, AttackResult)
     ]
     assert rows[0].accuracy > 0.15
     assert rows[0].accuracy > rows[1].accuracy
@@ -143,7 +145,7 @@ def test_mail_trades_learns_on_two_thousand_real_images(mini_path, tmp_path):
 
 @pytest.mark.slow
 def test_the_quickstart_ends_above_ninety_percent_and_robust(tmp_path):
-    rows = [r for r in run(load_recipe("quickstart"), tmp_path / "r", "q") if isinstance(r, Attacked)]
+    rows = [r for r in run(load_recipe("quickstart"), tmp_path / "r", "q") if isinstance(r, AttackResult)]
     found = {r.name: r.accuracy for r in rows}
     assert found["nat"] > 0.9
     assert min(found.values()) > 0.6

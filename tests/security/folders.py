@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from robustmail import AT, PGD, SGD, Recipe, digits
 from robustmail.cli.main import main
-from robustmail.evaluation.storage import sealed
+from robustmail.evaluation.storage import with_seal
 from robustmail.train.run import run
 
 EXECUTED = "open(__import__('os').environ['EXECUTED'], 'a').write(__file__ + chr(10))\n"
@@ -65,7 +65,7 @@ def altered(folder: Path, to: Path, change: Callable[[dict[str, Any]], None], se
     shutil.copytree(folder, to, dirs_exist_ok=True)
     results = json.loads((to / "results.json").read_text())
     change(results)
-    (to / "results.json").write_text(json.dumps(sealed(results) if seal else results))
+    (to / "results.json").write_text(json.dumps(with_seal(results) if seal else results))
     return to
 
 

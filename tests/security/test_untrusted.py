@@ -22,12 +22,12 @@ import numpy as np
 import pytest
 import torch
 
-from robustmail.checkpoints.file_formats import read
+from robustmail.checkpoints.file_formats import read_file
 from robustmail.errors import RobustmailError, RunError
 from robustmail.evaluation.storage import write_pngs
 from robustmail.report.export import FORMATS, export
 from robustmail.report.page import write_page
-from robustmail.runtime.files import append, locked, write, write_json
+from robustmail.runtime.files import append, atomic_write, atomic_write_json, folder_lock
 from robustmail.runtime.untrusted import data_source, inside, parse_json, quoted
 from robustmail.train.run import run, status
 from robustmail.train.state import State
@@ -367,7 +367,7 @@ def test_no_writer_follows_a_link(honest, capsys) -> None:
         os.symlink(outside, f"e/{name}")
     os.symlink(Path("photos").absolute(), "e/png")
     write_page(Path("e"))
-    write_json(Path("e/results.json"), json.loads(Path("e/results.json").read_text()))
+    atomic_write_json(Path("e/results.json"), json.loads(Path("e/results.json").read_text()))
     with pytest.raises(RunError, match="symbolic link"):
         write_pngs(Path("e"))
     call(capsys, "eval", honest / "run", "--attacks", "nat", "--n", 20, "--out", "e", "--fresh", "--plain")
@@ -376,10 +376,10 @@ def test_no_writer_follows_a_link(honest, capsys) -> None:
         os.symlink(outside, f"run/{name}")
     with pytest.raises(RunError, match="symbolic link"):
         append(Path("run/log.txt"), "x")
-    with pytest.raises(RunError, match="symbolic link"), locked(Path("run")):
+    with pytest.raises(RunError, match="symbolic link"), folder_lock(Path("run")):
         pass
     for name in "curves.png", "metrics.csv", "state.pt", "best.safetensors", "nonfinite.pt":
-        write(Path("run") / name, lambda path: path.write_text("ours"))
+        atomic_write(Path("run") / name, lambda path: path.write_text("ours"))
     assert (outside.read_text(), Path("photos/00001.png").read_text()) == ("years of work", "years of work")
     os.mkfifo("run/pipe")
     with pytest.raises(RunError, match=r"cannot be written|no regular file"):
@@ -415,11 +415,11 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
     path.parent.mkdir()
 
     def slow(temporary: Path) -> None:
-        write(path, lambda other: other.write_text("second"))
+        atomic_write(path, lambda other: other.write_text("second"))
         assert temporary.exists()
         temporary.write_text("first")
 
-    write(path, slow)
+    atomic_write(path, slow)
     assert path.read_text() == "first"
     assert [p.name for p in path.parent.iterdir()] == ["results.json"]
 
@@ -427,7 +427,7 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
 def test_what_a_killed_writer_left_goes_with_the_next_lock(tmp_path: Path) -> None:
     (tmp_path / "ledger.csv.robustmail-a1b2c3d4.tmp").write_text("half")
     (tmp_path / "notes.tmp").write_text("mine")
-    with locked(tmp_path):
+    with folder_lock(tmp_path):
         assert {p.name for p in tmp_path.iterdir()} == {"lock", "notes.tmp", "x.py"}
 
 
@@ -475,7 +475,7 @@ def test_archives_and_headers_that_announce_gigabytes_are_not_unpacked(capsys) -
 def test_a_view_that_repeats_one_number_is_not_unfolded() -> None:
     torch.save({str(k): torch.zeros(1).half().expand(2**10, 2**10) for k in range(400)}, "x.pth")
     with pytest.raises(RobustmailError, match="its tensors claim"):
-        read("x.pth")
+        read_file("x.pth")
 
 
 def test_a_pickle_in_an_npz_or_a_state_is_not_loaded(honest, capsys) -> None:

@@ -7,35 +7,35 @@ from pathlib import Path
 import torch
 
 from robustmail.config.loader import load_recipe
-from robustmail.config.overrides import override
-from robustmail.data.dataset import batches
+from robustmail.config.overrides import apply_overrides
+from robustmail.data.dataset import batch_indices
 from robustmail.models.classifier import build
 from robustmail.runtime import distributed
-from robustmail.runtime.rng import forked, generator, reseed
-from robustmail.train.train_step import updater, work_through
+from robustmail.runtime.rng import fork_rng, generator, seed_all
+from robustmail.train.train_step import make_update, train_step
 
 
 def main() -> None:
     torch.set_num_threads(1)
     to, size, name, *changes = sys.argv[1:]
-    recipe = override(load_recipe(name), changes)
-    with distributed.joined("cpu"), forked():
-        reseed(0, "data")
+    recipe = apply_overrides(load_recipe(name), changes)
+    with distributed.process_group("cpu"), fork_rng():
+        seed_all(0, "data")
         x, y = torch.rand(54, 3, 8, 8, dtype=torch.float64), torch.arange(54) % 10
-        reseed(0, "init")
+        seed_all(0, "init")
         model = build(recipe.model, 10, 3).double()
         optimizer = recipe.at(0).optimizer(model.parameters())
         losses = []
         for step in range(50):
-            indices = batches(54, int(size), generator(step))[0]
+            indices = batch_indices(54, int(size), generator(step))[0]
             optimizer.zero_grad(set_to_none=True)
-            with distributed.one_batch(len(indices)) as rows:
+            with distributed.shard_batch(len(indices)) as rows:
                 mine = indices[rows]
-                _, loss = work_through(
-                    recipe.at(0), model, x[mine], y[mine], (0, step), updater(recipe.at(0), optimizer)
+                _, loss = train_step(
+                    recipe.at(0), model, x[mine], y[mine], (0, step), make_update(recipe.at(0), optimizer)
                 )
-                losses.append(float(distributed.summed(loss.total.detach())[0]))
-        if distributed.leads():
+                losses.append(float(distributed.all_reduce_sum(loss.total.detach())[0]))
+        if distributed.is_main_process():
             torch.save({"losses": losses, "model": model.state_dict()}, to)
         print(json.dumps(losses[-1]))
         Path(f"{to}.{distributed.rank()}").write_text(

@@ -27,9 +27,9 @@ from robustmail.config.catalog import recipe_files
 from robustmail.config.loader import load_recipe
 from robustmail.errors import AttackError, NonFiniteError
 from robustmail.margins import lps, pm_dif
-from robustmail.models.precision import Forms
-from robustmail.records import EpochDone, StepDone
-from robustmail.runtime.deferred import Later, look, looking_later
+from robustmail.models.precision import ComputeModels
+from robustmail.records import EpochFinished, StepFinished
+from robustmail.runtime.deferred import DeferredReads, defer_reads, read_later
 from robustmail.runtime.signals import Signals
 from robustmail.train import loop
 from robustmail.train.run import Stopped, run
@@ -74,17 +74,17 @@ def test_reading_a_step_late_changes_neither_the_run_nor_what_is_told_of_it():
     late, told_late = trained(recipe, 1)
     assert same(weights(at_once), weights(late))
     steps, steps_late = (
-        [dataclasses.replace(r, seconds=0.0) for r in each if isinstance(r, StepDone)] for each in (told, told_late)
+        [dataclasses.replace(r, seconds=0.0) for r in each if isinstance(r, StepFinished)] for each in (told, told_late)
     )
     assert steps == steps_late
-    epochs, epochs_late = ([r for r in each if isinstance(r, EpochDone)] for each in (told, told_late))
+    epochs, epochs_late = ([r for r in each if isinstance(r, EpochFinished)] for each in (told, told_late))
     assert epochs == epochs_late
 
 
 def test_the_host_is_a_step_ahead_and_knows_all_at_the_end_of_an_epoch():
     state = State.fresh(recipe)
     state.ahead = 1
-    launched = [(r.epoch, r.step, state.step) for r in fit(recipe, state) if isinstance(r, StepDone)]
+    launched = [(r.epoch, r.step, state.step) for r in fit(recipe, state) if isinstance(r, StepFinished)]
     steps = max(step for _, step, _ in launched)
     assert launched == [(e, s, min(s + 1, steps)) for e in range(2) for s in range(1, steps + 1)]
 
@@ -107,10 +107,10 @@ def test_a_number_that_is_not_finite_leaves_no_mark_though_the_next_step_was_lau
         state.ahead = ahead
         with pytest.raises(NonFiniteError, match=said):
             list(fit(made(), state))
-        assert (state.epoch, state.step, state.unread) == (0, 2, [])
+        assert (state.epoch, state.step, state.queue) == (0, 2, [])
         assert not before or same(before, weights(state))
         before = weights(state)
-        averages.append({name: value.clone() for name, value in state.kept.state_dict().items()})
+        averages.append({name: value.clone() for name, value in state.eval_model.state_dict().items()})
         dump = torch.load(tmp_path / "nonfinite.pt", weights_only=True)
         assert (dump["epoch"], dump["step"]) == (0, 2)
         assert all(torch.equal(dump["model"][name], value) for name, value in before.items())
@@ -127,8 +127,10 @@ def test_a_dump_of_a_late_reading_reproduces(tmp_path):
 
 def test_a_state_saved_between_two_readings_goes_on_to_the_same_bits(tmp_path):
     whole, _ = trained(recipe, 1)
-    broken, _ = trained(recipe, 1, tmp_path, until=lambda r: isinstance(r, StepDone) and (r.epoch, r.step) == (1, 2))
-    assert broken.unread, "the host is not ahead, so this tests nothing"
+    broken, _ = trained(
+        recipe, 1, tmp_path, until=lambda r: isinstance(r, StepFinished) and (r.epoch, r.step) == (1, 2)
+    )
+    assert broken.queue, "the host is not ahead, so this tests nothing"
     broken.save()
     again = State.fresh(recipe, tmp_path)
     again.load()
@@ -152,7 +154,7 @@ def test_a_signal_saves_what_was_launched_too(tmp_path, monkeypatch):
     signals = Signals()
     with pytest.raises(Stopped):
         for record in run(recipe, tmp_path / "run", "test", signals=signals, save_every=1e9):
-            if isinstance(record, StepDone) and record.step == 2:
+            if isinstance(record, StepFinished) and record.step == 2:
                 signals.asked = signal.SIGINT
     list(run(recipe, tmp_path / "run", "test"))
     list(run(recipe, tmp_path / "whole", "test"))
@@ -167,9 +169,9 @@ def test_an_attack_that_leaves_its_ball_is_named_a_step_late(tmp_path):
             return x_adv.clamp(0, 1)
 
     calls = []
-    later = Later()
-    with looking_later(later):
-        look(torch.tensor([3.0, 4.0]), calls.extend)
+    later = DeferredReads()
+    with defer_reads(later):
+        read_later(torch.tensor([3.0, 4.0]), calls.extend)
         assert calls == []
         Far(eps=0.01, alpha=0.5, steps=1)(torch.nn.Flatten(), torch.full((2, 1, 2, 2), 0.5), torch.tensor([0, 1]))
     later.send()
@@ -251,11 +253,11 @@ def test_a_recipes_step_leaves_nothing_behind_on_another_device(name, monkeypatc
     state.train = state.train.to("meta")
     for model in (state.model, *([state.average.module] if state.average else [])):
         model.to("meta")
-    state.forms = Forms(state.model, state.model, "on no device")
+    state.forms = ComputeModels(state.model, state.model, "on no device")
     state.optimizer = made.at(0).optimizer(state.model.parameters())
     told = []
     monkeypatch.setattr(torch.optim.SGD, "step", lambda self: told.append(self.found_inf.device))  # not fused there
-    monkeypatch.setattr(Later, "send", lambda self: None)
+    monkeypatch.setattr(DeferredReads, "send", lambda self: None)
     launched = loop._launch(made.at(0), state, torch.arange(64))
     assert told == [torch.device("meta")]
     assert {p.grad.device for p in state.model.parameters()} == {torch.device("meta")}

@@ -20,19 +20,19 @@ from robustmail import (
     Stairs,
     State,
     fit,
-    open_data,
+    load_data,
     reproduce,
     torchattack,
 )  # fmt: skip
-from robustmail.data.dataset import fingerprint_of
+from robustmail.data.dataset import data_fingerprint
 from robustmail.errors import NonFiniteError, RecipeError, RunError
-from robustmail.records import Attacked, Begun, EpochDone, Finished, Forecast, StepDone
-from robustmail.report.log_lines import line
+from robustmail.records import AttackResult, EpochFinished, Forecast, RunFinished, RunStarted, StepFinished
+from robustmail.report.log_lines import log_line
 from robustmail.report.page import write_page
 from robustmail.train.loop import worse
 from robustmail.train.metrics import weight_stats
 from robustmail.train.run import run, status
-from robustmail.train.train_step import work_through
+from robustmail.train.train_step import train_step
 from tests.train.conftest import Poison, Root, recipe
 
 pytestmark = pytest.mark.long
@@ -42,9 +42,9 @@ def test_fit_yields_records_and_learns_without_touching_the_callers_generator():
     before = torch.get_rng_state()
     records = list(fit(recipe.but(epochs=3)))
     assert torch.equal(before, torch.get_rng_state())
-    assert isinstance(records[0], Begun)
-    steps = [r for r in records if isinstance(r, StepDone)]
-    epochs = [r for r in records if isinstance(r, EpochDone)]
+    assert isinstance(records[0], RunStarted)
+    steps = [r for r in records if isinstance(r, StepFinished)]
+    epochs = [r for r in records if isinstance(r, EpochFinished)]
     assert (len(steps), len(epochs)) == (9, 3)
     assert sum(isinstance(r, Forecast) for r in records) == 1
     assert epochs[-1].row["train_loss"] < epochs[0].row["train_loss"]
@@ -57,20 +57,22 @@ def test_fit_yields_records_and_learns_without_touching_the_callers_generator():
 
 def test_the_same_recipe_gives_the_same_run_and_another_seed_another():
     def losses(made):
-        return [r.loss for r in fit(made) if isinstance(r, StepDone)]
+        return [r.loss for r in fit(made) if isinstance(r, StepFinished)]
 
     assert losses(recipe) == losses(recipe)
     assert losses(recipe) != losses(recipe.but(seed=2))
 
 
 def test_a_smooth_learning_rate_moves_within_an_epoch_and_stairs_do_not():
-    rates = [r.lr for r in fit(recipe.but(optimizer=SGD(lr=Cosine(high=0.1, epochs=2)))) if isinstance(r, StepDone)]
+    rates = [r.lr for r in fit(recipe.but(optimizer=SGD(lr=Cosine(high=0.1, epochs=2)))) if isinstance(r, StepFinished)]
     assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * i / 6)) for i in range(6)])
     rates = [
-        r.lr for r in fit(recipe.but(optimizer=SGD(lr=Cyclic(high=0.1, peak=1, epochs=2)))) if isinstance(r, StepDone)
+        r.lr
+        for r in fit(recipe.but(optimizer=SGD(lr=Cyclic(high=0.1, peak=1, epochs=2))))
+        if isinstance(r, StepFinished)
     ]
     assert rates == pytest.approx([0, 0.1 / 3, 0.2 / 3, 0.1, 0.2 / 3, 0.1 / 3])
-    assert [r.lr for r in fit(recipe) if isinstance(r, StepDone)] == [0.1] * 3 + [0.05] * 3
+    assert [r.lr for r in fit(recipe) if isinstance(r, StepFinished)] == [0.1] * 3 + [0.05] * 3
 
 
 @pytest.mark.parametrize("changes", [{"ema": 0.3}, {"ema": 0.9999, "perturb": AWP(gamma=0.1)}])
@@ -80,13 +82,13 @@ def test_an_average_of_the_weights_is_what_is_kept_and_it_survives_an_interrupti
     parts = State.fresh(made, f"{tmp_path}/made/parts")
     average, t = initial_weights(made), 0
     for record in fit(made, whole):
-        if isinstance(record, StepDone):  # the definition, beside timm's; of the weights as AWP leaves them
+        if isinstance(record, StepFinished):  # the definition, beside timm's; of the weights as AWP leaves them
             decay = min(made.ema, (1 + t) / (10 + t))
             average, t = average * decay + whole.model.net.linear.weight.detach() * (1 - decay), t + 1
-    assert torch.allclose(whole.kept.net.linear.weight, average, atol=1e-6)
-    assert not torch.equal(whole.kept.net.linear.weight, whole.model.net.linear.weight)
+    assert torch.allclose(whole.eval_model.net.linear.weight, average, atol=1e-6)
+    assert not torch.equal(whole.eval_model.net.linear.weight, whole.model.net.linear.weight)
     for record in fit(made, parts):
-        if isinstance(record, StepDone) and record.epoch == 1:
+        if isinstance(record, StepFinished) and record.epoch == 1:
             parts.save()
             break
     again = State.fresh(made, tmp_path / "made" / "parts")
@@ -95,22 +97,22 @@ def test_an_average_of_the_weights_is_what_is_kept_and_it_survives_an_interrupti
     for name in ("last.safetensors", "metrics.csv"):
         whole_bytes, parts_bytes = ((tmp_path / "made" / f / name).read_bytes() for f in ("whole", "parts"))
         assert whole_bytes == parts_bytes
-    assert torch.equal(whole.kept.net.linear.weight, again.kept.net.linear.weight)
+    assert torch.equal(whole.eval_model.net.linear.weight, again.eval_model.net.linear.weight)
 
 
 def test_an_average_has_the_live_statistics_of_batchnorm_and_counts_its_batches():
     made = recipe.but(ema=0.9, model="cifar_resnet18_w8", epochs=1, batch=1024, precision="fp32")
     state = State.fresh(made)
-    (epoch,) = [record for record in fit(made, state) if isinstance(record, EpochDone)]
-    live, kept = dict(state.model.named_buffers()), dict(state.kept.named_buffers())
+    (epoch,) = [record for record in fit(made, state) if isinstance(record, EpochFinished)]
+    live, kept = dict(state.model.named_buffers()), dict(state.eval_model.named_buffers())
     assert {tensor.is_floating_point() for tensor in live.values()} == {True, False}
     assert all(torch.equal(tensor, kept[name]) for name, tensor in live.items())
-    assert not torch.equal(next(state.model.parameters()), next(state.kept.parameters()))
+    assert not torch.equal(next(state.model.parameters()), next(state.eval_model.parameters()))
     assert {"val_nat_live", "val_rob_live"} < epoch.row.keys()
 
 
 def test_a_run_without_an_average_has_no_columns_of_it():
-    (epoch,) = [record for record in fit(recipe.but(epochs=1)) if isinstance(record, EpochDone)]
+    (epoch,) = [record for record in fit(recipe.but(epochs=1)) if isinstance(record, EpochFinished)]
     assert not [name for name in epoch.row if name.endswith("_live")]
     assert not epoch.note
 
@@ -119,8 +121,8 @@ def test_an_average_that_is_clearly_worse_than_the_live_weights_is_told_so_with_
     row = {"epoch": 0, "val_nat": 0.089, "val_nat_live": 0.964, "val_rob": 0.08, "val_rob_live": 0.09}
     said = worse(row, 150)
     assert "validation natural 8.9 % against 96.4 %, robust 8.0 % against 9.0 %" in said
-    assert said in line(EpochDone(row | {"train_loss": 1.0}, False, said))
-    assert said in line(Finished("runs/x", (), "best.safetensors", 0, note=said))
+    assert said in log_line(EpochFinished(row | {"train_loss": 1.0}, False, said))
+    assert said in log_line(RunFinished("runs/x", (), "best.safetensors", 0, note=said))
     assert worse(row | {"val_nat": 0.95}, 150) == ""  # within chance
     assert worse({name: row[name] for name in ("epoch", "val_nat", "val_rob")}, 150) == ""
 
@@ -130,21 +132,21 @@ def initial_weights(made):
 
 
 def test_awp_trains_inside_the_loop():
-    rows = [r.row for r in fit(recipe.but(perturb=AWP(gamma=0.01))) if isinstance(r, EpochDone)]
-    plain = [r.row for r in fit(recipe) if isinstance(r, EpochDone)]
+    rows = [r.row for r in fit(recipe.but(perturb=AWP(gamma=0.01))) if isinstance(r, EpochFinished)]
+    plain = [r.row for r in fit(recipe) if isinstance(r, EpochFinished)]
     assert rows[-1]["train_loss"] != plain[-1]["train_loss"]
 
 
 def test_training_accuracy_on_natural_images_is_known_for_objectives_that_do_not_look_at_them():
-    row = next(r.row for r in fit(recipe.but(objective=AT(), epochs=1, burn_in=0)) if isinstance(r, EpochDone))
+    row = next(r.row for r in fit(recipe.but(objective=AT(), epochs=1, burn_in=0)) if isinstance(r, EpochFinished))
     assert 0 <= row["train_nat"] <= 1
 
 
 def test_a_plain_term_that_is_a_number_is_told_as_that_number():
     made = recipe.but(objective=AT(), margin=None, weight=None, burn_in=0, epochs=1)
     records = list(fit(made))
-    assert {r.plain for r in records if isinstance(r, StepDone)} == {0.0}
-    assert next(r.row for r in records if isinstance(r, EpochDone))["train_plain"] == 0.0
+    assert {r.plain for r in records if isinstance(r, StepFinished)} == {0.0}
+    assert next(r.row for r in records if isinstance(r, EpochFinished))["train_plain"] == 0.0
 
 
 def test_weight_statistics_have_their_closed_form():
@@ -170,7 +172,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_dump_that_reproduces_it(
         NonFiniteError, match=r"epoch 1, step 3 \(training images .*first in the margin Poison.*logarithm"
     ):
         for record in fit(made, state):
-            if isinstance(record, StepDone):
+            if isinstance(record, StepFinished):
                 before = {name: value.clone() for name, value in state.model.state_dict().items()}
     after = state.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before), "the poisoned step left a mark"
@@ -191,14 +193,14 @@ def test_an_exploding_learning_rate_is_stopped_too(tmp_path):
 def test_a_run_folder_holds_what_it_promises(tmp_path):
     folder = tmp_path / "run"
     records = list(run(recipe, folder, "name"))
-    assert isinstance(records[-1], Finished)
+    assert isinstance(records[-1], RunFinished)
     results = json.loads((folder / "results.json").read_text())
     assert [set(row) for row in results["attacks"]] == [
         {"name", "correct", "n", "accuracy", "low", "high", "seconds", "settings", "stages"}
     ] * 2
     assert results["attacks"][0]["n"] == 100
     assert set(results["provenance"]) >= {"versions", "commit", "seed", "hardware", "recipe"}
-    assert results["attacks"] == [r.__dict__ for r in records if isinstance(r, Attacked)]
+    assert results["attacks"] == [r.__dict__ for r in records if isinstance(r, AttackResult)]
     with open(folder / "metrics.csv") as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["0", "1"]
     from safetensors import safe_open
@@ -222,7 +224,7 @@ def test_a_finished_run_says_so_and_another_recipe_is_refused_by_its_fields(tmp_
 def test_fresh_never_deletes_an_unfinished_run_without_yes(tmp_path):
     folder = tmp_path / "run"
     for record in run(recipe, folder, "name"):
-        if isinstance(record, EpochDone):
+        if isinstance(record, EpochFinished):
             break
     with pytest.raises(RunError, match="not finished"):
         status(recipe, folder, fresh=True)
@@ -285,7 +287,7 @@ def test_a_budget_that_grows_is_validated_and_evaluated_at_its_last_value(tmp_pa
     made = recipe.but(attack=PGD(eps=Stairs({0: 0.001, 1: 0.2}), alpha=0.05, steps=2))
     assert made.budget == 0.2
     records = list(run(made, tmp_path / "run", "name"))
-    (settings,) = [r.settings["pgd2"] for r in records if isinstance(r, Attacked) and r.name == "pgd2"]
+    (settings,) = [r.settings["pgd2"] for r in records if isinstance(r, AttackResult) and r.name == "pgd2"]
     assert "eps=0.2," in settings
 
 
@@ -296,7 +298,7 @@ def test_a_budget_that_grows_is_validated_and_evaluated_at_its_last_value(tmp_pa
 )
 def test_a_recipe_in_l2_is_validated_and_evaluated_in_l2(attack, tmp_path):
     records = list(run(recipe.but(attack=attack, evaluate=("pgd2", "cw")), tmp_path / "run", "name"))
-    settings = {r.name: str(r.settings) for r in records if isinstance(r, Attacked)}
+    settings = {r.name: str(r.settings) for r in records if isinstance(r, AttackResult)}
     assert "PGD(eps=0.5," in settings["pgd2"]
     assert "norm='l2'" in settings["pgd2"]
     assert "norm='l2'" in settings["cw"]
@@ -305,7 +307,7 @@ def test_a_recipe_in_l2_is_validated_and_evaluated_in_l2(attack, tmp_path):
 def test_every_field_of_the_optimiser_follows_its_schedule():
     made = recipe.but(optimizer=SGD(lr=0.1, weight_decay=Stairs({0: 0.0, 1: 0.1})))
     state = State.fresh(made)
-    seen = [state.optimizer.param_groups[0]["weight_decay"] for r in fit(made, state) if isinstance(r, StepDone)]
+    seen = [state.optimizer.param_groups[0]["weight_decay"] for r in fit(made, state) if isinstance(r, StepFinished)]
     assert seen == [0.0] * 3 + [0.1] * 3
 
 
@@ -321,7 +323,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_it_reaches_the_weigh
     before = {}
     with pytest.raises(NonFiniteError, match=r"step 3 .*the gradient is not finite"):
         for record in fit(made, state):
-            if isinstance(record, StepDone):
+            if isinstance(record, StepFinished):
                 before = {name: value.clone() for name, value in state.model.state_dict().items()}
     assert all(torch.equal(before[name], value) for name, value in state.model.state_dict().items())
 
@@ -337,7 +339,7 @@ def test_attack_and_update_draw_from_generators_of_their_own(small, batch):
         drawn.append(torch.rand(3))
         return AT()(step)
 
-    work_through(recipe.but(attack=noisy, objective=objective, eps=0.1).at(0), small, *batch, (0, 0), lambda _: None)
+    train_step(recipe.but(attack=noisy, objective=objective, eps=0.1).at(0), small, *batch, (0, 0), lambda _: None)
     assert not torch.equal(*drawn)
 
 
@@ -355,8 +357,8 @@ def test_weights_that_are_missing_are_one_error(tmp_path):
 def test_a_run_and_an_evaluation_of_the_same_images_say_so_in_the_same_words(tmp_path):
     list(run(recipe.but(epochs=1), tmp_path / "run", "name"))
     said = json.loads((tmp_path / "run" / "results.json").read_text())["provenance"]["data"]["fingerprint"]
-    assert said == fingerprint_of(open_data("digits()").first(recipe.test_size).part)
-    assert said != fingerprint_of(open_data("digits()").first(recipe.test_size - 1).part)
+    assert said == data_fingerprint(load_data("digits()").first(recipe.test_size).part)
+    assert said != data_fingerprint(load_data("digits()").first(recipe.test_size - 1).part)
 
 
 def test_weights_chosen_from_the_burn_in_are_said_to_be_so(tmp_path):
@@ -364,7 +366,7 @@ def test_weights_chosen_from_the_burn_in_are_said_to_be_so(tmp_path):
         made = recipe.but(select=select, optimizer=SGD(lr=Stairs({0: 0.1, 1: 0.0})), test_size=20)  # the first is best
         done = list(run(made, tmp_path / select, "name"))[-1]
         assert (done.epoch, done.burn_in) == (0 if noted else 1, 1)
-        assert ("lies in the burn-in of 1 epoch" in line(done)) == noted
+        assert ("lies in the burn-in of 1 epoch" in log_line(done)) == noted
 
 
 def test_a_run_does_not_go_on_with_other_data(tmp_path):

@@ -22,7 +22,7 @@ from robustmail import (
     Classifier,
     Cosine,
     Cyclic,
-    Images,
+    ImageData,
     Sigmoid,
     Stairs,
     State,
@@ -38,15 +38,15 @@ from robustmail import (
     pm_nat,
 )  # fmt: skip
 from robustmail.config.loader import load_source
-from robustmail.config.overrides import override
+from robustmail.config.overrides import apply_overrides
 from robustmail.contracts import assert_lawful
-from robustmail.data.dataset import Part
+from robustmail.data.dataset import Split
 from robustmail.errors import ModelError, PluginError, RecipeError, RunError
 from robustmail.fields import flatten
-from robustmail.models.folded import Twin
-from robustmail.records import EpochDone, StepDone
+from robustmail.models.folded import FoldedModel
+from robustmail.records import EpochFinished, StepFinished
 from robustmail.train.run import run
-from robustmail.train.train_step import attacked
+from robustmail.train.train_step import run_attack
 from tests.train.conftest import recipe
 
 UNIFORM = Sigmoid(slope=0.0, bias=0.0)
@@ -56,7 +56,7 @@ L2 = PGD(norm="l2", eps=0.5, alpha=0.2, steps=2)
 def trained(made):
     state = State.fresh(made)
     records = list(fit(made, state))
-    return state, [r for r in records if isinstance(r, EpochDone)]
+    return state, [r for r in records if isinstance(r, EpochFinished)]
 
 
 # Schedules
@@ -98,13 +98,13 @@ def test_braces_in_the_words_of_an_own_weight_are_only_words():
 def test_schedules_within_schedules_are_resolved():
     made = recipe.but(perturb=Stairs({0: None, 1: AWP(gamma=Stairs({0: 0.0, 3: 0.01}))}), epochs=5)
     assert [made.at(epoch).perturb for epoch in (0, 1, 3)] == [None, AWP(gamma=0.0), AWP(gamma=0.01)]
-    assert set(made.turns()) == {0, 1, 3}
+    assert set(made.change_points()) == {0, 1, 3}
     made.rehearse()
 
 
 def test_a_rate_that_is_a_schedule_in_a_schedule_is_a_number_in_the_optimiser():
     made = recipe.but(optimizer=SGD(lr=Stairs({0: 0.1, 1: Cosine(high=0.4, epochs=2)})))
-    rates = [record.lr for record in fit(made) if isinstance(record, StepDone)]
+    rates = [record.lr for record in fit(made) if isinstance(record, StepFinished)]
     steps = len(rates) // 2
     assert rates[:steps] == [0.1] * steps
     assert rates[steps:] == pytest.approx([Cosine(high=0.4, epochs=2).at_epoch(1 + i / steps) for i in range(steps)])
@@ -253,7 +253,7 @@ def test_groups_keep_their_proportions_through_a_schedule_that_is_0(lr, decay):
     seen = [
         [(group["lr"], group["weight_decay"]) for group in state.optimizer.param_groups]
         for record in fit(made, state)
-        if isinstance(record, StepDone)
+        if isinstance(record, StepFinished)
     ]
     now = [made.at(i // 3 + i % 3 / 3).optimizer for i in range(6)]
     for knobs, (first, second, third) in zip(now, seen, strict=True):
@@ -311,7 +311,7 @@ class Falling:
     def at_epoch(self, epoch, /):
         return self.high / (1 + epoch)
 
-    def turns(self):
+    def change_points(self):
         return (0,)
 
 
@@ -354,8 +354,8 @@ def test_a_network_that_wants_other_strides_is_told_what_to_write():
 
 def image_like():
     x = torch.randint(256, (40, 3, 8, 8), dtype=torch.uint8)
-    part = Part(x, torch.arange(40) % 10)
-    return lambda: Images("three channels", part, part, 10, validation=10)
+    part = Split(x, torch.arange(40) % 10)
+    return lambda: ImageData("three channels", part, part, 10, validation=10)
 
 
 class Normed(nn.Sequential):
@@ -367,7 +367,7 @@ class Normed(nn.Sequential):
 def test_lending_a_twin_moves_no_buffer_whatever_the_mode():
     model = build(Normed, 10, 1)
     with suppress(ModelError):  # a network that cannot be folded has nothing that could move
-        twin = Twin(model.eval(), torch.rand(2, 1, 8, 8))
+        twin = FoldedModel(model.eval(), torch.rand(2, 1, 8, 8))
         model.train()
         before = {name: value.clone() for name, value in model.named_buffers()}
         twin.refresh()
@@ -389,7 +389,7 @@ def test_an_attack_that_writes_into_its_images_does_not_take_its_ball_along():
         recipe.but(attack=writing, eps=0.1).rehearse()
     x, y = torch.rand(4, 1, 8, 8) / 2, torch.arange(4)
     before = x.clone()
-    found = attacked(recipe.but(attack=writing, eps=0.1), torch.nn.Flatten(), x, y)
+    found = run_attack(recipe.but(attack=writing, eps=0.1), torch.nn.Flatten(), x, y)
     assert torch.equal(x, before)
     assert torch.allclose(found.x, x + 0.5)
 
@@ -439,7 +439,7 @@ def test_a_perturbation_of_ones_own_is_asked_in_each_step():
         yield
 
     records = list(fit(recipe.but(perturb=noted, epochs=1)))
-    assert len(steps) == sum(isinstance(record, StepDone) for record in records) > 0
+    assert len(steps) == sum(isinstance(record, StepFinished) for record in records) > 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -467,7 +467,7 @@ def test_an_annotation_for_type_checkers_alone_does_not_hinder_an_override(tmp_p
         "    def __call__(self, margin):\n        return margin * 0 + self.height\n\n\n"
         "recipe = load_recipe('quickstart').but(weight=Flat())\n"
     )
-    made = override(load_recipe(str(tmp_path / "mine.py")), ["weight.height=2.5"])
+    made = apply_overrides(load_recipe(str(tmp_path / "mine.py")), ["weight.height=2.5"])
     assert made.weight.height == 2.5
 
 

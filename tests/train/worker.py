@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from robustmail.config.loader import load_recipe
-from robustmail.config.overrides import override
-from robustmail.records import StepDone
+from robustmail.config.overrides import apply_overrides
+from robustmail.records import StepFinished
 from robustmail.runtime import distributed
 from robustmail.train.run import run
 
@@ -19,15 +19,15 @@ from robustmail.train.run import run
 def main() -> None:
     torch.set_num_threads(1)
     folder, name, dies_at, *changes = sys.argv[1:]
-    recipe = override(load_recipe(name), changes)
+    recipe = apply_overrides(load_recipe(name), changes)
     seen = []
-    with distributed.joined("cpu"):
+    with distributed.process_group("cpu"):
         for record in run(recipe, Path(folder), "test", save_every=0.0):
-            if isinstance(record, StepDone):
+            if isinstance(record, StepFinished):
                 seen.append([record.loss, record.adv, record.images])
                 if len(seen) == int(dies_at) and distributed.rank() == 1:
                     os.kill(os.getpid(), signal.SIGKILL)
-        facts = {"rank": distributed.rank(), "world": distributed.world(), "steps": seen}
+        facts = {"rank": distributed.rank(), "world": distributed.world_size(), "steps": seen}
     Path(f"{folder}.{facts['rank']}.json").write_text(json.dumps(facts))
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from robustmail.config.loader import load_recipe
-from robustmail.config.overrides import override
+from robustmail.config.overrides import apply_overrides
 from robustmail.recipe import Recipe
 from robustmail.runtime.signals import Signals
 from robustmail.train.run import run
 from robustmail.trials.execute import Outcome as Done
-from robustmail.trials.execute import here, in_order, missing, work
-from robustmail.trials.fork import Job, begun, plan, way
+from robustmail.trials.execute import missing, ordered, run_here, run_job
+from robustmail.trials.fork import Job, plan_jobs, shared_prefix, started
 from robustmail.trials.grid import Cell, cells, folders, recipes
 from tests.trials.conftest import TINY, hashes
 
@@ -23,7 +23,7 @@ OUT = Path("grid")
 
 
 def planned(*grid: Cell, out: Path = OUT) -> list[Job]:
-    return plan(recipes(grid), folders(grid, out), out)
+    return plan_jobs(recipes(grid), folders(grid, out), out)
 
 
 def cell(row: str, *changes: str, recipe: str = "quickstart", seed: int = 1) -> Cell:
@@ -101,20 +101,20 @@ def test_plugins_that_cannot_be_compared_are_not_shared(tmp_path):
 
 
 def test_epochs_and_burn_in_alone_are_not_what_an_epoch_depends_on():
-    recipe = override(load_recipe("quickstart"), TINY)
-    assert way(recipe, 0) == way(recipe.but(burn_in=1, epochs=9), 0)
-    assert way(recipe, 1) != way(recipe.but(burn_in=1), 1)
+    recipe = apply_overrides(load_recipe("quickstart"), TINY)
+    assert shared_prefix(recipe, 0) == shared_prefix(recipe.but(burn_in=1, epochs=9), 0)
+    assert shared_prefix(recipe, 1) != shared_prefix(recipe.but(burn_in=1), 1)
 
 
 def carry_out(jobs: list[Job], found: dict[Cell, Recipe]) -> list[str]:
     """Do what is missing in this process; the names of what was done."""
 
     def perform(job: Job) -> Done:
-        for _ in work(job, Signals()):
+        for _ in run_job(job, Signals()):
             pass
         return Done()
 
-    return [event[0].name for event in in_order(missing(jobs, found), here(perform)) if isinstance(event, tuple)]
+    return [event[0].name for event in ordered(missing(jobs, found), run_here(perform)) if isinstance(event, tuple)]
 
 
 KINDS = {
@@ -135,7 +135,7 @@ def test_a_forked_run_is_the_unforked_one_to_the_bit(tmp_path, rows):
     grid = [cell(row, *row.split()) for row in rows]
     found = recipes(grid)
     places = folders(grid, tmp_path)
-    jobs = plan(found, places, tmp_path)
+    jobs = plan_jobs(found, places, tmp_path)
     assert any(job.until for job in jobs), "nothing is shared, so nothing was tested"
     carry_out(jobs, found)
     for one in grid:
@@ -150,13 +150,13 @@ def test_a_forked_run_is_the_unforked_one_to_the_bit(tmp_path, rows):
 def test_a_fork_that_was_killed_before_its_state_is_made_again(tmp_path):
     grid = cells(["quickstart"], ["margin=pm_adv,pm_nat"], TINY, [1])
     found, places = recipes(grid), folders(grid, tmp_path)
-    jobs = plan(found, places, tmp_path)
+    jobs = plan_jobs(found, places, tmp_path)
     carry_out(jobs[:1], found)
     cut = places[grid[1]]
     cut.mkdir(parents=True)
     for name in ("lock", "recipe.json", "best.safetensors"):
         (cut / name).touch()
-    assert not begun(cut)
+    assert not started(cut)
     carry_out(jobs, found)
     for _ in run(found[grid[1]], tmp_path / "alone", "alone"):
         pass

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from robustmail.errors import RunError
-from robustmail.trials.summary import compared, read_accuracies, rows, spread
+from robustmail.trials.summary import compared, read_accuracies, rows, seed_spread
 
 
 def test_a_spread_is_the_textbooks():
     """Values 1 ... 5: mean 3, variance 2.5; t of 4 degrees at 0.975 is 2.776."""
-    found = spread([1, 2, 3, 4, 5])
+    found = seed_spread([1, 2, 3, 4, 5])
     assert (found.n, found.mean) == (5, 3)
     assert found.std == pytest.approx(math.sqrt(2.5))
     half = 2.7764451 * math.sqrt(2.5) / math.sqrt(5)
@@ -22,7 +22,7 @@ def test_a_spread_is_the_textbooks():
 
 
 def test_one_value_says_nothing_about_its_spread():
-    assert spread([0.5]).std is spread([0.5]).low is None
+    assert seed_spread([0.5]).std is seed_spread([0.5]).low is None
 
 
 def column(**values: list[float]) -> dict[str, dict[int, float]]:

@@ -9,7 +9,7 @@ import json
 import pytest
 
 from robustmail.train.run import run
-from robustmail.trials.fork import own, plan
+from robustmail.trials.fork import own_job, plan_jobs
 from robustmail.trials.grid import folders, of_table, recipes
 from robustmail.trials.paper import METRICS, SCALES, TABLES
 from tests.trials.conftest import TINY, call
@@ -50,11 +50,11 @@ def test_the_small_scale_keeps_methods_and_proportions_and_shares_burn_ins(tmp_p
     assert len(grid) == 14 * 3  # 17 lines in two tables, of which three are in both
     found = recipes(grid)
     for recipe in found.values():
-        assert (recipe.epochs, recipe.optimizer.lr.turns()) == (12, (0, 9, 11))
+        assert (recipe.epochs, recipe.optimizer.lr.change_points()) == (12, (0, 9, 11))
         assert recipe.burn_in == (9 if recipe.weight else 0)
         assert recipe.at(recipe.epochs - 1).attack.steps == 10
         assert recipe.budget == 8 / 255
-    jobs = plan(found, folders(grid, tmp_path), tmp_path)
+    jobs = plan_jobs(found, folders(grid, tmp_path), tmp_path)
     trunks = {job.cell.row: (job.until, job.cells) for job in jobs if job.until}
     assert trunks == {"GAIRAT": (9, 4), "GAIR-MART": (9, 3), "GAIR-TRADES": (9, 4)}
 
@@ -62,8 +62,8 @@ def test_the_small_scale_keeps_methods_and_proportions_and_shares_burn_ins(tmp_p
 def test_what_two_tables_share_is_trained_once_whichever_is_made_first(tmp_path):
     grids = {n: of_table(TABLES[n], SCALES["mini"], (0,)) for n in (1, 2)}
     every = dict.fromkeys(grids[1] + grids[2])
-    jobs = plan(recipes(every), folders(every, tmp_path), tmp_path)
-    first, second = ({job.folder: job.cells for job in own(jobs, grids[n]) if job.until} for n in (1, 2))
+    jobs = plan_jobs(recipes(every), folders(every, tmp_path), tmp_path)
+    first, second = ({job.folder: job.cells for job in own_job(jobs, grids[n]) if job.until} for n in (1, 2))
     assert {folder.parent.name: cells for folder, cells in first.items()} == {
         "GAIRAT-9": 3, "GAIR-MART-9": 3, "GAIR-TRADES-9": 3,
     }  # fmt: skip

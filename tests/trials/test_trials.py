@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from robustmail.records import Finished, Waiting
-from robustmail.runtime.files import locked
+from robustmail.records import RunFinished, WaitingForFolder
+from robustmail.runtime.files import folder_lock
 from robustmail.runtime.signals import Signals
-from robustmail.trials.execute import work
+from robustmail.trials.execute import run_job
 from robustmail.trials.fork import Job
 from robustmail.trials.grid import Cell
 from tests.processes import Python, python
@@ -116,10 +116,10 @@ def test_a_process_that_a_killed_call_left_behind_is_waited_for(tmp_path, whole)
     row = "quickstart margin=pm_adv"
     job = Job(Cell(row, "quickstart", (*TINY, "margin=pm_adv"), 0), tmp_path / "run")
     (tmp_path / "run" / "results.json").unlink()
-    records = work(job, Signals())
-    with locked(tmp_path / "run"):
-        assert next(records) == Waiting(str(tmp_path / "run"))
-    assert isinstance(list(records)[-1], Finished)
+    records = run_job(job, Signals())
+    with folder_lock(tmp_path / "run"):
+        assert next(records) == WaitingForFolder(str(tmp_path / "run"))
+    assert isinstance(list(records)[-1], RunFinished)
 
 
 def test_every_cell_is_an_ordinary_run(whole):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from robustmail.checkpoints.infer import registered, residual, sequential
 from robustmail.checkpoints.infer.layers import Proposal, grouped
 
-__all__ = ["Reading", "readings"]
+__all__ = ["Candidate", "candidates"]
 
 MOST, MOST_LARGE, LARGE = 200, 6, 20_000_000
 """readings, as a caller tries them all on labelled images; fewer for networks of more numbers than LARGE"""
@@ -24,7 +24,7 @@ NEAREST = 1.5
 
 
 @dataclass(frozen=True)
-class Reading:
+class Candidate:
     """A network that fits. What the shapes do not say, and was assumed, is `unwritten`.
 
     network has its weights, which it shares with other readings, is in eval mode and float32, and takes images already
@@ -40,10 +40,10 @@ class Reading:
     network: nn.Module = field(repr=False, compare=False)
 
 
-def readings(tensors: Mapping[str, Tensor], size: int | None = None) -> list[Reading]:
+def candidates(tensors: Mapping[str, Tensor], size: int | None = None) -> list[Candidate]:
     """The networks that fit, likeliest first; two that compute the same are one. Nothing fits: an empty list."""
     most = MOST if sum(tensor.numel() for tensor in tensors.values()) < LARGE else MOST_LARGE
-    found: list[Reading] = []
+    found: list[Candidate] = []
     seen: list[Tensor] = []
     for proposal in _proposals(tensors, size):
         try:
@@ -55,7 +55,7 @@ def readings(tensors: Mapping[str, Tensor], size: int | None = None) -> list[Rea
             continue
         seen.append(logits)
         found.append(
-            Reading(proposal.name, logits.shape[1], proposal.channels, proposal.size, proposal.unwritten, network)
+            Candidate(proposal.name, logits.shape[1], proposal.channels, proposal.size, proposal.unwritten, network)
         )
         if len(found) == most:
             break

@@ -10,7 +10,18 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ACTIVATIONS", "Layer", "Proposal", "activation", "conv", "dense", "grouped", "linear", "natural", "norm"]
+__all__ = [
+    "ACTIVATIONS",
+    "Layer",
+    "Proposal",
+    "activation",
+    "conv",
+    "dense",
+    "grouped",
+    "linear",
+    "natural_key",
+    "norm",
+]
 
 WIDEST = 65536
 """channels; more are no image classifier's"""
@@ -85,7 +96,7 @@ def _kind(own: Mapping[str, Tensor]) -> str:
     return "conv" if square else "linear" if weight.ndim == 2 else ""
 
 
-def natural(name: str) -> list[tuple[int, int | str]]:
+def natural_key(name: str) -> list[tuple[int, int | str]]:
     """A key for sorting that puts conv2 before conv10."""
     return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d{1,9})", name) if part]
 

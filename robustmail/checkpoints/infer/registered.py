@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from robustmail.checkpoints.infer.layers import Proposal
 from robustmail.checkpoints.infer.timm_index import candidates
-from robustmail.checkpoints.state_dicts import clean
+from robustmail.checkpoints.state_dicts import clean_state_dict
 
 __all__ = ["build", "named", "proposals"]
 
@@ -53,7 +53,7 @@ def named(name: str, tensors: Mapping[str, Tensor], classes: int, channels: int)
 
     Raises whatever its constructor raises.
     """
-    shapes = {key: tuple(tensor.shape) for key, tensor in clean(tensors).tensors.items()}
+    shapes = {key: tuple(tensor.shape) for key, tensor in clean_state_dict(tensors).tensors.items()}
     ends = {"num_classes": classes, "in_chans": channels}
     for knobs in _timm_knobs(shapes):
         if next(_fitting(name, [{**knobs, **ends}], tensors, shapes, ""), None):

@@ -11,7 +11,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustmail.checkpoints.infer.layers import ACTIVATIONS, Layer, Proposal, activation, conv, dense, natural, norm
+from robustmail.checkpoints.infer.layers import ACTIVATIONS, Layer, Proposal, activation, conv, dense, natural_key, norm
 
 __all__ = ["excludes_chain", "proposals"]
 
@@ -22,7 +22,7 @@ _VARIED = 3
 
 
 @dataclass(frozen=True)
-class Block:
+class BlockLayout:
     """The layers of one block: `convs` one after another beside a shortcut, which may have no layers."""
 
     convs: tuple[Layer, ...]
@@ -46,7 +46,7 @@ class Structure:
 
     stem: Layer
     stem_norm: Layer | None
-    blocks: tuple[Block, ...]
+    blocks: tuple[BlockLayout, ...]
     last_norm: Layer | None
     head: tuple[Layer, ...]
     preact: bool
@@ -135,10 +135,10 @@ def _members(layers: Sequence[Layer]) -> dict[str, list[Layer]]:
     return {name: own for name, own in enough.items() if not any(o.startswith(f"{name}.") for o in enough)}
 
 
-def _blocks(members: dict[str, list[Layer]], wide: int) -> list[Block]:
+def _blocks(members: dict[str, list[Layer]], wide: int) -> list[BlockLayout]:
     """The blocks in a row: as they appear in the file, or else by their numbers."""
-    for order in (list(members), sorted(members, key=natural)):
-        blocks: list[Block] = []
+    for order in (list(members), sorted(members, key=natural_key)):
+        blocks: list[BlockLayout] = []
         current = wide
         for name in order:
             block = _block(name, members[name], current)
@@ -151,7 +151,7 @@ def _blocks(members: dict[str, list[Layer]], wide: int) -> list[Block]:
     return []
 
 
-def _block(prefix: str, own: list[Layer], wide_in: int) -> Block | None:
+def _block(prefix: str, own: list[Layer], wide_in: int) -> BlockLayout | None:
     side = [layer for layer in own if _SHORTCUT.search(layer.name[len(prefix) :])]
     main = [layer for layer in own if layer not in side]
     convs = _in_a_row([layer for layer in main if layer.kind == "conv"], wide_in)
@@ -166,7 +166,7 @@ def _block(prefix: str, own: list[Layer], wide_in: int) -> Block | None:
             ):
                 convs, side = row, [layer]
     norms = [layer for layer in main if layer.kind == "norm"]
-    norms = sorted(norms, key=lambda layer: natural(layer.name))
+    norms = sorted(norms, key=lambda layer: natural_key(layer.name))
     side.sort(key=lambda layer: layer.kind)  # "conv" before "norm"
     kinds = [layer.kind for layer in side]
     fits = kinds in ([], ["conv"], ["conv", "norm"]) and len(norms) in (0, len(convs))
@@ -174,12 +174,12 @@ def _block(prefix: str, own: list[Layer], wide_in: int) -> Block | None:
         return None
     if side and (side[0].wide_in != wide_in or side[0].wide_out != convs[-1].wide_out):
         return None
-    return Block(tuple(convs), tuple(norms), tuple(side), wide_in)
+    return BlockLayout(tuple(convs), tuple(norms), tuple(side), wide_in)
 
 
 def _in_a_row(layers: list[Layer], wide_in: int | None) -> list[Layer]:
     """The layers in the order in which each takes what the one before gives, by number or by appearance; or nothing."""
-    for order in (sorted(layers, key=lambda layer: natural(layer.name)), layers):
+    for order in (sorted(layers, key=lambda layer: natural_key(layer.name)), layers):
         current = order[0].wide_in if wide_in is None and order else wide_in or 0
         widths = [current, *(layer.wide_out for layer in order)]
         if all(given % layer.wide_in == 0 if layer.kind == "conv" else given == layer.wide_in
@@ -188,7 +188,7 @@ def _in_a_row(layers: list[Layer], wide_in: int | None) -> list[Layer]:
     return []
 
 
-def _preact(blocks: Sequence[Block], norms: Sequence[Layer], stem: Layer) -> list[bool]:
+def _preact(blocks: Sequence[BlockLayout], norms: Sequence[Layer], stem: Layer) -> list[bool]:
     """Does BatchNorm come before the convolutions? The widths of a block that widens tell."""
     said = {
         block.norms[0].wide_out == block.wide_in
@@ -367,7 +367,7 @@ class Residual(nn.Module):
 class ResidualBlock(nn.Module):
     """[B, in, H, W] -> [B, out, H / stride, W / stride], post- or pre-activation."""
 
-    def __init__(self, block: Block, stride: int, preact: bool, choices: Choices) -> None:
+    def __init__(self, block: BlockLayout, stride: int, preact: bool, choices: Choices) -> None:
         super().__init__()
         self.preact, self.raw = preact, choices.raw_shortcut
         norms = [norm(layer) for layer in block.norms] or [nn.Identity() for _ in block.convs]

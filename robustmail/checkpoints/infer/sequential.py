@@ -14,8 +14,17 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from robustmail.checkpoints.infer.layers import ACTIVATIONS, Layer, Proposal, activation, conv, linear, natural, norm
-from robustmail.text import so_many
+from robustmail.checkpoints.infer.layers import (
+    ACTIVATIONS,
+    Layer,
+    Proposal,
+    activation,
+    conv,
+    linear,
+    natural_key,
+    norm,
+)
+from robustmail.text import plural
 
 __all__ = ["proposals"]
 
@@ -44,7 +53,7 @@ class Link:
 
 
 @dataclass(frozen=True)
-class Step:
+class ConvStep:
     """How a convolution is applied, and what pools its result."""
 
     stride: int
@@ -54,11 +63,11 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Solution:
+class PartialChain:
     """A step for each convolution, and what comes before the linear layers."""
 
     cost: float
-    steps: tuple[Step, ...]
+    steps: tuple[ConvStep, ...]
     side: int
     """of the image after the last step"""
     last: int = 0
@@ -89,7 +98,7 @@ def proposals(layers: Sequence[Layer], size: int | None) -> list[Proposal]:
 def _orders(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
     """As they appear; and, for files that sort their names, by number with the linear layers last."""
     yield list(layers)
-    numbered = sorted(layers, key=lambda layer: natural(layer.name))
+    numbered = sorted(layers, key=lambda layer: natural_key(layer.name))
     yield numbered
     convs = [layer for layer in numbered if layer.kind != "linear"]
     linears = [layer for layer in numbered if layer.kind == "linear"]
@@ -174,17 +183,17 @@ def _convolutional(links: Sequence[Link], convs: Sequence[Link], size: int | Non
             return
 
 
-def _solutions(links: Sequence[Link], convs: Sequence[Link], side: int) -> Iterator[Solution]:
+def _solutions(links: Sequence[Link], convs: Sequence[Link], side: int) -> Iterator[PartialChain]:
     """The cheapest ways to the side that the first linear layer expects."""
-    partial = [Solution(0.0, (), side)]
+    partial = [PartialChain(0.0, (), side)]
     for i, link in enumerate(convs):
         following = links[i + 1] if i + 1 < len(links) else None
-        grown: dict[int, list[Solution]] = {}
+        grown: dict[int, list[PartialChain]] = {}
         for solution in partial:
             before = (convs[i - 1].layer, solution.steps[-1]) if i else None
             for cost, step in _steps(link, following, before):
                 if (new := _shrunk(solution.side, link.layer.kernel, step)) >= 1:
-                    grown.setdefault(new, []).append(Solution(solution.cost + cost, (*solution.steps, step), new))
+                    grown.setdefault(new, []).append(PartialChain(solution.cost + cost, (*solution.steps, step), new))
         kept = [heapq.nsmallest(_KEPT, group, key=lambda solution: solution.cost) for group in grown.values()]
         partial = list(itertools.chain(*kept))
     expected = links[len(convs)].layer.wide_in // convs[-1].layer.wide_out if len(links) > len(convs) else 1
@@ -224,7 +233,9 @@ def _ending(side: int, target: int, calm: int) -> float | None:
     return 2.5 if target in (6, 7) and side < target else None
 
 
-def _steps(link: Link, following: Link | None, before: tuple[Layer, Step] | None) -> Iterator[tuple[float, Step]]:
+def _steps(
+    link: Link, following: Link | None, before: tuple[Layer, ConvStep] | None
+) -> Iterator[tuple[float, ConvStep]]:
     widens = (
         following is None
         or following.layer.kind == "linear"
@@ -233,14 +244,14 @@ def _steps(link: Link, following: Link | None, before: tuple[Layer, Step] | None
     )
     kernel = link.layer.kernel
     if link.shortcut:
-        yield 0.0, Step(1, kernel // 2)
+        yield 0.0, ConvStep(1, kernel // 2)
         return
     for (stride_cost, stride), (padding_cost, padding) in itertools.product(_strides(kernel), _paddings(kernel)):
         cost = stride_cost + padding_cost
         if before is not None and before[0].kernel == kernel:
             cost += 0.8 * (before[1].padding != padding) + 0.2 * (before[1].stride != stride)
         for pool_cost, pool in _pools(link, following, widens, stride):
-            yield cost + pool_cost, Step(stride, padding, pool)
+            yield cost + pool_cost, ConvStep(stride, padding, pool)
 
 
 def _strides(kernel: int) -> list[tuple[float, int]]:
@@ -273,7 +284,7 @@ def _pools(link: Link, following: Link | None, widens: bool, stride: int) -> lis
     return [(1.0, 0), (0.0, 2), (1.0, 3)]
 
 
-def _shrunk(side: int, kernel: int, step: Step) -> int:
+def _shrunk(side: int, kernel: int, step: ConvStep) -> int:
     side = (side + 2 * step.padding - kernel) // step.stride + 1
     if step.pool == 2:
         return side // 2
@@ -287,7 +298,7 @@ def _dense_only(links: Sequence[Link], size: int | None) -> Iterator[Proposal]:
         side = round((features / channels) ** 0.5)
         if side * side * channels == features and size in (None, side):
             for act, (price, _) in ACTIVATIONS.items():
-                yield _proposal(links, Solution(price, (), side), side, act, False, channels)
+                yield _proposal(links, PartialChain(price, (), side), side, act, False, channels)
             return
 
 
@@ -295,7 +306,7 @@ def _dense_only(links: Sequence[Link], size: int | None) -> Iterator[Proposal]:
 
 
 def _proposal(
-    links: Sequence[Link], solution: Solution, size: int, act: str, average: bool, channels: int | None = None
+    links: Sequence[Link], solution: PartialChain, size: int, act: str, average: bool, channels: int | None = None
 ) -> Proposal:
     return Proposal(
         _name(links), channels or links[0].layer.wide_in, size, tuple(_unwritten(links, solution, act, average)),
@@ -306,7 +317,7 @@ def _proposal(
 def _name(links: Sequence[Link]) -> str:
     convs = sum(link.layer.kind == "conv" for link in links)
     linears = len(links) - convs
-    counted = [so_many(n, word) for n, word in ((convs, "convolution"), (linears, "linear layer")) if n]
+    counted = [plural(n, word) for n, word in ((convs, "convolution"), (linears, "linear layer")) if n]
     shortcuts = len({link.shortcut for link in links} - {""})
     name = f"chain of {' and '.join(counted)}" + (f" with {shortcuts} shortcuts" if shortcuts else "")
     if shortcuts:
@@ -315,7 +326,7 @@ def _name(links: Sequence[Link]) -> str:
     return f"VGG-{convs + 3}, {name}" if classic else name
 
 
-def _unwritten(links: Sequence[Link], solution: Solution, act: str, average: bool) -> Iterator[str]:
+def _unwritten(links: Sequence[Link], solution: PartialChain, act: str, average: bool) -> Iterator[str]:
     if solution.steps:
         yield "strides " + ", ".join(str(step.stride) for step in solution.steps)
         yield "paddings " + ", ".join(str(step.padding) for step in solution.steps)
@@ -329,7 +340,7 @@ def _unwritten(links: Sequence[Link], solution: Solution, act: str, average: boo
         yield act
 
 
-def _network(links: Sequence[Link], solution: Solution, act: str, average: bool) -> nn.Module:
+def _network(links: Sequence[Link], solution: PartialChain, act: str, average: bool) -> nn.Module:
     modules: list[nn.Module] = []
     outer: list[nn.Module] = []
     wide = links[0].layer.wide_in
@@ -367,7 +378,7 @@ class Added(nn.Module):
         return out
 
 
-def _ending_modules(solution: Solution) -> list[nn.Module]:
+def _ending_modules(solution: PartialChain) -> list[nn.Module]:
     kind = nn.AdaptiveMaxPool2d if solution.peak else nn.AdaptiveAvgPool2d
     return [kind(solution.last)] if solution.last else []
 
