@@ -178,10 +178,12 @@ def _captured(value: Any) -> dict[str, Any]:
 def _captured_texts(value: Any) -> list[str]:
     """The same in words: numbers, texts and plugins as they are written, of anything else the type."""
     known = (int, float, str, tuple, type(None))
-    return [
-        f"{name}={describe(part) if isinstance(part, known) or callable(part) or field_values(part) else type(part).__name__}"
-        for name, part in _captured(value).items()
-    ]
+
+    def text(part: Any) -> str:
+        describable = isinstance(part, known) or callable(part) or field_values(part)
+        return describe(part) if describable else type(part).__name__
+
+    return [f"{name}={text(part)}" for name, part in _captured(value).items()]
 
 
 def type_hints(cls: Any) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Noise that belongs to an image, not to its place in a batch.
 
 Libraries draw one random tensor for a whole batch, so that a verdict depends on the company an image is attacked in.
-Inside `per_image_noise` every image gets noise of its own, a function of (where, the image's own bytes, how many draws it
-has seen): the same in a batch of 1 or 500, in another order, in another process.
+Inside `per_image_noise` every image gets noise of its own, a function of (where, the image's own bytes, how many draws
+it has seen): the same in a batch of 1 or 500, in another order, in another process.
 """
 
 from __future__ import annotations

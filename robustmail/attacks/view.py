@@ -74,8 +74,12 @@ def model_view(model: nn.Module, which: str = "eval") -> Iterator[ModelView]:
         model.refresh()
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     with (
-        fork_rng(), module_mode(model, which), torch.inference_mode(False), restored(model.buffers()), torch.enable_grad(),
-    ):  # fmt: skip
+        fork_rng(),
+        module_mode(model, which),
+        torch.inference_mode(False),
+        restored(model.buffers()),
+        torch.enable_grad(),
+    ):
         try:
             for p, _, _ in parameters:
                 p.requires_grad_(False)

@@ -329,9 +329,17 @@ def _logits(view: ModelView, x: Tensor) -> Tensor:
 
 
 def _attack(
-    model: nn.Module, search: SearchModel, part: Split, tried: Tensor, place: int, what: AttackSpec, stage: str, seed: int,
-    room: BatchSizer, keep: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
+    model: nn.Module,
+    search: SearchModel,
+    part: Split,
+    tried: Tensor,
+    place: int,
+    what: AttackSpec,
+    stage: str,
+    seed: int,
+    room: BatchSizer,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """(broke, class said, distance, images or None) of the images at positions `tried`, on the CPU."""
     x, y = image_batch(model, part, tried)
     attack, frugal = what.stages[stage], room.frugal and not what.independent(stage)

@@ -146,8 +146,15 @@ def load_model(
     said = [*_assumption_notes(checkpoint, choice.network), *filter(None, [why]), *choice.said, *compared,
             *(f"IN DOUBT: {text}" for text in found)]  # fmt: skip
     judged = choice.model.to(device)
-    return LoadedModel(_display_name(path, checkpoint), judged, classes_of(judged, data.part), described, checkpoint.sha256,
-                   tuple(said), tuple(found))  # fmt: skip
+    return LoadedModel(
+        _display_name(path, checkpoint),
+        judged,
+        classes_of(judged, data.part),
+        described,
+        checkpoint.sha256,
+        tuple(said),
+        tuple(found),
+    )
 
 
 @dataclass(frozen=True)
@@ -271,8 +278,11 @@ def _conventions(
     there = inside or checkpoint.normalize
     if normalize is not None:
         if there and normalize != "none":
-            raise ModelError(f"--normalize {normalize}", f"the model normalises already (mean and std {format_normalization(there)})",
-                             "Drop --normalize.")  # fmt: skip
+            raise ModelError(
+                f"--normalize {normalize}",
+                f"the model normalises already (mean and std {format_normalization(there)})",
+                "Drop --normalize.",
+            )
         return {normalize: parse_normalization(normalize, channels)}, ""
     if inside:
         return {"none": None}, f"the network normalises by itself ({format_normalization(inside)})"

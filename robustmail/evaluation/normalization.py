@@ -19,8 +19,18 @@ from robustmail.evaluation.statistics import paired
 from robustmail.functional import ce
 from robustmail.models.classifier import Classifier
 
-__all__ = ["NORMALIZATIONS", "Score", "best_fit", "has_larger_misfit", "usual_normalizations", "parse_normalization", "score", "score_all",
-           "shortlist", "format_normalization"]  # fmt: skip
+__all__ = [
+    "NORMALIZATIONS",
+    "Score",
+    "best_fit",
+    "has_larger_misfit",
+    "usual_normalizations",
+    "parse_normalization",
+    "score",
+    "score_all",
+    "shortlist",
+    "format_normalization",
+]
 
 Normalize = tuple[tuple[float, ...], tuple[float, ...]]
 

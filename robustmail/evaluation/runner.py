@@ -260,9 +260,15 @@ def _round(task: EvaluationTask, ledger: Ledger, part: Split, room: BatchSizer) 
 
 
 def _save(
-    task: EvaluationTask, folder: Path, ledger: Ledger, rows: list[AttackResult], measured: dict[str, Any] | None, seconds: float,
-    complete: bool = False, stored: dict[int, str] | None = None,
-) -> None:  # fmt: skip
+    task: EvaluationTask,
+    folder: Path,
+    ledger: Ledger,
+    rows: list[AttackResult],
+    measured: dict[str, Any] | None,
+    seconds: float,
+    complete: bool = False,
+    stored: dict[int, str] | None = None,
+) -> None:
     """Examples first, then the ledger that speaks of them, then the results that sum it up: a kill in between leaves
     more than is spoken of, never less. `stored`: the examples, position -> hash, that the folder holds already."""
     stored = {} if stored is None else stored
@@ -283,7 +289,7 @@ def _save(
 def summed_again(
     folder: Path, ledger: Ledger, rows: list[AttackResult], classes: int, measured: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """As `summarize`, of what anybody may have written: RunError where `measured` is not what an evaluation measures."""
+    """As `summarize`. Raises RunError where `measured` is not what an evaluation measures."""
     try:
         return summarize(ledger, rows, classes, measured)
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:

@@ -61,9 +61,13 @@ def path_specs(eps: float, norm: Norm, steps: int, seed: int) -> list[PathSpec]:
     that all traces have one length.
     """
     pgd = PGD(eps=eps, alpha=eps / 4, steps=steps, norm=norm)
-    found = [PathSpec("PGD", pgd, seed), PathSpec("PGD, second start", pgd, seed + 1), PathSpec("PGD, third start", pgd, seed + 2),
-             PathSpec("PGD, half the step", replace(pgd, alpha=eps / 8), seed),
-             PathSpec("PGD, double the step", replace(pgd, alpha=eps / 2), seed)]  # fmt: skip
+    found = [
+        PathSpec("PGD", pgd, seed),
+        PathSpec("PGD, second start", pgd, seed + 1),
+        PathSpec("PGD, third start", pgd, seed + 2),
+        PathSpec("PGD, half the step", replace(pgd, alpha=eps / 8), seed),
+        PathSpec("PGD, double the step", replace(pgd, alpha=eps / 2), seed),
+    ]
     if norm == "linf":
         found.append(PathSpec("LM-PGD", LMPGD(eps=eps, alpha=eps / 4, steps=steps), seed))
     return found

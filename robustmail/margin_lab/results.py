@@ -173,8 +173,8 @@ class Lab:
 class Figure:
     """One of the paper's figures, redrawn from a model and images of one's own: everything that is drawn.
 
-    which: 1a, 1b, 1c, 2 or 4. settings: the attacks that ran, each spelt out. values: what `robustmail.margin_lab.paper_figures`
-    says of each. said: the caption, in sentences.
+    which: 1a, 1b, 1c, 2 or 4. settings: the attacks that ran, each spelt out. values: what
+    `robustmail.margin_lab.paper_figures` says of each. said: the caption, in sentences.
     drawable: False where there is no example of what the figure shows.
     """
 

@@ -1,8 +1,8 @@
-"""What the host wants to know of tensors, without making it wait for them.
+"""Read values of tensors on the device without making the host wait.
 
-A GPU works through a queue that the host fills; every look at a value empties the queue first. So a question is put
-with `read_later`, and outside of everything it is answered there and then. Inside `defer_reads` it waits for its step to
-be over: then all answers of the step come in one transfer, while the next step is being queued.
+A GPU works through a queue that the host fills; each read of a value waits until the queue is empty. `read_later` reads at
+once, except inside `defer_reads`: there the read waits until its step is over. All values of a step then come in one
+transfer, while the host queues the next step.
 """
 
 from __future__ import annotations

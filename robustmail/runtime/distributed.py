@@ -24,9 +24,22 @@ from robustmail.runtime.devices import pick_device
 from robustmail.runtime.rng import patched_random
 
 __all__ = [
-    "alike", "gather_batch", "main_process_first", "process_group", "is_main_process", "global_mean", "local_rows", "shard_batch", "process_label", "rank", "speaks",
-    "all_reduce_sum", "all_gather_lists", "from_main_process", "world_size",
-]  # fmt: skip
+    "alike",
+    "gather_batch",
+    "main_process_first",
+    "process_group",
+    "is_main_process",
+    "global_mean",
+    "local_rows",
+    "shard_batch",
+    "process_label",
+    "rank",
+    "speaks",
+    "all_reduce_sum",
+    "all_gather_lists",
+    "from_main_process",
+    "world_size",
+]
 
 T = TypeVar("T")
 _BATCH_NORM = torch.nn.functional.batch_norm  # torch's own, which is replaced for a while

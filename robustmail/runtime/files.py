@@ -18,8 +18,17 @@ _UMASK = os.umask(0)
 os.umask(_UMASK)
 
 __all__ = [
-    "SIGNS", "append", "check_folder", "folder_lock", "make_folder", "opened", "remove", "atomic_write", "atomic_write_json", "atomic_write_text",
-]  # fmt: skip
+    "SIGNS",
+    "append",
+    "check_folder",
+    "folder_lock",
+    "make_folder",
+    "opened",
+    "remove",
+    "atomic_write",
+    "atomic_write_json",
+    "atomic_write_text",
+]
 
 SIGNS = {"run": "state.pt", "evaluation": "ledger.csv", "lab": "margins.json"}
 """The file by which a folder of each kind is known; what another kind wrote is never mixed with it."""

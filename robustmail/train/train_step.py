@@ -137,8 +137,13 @@ def queue_step(now: Recipe, state: State, indices: Tensor) -> QueuedStep:
     )  # fmt: skip
     state.optimizer.zero_grad(set_to_none=True)
     with (
-        step.undone(), defer_reads(later), fork_rng(), torch.enable_grad(), backends(), shard_batch(len(indices)) as rows,
-    ):  # fmt: skip
+        step.undone(),
+        defer_reads(later),
+        fork_rng(),
+        torch.enable_grad(),
+        backends(),
+        shard_batch(len(indices)) as rows,
+    ):
         update = make_update(now, state.optimizer)
         seen, loss = train_step(now, model, step.x[rows], step.y[rows], where, update, state.forms)
         state.advance()
