@@ -16,7 +16,7 @@ recipe = Recipe(
     model="cifar_resnet18",
     attack=torchattack("PGD", eps=8 / 255, alpha=2 / 255, steps=10),  # make each image as wrong as the ball allows,
     objective=AT(),  # and learn it
-    perturb=AWP(gamma=0.01),  # where the weights are worst for it
+    perturbation=AWP(gamma=0.01),  # where the weights are worst for it
     epochs=100,
     batch=128,
     optimizer=SGD(lr=Stairs({0: 0.01, 74: 0.001, 89: 0.0001}), momentum=0.9, weight_decay=3.5e-3),

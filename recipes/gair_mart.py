@@ -16,7 +16,7 @@ recipe = Recipe(
     attack=PGD(eps=8 / 255, alpha=2 / 255, steps=10),  # make each image as wrong as the ball allows, with a trace,
     objective=MART(beta=6.0),  # learn it, mind those that are wrong already,
     margin=kappa,  # and listen to those
-    weight=Tanh(lam=-1.0, steps=10),  # that fewer steps of the attack fool
+    weighter=Tanh(lam=-1.0, steps=10),  # that fewer steps of the attack fool
     burn_in=74,
     epochs=100,
     batch=128,

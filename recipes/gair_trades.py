@@ -18,7 +18,7 @@ recipe = Recipe(
     attack=PGD(eps=8 / 255, alpha=2 / 255, steps=10, loss="kl", start="gaussian"),  # find disagreement, keep a trace,
     objective=TRADES(beta=5.0),  # pull the two predictions together,
     margin=kappa,  # and pull hardest on those
-    weight=Tanh(lam=-1.0, steps=10),  # that fewer steps of the attack fool
+    weighter=Tanh(lam=-1.0, steps=10),  # that fewer steps of the attack fool
     burn_in=74,
     epochs=100,
     batch=128,

@@ -6,8 +6,8 @@ crossing, is margin=lps. Weights start where the learning rate first drops, as f
 
     robustmail run gairat
     robustmail run gairat margin=lps --out runs/gairat_lps
-    robustmail run gairat "weight=Sigmoid(slope=1, bias=4)" --out runs/gairat_sigmoid  GAIRAT's sigmoid variant
-    robustmail run gairat "weight=Discrete(steps=10)" --out runs/gairat_discrete       its discrete variant
+    robustmail run gairat "weighter=Sigmoid(slope=1, bias=4)" --out runs/gairat_sigmoid  GAIRAT's sigmoid variant
+    robustmail run gairat "weighter=Discrete(steps=10)" --out runs/gairat_discrete       its discrete variant
     robustmail run gairat:wrn                                                          the paper's WRN-32-10 (Table 3)
 """
 
@@ -19,7 +19,7 @@ recipe = Recipe(
     attack=PGD(eps=8 / 255, alpha=2 / 255, steps=10),  # make each image as wrong as the ball allows, with a trace,
     objective=AT(),  # learn it,
     margin=kappa,  # and listen to those
-    weight=Tanh(lam=-1.0, steps=10),  # that fewer steps of the attack fool
+    weighter=Tanh(lam=-1.0, steps=10),  # that fewer steps of the attack fool
     burn_in=74,
     epochs=100,
     batch=128,

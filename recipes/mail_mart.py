@@ -19,7 +19,7 @@ recipe = Recipe(
     attack=torchattack("PGD", eps=8 / 255, alpha=2 / 255, steps=10),  # make each image as wrong as the ball allows,
     objective=MART(beta=6.0),  # learn it, mind those that are wrong already,
     margin=pm_adv,  # and listen to those
-    weight=Sigmoid(slope=2.0, bias=0.0),  # where the true class leads least
+    weighter=Sigmoid(slope=2.0, bias=0.0),  # where the true class leads least
     burn_in=74,
     epochs=100,
     batch=128,
@@ -35,7 +35,7 @@ wrn = recipe.but(
 code = recipe.but(
     attack=PGD(eps=0.031, alpha=0.007, steps=10, start="gaussian"),
     objective=MART(beta=5.0),
-    weight=Sigmoid(slope=2.0, bias=0.0, scale=3.0),
+    weighter=Sigmoid(slope=2.0, bias=0.0, scale=3.0),
     burn_in=76,
     epochs=120,
     optimizer=SGD(lr=Stairs({0: 0.01, 75: 0.001, 90: 0.0001, 100: 0.00001}), momentum=0.9, weight_decay=3.5e-3),

@@ -3,7 +3,7 @@
 Wang et al., "Probabilistic Margins for Instance Reweighting in Adversarial Training", NeurIPS 2021.
 
     robustmail run mail_trades
-    robustmail run mail_trades weight.slope=5 seed=2
+    robustmail run mail_trades weighter.slope=5 seed=2
     robustmail run mail_trades margin=pm_nat --out runs/mail_trades_pm_nat  a row of Table 1
     robustmail run mail_trades:wrn                                          the paper's WRN-32-10 (Table 3)
     robustmail run mail_trades:code                                         the authors' released code
@@ -21,7 +21,7 @@ recipe = Recipe(
     attack=torchattack("TPGD", eps=8 / 255, alpha=2 / 255, steps=10),  # find where the model disagrees with itself,
     objective=TRADES(beta=5.0),  # pull the two predictions together,
     margin=pm_adv,  # and pull hardest
-    weight=Sigmoid(slope=2.0, bias=0.0),  # where the true class leads least
+    weighter=Sigmoid(slope=2.0, bias=0.0),  # where the true class leads least
     burn_in=74,
     epochs=100,
     batch=128,
@@ -36,7 +36,7 @@ wrn = recipe.but(
 
 code = recipe.but(
     attack=torchattack("TPGD", eps=0.031, alpha=0.007, steps=10),
-    weight=Sigmoid(slope=2.0, bias=0.0, scale=3.0),
+    weighter=Sigmoid(slope=2.0, bias=0.0, scale=3.0),
     burn_in=76,
     epochs=120,
     optimizer=SGD(lr=Stairs({0: 0.01, 75: 0.001, 90: 0.0001, 100: 0.00001}), momentum=0.9, weight_decay=3.5e-3),

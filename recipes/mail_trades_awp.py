@@ -16,8 +16,8 @@ recipe = Recipe(
     attack=torchattack("TPGD", eps=8 / 255, alpha=2 / 255, steps=10),  # find where the model disagrees with itself,
     objective=TRADES(beta=5.0),  # pull the two predictions together,
     margin=pm_adv,  # and pull hardest
-    weight=Sigmoid(slope=2.0, bias=0.0),  # where the true class leads least,
-    perturb=AWP(gamma=Stairs({0: 0.0, 9: 0.005})),  # with weights that are worst for it
+    weighter=Sigmoid(slope=2.0, bias=0.0),  # where the true class leads least,
+    perturbation=AWP(gamma=Stairs({0: 0.0, 9: 0.005})),  # with weights that are worst for it
     burn_in=74,
     ema=0.999,
     epochs=100,

@@ -15,7 +15,7 @@ recipe = Recipe(
     model="cifar_resnet18",
     attack=torchattack("TPGD", eps=8 / 255, alpha=2 / 255, steps=10),  # find where the model disagrees with itself,
     objective=TRADES(beta=5.0),  # pull the two predictions together,
-    perturb=AWP(gamma=Stairs({0: 0.0, 9: 0.005})),  # where the weights are worst for it
+    perturbation=AWP(gamma=Stairs({0: 0.0, 9: 0.005})),  # where the weights are worst for it
     epochs=100,
     batch=128,
     optimizer=SGD(lr=Stairs({0: 0.01, 74: 0.001, 89: 0.0001}), momentum=0.9, weight_decay=3.5e-3),

@@ -119,9 +119,9 @@ def _contenders(
     apgdt = {"eps": EPS, "steps": targeted, "n_classes": 10, "seed": 0}
     at = Recipe(
         data=digits(), model=name, attack=pgd, objective=AT(), margin=pm_adv, epochs=1,
-        weight=Sigmoid(slope=10.0, bias=-0.5), precision=precision,
+        weighter=Sigmoid(slope=10.0, bias=-0.5), precision=precision,
     )  # fmt: skip
-    trades = at.but(attack=tpgd, objective=TRADES(beta=BETA), weight=Sigmoid(slope=2.0, bias=0.0))
+    trades = at.but(attack=tpgd, objective=TRADES(beta=BETA), weighter=Sigmoid(slope=2.0, bias=0.0))
     needs = {"MAIL-AT step": 2 * steps + 3, "MAIL-TRADES step": 2 * steps + 1 + 6, f"PGD-{steps}": 2 * steps}
 
     task = "MAIL-AT step"

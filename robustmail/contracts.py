@@ -36,7 +36,7 @@ SIZE = 6
 
 
 def laws(kind: str) -> dict[str, Law]:
-    """The laws of a kind ("margin", "weight", "objective", "attack", "perturbation"), by their sentence."""
+    """The laws of a kind ("margin", "weighter", "objective", "attack", "perturbation"), by their sentence."""
     return KINDS[kind]
 
 
@@ -107,7 +107,7 @@ def kind_of(plugin: Any) -> str:
 def _kind_of_answer(plugin: Any) -> str:
     """What a plugin of one argument is, from what it makes of a step, or of margins."""
     step = _step(_logits(), torch.arange(SIZE), _trace(SIZE))
-    for kind, asked, size in (("margin", step, SIZE), ("weight", MARGINS, len(MARGINS))):
+    for kind, asked, size in (("margin", step, SIZE), ("weighter", MARGINS, len(MARGINS))):
         with suppress(RobustmailError), fork_rng():  # it may fail in any way on what it is not made for
             answer = call_plugin("plugin", plugin, asked)
             if isinstance(answer, Terms):
@@ -467,7 +467,7 @@ KINDS: dict[str, dict[str, Law]] = {
         "the same when asked again": _MARGIN.repeatable,
         "does not write into its input": _MARGIN.inputs,
     },
-    "weight": {
+    "weighter": {
         "one number per example": _weight_shape,
         "finite and not negative": _weight_finite,
         "mean one over the batch": _weight_mean,

@@ -23,7 +23,6 @@ from robustmail.plugin_calls import call_plugin, is_third_party, plugin_error, p
 from robustmail.runtime import distributed
 from robustmail.schedules import Schedule
 from robustmail.step import Attack, Margin, Objective, Perturbation, Step, Terms, Weighter, counted_steps, module_mode
-from robustmail.train.dry_run import Passes, dry_run_step
 
 __all__ = ["Loss", "Recipe"]
 
@@ -45,7 +44,7 @@ class Recipe:
 
     data: where images come from, e.g. cifar10(). model: a timm name, ours included, or a function
     (classes, channels) -> nn.Module. normalize: (mean, std) per channel inside the model, or None as in the paper.
-    attack, objective, margin, weight, perturb: the method. burn_in: epochs with all weights one.
+    attack, objective, margin, weighter, perturbation: the method. burn_in: epochs with all weights one.
     eps: budget of validation and evaluation, by default the attack's own. attack_mode: mode of BatchNorm and dropout
     while attacking. validate: the attack that picks the best epoch on images held out of the training set.
     ema: decay d of an exponential moving average of the weights, which is then what is validated, kept and evaluated.
@@ -55,8 +54,8 @@ class Recipe:
     evaluate: what is run on the test set at the end, on the weights that `select` names; test_size: on the first so
     many test images only. precision: of training alone, evaluation is always exact: "fp32"; "bf16", in autocast and
     with a folded twin for attacks; or "auto", what suits device and model.
-    Fields of attack, objective, weight, perturb and optimizer may be schedules such as Stairs, and so may attack,
-    objective, margin, weight and perturb themselves.
+    Fields of attack, objective, weighter, perturbation and optimizer may be schedules such as Stairs, and so may
+    attack, objective, margin, weighter and perturbation themselves.
     """
 
     data: Callable[[], Any]
@@ -64,9 +63,9 @@ class Recipe:
     attack: Attack
     objective: Objective
     margin: Margin | None = None
-    weight: Weighter | None = None
+    weighter: Weighter | None = None
     burn_in: int = 0
-    perturb: Perturbation | None = None
+    perturbation: Perturbation | None = None
     epochs: int
     batch: int = 128
     optimizer: Optimizer = SGD()
@@ -102,7 +101,7 @@ class Recipe:
     def at(self, epoch: float) -> Recipe:
         """The recipe in force at a 0-based epoch: schedules resolved, no weights during the burn-in."""
         now = self._resolved(epoch)
-        return dataclasses.replace(now, margin=None, weight=None) if epoch < self.burn_in else now
+        return dataclasses.replace(now, margin=None, weighter=None) if epoch < self.burn_in else now
 
     def change_points(self) -> list[int]:
         """The epochs, 0 first, at which something new begins."""
@@ -124,14 +123,14 @@ class Recipe:
         _expect_batch("objective", self.objective, terms.weighted, len(step.y))
         if not isinstance(terms.plain, (int, float)):
             _expect_batch("objective", self.objective, terms.plain, len(step.y))
-        if self.margin is None or self.weight is None:
+        if self.margin is None or self.weighter is None:
             return Loss(distributed.global_mean(terms.weighted + terms.plain), terms)
         with torch.no_grad(), _watching(step.model):
             margin = call_plugin("margin", self.margin, step.detached())
             _expect_batch("margin", self.margin, margin, len(step.y))
             whole = distributed.gather_batch(margin)  # weights have mean one over the batch of all processes
-            weights = call_plugin("weight", self.weight, whole)
-            _expect_batch("weight", self.weight, weights, len(whole))
+            weights = call_plugin("weighter", self.weighter, whole)
+            _expect_batch("weighter", self.weighter, weights, len(whole))
             weights = distributed.local_rows(weights)
         return Loss(distributed.global_mean(weights * terms.weighted + terms.plain), terms, margin, weights)
 
@@ -139,19 +138,11 @@ class Recipe:
         """The loss of one batch: mean(w * weighted + plain), w = weight(margin), detached."""
         return self.compute_loss(step).total
 
-    def rehearse(self, classes: int = 10, shape: tuple[int, int, int] = (3, 8, 8)) -> dict[int, Passes]:
-        """Run one step of every phase on four random images and a linear model, before anything expensive starts.
-
-        Returns the forward and backward passes of a step, by the epoch at which each phase begins.
-        Raises PluginError or RecipeError, naming the plugin and its file.
-        """
-        return {epoch: dry_run_step(self.at(epoch), classes, shape) for epoch in self.change_points()}
-
     def own_plugins(self) -> dict[str, Any]:
         """The plugins that are not robustmail's own, by kind."""
         now = self.at(self.epochs - 1)
-        kinds = {"attack": now.attack, "objective": now.objective, "margin": now.margin, "weight": now.weight,
-                 "perturbation": now.perturb}  # fmt: skip
+        kinds = {"attack": now.attack, "objective": now.objective, "margin": now.margin, "weighter": now.weighter,
+                 "perturbation": now.perturbation}  # fmt: skip
         return {kind: plugin for kind, plugin in kinds.items() if plugin is not None and is_third_party(plugin)}
 
     def _resolved(self, epoch: float) -> Recipe:
@@ -183,14 +174,14 @@ class Recipe:
         """The loss in one line, with the weights spelt out on a second where there are any; as in the last epoch."""
         now = self._last
         weighted, plain = _said(now.objective, tuple[str, str], (f"{plugin_name(now.objective)}.weighted", "plain"))
-        inner = f"w * {weighted}" if now.weight else weighted
-        changes = any(True for part in (self.objective, self.margin, self.weight) for _ in iter_schedules(part))
+        inner = f"w * {weighted}" if now.weighter else weighted
+        changes = any(True for part in (self.objective, self.margin, self.weighter) for _ in iter_schedules(part))
         text = f"loss = mean( {inner}{' + ' + plain if plain else ''} ){', in the last epoch' if changes else ''}"
-        if now.perturb is not None:
-            text += f"\n   at weights perturbed by {describe(self.perturb)}"
-        if now.weight is None:
+        if now.perturbation is not None:
+            text += f"\n   at weights perturbed by {describe(self.perturbation)}"
+        if now.weighter is None:
             return text
-        weight = _said(now.weight, str, f"{describe(now.weight)} of {{m}}").replace("{m}", plugin_name(now.margin))
+        weight = _said(now.weighter, str, f"{describe(now.weighter)} of {{m}}").replace("{m}", plugin_name(now.margin))
         start = f"; from epoch {self.burn_in + 1} on, 1 before" if self.burn_in else ""
         if self.burn_in >= self.epochs:
             start = f"; NEVER USED: burn_in={self.burn_in} covers all {self.epochs} epochs"
@@ -198,7 +189,13 @@ class Recipe:
 
     def _check_schedules(self) -> None:
         for name, value in field_values(self).items():
-            if isinstance(value, Schedule) and name not in ("attack", "objective", "margin", "weight", "perturb"):
+            if isinstance(value, Schedule) and name not in (
+                "attack",
+                "objective",
+                "margin",
+                "weighter",
+                "perturbation",
+            ):
                 raise RecipeError(f"Recipe (given {name}={describe(value)})", f"{name} cannot change with the epoch")
 
     def _check_ranges(self) -> None:
@@ -223,21 +220,21 @@ class Recipe:
         except (TypeError, ValueError):
             given = f"Recipe (given data={describe(self.data)})"
             raise RecipeError(given, "data must be a source, called without arguments", "Write cifar10().") from None
-        if (self.margin is None) != (self.weight is None):
-            missing, there = ("weight", "margin") if self.weight is None else ("margin", "weight")
+        if (self.margin is None) != (self.weighter is None):
+            missing, there = ("weighter", "margin") if self.weighter is None else ("margin", "weighter")
             raise RecipeError(
                 f"Recipe (given {there}={describe(getattr(self, there))})",
                 f"a {there} does nothing without a {missing}",
-                f"Add {missing}={'Sigmoid(slope=2.0, bias=0.0)' if missing == 'weight' else 'pm_adv'}.",
+                f"Add {missing}={'Sigmoid(slope=2.0, bias=0.0)' if missing == 'weighter' else 'pm_adv'}.",
             )
         # The rehearsal looks at the trace of any attack; what somebody's own calls `steps` is its own business.
         taken = None if is_third_party(self.attack) else getattr(self.attack, "steps", None)
-        counted = counted_steps(self.weight)
+        counted = counted_steps(self.weighter)
         if counted is not None and isinstance(taken, int) and counted != taken:
             raise RecipeError(
-                f"Recipe (given weight.steps={counted}, attack.steps={taken})",
-                "the weight counts steps of the attack, so the two must be equal",
-                f"Set weight.steps={taken} too.",
+                f"Recipe (given weighter.steps={counted}, attack.steps={taken})",
+                "the weighter counts steps of the attack, so the two must be equal",
+                f"Set weighter.steps={taken} too.",
             )
 
 

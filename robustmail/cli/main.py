@@ -28,6 +28,7 @@ from robustmail.errors import (
     in_brief,
 )  # fmt: skip
 from robustmail.runtime.untrusted import printable
+from robustmail.train.dry_run import dry_run
 
 if TYPE_CHECKING:
     from robustmail.recipe import Recipe
@@ -60,7 +61,8 @@ app = typer.Typer(
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A built-in recipe, a file, or FILE:VARIABLE.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[PATH=VALUE]...", help="For example weight.slope=5 epochs=30 burn_in=20.")
+    list[str] | None,
+    typer.Argument(metavar="[PATH=VALUE]...", help="For example weighter.slope=5 epochs=30 burn_in=20."),
 ]
 WHAT = ("recipes", *catalog.KINDS)
 
@@ -133,7 +135,7 @@ def show(recipe: RecipeName, overrides: Overrides = None) -> None:
     for path, value in flat.items():
         print(f"{path:<{width}}  {value}")
     print(f"\n{made.formula}\n")
-    for epoch, passes in made.rehearse().items():
+    for epoch, passes in dry_run(made).items():
         f, b = passes.total
         print(
             f"from epoch {epoch + 1}: {f} forward and {b} backward passes a step "
@@ -164,7 +166,7 @@ def check(recipe: RecipeName, overrides: Overrides = None) -> None:
         return
     made = _load(recipe, overrides)
     preflight(made)
-    made.rehearse()
+    dry_run(made)
     said, later = f"rehearsed in its {plural(len(made.change_points()), 'phase')}", made.change_points()[1:]
     if later:
         said += f" (something changes at epoch{'s' * (len(later) > 1)} {', '.join(str(turn + 1) for turn in later)})"

@@ -106,8 +106,8 @@ def _public(module: types.ModuleType) -> list[str]:
 
 def field_kind(path: str) -> str | None:
     """The plugins that a recipe's field takes, by its name."""
-    kinds = {"attack": "attacks", "margin": "margins", "weight": "weighters", "objective": "objectives",
-             "perturb": "perturbations", "data": "data", "optimizer": "optimizers"}  # fmt: skip
+    kinds = {"attack": "attacks", "margin": "margins", "weighter": "weighters", "objective": "objectives",
+             "perturbation": "perturbations", "data": "data", "optimizer": "optimizers"}  # fmt: skip
     return kinds.get(path)
 
 

@@ -1,4 +1,4 @@
-"""`weight.slope=5`: from texts to a changed recipe. Values are read, never evaluated.
+"""`weighter.slope=5`: from texts to a changed recipe. Values are read, never evaluated.
 
 Grammar: literals, arithmetic on numbers (8/255), tuples, lists and mappings of values, names of plugins (pm_nat,
 my.py:doubt) and calls of them with literal arguments (Sigmoid(slope=5, bias=0)). A field that takes a text takes it
@@ -42,7 +42,7 @@ def apply_overrides(recipe: Recipe, texts: Iterable[str]) -> Recipe:
         path, equals, value = text.partition("=")
         path, value = path.strip(), value.strip()
         if not equals or not re.fullmatch(r"\w+(\.\w+)*", path):
-            raise RecipeError(repr(text), "an override is path=value", "Write e.g. weight.slope=5 or epochs=3.")
+            raise RecipeError(repr(text), "an override is path=value", "Write e.g. weighter.slope=5 or epochs=3.")
         top, *rest = path.split(".")
         if top not in field_values(recipe):
             raise _no_field(text, path, recipe)

@@ -22,7 +22,7 @@ from robustmail.recipe import Recipe
 from robustmail.records import ProgressUpdate
 from robustmail.runtime.rng import fork_rng, seed_all
 from robustmail.step import Margin, Step
-from robustmail.train.dry_run import Passes
+from robustmail.train.dry_run import Passes, dry_run
 from robustmail.weighters import Sigmoid
 
 __all__ = ["Values", "margin_cost", "margin_values"]
@@ -39,13 +39,13 @@ def margin_cost(margin: Margin, steps: int, classes: int, shape: tuple[int, int,
     Raises PluginError for a margin that fails, returns NaN or anything but one number per example.
     """
     plain = Recipe(data=digits(), model="small_cnn", attack=PGD(steps=steps), objective=AT(), epochs=1)
-    with_margin = plain.but(margin=margin, weight=Sigmoid(slope=1.0, bias=0.0))
+    with_margin = plain.but(margin=margin, weighter=Sigmoid(slope=1.0, bias=0.0))
     base, more = (_passes(recipe, classes, shape) for recipe in (plain, with_margin))
     return Cost(more.update[0] - base.update[0], more.update[1] - base.update[1]), Cost(*base.attack)
 
 
 def _passes(recipe: Recipe, classes: int, shape: tuple[int, int, int]) -> Passes:
-    return recipe.rehearse(classes, shape)[0]
+    return dry_run(recipe, classes, shape)[0]
 
 
 def margin_values(

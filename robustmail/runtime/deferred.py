@@ -1,8 +1,8 @@
 """Read values of tensors on the device without making the host wait.
 
-A GPU works through a queue that the host fills; each read of a value waits until the queue is empty. `read_later` reads at
-once, except inside `defer_reads`: there the read waits until its step is over. All values of a step then come in one
-transfer, while the host queues the next step.
+A GPU works through a queue that the host fills; each read of a value waits until the queue is empty. `read_later` reads
+at once, except inside `defer_reads`: there the read waits until its step is over. All values of a step then come in
+one transfer, while the host queues the next step.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,14 +10,12 @@ from torch import Tensor, nn
 from robustmail.attacks.view import eps_of
 from robustmail.norms import max_distance, norm_of, tolerance
 from robustmail.plugin_calls import call_plugin, plugin_error
+from robustmail.recipe import Loss, Recipe
 from robustmail.runtime.rng import fork_rng, seed_all
 from robustmail.step import Step, counted_steps
 from robustmail.train.train_step import run_attack, weight_perturbation
 
-if TYPE_CHECKING:
-    from robustmail.recipe import Loss, Recipe
-
-__all__ = ["Passes", "dry_run_step"]
+__all__ = ["Passes", "dry_run", "dry_run_step"]
 
 
 class Passes(NamedTuple):
@@ -32,6 +30,15 @@ class Passes(NamedTuple):
     def total(self) -> tuple[int, int]:
         """forward, backward"""
         return self.attack[0] + self.update[0], self.attack[1] + self.update[1]
+
+
+def dry_run(recipe: Recipe, classes: int = 10, shape: tuple[int, int, int] = (3, 8, 8)) -> dict[int, Passes]:
+    """Run one step of every phase on four random images and a linear model, before anything expensive starts.
+
+    Returns the forward and backward passes of a step, by the epoch at which each phase begins.
+    Raises PluginError or RecipeError, naming the plugin and its file.
+    """
+    return {epoch: dry_run_step(recipe.at(epoch), classes, shape) for epoch in recipe.change_points()}
 
 
 def dry_run_step(now: Recipe, classes: int, shape: tuple[int, int, int]) -> Passes:
@@ -94,18 +101,18 @@ def _check_loss(now: Recipe, loss: Loss, taken: int | None) -> None:
         raise plugin_error(
             "margin", now.margin, "returned NaN or infinity", "Look for a division or a logarithm of zero."
         )
-    if now.weight is not None:
+    if now.weighter is not None:
         assert loss.margin is not None
-        counted = counted_steps(now.weight)
+        counted = counted_steps(now.weighter)
         if None not in (counted, taken) and counted != taken:
-            raise plugin_error("weight", now.weight, f"counts {counted} steps, the attack takes {taken}")
+            raise plugin_error("weighter", now.weighter, f"counts {counted} steps, the attack takes {taken}")
         counts = bool((loss.margin >= 0).all() and (loss.margin == loss.margin.round()).all())  # steps of the attack
         low, high = (0, taken or 10) if counts else (-1, 1)
         for margin in (loss.margin, torch.linspace(low, high, 4)):  # four examples may all lie on one side
-            weights = call_plugin("weight", now.weight, margin)
+            weights = call_plugin("weighter", now.weighter, margin)
             if not (weights.isfinite().all() and weights.min() >= 0):
                 raise plugin_error(
-                    "weight", now.weight, f"returned {weights.tolist()}", "Weights are finite and not negative."
+                    "weighter", now.weighter, f"returned {weights.tolist()}", "Weights are finite and not negative."
                 )
     if not loss.total.requires_grad:
         raise plugin_error(

@@ -94,7 +94,7 @@ def _end_epoch(recipe: Recipe, now: Recipe, state: State) -> EpochFinished:
     live = _validate(recipe, state, state.model) if state.average is not None else {}
     columns = ("loss", "weighted", "plain", "nat", "adv", "ess", "top", "right", "wrong")
     row = {
-        "epoch": state.epoch, "lr": now.optimizer.lr, "weights": "on" if now.weight else "off",
+        "epoch": state.epoch, "lr": now.optimizer.lr, "weights": "on" if now.weighter else "off",
         **{f"train_{name}": means.get(name, "") for name in columns}, **scores,
         **{f"{name}_live": score for name, score in live.items()},
     }  # fmt: skip

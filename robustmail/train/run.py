@@ -22,6 +22,7 @@ from robustmail.runtime.files import atomic_write, atomic_write_json, check_fold
 from robustmail.runtime.provenance import provenance
 from robustmail.runtime.signals import Signals
 from robustmail.runtime.untrusted import check_shape, read_json
+from robustmail.train.dry_run import dry_run
 from robustmail.train.loop import fit, worse
 from robustmail.train.state import State
 
@@ -93,7 +94,7 @@ def run(
         return
     state = State.fresh(recipe)
     state.save_every = save_every
-    recipe.rehearse(state.images.classes, state.images.shape)
+    dry_run(recipe, state.images.classes, state.images.shape)
     text = source.read_bytes() if source is not None else None  # in whatever encoding it is
     if not is_main_process():
         yield from _follow(recipe, state, folder, name, signals or Signals())
@@ -178,7 +179,8 @@ def _write_results(
     content = {
         "complete": complete,
         "weights": {
-            "file": f"{recipe.select}.safetensors", "epoch": chosen, "burn_in": recipe.burn_in if recipe.weight else 0,
+            "file": f"{recipe.select}.safetensors", "epoch": chosen,
+            "burn_in": recipe.burn_in if recipe.weighter else 0,
             "chosen_by": f"{recipe.validate} on {len(state.validation.y)} images held out of train"
             if recipe.select == "best" else "last epoch",
             **({"note": note} if (note := worse(state.history[chosen], len(state.validation.y))) else {}),

@@ -50,12 +50,12 @@ def run_attack(recipe: Recipe, model: nn.Module, x: Tensor, y: Tensor) -> Advers
 
 def weight_perturbation(now: Recipe, model: nn.Module, step: Step) -> AbstractContextManager[object]:
     """The context in which the loss of a step is reckoned: at perturbed weights, or as they are."""
-    if now.perturb is None:
+    if now.perturbation is None:
         return nullcontext()
-    around = call_plugin("perturb", now.perturb, model, lambda: now.loss(step.again()))
+    around = call_plugin("perturbation", now.perturbation, model, lambda: now.loss(step.again()))
     if not isinstance(around, AbstractContextManager):
         raise plugin_error(
-            "perturb", now.perturb, f"returned {type(around).__name__}, not a context", "Use contextmanager."
+            "perturbation", now.perturbation, f"returned {type(around).__name__}, not a context", "Use contextmanager."
         )
     return around
 

@@ -16,6 +16,7 @@ from robustmail.recipe import Recipe
 from robustmail.records import CellStarted, EpochFinished, Record, RunStarted, WaitingForFolder
 from robustmail.runtime.files import opened
 from robustmail.runtime.signals import Signals
+from robustmail.train.dry_run import dry_run
 from robustmail.train.run import preflight, run, status
 from robustmail.trials.fork import Job, fork, is_trained, started
 
@@ -137,7 +138,7 @@ def check(recipes: Mapping[Any, Recipe], jobs: Sequence[Job]) -> None:
         rehearsed.add(job.cell.row)
         try:
             preflight(recipe)
-            recipe.rehearse()
+            dry_run(recipe)
         except RobustmailError as error:
             raise type(error)(f"trials ({job.cell.row}): {error.who}", error.wrong, error.todo) from error
 

@@ -152,14 +152,14 @@ COMMANDS = {
 OVERRIDES = {  # of the quickstart
     # fields
     "field": ("epohcs=5", "epohcs=5: the recipe has no 'epohcs'. Did you mean 'epochs'?"),
-    "nested field": ("weight.slpoe=5", "weight.slpoe=5: no field 'slpoe' in Sigmoid. Did you mean 'slope'?"),
+    "nested field": ("weighter.slpoe=5", "weighter.slpoe=5: no field 'slpoe' in Sigmoid. Did you mean 'slope'?"),
     "field before the dot": ("wieght.slope=5", "no 'wieght.slope'. Did you mean 'weight.slope'?"),
     "field of a number": ("epochs.x=5", "no 'epochs.x'. Did you mean 'epochs'?"),
-    "no value": ("epochs", "an override is path=value. Write e.g. weight.slope=5"),
+    "no value": ("epochs", "an override is path=value. Write e.g. weighter.slope=5"),
     "empty value": ("epochs=", "'': cannot be read"),
     # names
     "margin": ("margin=pm_avd", "margin=pm_avd: 'pm_avd': no such plugin among the margins. Did you mean 'pm_adv'?"),
-    "weight": ("'weight=Sigmod(slope=5)'", "no such plugin among the weighters. Did you mean 'Sigmoid'?"),
+    "weight": ("'weighter=Sigmod(slope=5)'", "no such plugin among the weighters. Did you mean 'Sigmoid'?"),
     "objective": ("objective=TRADE", "no such plugin among the objectives. Did you mean 'TRADES'?"),
     "data set": ("data=digitz", "no such plugin among the data. Did you mean 'digits'?"),
     "library attack": ("'attack=torchattack(\"PDG\")'", "torchattacks has no such attack. Did you mean 'PGD'?"),
@@ -176,7 +176,7 @@ OVERRIDES = {  # of the quickstart
     "number in letters": ("epochs=three", "'three' is neither a literal nor a known name. epochs must be a whole"),
     "truth for a number": ("epochs=True", "epochs must be a whole number"),
     "number for a data set": ("data=3", "data must be a callable"),
-    "missing knobs": ("weight=Sigmoid", "Sigmoid: missing 2 required keyword-only arguments"),
+    "missing knobs": ("weighter=Sigmoid", "Sigmoid: missing 2 required keyword-only arguments"),
     "eps in bytes": ("attack.eps=8", "(given eps=8): images live in [0, 1] ... Write eps=8/255."),
     "negative eps": ("attack.eps=-1/255", "eps is negative"),
     "negative step": ("attack.alpha=-0.1", "alpha is negative"),
@@ -184,8 +184,8 @@ OVERRIDES = {  # of the quickstart
     "no epochs": ("epochs=0", "epochs must be at least 1"),
     "negative seed": ("seed=-1", "seed must be at least 0"),
     "choice": ("select=bset", "select must be 'best' or 'last'"),
-    "negative weights": ("weight.scale=-1", "scale must be a finite number, at least 0"),
-    "margin without weight": ("weight=None", "a margin does nothing without a weight. Add weight=Sigmoid"),
+    "negative weights": ("weighter.scale=-1", "scale must be a finite number, at least 0"),
+    "margin without weight": ("weighter=None", "a margin does nothing without a weight. Add weighter=Sigmoid"),
     "stairs without a first step": ("'optimizer.lr=Stairs({3: 0.1})'", "that starts at 0. Write Stairs({0: 0.1,"),
     "text in stairs": ("'optimizer.lr=Stairs({0: \"a\"})'", "lr must be a number"),
     "division by zero": ("attack.eps=8/0", "'8 / 0': division by zero"),
@@ -298,9 +298,9 @@ class Late:
 mail = load_recipe("quickstart").but(epochs=1, evaluate=("nat",), validate="pgd2", burn_in=0)
 attacked = mail.but(attack=attack, eps=0.1)
 margined = mail.but(margin=margin)
-weighted = mail.but(weight=Picky())
+weighted = mail.but(weighter=Picky())
 modelled = mail.but(model=network)
-perturbed = mail.but(perturb=perturb)
+perturbed = mail.but(perturbation=perturb)
 optimized = mail.but(optimizer=Optimizer())
 scheduled = mail.but(optimizer=SGD(lr=Late()))
 sourced = mail.but(data=leave)
@@ -309,7 +309,7 @@ WAYS_OUT = (
     "sys.exit(0)", "quit()", "raise KeyboardInterrupt", "raise GeneratorExit", "raise BaseException",
     "raise typer.Exit(0)",
 )  # fmt: skip
-QUICK = ["check leave.py:margin", "show leave.py:weighted weight.k=2", "run leave.py:optimized"]
+QUICK = ["check leave.py:margin", "show leave.py:weighted weighter.k=2", "run leave.py:optimized"]
 ALL = [
     *QUICK, "check leave.py:attack", "check leave.py:attacked",
     *(f"run leave.py:{name}" for name in ("modelled", "perturbed", "scheduled", "sourced", "margined")),
@@ -427,7 +427,7 @@ def test_an_error_of_ours_is_called_unexpected_and_exits_with_1(
         ("check at epochs=74", ["at: rehearsed in its 1 phase\n"]),
         ("check at epochs=75", ["at: rehearsed in its 2 phases (something changes at epoch 75)\n"]),
         (
-            "show quickstart weight.slope=5",
+            "show quickstart weighter.slope=5",
             [
                 "weight.slope              5",
                 "optimizer.lr              Stairs({0: 0.05, 14: 0.01, 18: 0.001})",

@@ -40,6 +40,7 @@ from robustmail.config import catalog
 from robustmail.config.overrides import apply_overrides, parse_value
 from robustmail.errors import PluginError, RecipeError
 from robustmail.fields import describe
+from robustmail.train.dry_run import dry_run
 
 
 @pytest.fixture(scope="module")
@@ -117,13 +118,13 @@ def test_what_is_no_value_is_refused(text: str) -> None:
         ("epochs=3", 3),
         (" epochs = 3 ", 3),
         ("attack.eps=8/255", 8 / 255),
-        ("weight.bias=-0.5", -0.5),
-        ("weight=Sigmoid(slope=10, bias=-0.5)", Sigmoid(slope=10, bias=-0.5)),
-        ("weight=Tanh(lam=inf)", Tanh(lam=math.inf)),
+        ("weighter.bias=-0.5", -0.5),
+        ("weighter=Sigmoid(slope=10, bias=-0.5)", Sigmoid(slope=10, bias=-0.5)),
+        ("weighter=Tanh(lam=inf)", Tanh(lam=math.inf)),
         ("margin=pm_nat", pm_nat),
         ("objective=AT", AT()),
         ("optimizer.lr=Stairs({0: 0.1, 9: 1/100})", Stairs({0: 0.1, 9: 0.01})),
-        ("weight=Stairs({0: Discrete, 9: Tanh(lam=0)})", Stairs({0: Discrete(), 9: Tanh(lam=0)})),
+        ("weighter=Stairs({0: Discrete, 9: Tanh(lam=0)})", Stairs({0: Discrete(), 9: Tanh(lam=0)})),
         ("evaluate=nat,pgd20", ("nat", "pgd20")),
         ("evaluate=nat, pgd20", ("nat", "pgd20")),
         ("evaluate=aa", ("aa",)),
@@ -139,7 +140,7 @@ def test_what_is_no_value_is_refused(text: str) -> None:
         ("data=cifar100", cifar100()),
         ("data.validation=None", None),
         ("data=image_folder('some/folder', flip=False)", image_folder("some/folder", flip=False)),
-        ("perturb=AWP(gamma=0.01)", AWP(gamma=0.01)),
+        ("perturbation=AWP(gamma=0.01)", AWP(gamma=0.01)),
     ],
 )
 def test_an_override_changes_that_field(recipe: Recipe, text: str, value: Any) -> None:
@@ -163,21 +164,21 @@ def test_overrides_apply_in_order_so_an_attack_can_be_replaced_and_then_changed(
     texts = [
         "attack=PGD(steps=7, eps=0.3)",
         "attack.eps=0.2",
-        "weight=Tanh(steps=7)",
+        "weighter=Tanh(steps=7)",
         "margin=kappa",
         "attack.alpha=0.1",
     ]
     changed = apply_overrides(recipe, texts)
     assert changed.attack == PGD(steps=7, eps=0.2, alpha=0.1)
-    assert (changed.margin, changed.weight) == (kappa, Tanh(steps=7))
+    assert (changed.margin, changed.weighter) == (kappa, Tanh(steps=7))
     assert apply_overrides(recipe, ["epochs=3", "epochs=4"]).epochs == 4
 
 
 def test_fields_that_only_fit_together_may_be_changed_together(recipe: Recipe) -> None:
     with pytest.raises(RecipeError, match="a margin does nothing without a weight"):
-        apply_overrides(recipe, ["weight=None"])
-    changed = apply_overrides(recipe, ["weight=None", "margin=None"])
-    assert (changed.margin, changed.weight) == (None, None)
+        apply_overrides(recipe, ["weighter=None"])
+    changed = apply_overrides(recipe, ["weighter=None", "margin=None"])
+    assert (changed.margin, changed.weighter) == (None, None)
 
 
 def test_a_plugin_in_a_file_is_found_beside_its_own_imports(
@@ -193,11 +194,11 @@ def test_a_plugin_in_a_file_is_found_beside_its_own_imports(
     monkeypatch.chdir(tmp_path)
     path = list(sys.path)
     changed = apply_overrides(
-        recipe, ["margin=my.py:doubt", f"weight={tmp_path / 'my.py'}:Linear", "weight.slope=0.25"]
+        recipe, ["margin=my.py:doubt", f"weighter={tmp_path / 'my.py'}:Linear", "weighter.slope=0.25"]
     )
     sys.modules.pop("beside_it")
-    assert (changed.margin.__name__, changed.weight.slope) == ("doubt", 0.25)
-    assert set(changed.rehearse()) == set(recipe.change_points())
+    assert (changed.margin.__name__, changed.weighter.slope) == ("doubt", 0.25)
+    assert set(dry_run(changed)) == set(recipe.change_points())
     assert sys.path == path
 
 

@@ -49,7 +49,7 @@ def identical(a, b):
 @pytest.mark.parametrize("margin", MARGINS)
 def test_with_uniform_weights_every_margin_trains_the_bit_identical_model(margin, objective, batch):
     plain = trained(recipe(objective=objective), batch)
-    weighted = trained(recipe(objective=objective, margin=find_plugin(margin), weight=torch.ones_like), batch)
+    weighted = trained(recipe(objective=objective, margin=find_plugin(margin), weighter=torch.ones_like), batch)
     assert identical(plain, weighted)
 
 
@@ -57,18 +57,18 @@ def test_with_uniform_weights_every_margin_trains_the_bit_identical_model(margin
 def test_other_weights_train_another_model(objective, batch):
     plain = trained(recipe(objective=objective), batch)
     weight = Sigmoid(slope=10.0, bias=-0.5)
-    assert not identical(plain, trained(recipe(objective=objective, margin=pm_adv, weight=weight), batch))
+    assert not identical(plain, trained(recipe(objective=objective, margin=pm_adv, weighter=weight), batch))
 
 
 def test_gairat_with_infinite_lambda_is_its_parent(batch):
     plain = trained(recipe(), batch)
-    gairat = trained(recipe(margin=lps, weight=Tanh(lam=float("inf"), steps=3)), batch)
+    gairat = trained(recipe(margin=lps, weighter=Tanh(lam=float("inf"), steps=3)), batch)
     assert all(torch.allclose(plain[name].float(), gairat[name].float(), atol=1e-6) for name in plain)
 
 
 def test_mail_with_slope_zero_is_its_parent(batch):
     plain = trained(recipe(), batch)
-    mail = trained(recipe(margin=pm_adv, weight=Sigmoid(slope=0.0, bias=-0.5)), batch)
+    mail = trained(recipe(margin=pm_adv, weighter=Sigmoid(slope=0.0, bias=-0.5)), batch)
     assert all(torch.allclose(plain[name].float(), mail[name].float(), atol=1e-6) for name in plain)
 
 
@@ -77,7 +77,7 @@ def test_fat_with_the_patience_of_all_steps_is_its_parent(batch):
 
 
 def test_awp_of_gamma_zero_is_nothing(batch):
-    assert identical(trained(recipe(), batch), trained(recipe(perturb=AWP(gamma=0.0)), batch))
+    assert identical(trained(recipe(), batch), trained(recipe(perturbation=AWP(gamma=0.0)), batch))
 
 
 def test_awp_perturbs_each_weight_by_gamma_of_its_norm_and_restores_exactly(small, batch):
@@ -106,12 +106,12 @@ def test_awp_restores_exactly_also_from_a_gradient_that_is_nan(small, batch):
 
 
 def test_awp_keeps_what_the_optimiser_did_inside(batch):
-    assert not identical(trained(recipe(), batch), trained(recipe(perturb=AWP(gamma=0.05)), batch))
+    assert not identical(trained(recipe(), batch), trained(recipe(perturbation=AWP(gamma=0.05)), batch))
 
 
 def test_the_burn_in_has_no_weights_and_schedules_resolve_in_any_field():
-    made = recipe(margin=pm_adv, weight=Sigmoid(slope=Stairs({0: 1.0, 3: 5.0}), bias=0.0), burn_in=2, epochs=5)
-    assert made.at(1).weight is None
-    assert made.at(2).weight == Sigmoid(slope=1.0, bias=0.0)
-    assert made.at(4).weight == Sigmoid(slope=5.0, bias=0.0)
+    made = recipe(margin=pm_adv, weighter=Sigmoid(slope=Stairs({0: 1.0, 3: 5.0}), bias=0.0), burn_in=2, epochs=5)
+    assert made.at(1).weighter is None
+    assert made.at(2).weighter == Sigmoid(slope=1.0, bias=0.0)
+    assert made.at(4).weighter == Sigmoid(slope=5.0, bias=0.0)
     assert made.change_points() == [0, 2, 3]

@@ -152,7 +152,7 @@ ATTACKS = {
 }
 FAULTS = [
     pytest.param(plugin, kind, law, id=f"{kind}: {name}")
-    for kind, faults in (("margin", MARGINS), ("weight", WEIGHTS), ("objective", OBJECTIVES), ("attack", ATTACKS))
+    for kind, faults in (("margin", MARGINS), ("weighter", WEIGHTS), ("objective", OBJECTIVES), ("attack", ATTACKS))
     for name, (plugin, law) in faults.items()
 ]
 
@@ -192,7 +192,7 @@ def spread(step):
     return step.probs_adv.var(1)
 
 
-@pytest.mark.parametrize(("plugin", "kind"), [(soft, "weight"), (sums, "objective"), (spread, "margin")])
+@pytest.mark.parametrize(("plugin", "kind"), [(soft, "weighter"), (sums, "objective"), (spread, "margin")])
 def test_what_says_nothing_of_its_kind_is_told_by_what_it_answers(plugin, kind):
     assert kind_of(plugin) == kind
 

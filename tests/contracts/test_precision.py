@@ -39,7 +39,7 @@ from tests.rounding import needs_bf16
 
 recipe = Recipe(
     data=digits(), model="small_cnn", attack=PGD(eps=0.1, alpha=0.05, steps=2), objective=TRADES(), epochs=2,
-    margin=pm_adv, weight=Sigmoid(slope=2.0, bias=0.0), batch=512, validate="pgd2", evaluate=("nat", "pgd2"),
+    margin=pm_adv, weighter=Sigmoid(slope=2.0, bias=0.0), batch=512, validate="pgd2", evaluate=("nat", "pgd2"),
     optimizer=SGD(lr=0.1), test_size=100, precision="bf16",
 )  # fmt: skip
 OBJECTIVES = {"AT": AT(), "TRADES": TRADES(), "MART": MART()}
@@ -105,9 +105,9 @@ def trained(now, batch, precision):
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
 @pytest.mark.parametrize("margin", list(catalog_entries("margins")))
 def test_with_uniform_weights_every_margin_trains_the_bit_identical_model(margin, objective, precision, batch):
-    base = recipe.but(objective=objective, attack=PGD(steps=3), margin=None, weight=None)
+    base = recipe.but(objective=objective, attack=PGD(steps=3), margin=None, weighter=None)
     plain = trained(base, batch, precision)
-    weighted = trained(base.but(margin=find_plugin(margin), weight=torch.ones_like), batch, precision)
+    weighted = trained(base.but(margin=find_plugin(margin), weighter=torch.ones_like), batch, precision)
     assert all(torch.equal(plain[name], weighted[name]) for name in plain)
 
 
@@ -149,13 +149,13 @@ def test_evaluation_is_exact_whatever_the_precision_of_training(tmp_path):
 
 
 def test_awp_perturbs_the_live_weights_in_bf16_too():
-    rows = [r.row for r in fit(recipe.but(perturb=AWP(gamma=0.01))) if isinstance(r, EpochFinished)]
+    rows = [r.row for r in fit(recipe.but(perturbation=AWP(gamma=0.01))) if isinstance(r, EpochFinished)]
     plain = [r.row for r in fit(recipe) if isinstance(r, EpochFinished)]
     assert rows[-1]["train_loss"] != plain[-1]["train_loss"]
 
 
 def test_a_step_that_explodes_in_bf16_leaves_no_mark_and_is_reproduced(tmp_path):
-    made = recipe.but(optimizer=SGD(lr=1e30), margin=None, weight=None, epochs=5)
+    made = recipe.but(optimizer=SGD(lr=1e30), margin=None, weighter=None, epochs=5)
     state, before = State.fresh(made, tmp_path), {}
     with pytest.raises(NonFiniteError, match="step"):
         for record in fit(made, state):

@@ -58,7 +58,7 @@ def close(value, expected):
 def test_the_loss_equals_its_formula(objective, weight, expected, step):
     margin = pm_adv if weight else None
     recipe = Recipe(
-        data=digits(), model="small_cnn", attack=PGD(), objective=objective, margin=margin, weight=weight, epochs=1
+        data=digits(), model="small_cnn", attack=PGD(), objective=objective, margin=margin, weighter=weight, epochs=1
     )
     assert recipe.loss(step).item() == pytest.approx(expected, abs=2e-6)
 

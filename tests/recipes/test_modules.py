@@ -25,7 +25,7 @@ class Flat:
         return margin * 0 + self.height
 
 
-recipe = load_recipe("quickstart").but(weight=Flat(), burn_in=0)
+recipe = load_recipe("quickstart").but(weighter=Flat(), burn_in=0)
 """
 
 
@@ -47,11 +47,11 @@ def test_equal_plugins_of_one_file_are_equal_however_it_is_named(write, monkeypa
     write("heights_a.py", "HEIGHT = 1.0")
     monkeypatch.chdir(path.parent)
     first, second = load_recipe(str(path)), load_recipe("mine.py")
-    assert first.weight == second.weight
+    assert first.weighter == second.weighter
     assert first == second
-    assert find_plugin("mine.py:Flat")() == first.weight
-    assert type(load_plugins("mine.py:Flat")["Flat"]) is type(first.weight)
-    assert pickle.loads(pickle.dumps(first.weight)) == first.weight
+    assert find_plugin("mine.py:Flat")() == first.weighter
+    assert type(load_plugins("mine.py:Flat")["Flat"]) is type(first.weighter)
+    assert pickle.loads(pickle.dumps(first.weighter)) == first.weighter
 
 
 def test_two_files_of_one_stem_are_two_modules(write):
@@ -67,7 +67,7 @@ def test_an_edited_file_is_read_anew_and_so_is_one_that_it_imports(write):
     first = load_recipe(str(path))
     write("heights_b.py", "HEIGHT = 22.0  # edited")
     second = load_recipe(str(path))
-    assert (first.weight.height, second.weight.height) == (1.0, 22.0)
+    assert (first.weighter.height, second.weighter.height) == (1.0, 22.0)
     write("mine.py", path.read_text(encoding="utf-8") + "recipe = recipe.but(seed=7)\n")
     assert load_recipe(str(path)).seed == 7
     write("mine.py", "recipe = 1 / 0")
@@ -80,13 +80,13 @@ def test_two_recipes_with_different_neighbours_of_one_name_do_not_get_each_other
     write("one/heights_c.py", "HEIGHT = 1.0")
     with pytest.raises(RecipeError, match="No module named 'heights_c'"):
         load_recipe(str(two))
-    assert load_recipe(str(one)).weight.height == 1.0
+    assert load_recipe(str(one)).weighter.height == 1.0
     with pytest.raises(RecipeError, match="No module named 'heights_c'"):  # though it was imported by the other
         load_recipe(str(two))
     write("two/heights_c.py", "HEIGHT = 2.0")
     with pytest.raises(RecipeError, match=r"two/mine.py: imports heights_c from beside it, .* is .*one/heights_c.py"):
         load_recipe(str(two))
-    assert load_recipe(str(one)).weight.height == 1.0
+    assert load_recipe(str(one)).weighter.height == 1.0
     assert sys.modules["heights_c"].HEIGHT == 1.0
 
 

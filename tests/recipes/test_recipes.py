@@ -12,6 +12,7 @@ from robustmail.config.catalog import recipe_files, summary
 from robustmail.config.loader import load_recipe, load_source
 from robustmail.config.overrides import apply_overrides
 from robustmail.records import AttackResult, EpochFinished, StepFinished
+from robustmail.train.dry_run import dry_run
 from robustmail.train.run import preflight, run
 
 pytestmark = pytest.mark.long
@@ -34,7 +35,7 @@ def test_the_recipes_are_there():
 def test_a_recipe_rehearses_and_says_what_it_is(name):
     recipe = load_recipe(name)
     preflight(recipe)
-    recipe.rehearse()
+    dry_run(recipe)
     assert recipe.formula.startswith("loss = mean(")
     assert summary(FILES[name.partition(":")[0]]).endswith((".", "needed."))
 
@@ -46,13 +47,13 @@ def test_a_recipe_rehearses_and_says_what_it_is(name):
                                   ("awp", (10, 10), (12, 12))],
 )  # fmt: skip
 def test_passes_per_step_are_the_analytic_numbers(name, attack, total):
-    for passes in load_recipe(name).rehearse().values():
+    for passes in dry_run(load_recipe(name)).values():
         assert passes.attack == attack
         assert passes.total == total
 
 
 WEIGHTINGS = {
-    "lps": ["margin=lps", "weight=Tanh(lam=-1, steps=10)"],
+    "lps": ["margin=lps", "weighter=Tanh(lam=-1, steps=10)"],
     "pm_nat": ["margin=pm_nat"],
     "pm_adv": ["margin=pm_adv"],
 }
@@ -63,7 +64,7 @@ WEIGHTINGS = {
 def test_the_nine_cells_of_table_1_are_two_overrides_away(name, weighting):
     kl = ", loss='kl', start='gaussian'" if name == "mail_trades" else ""
     recipe = apply_overrides(load_recipe(name), [f"attack=PGD(steps=10{kl})", *weighting])
-    recipe.rehearse()
+    dry_run(recipe)
     assert weighting[0] == f"margin={recipe.margin.__name__}"
 
 
@@ -74,7 +75,7 @@ def test_wrn_rows_and_presets_of_the_authors_code_are_sentences():
     for name in ("at", "trades", "mart", "mail_at", "mail_trades", "mail_mart"):
         code = load_recipe(f"{name}:code")
         assert (code.attack.eps, code.attack.alpha, code.epochs, code.select) == (0.031, 0.007, 120, "last")
-        assert code.weight is None or (code.weight.scale, code.burn_in) == (3.0, 76)
+        assert code.weighter is None or (code.weighter.scale, code.burn_in) == (3.0, 76)
 
 
 def test_a_burn_in_that_covers_every_epoch_is_said_aloud():
@@ -83,7 +84,7 @@ def test_a_burn_in_that_covers_every_epoch_is_said_aloud():
 
 def test_a_margin_that_needs_another_look_costs_a_forward():
     recipe = apply_overrides(load_recipe("mail_at"), ["margin=pm_nat", "burn_in=1"])
-    assert [p.total for p in recipe.rehearse().values()][:2] == [(11, 11), (12, 11)]
+    assert [p.total for p in dry_run(recipe).values()][:2] == [(11, 11), (12, 11)]
 
 
 @pytest.mark.parametrize("name", sorted(set(FILES) - {"quickstart"}))
@@ -109,7 +110,7 @@ def test_any_number_of_classes_grey_or_colour_and_images_that_are_not_square(nam
         f"data=npz('{tmp_path / 'set.npz'}', validation=9)", "model=small_cnn", "epochs=2", "burn_in=1", "batch=16",
         "attack.steps=3", "evaluate=nat,pgd2,cw", "optimizer=SGD(lr=0.01)",
     ]  # fmt: skip
-    changes += ["weight.steps=3"] if name == "gair_mart" else []
+    changes += ["weighter.steps=3"] if name == "gair_mart" else []
     changes += ["burn_in=0"] if name == "fat" else []
     records = list(run(apply_overrides(load_recipe(name), changes), tmp_path / "run", name))
     assert [r.n for r in records if isinstance(r, AttackResult)] == [2 * classes + 20] * 3

@@ -93,8 +93,8 @@ def test_the_host_is_a_step_ahead_and_knows_all_at_the_end_of_an_epoch():
     ("changes", "said"),
     [
         ({"margin": Poison}, r"epoch 1, step 3 \(training images .*the loss is nan \(first in the margin Poison"),
-        ({"objective": Root, "margin": None, "weight": None}, r"step 3 .*the gradient is not finite"),
-        ({"objective": Root, "margin": None, "weight": None, "ema": 0.9}, r"step 3 .*the gradient is not finite"),
+        ({"objective": Root, "margin": None, "weighter": None}, r"step 3 .*the gradient is not finite"),
+        ({"objective": Root, "margin": None, "weighter": None, "ema": 0.9}, r"step 3 .*the gradient is not finite"),
     ],
 )
 def test_a_number_that_is_not_finite_leaves_no_mark_though_the_next_step_was_launched(changes, said, tmp_path):
@@ -118,7 +118,7 @@ def test_a_number_that_is_not_finite_leaves_no_mark_though_the_next_step_was_lau
 
 
 def test_a_dump_of_a_late_reading_reproduces(tmp_path):
-    made = recipe.but(optimizer=Fused(lr=1e30), margin=None, weight=None, burn_in=0, epochs=5)
+    made = recipe.but(optimizer=Fused(lr=1e30), margin=None, weighter=None, burn_in=0, epochs=5)
     with pytest.raises(NonFiniteError, match="step"):
         trained(made, 1, tmp_path)
     with pytest.raises(NonFiniteError):
@@ -205,10 +205,10 @@ class Waits(TorchDispatchMode):
     "changes",
     [
         {},
-        {"objective": AT(), "margin": None, "weight": None},
+        {"objective": AT(), "margin": None, "weighter": None},
         {"objective": MART(), "attack": PGD(eps=0.1, alpha=0.05, steps=2, norm="l2"), "margin": pm_dif},
         {"objective": AT(), "margin": lps, "attack": LMPGD(eps=0.1, alpha=0.05, steps=2)},
-        {"perturb": AWP(gamma=0.01), "attack": PGD(eps=0.1, alpha=0.05, steps=2, loss="kl", start="gaussian")},
+        {"perturbation": AWP(gamma=0.01), "attack": PGD(eps=0.1, alpha=0.05, steps=2, loss="kl", start="gaussian")},
         {"attack_mode": "train", "model": "cifar_resnet18_w8", "batch": 700},
         {"precision": "bf16", "model": "cifar_resnet18_w8", "batch": 700},
     ],
@@ -235,7 +235,7 @@ def test_the_test_above_would_notice(monkeypatch):
             return super().__call__(step)
 
     for changes, what in (
-        ({"weight": Peeking(slope=1.0, bias=0.0)}, "item"), ({"objective": Masking()}, "index"),
+        ({"weighter": Peeking(slope=1.0, bias=0.0)}, "item"), ({"objective": Masking()}, "index"),
         ({"attack": PGD(eps=0.1, alpha=0.05, steps=2, patience=1)}, "index"),
     ):  # fmt: skip
         made = recipe.but(burn_in=0, **changes)

@@ -55,7 +55,7 @@ def results(folder: Path) -> dict[str, int]:
 @pytest.mark.parametrize(("name", "size", "more"), [
     ("at", 12, ["attack_mode=train", "attack.steps=2"]),
     ("mail_at", 13, ["attack=PGD(norm='l2', eps=0.5, alpha=0.2, steps=2)"]), ("mail_trades", 13, ["attack.steps=2"]),
-    ("gair_mart", 13, ["attack.steps=2", "weight.steps=2"]), ("trades_awp", 13, ["attack.steps=2"]),
+    ("gair_mart", 13, ["attack.steps=2", "weighter.steps=2"]), ("trades_awp", 13, ["attack.steps=2"]),
 ])  # fmt: skip
 def test_fifty_steps_in_two_processes_are_fifty_steps_in_one(name, size, more, tmp_path):
     # In double precision: in single, the sign of a gradient near zero makes another image out of a last bit.

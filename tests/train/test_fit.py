@@ -75,7 +75,7 @@ def test_a_smooth_learning_rate_moves_within_an_epoch_and_stairs_do_not():
     assert [r.lr for r in fit(recipe) if isinstance(r, StepFinished)] == [0.1] * 3 + [0.05] * 3
 
 
-@pytest.mark.parametrize("changes", [{"ema": 0.3}, {"ema": 0.9999, "perturb": AWP(gamma=0.1)}])
+@pytest.mark.parametrize("changes", [{"ema": 0.3}, {"ema": 0.9999, "perturbation": AWP(gamma=0.1)}])
 def test_an_average_of_the_weights_is_what_is_kept_and_it_survives_an_interruption(tmp_path, changes):
     made = recipe.but(**changes)
     whole = State.fresh(made, tmp_path / "made" / "whole")
@@ -132,7 +132,7 @@ def initial_weights(made):
 
 
 def test_awp_trains_inside_the_loop():
-    rows = [r.row for r in fit(recipe.but(perturb=AWP(gamma=0.01))) if isinstance(r, EpochFinished)]
+    rows = [r.row for r in fit(recipe.but(perturbation=AWP(gamma=0.01))) if isinstance(r, EpochFinished)]
     plain = [r.row for r in fit(recipe) if isinstance(r, EpochFinished)]
     assert rows[-1]["train_loss"] != plain[-1]["train_loss"]
 
@@ -143,7 +143,7 @@ def test_training_accuracy_on_natural_images_is_known_for_objectives_that_do_not
 
 
 def test_a_plain_term_that_is_a_number_is_told_as_that_number():
-    made = recipe.but(objective=AT(), margin=None, weight=None, burn_in=0, epochs=1)
+    made = recipe.but(objective=AT(), margin=None, weighter=None, burn_in=0, epochs=1)
     records = list(fit(made))
     assert {r.plain for r in records if isinstance(r, StepFinished)} == {0.0}
     assert next(r.row for r in records if isinstance(r, EpochFinished))["train_plain"] == 0.0
@@ -182,7 +182,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_dump_that_reproduces_it(
 
 
 def test_an_exploding_learning_rate_is_stopped_too(tmp_path):
-    made = recipe.but(optimizer=SGD(lr=1e30), margin=None, weight=None, burn_in=0, epochs=5)
+    made = recipe.but(optimizer=SGD(lr=1e30), margin=None, weighter=None, burn_in=0, epochs=5)
     with pytest.raises(NonFiniteError, match="step"):
         list(run(made, tmp_path / "run", "boom"))
     assert (tmp_path / "run" / "state.pt").exists()
@@ -217,7 +217,7 @@ def test_a_finished_run_says_so_and_another_recipe_is_refused_by_its_fields(tmp_
     assert len(again) == 1
     assert again[0].before
     with pytest.raises(RunError, match=r"another recipe \(weight.slope: 2.0 there, 3.0 here\)"):
-        list(run(recipe.but(weight=Sigmoid(slope=3.0, bias=0.0)), folder, "name"))
+        list(run(recipe.but(weighter=Sigmoid(slope=3.0, bias=0.0)), folder, "name"))
     assert status(recipe.but(device="cpu"), folder) == "finished", "a run may go on elsewhere"
 
 
@@ -318,7 +318,7 @@ def test_what_cannot_change_with_the_epoch_says_so(field):
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_before_it_reaches_the_weights(tmp_path):
-    made = recipe.but(objective=Root(), margin=None, weight=None, burn_in=0)
+    made = recipe.but(objective=Root(), margin=None, weighter=None, burn_in=0)
     state = State.fresh(made, tmp_path)
     before = {}
     with pytest.raises(NonFiniteError, match=r"step 3 .*the gradient is not finite"):

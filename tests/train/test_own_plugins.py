@@ -45,6 +45,7 @@ from robustmail.errors import ModelError, PluginError, RecipeError, RunError
 from robustmail.fields import flatten
 from robustmail.models.folded import FoldedModel
 from robustmail.records import EpochFinished, StepFinished
+from robustmail.train.dry_run import dry_run
 from robustmail.train.run import run
 from robustmail.train.train_step import run_attack
 from tests.train.conftest import recipe
@@ -73,11 +74,11 @@ class Braces:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"weight": Sigmoid(slope=Stairs({0: 1.0, 1: 2.0}), bias=0.0)}, "sigmoid(-2 pm_adv)"),
-        ({"weight": Sigmoid(slope=1.0, bias=Stairs({0: 0.0, 1: 0.5}))}, "sigmoid(-1 (pm_adv - 0.5))"),
-        ({"weight": Sigmoid(slope=1.0, bias=0.0, scale=Stairs({0: None, 1: 3.0}))}, "w = 3 sigmoid"),
-        ({"weight": Tanh(lam=Stairs({0: float("inf"), 1: -1.0}), steps=2), "margin": kappa}, "tanh(-1 + "),
-        ({"weight": Stairs({0: UNIFORM, 1: Sigmoid(slope=Cosine(high=4.0, epochs=2), bias=0.0)})}, "sigmoid(-2 pm"),
+        ({"weighter": Sigmoid(slope=Stairs({0: 1.0, 1: 2.0}), bias=0.0)}, "sigmoid(-2 pm_adv)"),
+        ({"weighter": Sigmoid(slope=1.0, bias=Stairs({0: 0.0, 1: 0.5}))}, "sigmoid(-1 (pm_adv - 0.5))"),
+        ({"weighter": Sigmoid(slope=1.0, bias=0.0, scale=Stairs({0: None, 1: 3.0}))}, "w = 3 sigmoid"),
+        ({"weighter": Tanh(lam=Stairs({0: float("inf"), 1: -1.0}), steps=2), "margin": kappa}, "tanh(-1 + "),
+        ({"weighter": Stairs({0: UNIFORM, 1: Sigmoid(slope=Cosine(high=4.0, epochs=2), bias=0.0)})}, "sigmoid(-2 pm"),
         ({"objective": TRADES(beta=Stairs({0: 1.0, 1: 6.0}))}, "6 KL"),
         ({"objective": MART(beta=Stairs({0: 1.0, 1: 6.0}))}, "6 "),
     ],
@@ -87,19 +88,19 @@ def test_a_formula_is_that_of_the_last_epoch(changes, said):
     assert said in made.formula
     assert made.formula.startswith("loss = mean(")
     assert "in the last epoch" in made.formula
-    assert set(made.rehearse()) == {0, 1}
+    assert set(dry_run(made)) == {0, 1}
     assert "in the last epoch" not in recipe.formula
 
 
 def test_braces_in_the_words_of_an_own_weight_are_only_words():
-    assert "of pm_adv" in recipe.but(weight=Braces()).formula
+    assert "of pm_adv" in recipe.but(weighter=Braces()).formula
 
 
 def test_schedules_within_schedules_are_resolved():
-    made = recipe.but(perturb=Stairs({0: None, 1: AWP(gamma=Stairs({0: 0.0, 3: 0.01}))}), epochs=5)
-    assert [made.at(epoch).perturb for epoch in (0, 1, 3)] == [None, AWP(gamma=0.0), AWP(gamma=0.01)]
+    made = recipe.but(perturbation=Stairs({0: None, 1: AWP(gamma=Stairs({0: 0.0, 3: 0.01}))}), epochs=5)
+    assert [made.at(epoch).perturbation for epoch in (0, 1, 3)] == [None, AWP(gamma=0.0), AWP(gamma=0.01)]
     assert set(made.change_points()) == {0, 1, 3}
-    made.rehearse()
+    dry_run(made)
 
 
 def test_a_rate_that_is_a_schedule_in_a_schedule_is_a_number_in_the_optimiser():
@@ -140,16 +141,16 @@ def asking(step):
 
 
 def test_a_margin_that_calls_the_model_acts_through_the_weights_alone():
-    plain, _ = trained(recipe.but(margin=pm_nat, weight=UNIFORM, burn_in=0))
-    own, _ = trained(recipe.but(margin=asking, weight=UNIFORM, burn_in=0))
+    plain, _ = trained(recipe.but(margin=pm_nat, weighter=UNIFORM, burn_in=0))
+    own, _ = trained(recipe.but(margin=asking, weighter=UNIFORM, burn_in=0))
     for name, value in plain.model.state_dict().items():
         assert torch.equal(value, own.model.state_dict()[name]), name
 
 
 def test_a_weight_for_a_margin_that_counts_steps_is_not_asked_about_negative_ones():
-    recipe.but(margin=kappa, weight=lambda steps: 1 / (1 + steps), burn_in=0).rehearse()
-    with pytest.raises(PluginError, match="weight"):
-        recipe.but(margin=pm_adv, weight=lambda margin: 1 / (1 + margin), burn_in=0).rehearse()
+    dry_run(recipe.but(margin=kappa, weighter=lambda steps: 1 / (1 + steps), burn_in=0))
+    with pytest.raises(PluginError, match="weighter"):
+        dry_run(recipe.but(margin=pm_adv, weighter=lambda margin: 1 / (1 + margin), burn_in=0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,14 +177,14 @@ class Louder:
 
 
 def test_what_an_own_weight_calls_its_fields_is_its_own_business():
-    made = recipe.but(weight=Smoothed(), burn_in=0, epochs=1)
+    made = recipe.but(weighter=Smoothed(), burn_in=0, epochs=1)
     assert "of pm_adv" in made.formula
-    made.rehearse()
-    assert_lawful(Smoothed(), "weight")
+    dry_run(made)
+    assert_lawful(Smoothed(), "weighter")
     assert trained(made)[1][0].row["train_loss"] > 0
     with pytest.raises(PluginError, match="mean one over the batch"):
-        assert_lawful(lambda margin: Louder()(margin), "weight")  # a function says nothing of itself
-    assert_lawful(Louder(), "weight")
+        assert_lawful(lambda margin: Louder()(margin), "weighter")  # a function says nothing of itself
+    assert_lawful(Louder(), "weighter")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,15 +200,15 @@ class Longer:
 
 
 def test_an_attack_is_known_by_its_trace_and_by_an_eps_that_is_a_number():
-    made = recipe.but(attack=Longer(), eps=0.1, margin=kappa, weight=Tanh(steps=3), burn_in=0)
-    made.rehearse()
+    made = recipe.but(attack=Longer(), eps=0.1, margin=kappa, weighter=Tanh(steps=3), burn_in=0)
+    dry_run(made)
     assert made.norm == "linf"
     with pytest.raises(RecipeError, match="the attack Longer has no eps to evaluate with"):
         _ = made.but(eps=None).budget
     with pytest.raises(PluginError, match=r"weight Tanh .*counts 9 steps, the attack takes 3"):
-        made.but(weight=Tanh(steps=9)).rehearse()
-    with pytest.raises(RecipeError, match=r"given weight.steps=9, attack.steps=2"):
-        recipe.but(margin=kappa, weight=Tanh(steps=9))
+        dry_run(made.but(weighter=Tanh(steps=9)))
+    with pytest.raises(RecipeError, match=r"given weighter.steps=9, attack.steps=2"):
+        recipe.but(margin=kappa, weighter=Tanh(steps=9))
 
 
 # Optimisers
@@ -335,7 +336,7 @@ class Spare(nn.Module):
 
 
 def test_awp_leaves_alone_what_the_network_does_not_use_and_a_class_is_a_model():
-    made = recipe.but(model=Spare, perturb=AWP(gamma=0.1))
+    made = recipe.but(model=Spare, perturbation=AWP(gamma=0.1))
     before = State.fresh(made).model.net.spare.weight.detach().clone()
     state, (first, *_) = trained(made.but(optimizer=SGD(lr=0.1, momentum=0.0, weight_decay=0.0)))
     assert torch.equal(state.model.net.spare.weight, before)
@@ -386,7 +387,7 @@ def writing(model, x, y):
 def test_an_attack_that_writes_into_its_images_does_not_take_its_ball_along():
     writing.eps = 0.1
     with pytest.raises(PluginError, match=r"attack writing .*left its ball: 0\.\d+ from the image, eps is 0.1"):
-        recipe.but(attack=writing, eps=0.1).rehearse()
+        dry_run(recipe.but(attack=writing, eps=0.1))
     x, y = torch.rand(4, 1, 8, 8) / 2, torch.arange(4)
     before = x.clone()
     found = run_attack(recipe.but(attack=writing, eps=0.1), torch.nn.Flatten(), x, y)
@@ -412,12 +413,12 @@ def nothing(model, loss):
     [
         ({"attack": double, "eps": 0.1}, r"attack double .*returned float64 \[4, .*as it was given, float32"),
         ({"attack": turned, "eps": 0.1}, r"attack turned .*its trace.correct is \[4, 3\], expected \[steps, 4\]"),
-        ({"perturb": nothing}, r"perturb nothing .*returned NoneType, not a context"),
+        ({"perturbation": nothing}, r"perturb nothing .*returned NoneType, not a context"),
     ],
 )  # fmt: skip
 def test_a_plugin_that_breaks_its_contract_is_named(changes, said):
     with pytest.raises(PluginError, match=said):
-        recipe.but(**changes).rehearse()
+        dry_run(recipe.but(**changes))
 
 
 def test_an_objective_may_weight_nothing():
@@ -425,7 +426,7 @@ def test_an_objective_may_weight_nothing():
         return Terms(torch.zeros(len(step.y)), cross_entropy(step.logits_adv, step.y, reduction="none"))
 
     _, epochs = trained(recipe.but(objective=plain, burn_in=0))
-    reference = trained(recipe.but(objective=AT(), weight=None, margin=None, burn_in=0))[1]
+    reference = trained(recipe.but(objective=AT(), weighter=None, margin=None, burn_in=0))[1]
     assert [e.row["train_loss"] for e in epochs] == [e.row["train_loss"] for e in reference]
 
 
@@ -438,7 +439,7 @@ def test_a_perturbation_of_ones_own_is_asked_in_each_step():
             steps.append(loss().item())
         yield
 
-    records = list(fit(recipe.but(perturb=noted, epochs=1)))
+    records = list(fit(recipe.but(perturbation=noted, epochs=1)))
     assert len(steps) == sum(isinstance(record, StepFinished) for record in records) > 0
 
 
@@ -454,8 +455,8 @@ class Derived:
 
 
 def test_a_field_that_is_not_given_does_not_hinder_a_schedule():
-    made = recipe.but(weight=Derived(slope=Stairs({0: 1.0, 1: 2.0})))
-    assert made.at(1).weight == Derived(slope=2.0)
+    made = recipe.but(weighter=Derived(slope=Stairs({0: 1.0, 1: 2.0})))
+    assert made.at(1).weighter == Derived(slope=2.0)
 
 
 def test_an_annotation_for_type_checkers_alone_does_not_hinder_an_override(tmp_path):
@@ -465,10 +466,10 @@ def test_an_annotation_for_type_checkers_alone_does_not_hinder_an_override(tmp_p
         "if TYPE_CHECKING:\n    from somewhere import Number\n\n\n"
         "@dataclass(frozen=True)\nclass Flat:\n    height: Number = 1.0\n\n"
         "    def __call__(self, margin):\n        return margin * 0 + self.height\n\n\n"
-        "recipe = load_recipe('quickstart').but(weight=Flat())\n"
+        "recipe = load_recipe('quickstart').but(weighter=Flat())\n"
     )
-    made = apply_overrides(load_recipe(str(tmp_path / "mine.py")), ["weight.height=2.5"])
-    assert made.weight.height == 2.5
+    made = apply_overrides(load_recipe(str(tmp_path / "mine.py")), ["weighter.height=2.5"])
+    assert made.weighter.height == 2.5
 
 
 def test_a_file_is_read_as_python_reads_it(tmp_path):

@@ -36,7 +36,12 @@ def shared(*grid: Cell) -> list[tuple[str, int, int, int]]:
 
 
 def test_cells_that_differ_in_margin_and_weight_share_their_burn_in():
-    grid = [cell("a"), cell("b", "margin=pm_nat"), cell("c", "weight.slope=9"), cell("d", "margin=None", "weight=None")]
+    grid = [
+        cell("a"),
+        cell("b", "margin=pm_nat"),
+        cell("c", "weighter.slope=9"),
+        cell("d", "margin=None", "weighter=None"),
+    ]
     assert shared(*grid) == [("a", 0, 2, 4)]
 
 
@@ -48,7 +53,7 @@ def test_a_plain_method_shares_the_burn_in_of_its_reweighted_kin_across_recipes(
 
 DIFFER_AT_ONCE = [
     "seed", "objective.beta=6", "attack.steps=3", "batch=256", "model=cifar_resnet18_w8", "validate=pgd3", "ema=0.9",
-    "optimizer.momentum=0.8", "attack_mode=train", "data.pad=2", "eps=0.2", "perturb=AWP(gamma=0.01)",
+    "optimizer.momentum=0.8", "attack_mode=train", "data.pad=2", "eps=0.2", "perturbation=AWP(gamma=0.01)",
     "optimizer.lr=Stairs({0: 0.04, 2: 0.01})", "normalize=((0.5,), (0.5,))", "optimizer.lr=Cosine(high=0.05, epochs=3)",
 ]  # fmt: skip
 
@@ -121,10 +126,11 @@ KINDS = {
     "margins": ["margin=pm_adv", "margin=pm_nat"],
     "ema": ["ema=0.9", "ema=0.9 margin=pm_nat"],
     "AWP with a warm-up": [
-        "perturb=AWP(gamma=Stairs({0:0.0,1:0.01}))", "perturb=AWP(gamma=Stairs({0:0.0,1:0.01})) margin=pm_nat",
+        "perturbation=AWP(gamma=Stairs({0:0.0,1:0.01}))",
+        "perturbation=AWP(gamma=Stairs({0:0.0,1:0.01})) margin=pm_nat",
     ],
     "AWP that begins at different times": [
-        "perturb=AWP(gamma=Stairs({0:0.0,1:0.01}))", "perturb=AWP(gamma=Stairs({0:0.0,2:0.01}))",
+        "perturbation=AWP(gamma=Stairs({0:0.0,1:0.01}))", "perturbation=AWP(gamma=Stairs({0:0.0,2:0.01}))",
     ],
     "nested": ["margin=pm_nat", "attack.steps=Stairs({0:2,1:3})", "attack.steps=Stairs({0:2,1:3}) margin=pm_nat"],
 }  # fmt: skip

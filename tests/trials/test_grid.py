@@ -47,7 +47,10 @@ def test_commas_inside_brackets_and_quotes_belong_to_the_value(text, parts):
 
 
 def test_a_setting_is_one_override_for_each_value():
-    assert variants("weight=Sigmoid(slope=2, bias=0), Tanh()") == ["weight=Sigmoid(slope=2, bias=0)", "weight=Tanh()"]
+    assert variants("weighter=Sigmoid(slope=2, bias=0), Tanh()") == [
+        "weighter=Sigmoid(slope=2, bias=0)",
+        "weighter=Tanh()",
+    ]
 
 
 @pytest.mark.parametrize("text", ["margin", "margin=", "margin=a,", "=3,"])
@@ -94,7 +97,7 @@ def test_folders_are_plain_and_never_shared():
 
 
 def test_a_folder_hangs_on_its_row_alone_and_its_name_is_never_too_long():
-    rows = ["at x=a/b.py:m", "at x=a-b.py:m", "at y", f"at weight=Sigmoid(slope=0.{300 * '1'})"]
+    rows = ["at x=a/b.py:m", "at x=a-b.py:m", "at y", f"at weighter=Sigmoid(slope=0.{300 * '1'})"]
     there, back = (folders([Cell(row, "at", (), 0) for row in order], Path("out")) for order in (rows, rows[::-1]))
     assert there == back
     assert there[Cell("at y", "at", (), 0)] == Path("out/runs/at-y/0")

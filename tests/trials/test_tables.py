@@ -37,11 +37,11 @@ def test_at_the_papers_scale_the_rows_are_the_papers_recipes(number):
     model = "cifar_wrn32_10" if number == 3 else "cifar_resnet18"
     for cell, recipe in recipes(of_table(TABLES[number], SCALES["paper"], (0,))).items():
         assert (recipe.model, recipe.epochs, recipe.batch, recipe.test_size) == (model, 100, 128, None)
-        assert recipe.burn_in == (74 if recipe.weight else 0)
+        assert recipe.burn_in == (74 if recipe.weighter else 0)
         assert recipe.margin is None or "PM_nat" not in cell.row or recipe.margin.__name__ == "pm_nat"
         for name, (slope, bias) in MAIL.items():
             if cell.row.startswith(name):
-                assert (recipe.weight.slope, recipe.weight.bias) == (slope, bias)
+                assert (recipe.weighter.slope, recipe.weighter.bias) == (slope, bias)
         assert {METRICS[column] for column in TABLES[number].columns} <= set(recipe.evaluate)
 
 
@@ -51,7 +51,7 @@ def test_the_small_scale_keeps_methods_and_proportions_and_shares_burn_ins(tmp_p
     found = recipes(grid)
     for recipe in found.values():
         assert (recipe.epochs, recipe.optimizer.lr.change_points()) == (12, (0, 9, 11))
-        assert recipe.burn_in == (9 if recipe.weight else 0)
+        assert recipe.burn_in == (9 if recipe.weighter else 0)
         assert recipe.at(recipe.epochs - 1).attack.steps == 10
         assert recipe.budget == 8 / 255
     jobs = plan_jobs(found, folders(grid, tmp_path), tmp_path)
