@@ -27,7 +27,7 @@ from robustmail.plugin_calls import call_plugin, error_location, is_third_party,
 from robustmail.runtime.rng import fork_rng
 from robustmail.step import Adversarial, Step, Terms, Trace, counted_steps, means_one
 
-__all__ = ["KINDS", "assert_lawful", "broken_laws", "kind_of", "laws"]
+__all__ = ["LAWS", "assert_lawful", "broken_laws", "kind_of", "laws"]
 
 Law = Callable[[Any], str | None]
 """plugin -> what is wrong, or None"""
@@ -37,7 +37,7 @@ SIZE = 6
 
 def laws(kind: str) -> dict[str, Law]:
     """The laws of a kind ("margin", "weighter", "objective", "attack", "perturbation"), by their sentence."""
-    return KINDS[kind]
+    return LAWS[kind]
 
 
 def broken_laws(plugin: Any, kind: str | None = None) -> dict[str, str]:
@@ -96,7 +96,7 @@ def kind_of(plugin: Any) -> str:
         if hints.get("return") is Terms or "objective" in plugin_name(plugin).lower():
             return "objective"
         if given is Tensor or names[0] in ("m", "margin", "margins"):
-            return "weight"
+            return "weighter"
         return "margin" if given is Step or (names[0] == "step" and "return" in hints) else _kind_of_answer(plugin)
     taken_said = f"takes {', '.join(names) or 'nothing'}"
     raise PluginError(
@@ -451,7 +451,7 @@ def _perturbation_restores(perturb: Any) -> str | None:
     return None
 
 
-KINDS: dict[str, dict[str, Law]] = {
+LAWS: dict[str, dict[str, Law]] = {
     "margin": {
         "one number per example": _MARGIN.shape,
         "finite": _MARGIN.finite,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from robustmail.attacks.instances import adopted
 from robustmail.attacks.view import eps_of
+from robustmail.catalog import KINDS
 from robustmail.errors import RecipeError, did_you_mean
 from robustmail.fields import check_types, describe, field_values, iter_schedules, map_schedules, matches_type
 from robustmail.models.precision import Precision
@@ -25,6 +26,9 @@ from robustmail.schedules import Schedule
 from robustmail.step import Attack, Margin, Objective, Perturbation, Step, Terms, Weighter, counted_steps, module_mode
 
 __all__ = ["Loss", "Recipe"]
+
+METHOD = [name for name, kind in KINDS.items() if kind.is_method]
+"""fields that are plugins of the method, and may be schedules"""
 
 
 class Loss(NamedTuple):
@@ -141,9 +145,8 @@ class Recipe:
     def own_plugins(self) -> dict[str, Any]:
         """The plugins that are not robustmail's own, by kind."""
         now = self.at(self.epochs - 1)
-        kinds = {"attack": now.attack, "objective": now.objective, "margin": now.margin, "weighter": now.weighter,
-                 "perturbation": now.perturbation}  # fmt: skip
-        return {kind: plugin for kind, plugin in kinds.items() if plugin is not None and is_third_party(plugin)}
+        plugins = {kind: getattr(now, kind) for kind in METHOD}
+        return {kind: plugin for kind, plugin in plugins.items() if plugin is not None and is_third_party(plugin)}
 
     def _resolved(self, epoch: float) -> Recipe:
         """Every schedule as at an epoch, the weights included though it lie in the burn-in."""
@@ -189,13 +192,7 @@ class Recipe:
 
     def _check_schedules(self) -> None:
         for name, value in field_values(self).items():
-            if isinstance(value, Schedule) and name not in (
-                "attack",
-                "objective",
-                "margin",
-                "weighter",
-                "perturbation",
-            ):
+            if isinstance(value, Schedule) and name not in METHOD:
                 raise RecipeError(f"Recipe (given {name}={describe(value)})", f"{name} cannot change with the epoch")
 
     def _check_ranges(self) -> None:

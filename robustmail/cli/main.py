@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from robustmail import __version__
+from robustmail import __version__, catalog
 from robustmail.cli import evaluate, margins, trials
-from robustmail.config import catalog
 from robustmail.errors import (
     PluginError,
     RecipeError,
@@ -64,7 +63,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[PATH=VALUE]...", help="For example weighter.slope=5 epochs=30 burn_in=20."),
 ]
-WHAT = ("recipes", *catalog.KINDS)
+WHAT = ("recipes", *catalog.PLURALS)
 
 
 @app.callback(invoke_without_command=True)

@@ -9,7 +9,7 @@ import types
 from pathlib import Path
 from typing import Any
 
-from robustmail.config.catalog import KINDS, catalog_entries, recipe_files
+from robustmail.catalog import KINDS, PLURALS, catalog_entries, recipe_files
 from robustmail.config.modules import load_source
 from robustmail.errors import PluginError, RecipeError, asked_to_stop, did_you_mean
 from robustmail.fields import field_values
@@ -30,7 +30,7 @@ def find_plugin(name: str, kind: str | None = None) -> Any:
         if not hasattr(module, attribute):
             raise PluginError(path, f"has no {attribute!r}", did_you_mean(attribute, _public(module)))
         return getattr(module, attribute)
-    kinds = [kind] if kind else [k for k in KINDS if k != "models"]
+    kinds = [kind] if kind else [k for k in PLURALS if k != "models"]
     for entry in (found[name] for k in kinds if name in (found := catalog_entries(k))):
         if entry.point is None:
             return getattr(importlib.import_module(entry.module), name)
@@ -106,9 +106,7 @@ def _public(module: types.ModuleType) -> list[str]:
 
 def field_kind(path: str) -> str | None:
     """The plugins that a recipe's field takes, by its name."""
-    kinds = {"attack": "attacks", "margin": "margins", "weighter": "weighters", "objective": "objectives",
-             "perturbation": "perturbations", "data": "data", "optimizer": "optimizers"}  # fmt: skip
-    return kinds.get(path)
+    return KINDS[path].plural if path in KINDS and path not in ("model", "schedule") else None
 
 
 def known_paths(recipe: Recipe) -> list[str]:

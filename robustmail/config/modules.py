@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robustmail.config.catalog import module_of_name
+from robustmail.catalog import module_of_name
 from robustmail.errors import RecipeError, RobustmailError, asked_to_stop, did_you_mean
 from robustmail.recipe import Recipe
 

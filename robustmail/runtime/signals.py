@@ -9,7 +9,6 @@ from types import FrameType
 
 from robustmail.errors import Stopped
 from robustmail.runtime.distributed import world_size
-from robustmail.train.run import _asking
 
 __all__ = ["Signals"]
 
@@ -51,3 +50,10 @@ class Signals:
         """Raise Stopped where a signal came and Python swallowed what it raised, as in a destructor."""
         if self.asked is not None:
             raise Stopped(self.asked)
+
+
+def _asking() -> list[signal.Signals]:
+    """The signals that ask a process to stop; a terminal that is gone does, but not under nohup."""
+    gone = getattr(signal, "SIGHUP", None)
+    heard = gone is not None and signal.getsignal(gone) != signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([gone] if gone is not None and heard else [])]

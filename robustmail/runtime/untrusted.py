@@ -19,7 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
 
-from robustmail.config.catalog import catalog_entries
+from robustmail.catalog import catalog_entries
 from robustmail.errors import RecipeError, RunError
 
 __all__ = [

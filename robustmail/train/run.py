@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -36,13 +35,6 @@ RESULTS = {
     "complete": bool, "attacks": [ATTACKED], "weights": {"file": str, "epoch": int, "burn_in?": int},
 }  # fmt: skip
 NOT_THE_METHOD = {"device"}  # a run may go on elsewhere
-
-
-def _asking() -> list[signal.Signals]:
-    """The signals that ask a process to stop; a terminal that is gone does, but not under nohup."""
-    gone = getattr(signal, "SIGHUP", None)
-    heard = gone is not None and signal.getsignal(gone) != signal.SIG_IGN
-    return [signal.SIGINT, signal.SIGTERM, *([gone] if gone is not None and heard else [])]
 
 
 def preflight(recipe: Recipe) -> None:

@@ -15,9 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from robustmail import __version__
+from robustmail import __version__, catalog
 from robustmail.cli import main
-from robustmail.config import catalog
 
 PLUGINS = """
 import torch

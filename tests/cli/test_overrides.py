@@ -26,6 +26,7 @@ from robustmail import (
     Stairs,
     Tanh,
     art,
+    catalog,
     cifar100,
     digits,
     image_folder,
@@ -36,7 +37,6 @@ from robustmail import (
     pm_nat,
     torchattack,
 )
-from robustmail.config import catalog
 from robustmail.config.overrides import apply_overrides, parse_value
 from robustmail.errors import PluginError, RecipeError
 from robustmail.fields import describe

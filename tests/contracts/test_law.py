@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from robustmail import AT, AWP, MART, PGD, SGD, TRADES, Recipe, Sigmoid, Stairs, Tanh, digits, lps, pm_adv
-from robustmail.config.catalog import catalog_entries
+from robustmail.catalog import catalog_entries
 from robustmail.config.loader import find_plugin
 from robustmail.runtime.rng import fork_rng, seed_all
 from robustmail.train.train_step import train_step

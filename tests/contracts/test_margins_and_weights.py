@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from robustmail import PGD, Discrete, Sigmoid, Step, Tanh, Trace
-from robustmail.config.catalog import catalog_entries
+from robustmail.catalog import catalog_entries
 from robustmail.config.loader import find_plugin
 
 MARGINS = {name: find_plugin(name, "margins") for name in catalog_entries("margins")}

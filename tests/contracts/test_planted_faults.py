@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from robustmail import AT, LMPGD, MART, PGD, TRADES, Adversarial, Discrete, Sigmoid, Step, Tanh, Terms, torchattack
+from robustmail.catalog import catalog_entries
 from robustmail.cli.main import main
-from robustmail.config.catalog import catalog_entries
 from robustmail.config.loader import find_plugin
 from robustmail.contracts import assert_lawful, broken_laws, kind_of
 from robustmail.errors import PluginError

@@ -26,7 +26,7 @@ from robustmail import (
     reproduce,
     torchattack,
 )  # fmt: skip
-from robustmail.config.catalog import catalog_entries
+from robustmail.catalog import catalog_entries
 from robustmail.config.loader import find_plugin
 from robustmail.errors import NonFiniteError, RecipeError, RunError
 from robustmail.models.folded import Autocast, FoldedModel

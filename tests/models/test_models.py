@@ -8,7 +8,7 @@ import torch
 import torchvision
 from torch import nn
 
-from robustmail.config import catalog
+from robustmail import catalog
 from robustmail.errors import ModelError
 from robustmail.models.classifier import Classifier, build, check_name
 from robustmail.models.wide_resnet import cifar_wrn32_10, cifar_wrn34_10

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from robustmail import Recipe
-from robustmail.config.catalog import recipe_files, summary
+from robustmail.catalog import recipe_files, summary
 from robustmail.config.loader import load_recipe, load_source
 from robustmail.config.overrides import apply_overrides
 from robustmail.records import AttackResult, EpochFinished, StepFinished

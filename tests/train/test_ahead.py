@@ -23,7 +23,7 @@ from robustmail import (
     fit,
     reproduce,
 )
-from robustmail.config.catalog import recipe_files
+from robustmail.catalog import recipe_files
 from robustmail.config.loader import load_recipe
 from robustmail.errors import AttackError, NonFiniteError
 from robustmail.margins import lps, pm_dif

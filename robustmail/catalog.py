@@ -9,24 +9,41 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
-__all__ = ["KINDS", "Entry", "catalog_entries", "module_of_name", "recipe_files", "summary"]
+__all__ = ["KINDS", "PLURALS", "Entry", "Kind", "catalog_entries", "module_of_name", "recipe_files", "summary"]
 
-HERE = Path(__file__).parents[1]
+HERE = Path(__file__).parent
 
 SENTENCE = re.compile(r"(?<!Eq|al|\.\.)\. (?=[A-Z])")
 
-KINDS: dict[str, tuple[str, ...]] = {
-    "attacks": ("attacks.torchattacks", "attacks.art", "attacks.pgd", "attacks.lm_pgd", "attacks.autoattack"),
-    "margins": ("margins",),
-    "weighters": ("weighters",),
-    "objectives": ("objectives",),
-    "perturbations": ("perturbations",),
-    "data": ("data.sources",),
-    "optimizers": ("optimizers",),
-    "schedules": ("schedules",),
-    "models": ("models.resnet", "models.wide_resnet", "models.small"),
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of plugin: its singular names a recipe's field and the laws, its plural names what lists it."""
+
+    plural: str
+    """of modules, of `robustmail list`, and of the entry point group `robustmail.<plural>`"""
+    modules: tuple[str, ...]
+    """where ours are"""
+    is_method: bool = False
+    """part of the method: has laws, and may be a schedule"""
+
+
+KINDS: dict[str, Kind] = {
+    "attack": Kind(
+        "attacks", ("attacks.torchattacks", "attacks.art", "attacks.pgd", "attacks.lm_pgd", "attacks.autoattack"), True
+    ),
+    "margin": Kind("margins", ("margins",), True),
+    "weighter": Kind("weighters", ("weighters",), True),
+    "objective": Kind("objectives", ("objectives",), True),
+    "perturbation": Kind("perturbations", ("perturbations",), True),
+    "data": Kind("data", ("data.sources",)),
+    "optimizer": Kind("optimizers", ("optimizers",)),
+    "schedule": Kind("schedules", ("schedules",)),
+    "model": Kind("models", ("models.resnet", "models.wide_resnet", "models.small")),
 }
-"""Our modules, by kind; installed packages add to a kind through the entry point group `robustmail.<kind>`."""
+"""The kinds of plugins, by their singular."""
+
+PLURALS = {kind.plural: kind for kind in KINDS.values()}
 
 
 @dataclass(frozen=True)
@@ -40,12 +57,12 @@ class Entry:
 
 
 @functools.cache
-def catalog_entries(kind: str) -> dict[str, Entry]:
+def catalog_entries(plural: str) -> dict[str, Entry]:
     """Everything of a kind by name: ours, then what installed packages offer."""
     found: dict[str, Entry] = {}
-    for module in KINDS[kind]:
+    for module in PLURALS[plural].modules:
         found |= {name: Entry(name, text, f"robustmail.{module}") for name, text in _public(module).items()}
-    for point in entry_points(group=f"robustmail.{kind}"):
+    for point in entry_points(group=f"robustmail.{plural}"):
         package = point.dist.name if point.dist else point.value
         found.setdefault(point.name, Entry(point.name, f"from {package}", point=point))
     return found
@@ -53,7 +70,9 @@ def catalog_entries(kind: str) -> dict[str, Entry]:
 
 def module_of_name() -> dict[str, str]:
     """{public name: module} of all our own plugins."""
-    return {e.name: e.module for kind in KINDS if kind != "models" for e in catalog_entries(kind).values() if e.module}
+    return {
+        e.name: e.module for kind in PLURALS if kind != "models" for e in catalog_entries(kind).values() if e.module
+    }
 
 
 def recipe_files() -> dict[str, Path]:
