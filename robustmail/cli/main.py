@@ -260,11 +260,11 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that has not all our characters gets the others
-    command = typer.main.get_command(app)
     ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it is ignored, as under nohup
     try:
         if ours:
             signal.signal(signal.SIGINT, _stop)
+        command = typer.main.get_command(app)
         code = command.main(_without(words, "--traceback"), prog_name="robustmail", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except RobustmailError as error:

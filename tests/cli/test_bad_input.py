@@ -346,6 +346,21 @@ def test_ctrl_c_is_no_plugins_doing(tmp_path: Path) -> None:
     assert "leaves" not in said
 
 
+def test_ctrl_c_before_a_verb_has_begun_is_one_line(monkeypatch, capsys) -> None:
+    def interrupted(_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(cli.typer.main, "get_command", interrupted)
+    monkeypatch.setattr(sys, "argv", ["robustmail", "list"])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (left.value.code, capsys.readouterr().err) == (130, "robustmail: stopped\n")
+
+
 def test_a_recipe_in_latin_1_works_on_a_terminal_in_ascii(tmp_path: Path) -> None:
     text = "# coding: latin-1\ndef güte(margin):\n    return margin * 0 + 1\n"
     (tmp_path / "mine.py").write_bytes(text.encode("latin-1"))
