@@ -10,9 +10,8 @@ import contextlib
 import io
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +28,7 @@ from robustmail.models.precision import Precision, backends, choose_precision, c
 from robustmail.objectives import AT, TRADES
 from robustmail.optimizers import SGD
 from robustmail.recipe import Recipe
+from robustmail.records import PLAIN, BenchReport, BenchRow
 from robustmail.runtime.deferred import DeferredReads, defer_reads
 from robustmail.runtime.devices import pick_device
 from robustmail.runtime.provenance import provenance
@@ -36,43 +36,9 @@ from robustmail.runtime.rng import fork_rng
 from robustmail.train.train_step import make_update, train_step
 from robustmail.weighters import Sigmoid
 
-if TYPE_CHECKING:
-    pass
-
-__all__ = ["Report", "Row", "bench"]
+__all__ = ["bench"]
 
 EPS, ALPHA, BETA = 8 / 255, 2 / 255, 5.0
-PLAIN = "plain loop"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One contender in one task, over the repeats."""
-
-    task: str
-    who: str
-    seconds: list[float]
-    images_per_second: float
-    """median"""
-    ratio: float
-    """of the plain loop's seconds to its own within a repeat: median, lowest and highest"""
-    low: float
-    high: float
-    gflops: float | None
-    """useful ones a second: what the method needs, whatever is done besides; None where that depends on the images"""
-    share: float | None
-    """of what the machine's matrix product does in bf16, or fp32 where that is faster"""
-
-
-@dataclass(frozen=True)
-class Report:
-    """What was measured, and where."""
-
-    settings: dict[str, Any]
-    machine: dict[str, float]
-    """GFLOP/s of a matrix product"""
-    rows: list[Row]
-    provenance: dict[str, Any]
 
 
 class Contender(NamedTuple):
@@ -88,7 +54,7 @@ class Contender(NamedTuple):
 def bench(
     model: str = "cifar_resnet18", batch: int = 128, repeats: int = 3, steps: int = 10, targeted_steps: int = 3,
     precision: Precision = "auto", device: str = "auto", progress: Callable[[str], object] = lambda _: None,
-) -> Report:  # fmt: skip
+) -> BenchReport:  # fmt: skip
     """Measure every contender in every task, `repeats` times in turn after one turn to warm up.
 
     Random images of 3 x 32 x 32: speed does not depend on what is in them. Raises ModelError, DeviceError.
@@ -107,8 +73,9 @@ def bench(
     work = flops(build(model, 10, 3), torch.rand(1, 3, 32, 32))
     said = compute_models(made := build(model, 10, 3).to(where), choose_precision(precision, made, x), "eval", x).said
     settings = {"model": model, "batch": batch, "repeats": repeats, "eps": EPS, "alpha": ALPHA, "steps": steps,
-                "targeted_steps": targeted_steps, "forward_flops": work, "precision": said}  # fmt: skip
-    return Report(settings, machine, _rows(seconds, batch, work, max(machine.values())), provenance(where))
+                "targeted_steps": targeted_steps, "forward_flops": work, "precision": said,
+                "threads": torch.get_num_threads()}  # fmt: skip
+    return BenchReport(settings, machine, _rows(seconds, batch, work, max(machine.values())), provenance(where))
 
 
 def _contenders(
@@ -312,12 +279,12 @@ def _rate(dtype: torch.dtype, device: torch.device, n: int = 2048) -> float:
     return max(2 * n**3 / _timed(lambda: a @ b, device) for _ in range(8)) / 1e9
 
 
-def _rows(seconds: dict[Contender, list[float]], batch: int, work: int, rate: float) -> list[Row]:
+def _rows(seconds: dict[Contender, list[float]], batch: int, work: int, rate: float) -> list[BenchRow]:
     rows = []
     for who, taken in seconds.items():
         (plain,) = (s for other, s in seconds.items() if (other.task, other.who) == (who.task, PLAIN))
         ratios = [theirs / ours for theirs, ours in zip(plain, taken, strict=True)]
         gflops = None if who.passes is None else who.passes * work * batch / median(taken) / 1e9
-        rows.append(Row(who.task, who.who, taken, batch / median(taken), median(ratios), min(ratios), max(ratios),
+        rows.append(BenchRow(who.task, who.who, taken, batch / median(taken), median(ratios), min(ratios), max(ratios),
                         gflops, None if gflops is None else gflops / rate))  # fmt: skip
     return rows

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = [
+    "PLAIN",
+    "BenchReport",
+    "BenchRow",
     "ATTACKED",
     "AttackResult",
     "AttackProgress",
@@ -191,6 +194,40 @@ class WaitingForFolder:
     """A run of a grid waits for a process, say one that a killed command left behind, that works in its folder."""
 
     folder: str
+
+
+PLAIN = "plain loop"
+"""the contender of a benchmark that all others are compared with"""
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """One contender in one task, over the repeats."""
+
+    task: str
+    who: str
+    seconds: list[float]
+    images_per_second: float
+    """median"""
+    ratio: float
+    """of the plain loop's seconds to its own within a repeat: median, lowest and highest"""
+    low: float
+    high: float
+    gflops: float | None
+    """useful ones a second: what the method needs, whatever is done besides; None where that depends on the images"""
+    share: float | None
+    """of what the machine's matrix product does in bf16, or fp32 where that is faster"""
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """What was measured, and where."""
+
+    settings: dict[str, Any]
+    machine: dict[str, float]
+    """GFLOP/s of a matrix product"""
+    rows: list[BenchRow]
+    provenance: dict[str, Any]
 
 
 Record = (

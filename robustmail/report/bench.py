@@ -5,22 +5,21 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from rich.table import Table
 
-from robustmail.bench import PLAIN, Report
+from robustmail.records import PLAIN, BenchReport
 from robustmail.runtime.files import atomic_write, atomic_write_json, make_folder
 
 __all__ = ["bench_table", "draw_bench", "save_bench"]
 
 
-def bench_table(report: Report) -> Table:
+def bench_table(report: BenchReport) -> Table:
     """A rich table of a report."""
     from rich.box import SIMPLE
     from rich.table import Table
 
     s = report.settings
-    title = f"{s['model']}, batch {s['batch']}, {s['repeats']} repeats, {torch.get_num_threads()} threads"
+    title = f"{s['model']}, batch {s['batch']}, {s['repeats']} repeats, {s['threads']} threads"
     rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in report.machine.items())
     shown = Table(
         title=title,
@@ -39,7 +38,7 @@ def bench_table(report: Report) -> Table:
     return shown
 
 
-def draw_bench(report: Report, path: Path) -> None:
+def draw_bench(report: BenchReport, path: Path) -> None:
     """A bar chart of the ratios with their spread, as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -62,7 +61,7 @@ def draw_bench(report: Report, path: Path) -> None:
     atomic_write(path, lambda temporary: figure.savefig(temporary, dpi=150, format="png"))
 
 
-def save_bench(report: Report, folder: Path) -> list[Path]:
+def save_bench(report: BenchReport, folder: Path) -> list[Path]:
     """Write bench.json and bench.png; returns where. Raises RunError where that cannot be done."""
     make_folder(folder)
     stem = f"bench-{report.settings['model']}-{report.settings['batch']}"

@@ -350,12 +350,12 @@ def test_ctrl_c_before_a_verb_has_begun_is_one_line(monkeypatch, capsys) -> None
     def interrupted(_: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(cli.typer.main, "get_command", interrupted)
+    monkeypatch.setattr(main.typer.main, "get_command", interrupted)
     monkeypatch.setattr(sys, "argv", ["robustmail", "list"])
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(SystemExit) as left:
-            cli.main()
+            main.main()
     finally:
         signal.signal(signal.SIGINT, before)
     assert (left.value.code, capsys.readouterr().err) == (130, "robustmail: stopped\n")

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from robustmail import build
-from robustmail.bench import PLAIN, _library_attack, _plain_pgd, _rows, bench
+from robustmail.bench import _library_attack, _plain_pgd, _rows, bench
 from robustmail.errors import RunError
 from robustmail.models.precision import flops
+from robustmail.records import PLAIN
 from robustmail.report.bench import bench_table, save_bench
 
 
