@@ -137,7 +137,8 @@ def _say_stopped(signum: int, folder: Path | None) -> None:
 
 def _attack(task: EvaluationTask, folder: Path, fresh: bool, plain: bool, signals: Signals) -> None:
     """Evaluate into a folder; several processes into one each, which the first of them puts together."""
-    from robustmail.evaluation.runner import merge_shards, open_shard, open_whole
+    from robustmail.evaluation.merge import merge_shards
+    from robustmail.evaluation.runner import open_shard, open_whole
     from robustmail.runtime import distributed
 
     if (processes := distributed.world_size()) == 1:
@@ -225,7 +226,7 @@ def merge(
     """Join the shards of one evaluation."""
     from rich.console import Console
 
-    from robustmail.evaluation.runner import merge_shards as join
+    from robustmail.evaluation.merge import merge_shards as join
 
     join(folders, out)
     _show(Console(), out, shard=False)

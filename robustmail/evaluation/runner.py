@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import replace
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from robustmail.data.dataset import Split
-from robustmail.errors import RunError, in_brief
+from robustmail.errors import RunError
 from robustmail.evaluation.evaluator import (
     attack_result,
     batch_sizer,
@@ -21,14 +20,13 @@ from robustmail.evaluation.evaluator import (
     run_attack,
 )
 from robustmail.evaluation.exact_inference import BatchSizer, exact_inference
-from robustmail.evaluation.examples import add_examples, write_examples
-from robustmail.evaluation.ledger import BROKE, STOOD, UNTRIED, Ledger, concatenate, rows_as_text, write_rows
+from robustmail.evaluation.examples import add_examples
+from robustmail.evaluation.ledger import BROKE, STOOD, UNTRIED, Ledger, write_rows
 from robustmail.evaluation.sanity_checks import measure
 from robustmail.evaluation.storage import (
     FILES,
     FORMAT,
     StoredEvaluation,
-    _by_index,
     clear,
     eight_bit,
     read_evaluation,
@@ -36,28 +34,14 @@ from robustmail.evaluation.storage import (
     with_seal,
 )
 from robustmail.evaluation.task import EvaluationTask, _same, _shard
-from robustmail.records import ATTACKED, AttackProgress, AttackResult
-from robustmail.runtime.files import atomic_write_json, atomic_write_text, folder_lock, make_folder, remove
+from robustmail.records import AttackProgress, AttackResult
+from robustmail.runtime.files import atomic_write_json, atomic_write_text, folder_lock, make_folder
 from robustmail.runtime.provenance import provenance
-from robustmail.runtime.untrusted import check_shape, read_json
+from robustmail.runtime.untrusted import read_json
 
-__all__ = ["run_evaluation", "merge_shards", "open_shard", "open_whole", "summed_again"]
+__all__ = ["run_evaluation", "open_shard", "open_whole"]
 
 SAVE_EVERY = 20.0  # seconds
-SPEC = {
-    "checkpoint": (None, str), "weights": (None, str), "model": str, "normalize": (None, str), "source": (None, str),
-    "data": str, "data_given": (None, str), "attacks": [str], "own": {"*": str}, "eps": float, "norm": str, "n": int,
-    "seed": int,
-}  # fmt: skip
-SHAPE = {
-    "format": int, "kind": str, "complete": bool, "name": str, "n": int, "shard": (None, [int]), "spec": SPEC,
-    "weights": {"file": (None, str), "sha256": (None, str), "fingerprint": str},
-    "data": {"name": str, "classes": int, "class_names": (None, [str]), "shape": [int], "fingerprint": str},
-    "attacks": [ATTACKED], "measured": (None, dict), "seconds": {"*": float},
-    "provenance": {"seconds": float, "command": str},
-}  # fmt: skip
-"""What is read of an evaluation's results.json, which anybody may have written"""
-MOST = 10**7  # images or classes
 
 
 def run_evaluation(
@@ -152,72 +136,6 @@ def _measured(task: EvaluationTask, ledger: Ledger, room: BatchSizer) -> Iterato
             yield {**found, "doubts": list(task.subject.doubts)} if isinstance(found, dict) else found
 
 
-def merge_shards(folders: list[Path], to: Path, again: bool = False) -> None:
-    """Put the shards of one evaluation together; the ledger is the one that a single process would have written.
-
-    again: `to` may hold an unfinished result of this evaluation, as `open_whole` leaves it.
-
-    Raises RunError for shards of different evaluations, unfinished ones, or too few.
-    """
-    if not folders:
-        raise RunError("merge", "nothing to merge", "Name the shards' folders.")
-    held = [read_evaluation(folder, strict=True) for folder in folders]
-    first = held[0].results
-    for other in held:
-        _same(first, other.results, other.folder)
-        if not other.results["shard"]:
-            raise RunError(str(other.folder), "is a whole evaluation, not a shard", "There is nothing to merge.")
-        if not other.results["complete"]:
-            raise RunError(str(other.folder), "is not finished", "Run the same command again until it is.")
-        if (tried := other.results["spec"]["attacks"]) != first["spec"]["attacks"]:
-            wrong = f"was attacked by {', '.join(tried)}, {held[0].folder} by {', '.join(first['spec']['attacks'])}"
-            raise RunError(str(other.folder), wrong, "Run the same attacks, in the same order, on every shard.")
-    there = sorted(other.results["shard"][0] for other in held)
-    of = first["shard"][1]
-    if there != list(range(1, of + 1)):
-        said = ", ".join(map(str, there))
-        raise RunError("merge", f"given the shards {said} of {of}", f"Name each of 1 ... {of} once.")
-    ledger = concatenate([other.ledger for other in held])
-    place = {int(index): i for i, index in enumerate(ledger.index)}
-    rows = sorted((row for other in held for row in other.rows), key=lambda row: int(row["index"]))
-    make_folder(to, FILES, "evaluation")
-    if (to / "results.json").exists() and not again:
-        raise RunError(str(to), "holds results already", "Pass another --out.")
-    measured = next((other.results["measured"] for other in held if other.results["measured"]), None)
-    attacks = [attack_result(ledger, AttackResult(**row), first["spec"]["seed"]) for row in first["attacks"]]
-    seconds = sum(other.results["provenance"]["seconds"] for other in held)
-    results = {
-        **first, "n": len(ledger), "shard": None,
-        **summed_again(to, ledger, attacks, first["data"]["classes"], measured),
-        "provenance": {**first["provenance"], "seconds": seconds, "merged": [str(other.folder) for other in held]},
-    }  # fmt: skip
-    originals = {place[i]: x for other in held for i, x in _by_index(other).items()}
-    with folder_lock(to):
-        write_examples(to, ledger, originals)
-        atomic_write_text(to / "ledger.csv", rows_as_text(rows))
-        atomic_write_json(to / "results.json", with_seal(results))
-
-
-def _clear_pngs(folder: Path) -> None:
-    """Delete what `write_pngs` wrote; whatever else lies there stays, and so does its folder then."""
-    there = folder / "png"
-    if not there.is_dir() or there.is_symlink():
-        return
-    remove(there, [path.name for path in there.iterdir() if re.fullmatch(r"\d{5,}\.png", path.name)])
-    if not any(there.iterdir()):
-        there.rmdir()
-
-
-def _check_sizes(results: dict[str, Any]) -> None:
-    """Refuse results.json where a part is missing, of another type, or larger than any evaluation (ValueError)."""
-    check_shape(results, SHAPE)
-    n, shard = results["spec"]["n"], results["shard"]
-    if not (1 <= n <= MOST and 1 <= results["data"]["classes"] <= MOST and results["spec"]["eps"] > 0):
-        raise ValueError("the numbers of images or classes, or eps, are no evaluation's")
-    if shard is not None and not (len(shard) == 2 and 1 <= shard[0] <= shard[1] <= n):
-        raise ValueError(f"there is no shard {shard}")
-
-
 def _resume(task: EvaluationTask, folder: Path) -> StoredEvaluation | None:
     """What the folder holds of this very evaluation, or None where it holds nothing."""
     if not (folder / "results.json").exists():
@@ -284,13 +202,3 @@ def _save(
     add_examples(folder, ledger, task.part.x, stored, complete)
     atomic_write_text(folder / "ledger.csv", write_rows(ledger, task.hashes, stored, task.context))
     atomic_write_json(path, with_seal(results))
-
-
-def summed_again(
-    folder: Path, ledger: Ledger, rows: list[AttackResult], classes: int, measured: dict[str, Any] | None
-) -> dict[str, Any]:
-    """As `summarize`. Raises RunError where `measured` is not what an evaluation measures."""
-    try:
-        return summarize(ledger, rows, classes, measured)
-    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
-        raise RunError(str(folder / "results.json"), f"is damaged or was altered ({in_brief(error)})") from error

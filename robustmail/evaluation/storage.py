@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -12,19 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustmail.data.dataset import data_fingerprint, tensor_hash
-from robustmail.data.testsets import TestSet
-from robustmail.errors import RunError
+from robustmail.data.dataset import tensor_hash
+from robustmail.errors import RunError, in_brief
 from robustmail.evaluation.evaluator import accuracy_row, as_floats, worst_case
 from robustmail.evaluation.examples import PARTS, WHOLE, load_examples
 from robustmail.evaluation.ledger import BROKE, UNTRIED, Ledger, read_rows, row_seal, rows_as_text
-from robustmail.evaluation.runner import _check_sizes, _clear_pngs
 from robustmail.evaluation.sanity_checks import curve, judge
 from robustmail.evaluation.task import context_of
 from robustmail.norms import Norm, distances, tolerance
-from robustmail.records import AttackResult
+from robustmail.records import ATTACKED, AttackResult
 from robustmail.runtime.files import atomic_write, check_folder, make_folder, remove
-from robustmail.runtime.untrusted import read_json, read_text
+from robustmail.runtime.untrusted import check_shape, read_json, read_text
 
 __all__ = [
     "FILES",
@@ -36,10 +35,28 @@ __all__ = [
     "read_evaluation",
     "clear",
     "eight_bit",
-    "describe_data",
     "summarize",
+    "summed_again",
+    "SHAPE",
+    "MOST",
+    "SPEC",
 ]
 
+
+MOST = 10**7  # images or classes
+SPEC = {
+    "checkpoint": (None, str), "weights": (None, str), "model": str, "normalize": (None, str), "source": (None, str),
+    "data": str, "data_given": (None, str), "attacks": [str], "own": {"*": str}, "eps": float, "norm": str, "n": int,
+    "seed": int,
+}  # fmt: skip
+SHAPE = {
+    "format": int, "kind": str, "complete": bool, "name": str, "n": int, "shard": (None, [int]), "spec": SPEC,
+    "weights": {"file": (None, str), "sha256": (None, str), "fingerprint": str},
+    "data": {"name": str, "classes": int, "class_names": (None, [str]), "shape": [int], "fingerprint": str},
+    "attacks": [ATTACKED], "measured": (None, dict), "seconds": {"*": float},
+    "provenance": {"seconds": float, "command": str},
+}  # fmt: skip
+"""What is read of an evaluation's results.json, which anybody may have written"""
 
 FILES = ("results.json", "ledger.csv", WHOLE, PARTS, "report.html", "png", "lock")
 
@@ -77,7 +94,7 @@ def write_pngs(folder: Path) -> int:
     spec = held.results["spec"]
     if (folder / "png").is_symlink():
         raise RunError(str(folder / "png"), "is a symbolic link", "Delete it.")
-    _clear_pngs(folder)  # of images that may stand now
+    clear_pngs(folder)  # of images that may stand now
     make_folder(folder / "png")
     for at, found in held.ledger.examples.items():
         clean = as_floats(held.originals[at])[None]
@@ -105,7 +122,7 @@ def read_evaluation(folder: Path, strict: bool = False) -> StoredEvaluation:
             raise RunError(str(path), wrong, "Evaluate again into another folder, or read it with that version.")
         if results["kind"] != "evaluation":
             raise RunError(str(path), f"is of kind {results['kind']!r}, not an evaluation's")
-        _check_sizes(results)
+        check_sizes(results)
         context = context_of(results["weights"]["fingerprint"], results["spec"])
         for row in results["attacks"]:
             AttackResult(**row)
@@ -144,7 +161,7 @@ def clear(folder: Path) -> None:
     check_folder(folder, FILES, "evaluation")
     remove(folder, ("results.json", "ledger.csv", WHOLE, "report.html"))
     shutil.rmtree(folder / PARTS, ignore_errors=True)  # which follows no link
-    _clear_pngs(folder)
+    clear_pngs(folder)
 
 
 def eight_bit(x: Tensor, found: Tensor, eps: float, norm: Norm) -> Tensor:
@@ -161,13 +178,6 @@ def eight_bit(x: Tensor, found: Tensor, eps: float, norm: Norm) -> Tensor:
                 break
             rounded[outside] = ((x + hundredths / 100 * (found - x)) * 255).round()[outside]
     return (rounded / 255).clamp(0, 1)
-
-
-def describe_data(data: TestSet, classes: int) -> dict[str, Any]:
-    """What the results say of the images; `classes`: of the model."""
-    names = None if data.class_names is None else list(data.class_names)
-    return {"name": data.name, "classes": classes, "class_names": names, "shape": list(data.part.x.shape[1:]),
-            "fingerprint": data_fingerprint(data.part)}  # fmt: skip
 
 
 def summarize(
@@ -235,3 +245,33 @@ def _read_examples(
 
 def _by_index(held: StoredEvaluation) -> dict[int, Tensor]:
     return {int(held.ledger.index[at]): x for at, x in held.originals.items()}
+
+
+def clear_pngs(folder: Path) -> None:
+    """Delete what `write_pngs` wrote; whatever else lies there stays, and so does its folder then."""
+    there = folder / "png"
+    if not there.is_dir() or there.is_symlink():
+        return
+    remove(there, [path.name for path in there.iterdir() if re.fullmatch(r"\d{5,}\.png", path.name)])
+    if not any(there.iterdir()):
+        there.rmdir()
+
+
+def check_sizes(results: dict[str, Any]) -> None:
+    """Refuse results.json where a part is missing, of another type, or larger than any evaluation (ValueError)."""
+    check_shape(results, SHAPE)
+    n, shard = results["spec"]["n"], results["shard"]
+    if not (1 <= n <= MOST and 1 <= results["data"]["classes"] <= MOST and results["spec"]["eps"] > 0):
+        raise ValueError("the numbers of images or classes, or eps, are no evaluation's")
+    if shard is not None and not (len(shard) == 2 and 1 <= shard[0] <= shard[1] <= n):
+        raise ValueError(f"there is no shard {shard}")
+
+
+def summed_again(
+    folder: Path, ledger: Ledger, rows: list[AttackResult], classes: int, measured: dict[str, Any] | None
+) -> dict[str, Any]:
+    """As `summarize`. Raises RunError where `measured` is not what an evaluation measures."""
+    try:
+        return summarize(ledger, rows, classes, measured)
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise RunError(str(folder / "results.json"), f"is damaged or was altered ({in_brief(error)})") from error

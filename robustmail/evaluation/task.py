@@ -10,19 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustmail.data.dataset import Split, tensor_hash
+from robustmail.data.dataset import Split, data_fingerprint, tensor_hash
 from robustmail.data.testsets import TestSet
 from robustmail.errors import RunError
 from robustmail.evaluation.attack_specs import AttackSpec, check_eps, is_built_in
 from robustmail.evaluation.evaluator import BLOCK, as_floats, parse_attacks
 from robustmail.evaluation.model_loading import LoadedModel
-from robustmail.evaluation.storage import describe_data
 from robustmail.fields import fingerprint
 from robustmail.norms import Norm
 from robustmail.step import Attack
 from robustmail.text import plural
 
-__all__ = ["MAY_DIFFER", "EvaluationTask", "context_of", "spec_differences", "attack_differences"]
+__all__ = ["MAY_DIFFER", "EvaluationTask", "context_of", "spec_differences", "attack_differences", "describe_data"]
 
 
 MAY_DIFFER = ("checkpoint", "data", "data_given", "attacks", "own")  # where files lie, and attacks that are added later
@@ -130,3 +129,10 @@ def _plain(value: Any) -> str:
 
 def _shard(task: EvaluationTask) -> list[int] | None:
     return None if task.shard == (1, 1) else list(task.shard)
+
+
+def describe_data(data: TestSet, classes: int) -> dict[str, Any]:
+    """What the results say of the images; `classes`: of the model."""
+    names = None if data.class_names is None else list(data.class_names)
+    return {"name": data.name, "classes": classes, "class_names": names, "shape": list(data.part.x.shape[1:]),
+            "fingerprint": data_fingerprint(data.part)}  # fmt: skip

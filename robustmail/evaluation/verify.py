@@ -20,9 +20,8 @@ from robustmail.evaluation.evaluator import image_batch as seen
 from robustmail.evaluation.exact_inference import exact_inference
 from robustmail.evaluation.ledger import BROKE, UNTRIED, Ledger, rows_as_text, write_rows
 from robustmail.evaluation.model_loading import LoadedModel, load_data, open_recorded_data, reload_model
-from robustmail.evaluation.runner import summed_again
-from robustmail.evaluation.storage import StoredEvaluation, describe_data, read_evaluation
-from robustmail.evaluation.task import context_of
+from robustmail.evaluation.storage import StoredEvaluation, read_evaluation, summed_again
+from robustmail.evaluation.task import context_of, describe_data
 from robustmail.records import AttackResult
 from robustmail.runtime.devices import pick_device
 from robustmail.runtime.untrusted import beside, data_source, is_code, verify_command

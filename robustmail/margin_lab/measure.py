@@ -20,8 +20,7 @@ from robustmail.evaluation.evaluator import attack_result, batch_sizer, clean_pa
 from robustmail.evaluation.ledger import BROKE, Ledger
 from robustmail.evaluation.model_loading import LoadedModel
 from robustmail.evaluation.statistics import wilson
-from robustmail.evaluation.storage import describe_data
-from robustmail.evaluation.task import spec_differences
+from robustmail.evaluation.task import describe_data, spec_differences
 from robustmail.fields import describe, fingerprint
 from robustmail.margin_lab.attack_paths import AttackPath, path_specs, run_paths
 from robustmail.margin_lab.margin_values import Values, margin_cost, margin_values

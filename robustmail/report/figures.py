@@ -12,7 +12,7 @@ import numpy as np
 
 from robustmail.margin_lab.results import Figure
 from robustmail.report.curves import STYLE
-from robustmail.report.style import BLUE, GREY, HATCH, MARKS, ORANGE, box, dot, patch, remove, sheet, styled
+from robustmail.report.style import BLUE, GREY, HATCH, MARKS, ORANGE, VERMILLION, box, dot, patch, remove, sheet, styled
 from robustmail.runtime.files import atomic_write
 from robustmail.runtime.untrusted import read_text
 from robustmail.text import plural
@@ -175,16 +175,16 @@ def draw_curves(folder: Path, title: str = "") -> Path | None:
         accuracy, loss, weights = figure.subplots(1, 3)
         for name, label, colour, style in (
             ("val_nat", "natural, validation", BLUE, "-"), ("train_nat", "natural, training", BLUE, ":"),
-            ("val_rob", "robust, validation", ORANGE, "-"), ("train_adv", "robust, training", ORANGE, ":"),
+            ("val_rob", "robust, validation", VERMILLION, "-"), ("train_adv", "robust, training", VERMILLION, ":"),
         ):  # fmt: skip
             accuracy.plot(epochs, column(name, 100), style, color=colour, label=label, marker=".")
         accuracy.set(ylabel="accuracy (%)", ylim=(0, 100))
         loss.plot(epochs, column("train_loss"), "-", color="black", label="total", marker=".")
-        loss.plot(epochs, column("train_weighted"), "--", color=ORANGE, label="weighted part", marker=".")
+        loss.plot(epochs, column("train_weighted"), "--", color=VERMILLION, label="weighted part", marker=".")
         loss.plot(epochs, column("train_plain"), ":", color=BLUE, label="plain part", marker=".")
         loss.set(ylabel="training loss", ylim=(0, None))
         weights.plot(epochs, column("train_right"), "-", color=BLUE, label="examples still right", marker=".")
-        weights.plot(epochs, column("train_wrong"), "--", color=ORANGE, label="examples fooled", marker=".")
+        weights.plot(epochs, column("train_wrong"), "--", color=VERMILLION, label="examples fooled", marker=".")
         weights.axhline(1, color=GREY, linewidth=0.8)
         weights.set(ylabel="mean weight", ylim=(0, None))
         burn_in = [e for e, row in zip(epochs, rows, strict=True) if row["weights"] == "off"]

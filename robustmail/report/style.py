@@ -19,6 +19,7 @@ __all__ = [
 ]  # fmt: skip
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#777777"  # of Okabe and Ito; unlike in grey too
+VERMILLION = "#D55E00"  # for thin lines
 HATCH = "////"
 MARKS = (("o", BLUE), ("s", ORANGE), ("^", GREEN), ("D", "black"))
 FORMS: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}

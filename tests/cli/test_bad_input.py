@@ -152,7 +152,7 @@ OVERRIDES = {  # of the quickstart
     # fields
     "field": ("epohcs=5", "epohcs=5: the recipe has no 'epohcs'. Did you mean 'epochs'?"),
     "nested field": ("weighter.slpoe=5", "weighter.slpoe=5: no field 'slpoe' in Sigmoid. Did you mean 'slope'?"),
-    "field before the dot": ("wieght.slope=5", "no 'wieght.slope'. Did you mean 'weight.slope'?"),
+    "field before the dot": ("wieghter.slope=5", "no 'wieghter.slope'. Did you mean 'weighter.slope'?"),
     "field of a number": ("epochs.x=5", "no 'epochs.x'. Did you mean 'epochs'?"),
     "no value": ("epochs", "an override is path=value. Write e.g. weighter.slope=5"),
     "empty value": ("epochs=", "'': cannot be read"),
@@ -184,7 +184,7 @@ OVERRIDES = {  # of the quickstart
     "negative seed": ("seed=-1", "seed must be at least 0"),
     "choice": ("select=bset", "select must be 'best' or 'last'"),
     "negative weights": ("weighter.scale=-1", "scale must be a finite number, at least 0"),
-    "margin without weight": ("weighter=None", "a margin does nothing without a weight. Add weighter=Sigmoid"),
+    "margin without weight": ("weighter=None", "a margin does nothing without a weighter. Add weighter=Sigmoid"),
     "stairs without a first step": ("'optimizer.lr=Stairs({3: 0.1})'", "that starts at 0. Write Stairs({0: 0.1,"),
     "text in stairs": ("'optimizer.lr=Stairs({0: \"a\"})'", "lr must be a number"),
     "division by zero": ("attack.eps=8/0", "'8 / 0': division by zero"),
@@ -367,7 +367,7 @@ def test_a_recipe_in_latin_1_works_on_a_terminal_in_ascii(tmp_path: Path) -> Non
     bare = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}  # tox sets the last
     words = [sys.executable, "-m", "robustmail", "check", "mine.py"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, **bare}, check=False)
-    assert (done.stdout, done.returncode) == ("g?te: a lawful weight, 7 laws tried\n", 0), done.stderr
+    assert (done.stdout, done.returncode) == ("g?te: a lawful weighter, 7 laws tried\n", 0), done.stderr
 
 
 DEEPER = {
@@ -409,7 +409,7 @@ def test_a_traceback_is_printed_on_request(robustmail: Callable[[str], Said], wo
     code, _, err = robustmail(words)
     assert code == 2
     assert err.startswith("Traceback (most recent call last)")
-    assert "in override" in err
+    assert "in apply_overrides" in err
     assert err.splitlines()[-1].startswith("robustmail: epohcs=5: ")
 
 
@@ -443,7 +443,7 @@ def test_an_error_of_ours_is_called_unexpected_and_exits_with_1(
         (
             "show quickstart weighter.slope=5",
             [
-                "weight.slope              5",
+                "weighter.slope            5",
                 "optimizer.lr              Stairs({0: 0.05, 14: 0.01, 18: 0.001})",
                 "loss = mean( w * 5 KL(nat || adv) + CE(nat) )",
                 "w = u / mean(u), u = sigmoid(-5 pm_adv); from epoch 11 on, 1 before",
@@ -483,7 +483,7 @@ def test_a_copy_is_the_recipe_and_never_overwrites(tmp_path: Path, robustmail: C
 
 LIGHT = """
 import sys
-from robustmail.cli import main
+from robustmail.cli.main import main
 try:
     main()
 except SystemExit as left:

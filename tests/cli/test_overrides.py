@@ -235,7 +235,18 @@ def test_what_is_printed_reads_back_to_an_equal_value(value: Any) -> None:
 @pytest.mark.parametrize("name", [*catalog.recipe_files(), "mail_at:code", "mail_trades:code"])
 def test_every_part_of_a_built_in_recipe_reads_back_as_an_override(name: str) -> None:
     made = load_recipe(name)
-    for field in ("data", "model", "attack", "objective", "margin", "weight", "optimizer", "evaluate", "select"):
+    for field in (
+        "data",
+        "model",
+        "attack",
+        "objective",
+        "margin",
+        "weighter",
+        "perturbation",
+        "optimizer",
+        "evaluate",
+        "select",
+    ):
         assert apply_overrides(made, [f"{field}={describe(getattr(made, field))}"]) == made
 
 

@@ -23,8 +23,9 @@ from robustmail.evaluation import runner as folders
 from robustmail.evaluation.compare import compare
 from robustmail.evaluation.exact_inference import BatchSizer, exact_inference
 from robustmail.evaluation.ledger import BROKE, STOOD
+from robustmail.evaluation.merge import merge_shards
 from robustmail.evaluation.model_loading import LoadedModel
-from robustmail.evaluation.runner import merge_shards, run_evaluation
+from robustmail.evaluation.runner import run_evaluation
 from robustmail.evaluation.statistics import paired
 from robustmail.evaluation.storage import clear, read_evaluation, write_pngs
 from robustmail.evaluation.task import EvaluationTask

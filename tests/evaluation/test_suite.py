@@ -50,7 +50,7 @@ def test_the_verdict_does_not_depend_on_the_size_of_a_call_for_an_attack_without
     model, part = victim
     attack = PGD(eps=2 / 255, alpha=1 / 255, steps=5, start="none")
     (whole,) = evaluate(model, part, (attack,), eps=2 / 255)
-    monkeypatch.setattr(evaluator, "CHUNK", 3)
+    monkeypatch.setattr(evaluator, "BLOCK", 3)
     (pieces,) = evaluate(model, part, (attack,), eps=2 / 255)
     assert whole.correct == pieces.correct
 

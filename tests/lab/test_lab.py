@@ -217,9 +217,18 @@ def test_a_figure_names_every_attack_that_ran_for_it(which: str, task: MarginTas
 
         return telling
 
-    monkeypatch.setattr(paper_figures, "walk", told(paper_figures.walk, lambda args: [describe(args[2].attack)]))
-    monkeypatch.setattr(paper_figures, "attempt", told(paper_figures.attempt, lambda args: args[3].settings.values()))
-    monkeypatch.setattr(paper_figures, "trial", told(paper_figures.trial, lambda args: args[2].settings.values()))
+    def watch(name: str, texts: Callable) -> None:
+        monkeypatch.setattr(paper_figures, name, told(getattr(paper_figures, name), texts))
+
+    monkeypatch.setattr(
+        paper_figures, "run_paths", told(paper_figures.run_paths, lambda args: [describe(args[2].attack)])
+    )
+    monkeypatch.setattr(
+        paper_figures, "run_attack", told(paper_figures.run_attack, lambda args: args[3].settings.values())
+    )
+    monkeypatch.setattr(
+        paper_figures, "evaluate_attack", told(paper_figures.evaluate_attack, lambda args: args[2].settings.values())
+    )
     drawn = list(compute_figure(which, FigureInputs([task.subject], task.data.first(12), 0.1)))[-1]
     assert set(drawn.settings.values()) == ran
     if which == "1a":

@@ -68,9 +68,9 @@ def record(work, before=None):
 
 @pytest.fixture(autouse=True)
 def like_a_gpu(monkeypatch):
-    monkeypatch.setattr(cuda_graphs, "record", record)
+    monkeypatch.setattr(cuda_graphs, "capture", record)
     monkeypatch.setattr(cuda_graphs, "_warm_up", lambda function, x: None)
-    monkeypatch.setattr(precision, "wanted", lambda device: True)
+    monkeypatch.setattr(precision, "enabled", lambda device: True)
     plain = FoldedConv.plain
     monkeypatch.setattr(FoldedConv, "forward", lambda self, x, other=None: plain(self, x.to(self.weight.dtype), other))
 
@@ -180,7 +180,7 @@ def test_the_run_says_whether_passes_are_recorded_and_goes_on_where_they_cannot_
     def refuse(work, before=None):
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
-    monkeypatch.setattr(cuda_graphs, "record", refuse)
+    monkeypatch.setattr(cuda_graphs, "capture", refuse)
     slow = compute_models(model, PrecisionChoice("bf16", "as asked"), "eval", images[0])
     assert slow.attack.recorded is None
     assert "no CUDA graphs: its passes cannot be recorded (RuntimeError: operation not permitted when" in slow.said
@@ -195,7 +195,7 @@ def test_a_device_that_plays_something_else_is_found_out(what, images, monkeypat
             tape.notes.clear()
         return tape, result
 
-    monkeypatch.setattr(cuda_graphs, "record", forgetful)
+    monkeypatch.setattr(cuda_graphs, "capture", forgetful)
     twin = FoldedModel(made("small_cnn"), images[0])
     with pytest.raises(ModelError, match=f"its passes: have other {what} when recorded"):
         twin.record(images[0])

@@ -31,8 +31,8 @@ from robustmail.models.precision import ComputeModels
 from robustmail.records import EpochFinished, StepFinished
 from robustmail.runtime.deferred import DeferredReads, defer_reads, read_later
 from robustmail.runtime.signals import Signals
-from robustmail.train import loop
 from robustmail.train.run import Stopped, run
+from robustmail.train.train_step import queue_step
 from tests.train.conftest import Poison, Root
 from tests.train.conftest import recipe as tiny
 
@@ -258,7 +258,7 @@ def test_a_recipes_step_leaves_nothing_behind_on_another_device(name, monkeypatc
     told = []
     monkeypatch.setattr(torch.optim.SGD, "step", lambda self: told.append(self.found_inf.device))  # not fused there
     monkeypatch.setattr(DeferredReads, "send", lambda self: None)
-    launched = loop._launch(made.at(0), state, torch.arange(64))
+    launched = queue_step(made.at(0), state, torch.arange(64))
     assert told == [torch.device("meta")]
     assert {p.grad.device for p in state.model.parameters()} == {torch.device("meta")}
     assert {tensor.device for _, tensor in launched.before} == {torch.device("meta")}
@@ -286,6 +286,6 @@ def asked_in_a_step(made, state, monkeypatch):
         for name in ASKS:
             patch.setattr(torch.Tensor, name, noting(name, getattr(torch.Tensor, name)))
         with waits:
-            launched = loop._launch(made.at(0), state, indices)
+            launched = queue_step(made.at(0), state, indices)
     assert math.isfinite(launched.read().loss)
     return waits.met
