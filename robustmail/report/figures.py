@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from robustmail.margin_lab.results import Figure
-from robustmail.report.curves import STYLE
 from robustmail.report.style import BLUE, GREY, HATCH, MARKS, ORANGE, VERMILLION, box, dot, patch, remove, sheet, styled
 from robustmail.runtime.files import atomic_write
 from robustmail.runtime.untrusted import read_text
@@ -155,6 +154,9 @@ DRAW: dict[str, Callable[[Figure, dict[str, Any], Path, list[Path]], None]] = {
 }  # fmt: skip
 
 
+CURVES = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "text.parse_math": False}
+
+
 def draw_curves(folder: Path, title: str = "") -> Path | None:
     """Accuracies, loss and weights by epoch; None where no epoch was finished."""
     rows = list(csv.DictReader(io.StringIO(read_text(folder / "metrics.csv"), newline="")))
@@ -169,7 +171,7 @@ def draw_curves(folder: Path, title: str = "") -> Path | None:
     def column(name: str, factor: float = 1.0) -> list[float]:
         return [float(row[name]) * factor if row[name] else float("nan") for row in rows]
 
-    with styled(STYLE):
+    with styled(CURVES):
         figure = Figure(figsize=(10, 3.4), layout="constrained", dpi=150)
         FigureCanvasAgg(figure)
         accuracy, loss, weights = figure.subplots(1, 3)

@@ -1,5 +1,0 @@
-"""The results as tables for a terminal."""
-
-from __future__ import annotations
-
-__all__ = []
