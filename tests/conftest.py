@@ -11,6 +11,11 @@ import pytest
 import torch
 from torch import nn
 
+from robustmail import PGD, digits
+from robustmail.data.dataset import to_float
+from robustmail.data.testsets import TestSet
+from robustmail.models.classifier import build
+
 HERE = Path(__file__).parent
 SEED = int(os.environ.get("TEST_SEED", "0"))  # any other must do as well
 SHARED = HERE.parent.parent / "shared" / "data" / "cifar10-mini.npz"
@@ -79,3 +84,27 @@ def real(slice_path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(file["x_test"][:16]).permute(0, 3, 1, 2).float() / 255, torch.from_numpy(
         file["y_test"][:16].astype(np.int64)
     )
+
+
+@pytest.fixture(scope="session")
+def hand() -> TestSet:
+    """160 handwritten digits."""
+    images = digits()()
+    return TestSet("digits", images.test.first(160), 10, given="digits()")
+
+
+@pytest.fixture(scope="session")
+def hardened() -> nn.Module:
+    """A small network trained against PGD on digits, at eps 0.1."""
+    torch.manual_seed(0)
+    part, attack = digits()().train, PGD(eps=0.1, alpha=0.04, steps=5)
+    model = build("small_cnn", 10, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    for epoch in range(6):
+        for batch in torch.randperm(len(part.y), generator=torch.Generator().manual_seed(epoch)).split(128):
+            x, y = to_float(part.x[batch]), part.y[batch]
+            found = attack(model, x, y).x
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model.train()(found), y).backward()
+            optimizer.step()
+    return model.eval()

@@ -28,8 +28,8 @@ from robustmail.margin_lab.measure import MarginTask, measure_margins, save_lab
 from robustmail.margin_lab.paper_figures import FigureInputs, compute_figure
 from robustmail.margin_lab.results import Figure, Lab
 from robustmail.models.classifier import build
+from robustmail.report import figures as drawings
 from robustmail.report import margin_figures
-from robustmail.report import paper_figures as drawings
 from robustmail.report.figures import draw_figure
 from robustmail.report.margin_figures import PICTURES, draw_lab
 from robustmail.report.margin_tables import lab_table, read_lab
@@ -220,15 +220,9 @@ def test_a_figure_names_every_attack_that_ran_for_it(which: str, task: MarginTas
     def watch(name: str, texts: Callable) -> None:
         monkeypatch.setattr(paper_figures, name, told(getattr(paper_figures, name), texts))
 
-    monkeypatch.setattr(
-        paper_figures, "run_paths", told(paper_figures.run_paths, lambda args: [describe(args[2].attack)])
-    )
-    monkeypatch.setattr(
-        paper_figures, "run_attack", told(paper_figures.run_attack, lambda args: args[3].settings.values())
-    )
-    monkeypatch.setattr(
-        paper_figures, "evaluate_attack", told(paper_figures.evaluate_attack, lambda args: args[2].settings.values())
-    )
+    watch("run_paths", lambda args: [describe(args[2].attack)])
+    watch("run_attack", lambda args: args[3].settings.values())
+    watch("evaluate_attack", lambda args: args[2].settings.values())
     drawn = list(compute_figure(which, FigureInputs([task.subject], task.data.first(12), 0.1)))[-1]
     assert set(drawn.settings.values()) == ran
     if which == "1a":

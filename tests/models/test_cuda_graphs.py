@@ -17,7 +17,7 @@ from robustmail.errors import ModelError
 from robustmail.models import cuda_graphs, precision
 from robustmail.models.folded import FoldedConv, FoldedModel
 from robustmail.models.precision import PrecisionChoice, compute_models
-from tests.models.test_twin import made
+from tests.models.test_folded import made
 from tests.rounding import gradient
 
 

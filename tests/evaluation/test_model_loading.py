@@ -111,7 +111,7 @@ def test_normalising_twice_is_refused(trained, tmp_path, inline):
     net, data = trained
     torch.save(Normalising(net, inline).state_dict(), tmp_path / "file.pth")
     (tmp_path / "own.py").write_text(
-        "from tests.evaluation.test_subject import Normalising\nfrom robustmail.models.classifier import build\n"
+        "from tests.evaluation.test_model_loading import Normalising\nfrom robustmail.models.classifier import build\n"
         f"def factory():\n    return Normalising(build('small_cnn', 10, 3).net, {inline})\n"
     )
     model = f"{tmp_path / 'own.py'}:factory"
