@@ -17,7 +17,7 @@ from robustmail.evaluation.statistics import wilson
 
 __all__ = ["reading_doubts", "compare_stored_accuracies"]
 
-MISFIT = 0.05  # nats per channel between BatchNorm's statistics and the images'
+MISFIT, MISFIT_OF_RARE = 0.05, 0.02  # nats per channel between BatchNorm's statistics and the images'
 COST = 0.1  # nats that the best temperature and class biases may gain, where the logits are STRETCH times too large
 STRETCH = 4.0
 CERTAIN, LIKELY = 0.99, 0.95  # of the interval of an accuracy
@@ -32,7 +32,7 @@ def reading_doubts(
     ranked: the readings that were scored. accuracies: those that the file says its network has, in [0, 1], by name.
     usual: is it the reading that one would try first? With an accuracy that agrees, it need only be the best then.
     """
-    found = list(_of_itself(best, part))
+    found = list(_of_itself(best, part, MISFIT if usual else MISFIT_OF_RARE))
     if accuracies and not _agreeing(best, accuracies, CERTAIN):
         name, value = min(accuracies.items(), key=lambda pair: abs(pair[1] - best.accuracy))
         found.append(f"the file says {name} {100 * value:.1f} %, {_measured(best)}")
@@ -69,7 +69,7 @@ def _agreeing(best: Score, accuracies: Mapping[str, float], confidence: float) -
     return any(low <= value <= high for value in accuracies.values())
 
 
-def _of_itself(best: Score, part: Split) -> Iterator[str]:
+def _of_itself(best: Score, part: Split, most: float) -> Iterator[str]:
     """What a reading's own numbers say against it."""
     classes = best.logits.shape[1]
     guessing, loss = math.log(classes), best.loss.mean().item()
@@ -79,9 +79,9 @@ def _of_itself(best: Score, part: Split) -> Iterator[str]:
                f"where guessing has {guessing:.3g}")  # fmt: skip
     elif not 1 / STRETCH <= stretch <= STRETCH and loss - possible.mean().item() > COST:
         yield f"its logits are out of proportion: {stretch:.2g} times as large, they would fit the labels best"
-    if best.misfit is not None and best.misfit > MISFIT:
+    if best.misfit is not None and best.misfit > most:
         yield (f"what reaches its BatchNorms is {best.misfit:.2g} nats per channel from the statistics that they "
-               f"keep, where {MISFIT} is usual at most")  # fmt: skip
+               f"keep, where {most} is usual at most")  # fmt: skip
 
 
 def _rivals(best: Score, ranked: Sequence[Score], part: Split, better: bool) -> list[Score]:
@@ -113,9 +113,10 @@ def _open_question(best: Score, other: Score, part: Split, better: bool) -> floa
         return None
     n = min(len(best.right), len(other.right))
     mine, its, y = best.logits[:n], other.logits[:n], part.y[:n].cpu()
-    if not predict_differently(mine.argmax(1), its.argmax(1)) or has_larger_misfit(other, best):
+    if not predict_differently(mine.argmax(1), its.argmax(1)):
         return None
-    loss = recalibrated(its, y)[0]
-    own = recalibrated(mine, y)[0]
+    loss, own = recalibrated(its, y)[0], recalibrated(mine, y)[0]
     excluded = bool(own.mean() < loss.mean()) if better else excludes(own, loss)
+    if has_larger_misfit(other, best):  # BatchNorm excludes it, unless the labels say the opposite
+        excluded = not excludes(loss, own)
     return None if excluded else loss.mean().item()

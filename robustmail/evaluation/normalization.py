@@ -120,7 +120,9 @@ def shortlist(networks: dict[str, nn.Module], conventions: dict[str, Normalize |
     if len(names) > MANY:
         some = [c for c in conventions if c in UNLIKE] or list(conventions)
         glance = _ranked(score_all(((n, c) for n in names for c in some), networks, conventions, part.first(GLANCE)))
-        names = list(dict.fromkeys([names[0], *(s.network for s in glance)]))[:MANY]
+        expected = sorted((s for s in glance if s.misfit is not None), key=lambda s: s.misfit or 0.0)
+        names = list(dict.fromkeys([names[0], *(s.network for s in expected)]))[: MANY // 2]
+        names = list(dict.fromkeys([*names, *(s.network for s in glance)]))[:MANY]
     few = _ranked(score_all(((n, c) for n in names for c in conventions), networks, conventions, part.first(FEW)))
     its_best = {s.network: s for s in reversed(few)}
     close = [n for n in networks if n in its_best and _tie(few[0], its_best[n])][:CLOSE]
@@ -160,7 +162,7 @@ def best_fit(scores: Sequence[Score], part: Split) -> tuple[Score, list[Score], 
     """
     if not scores:
         raise ModelError("probe", "no way of reading the file takes these images", "Pass --model and --normalize.")
-    fitted = [s for s in _distinct(scores) if _fits(s, scores)]
+    fitted = _distinct([s for s in scores if _fits(s, scores)])
     ranked = [*_ranked(fitted), *_ranked(s for s in scores if not any(s is other for other in fitted))]
     close = [s for s in fitted if _tie(ranked[0], s)]
     if len(close) > 1 and len(part.y) > len(ranked[0].right):

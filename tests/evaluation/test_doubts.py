@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from robustmail.data.dataset import ImageData, to_float
+from robustmail.data.dataset import ImageData, Split, to_float
 from robustmail.data.testsets import TestSet
 from robustmail.errors import ModelError
 from robustmail.evaluation.model_loading import load_model
+from robustmail.evaluation.normalization import Score, best_fit
 from robustmail.models.classifier import Classifier
 from tests.checkpoints.corpus import Conv, Spec, images_of, trained
 
@@ -56,3 +57,15 @@ def test_an_accuracy_in_the_file_that_was_not_measured_is_told_and_refused(handw
     assert "the file says best_acc" in " ".join(subject.said)
     with pytest.raises(ModelError, match=r"in doubt: the file says best_acc 50.0 %, measured"):
         load_model(written(model, tmp_path / "false.pt", best_acc=0.5), data, normalize="none")
+
+
+def test_of_two_readings_that_say_the_same_the_one_that_the_batchnorms_expect_is_left():
+    def score(network: str, misfit: float) -> Score:
+        right = torch.arange(20) % 2 == 0
+        return Score(network, "none", model, right, torch.ones(20), torch.stack([~right, right], 1).float(), misfit)
+
+    model = Classifier(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)))
+    part = Split(torch.rand(20, 1, 2, 2), torch.arange(20) % 2)
+    best, _, ranked = best_fit([score("first", 0.5), score("second", 0.01)], part)
+    assert best.network == "second"
+    assert [s.network for s in ranked] == ["second", "first"]

@@ -31,7 +31,7 @@ ACTIVATIONS: dict[str, tuple[float, Callable[[], nn.Module]]] = {
     "LeakyReLU 0.01": (1.6, nn.LeakyReLU), "LeakyReLU 0.1": (1.6, partial(nn.LeakyReLU, 0.1)),
     "LeakyReLU 0.2": (1.6, partial(nn.LeakyReLU, 0.2)), "ELU": (1.7, nn.ELU), "sigmoid": (1.7, nn.Sigmoid),
     "softplus": (1.8, nn.Softplus), "Mish": (1.9, nn.Mish), "SELU": (1.9, nn.SELU), "ReLU6": (1.9, nn.ReLU6),
-    "Hardswish": (1.9, nn.Hardswish),
+    "Hardswish": (1.9, nn.Hardswish), "hardtanh": (1.9, nn.Hardtanh), "softsign": (1.9, nn.Softsign),
 }  # fmt: skip
 """by name: the price, and how it is made"""
 
