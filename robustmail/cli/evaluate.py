@@ -58,7 +58,7 @@ def inspect(
 
     found = examine(_weights_of(file), weights)
     print(json.dumps(found.as_dict(), indent=2) if as_json else "\n".join(found.lines()))
-    if found.checkpoint.ailments:
+    if found.checkpoint.problems:
         raise typer.Exit(1)
 
 
@@ -168,7 +168,7 @@ def _attack_and_show(task: EvaluationTask, folder: Path, fresh: bool, plain: boo
             for _ in records:
                 signals.check()
             return
-        for text in task.subject.said:
+        for text in task.subject.notes:
             print(text)
         with choose_watch(Console(), plain or bool(os.environ.get("CI"))) as show:
             for record in records:

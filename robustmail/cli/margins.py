@@ -91,7 +91,7 @@ def margins(
             remove(folder, results)
         if (folder / "margins.json").exists():
             same_measurement(task, read_lab(folder), folder)
-        print("\n".join([*subject.said, task.forecast]))
+        print("\n".join([*subject.notes, task.forecast]))
         save_lab(
             _stamped(
                 subject.device, folder / "provenance.json", lambda: _watched(measure_margins(task), plain, folder)
@@ -143,7 +143,7 @@ def figure(
     numbers = [f"{kind}-{name}.json" for name in WHICH for kind in ("figure", "provenance")]
     make_folder(folder, (*drawings, *numbers, "lock"), "figure")
     with folder_lock(folder):
-        said = [text for subject in subjects for text in subject.said]
+        said = [text for subject in subjects for text in subject.notes]
         print("\n".join(said), end="\n" * bool(said))
         found = _stamped(subjects[0].device, folder / f"provenance-{which}.json",
                          lambda: _watched(compute(which, sitter), plain, folder))  # fmt: skip

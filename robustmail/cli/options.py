@@ -40,7 +40,8 @@ def opened(
     from dataclasses import replace
 
     from robustmail.checkpoints import check_exists
-    from robustmail.evaluation.model_loading import load_data, load_model, open_recorded_data
+    from robustmail.evaluation.data_loading import load_data, open_recorded_data
+    from robustmail.evaluation.model_loading import load_model
     from robustmail.runtime.devices import pick_device
 
     check_exists(path := _weights_of(file))
@@ -51,8 +52,8 @@ def opened(
     chosen = everything.first(positive("--n", n))
     subject = load_model(path, everything.first(min(1000, len(everything.part.y))), model, normalize, weights, probe,
                            pick_device(device), accept_reading)  # fmt: skip
-    lacking = chosen.lacks(everything)
-    subject = replace(subject, said=(*everything.said, *subject.said, *([lacking] if lacking else [])))
+    lacking = chosen.class_warning(everything)
+    subject = replace(subject, notes=(*everything.notes, *subject.notes, *([lacking] if lacking else [])))
     trained = facts.get("norm") or "linf"
     measure = _norm(norm or trained)
     own = facts.get("eps") if measure == trained else None  # a length in one norm says nothing in another

@@ -84,7 +84,7 @@ def run_paths(model: nn.Module, part: Split, plan: PathSpec, room: BatchSizer) -
         began = time.perf_counter()
         found.append(room.with_oom_retry(partial(_walk, model, part, plan, done, room)))
         done += len(found[-1].broken)
-        room.pace(time.perf_counter() - began)
+        room.adapt(time.perf_counter() - began)
         yield ProgressUpdate(plan.name, done, n)
     trace = Trace(*(torch.cat([getattr(p.trace, name) for p in found], 1) for name in Trace._fields))
     yield AttackPath(torch.cat([p.x_adv for p in found]), trace, torch.cat([p.broken for p in found]))
@@ -103,7 +103,7 @@ def second_path(reference: AttackPath, other: AttackPath) -> Trace:
 
 def _walk(model: nn.Module, part: Split, plan: PathSpec, start: int, room: BatchSizer) -> AttackPath:
     x, y = image_batch(model, part, slice(start, start + room.batch))
-    with exact_inference(model, room.slice) as view:
+    with exact_inference(model, room.pass_size) as view:
         with per_image_noise(x, plan.seed, "path"):
             found = call_plugin("attack", plan.attack, view, x, y)
         with torch.no_grad():

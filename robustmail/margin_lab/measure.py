@@ -90,7 +90,7 @@ class MarginTask:
     def spec(self) -> dict[str, Any]:
         """What identifies the measurement, in plain values."""
         return {
-            **self.subject.described, "data": self.data.name, "data_given": self.data.given,
+            **self.subject.spec, "data": self.data.name, "data_given": self.data.given,
             "margins": list(self.margins), "against": [what.name for what in self.attacks], "steps": self.steps,
             "eps": self.eps, "norm": self.norm, "n": len(self.data.part.y), "seed": self.seed,
         }  # fmt: skip
@@ -144,16 +144,16 @@ def measure_margins(task: MarginTask) -> Iterator[AttackProgress | AttackResult 
             else:
                 yield record
     answers: dict[str, Values] = {}
-    for answer in margin_values(model, part, paths, task.margins, task.seed, room.slice):
+    for answer in margin_values(model, part, paths, task.margins, task.seed, room.pass_size):
         if isinstance(answer, ProgressUpdate):
             yield answer
         else:
             answers = answer
     for what in task.attacks:
-        yield from run_attack(model, part, ledger, what, task.seed, room, keep=False)
+        yield from run_attack(model, part, ledger, what, task.seed, room, keep_examples=False)
         yield attack_result(ledger, what, task.seed)
     nearest = clean_pass(model, part, room)
-    yield from run_attack(model, part, nearest, task.nearest, task.seed, room, keep=False)
+    yield from run_attack(model, part, nearest, task.nearest, task.seed, room, keep_examples=False)
     yield _summed(task, _Facts.of(ledger, nearest, paths, task), answers, costs, attack_cost)
 
 

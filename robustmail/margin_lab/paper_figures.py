@@ -129,7 +129,7 @@ def compute_figure(
     data = {"data": sitter.data.name, "data_given": sitter.data.given, "fingerprint": data_fingerprint(sitter.part)}
     yield Figure(
         which, " and ".join(subject.name for subject in sitter.subjects), len(sitter.part.y),
-        {**data, "models": [{**subject.described, **subject.weights} for subject in sitter.subjects],
+        {**data, "models": [{**subject.spec, **subject.weights} for subject in sitter.subjects],
          "eps": sitter.eps, "norm": sitter.norm, "seed": sitter.seed},
         drawn.attacks, drawn.values, drawn.said, drawn.drawable,
         {k: v for k, v in provenance(sitter.subjects[0].device).items() if k != "date"},
@@ -192,7 +192,7 @@ def _tried(sitter: FigureInputs, what: Attempted) -> Generator[AttackProgress, N
     model = sitter.subjects[0].model
     room = batch_sizer(model, sitter.batch)
     ledger = clean_pass(model, sitter.part, room)
-    yield from run_attack(model, sitter.part, ledger, what, sitter.seed, room, keep=False)
+    yield from run_attack(model, sitter.part, ledger, what, sitter.seed, room, keep_examples=False)
     return ledger
 
 
