@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from robustmail.data.dataset import ImageData
     from robustmail.data.sources import cifar10, cifar100, digits, image_folder, npz, subset, svhn
     from robustmail.errors import RobustmailError
-    from robustmail.evaluation.evaluator import evaluate
     from robustmail.evaluation.data_loading import load_data
+    from robustmail.evaluation.evaluator import evaluate
     from robustmail.evaluation.model_loading import load_model
     from robustmail.evaluation.verify import verify
     from robustmail.margins import kappa, lps, pm_adv, pm_dif, pm_nat
