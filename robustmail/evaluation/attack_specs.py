@@ -123,9 +123,9 @@ def attack_spec(attack: str | Attack, eps: float, classes: int, norm: Norm = "li
         value: Attack = adopted(attack)
         name = str(getattr(value, "__given__", (plugin_name(value),))[0])  # a library's class by its own name
         if is_built_in(name):
-            raise RecipeError(f"attack {name}", "own attack with the name of a built-in one", "Rename it.")
+            raise RecipeError(f"attack {name}", "named like a built-in attack", "Rename it.")
         if name in RESERVED:
-            raise RecipeError(f"attack {name}", "has the name of a column of the ledger", "Rename it.")
+            raise RecipeError(f"attack {name}", "named like a column of the ledger", "Rename it.")
         return AttackSpec(name, {name: value}, eps, norm)
     if attack == "nat":
         return AttackSpec(attack, {}, eps, norm)

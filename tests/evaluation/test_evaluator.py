@@ -250,7 +250,7 @@ def test_an_attack_of_ones_own_cannot_take_the_name_of_a_column(victim, name):
         return x
 
     idle.__name__ = name
-    with pytest.raises(RecipeError, match=f"attack {name}: has the name of a column of the ledger"):
+    with pytest.raises(RecipeError, match=f"attack {name}: named like a column of the ledger"):
         evaluate(*victim, (idle,))
 
 
