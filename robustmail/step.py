@@ -115,15 +115,15 @@ class DetachedStep(Step):
             return super()._compute(images)
 
 
-def logits_of(said: Any) -> Tensor:
-    """The logits of what a network returned: it itself, or its `logits`, as Hugging Face's networks have it.
+def logits_of(output: Any) -> Tensor:
+    """The logits in what a network returned: the tensor itself, or its `logits` (Hugging Face's networks).
 
-    Raises ModelError for anything else, a tuple for one.
+    Raises ModelError for any other output, such as a tuple.
     """
-    found = said.get("logits") if isinstance(said, Mapping) else getattr(said, "logits", said)
-    if isinstance(found, Tensor):
-        return found
-    wrong = f"returned {type(said).__name__}, expected logits [B, classes], or an output that has .logits"
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+    if isinstance(logits, Tensor):
+        return logits
+    wrong = f"returned {type(output).__name__}, expected logits [B, classes], or an output that has .logits"
     raise ModelError("the model", wrong, "Return the logits alone, or wrap it in a module that does.")
 
 
@@ -189,15 +189,15 @@ class Perturbation(Protocol):
     def __call__(self, model: nn.Module, loss: Callable[[], Tensor], /) -> AbstractContextManager[None]: ...
 
 
-def counted_steps(weight: object) -> int | None:
-    """K of a weight whose margins are numbers of the attack's steps, 0 ... K, as it says by `counted_steps`."""
-    steps = getattr(weight, "counted_steps", None)
+def counted_steps(weighter: object) -> int | None:
+    """K of a weighter whose margins count the attack's steps, 0 ... K: its attribute `counted_steps`, or None."""
+    steps = getattr(weighter, "counted_steps", None)
     return steps if isinstance(steps, int) else None
 
 
-def means_one(weight: object) -> bool:
-    """Has a weight mean one over a batch? All but those that say `mean_one = False`."""
-    return getattr(weight, "mean_one", True) is not False
+def means_one(weighter: object) -> bool:
+    """Whether a weighter's weights have mean one over a batch: true unless its attribute `mean_one` is False."""
+    return getattr(weighter, "mean_one", True) is not False
 
 
 def _softmax(logits: Tensor) -> Tensor:

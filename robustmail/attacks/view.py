@@ -1,4 +1,4 @@
-"""What every attack shares: a protected view of the model, a check of its input, a check of its result."""
+"""What all attacks share: a protected view of the model, and checks of their input and result."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def model_view(model: nn.Module, which: str = "eval") -> Iterator[ModelView]:
 
 
 def eps_of(attack: object) -> float | None:
-    """The ball that an attack says it keeps to: its `eps`, where that is a number."""
+    """The radius of an attack's ball: its attribute `eps`, if that is a number; else None."""
     eps = getattr(attack, "eps", None)
     eps = eps.item() if isinstance(eps, Tensor) and eps.numel() == 1 else eps
     return float(eps) if isinstance(eps, Real) and not isinstance(eps, bool) else None

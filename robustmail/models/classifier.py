@@ -123,7 +123,7 @@ def _network(model: str | Callable[[int, int], nn.Module], classes: int, channel
 
 
 def is_network(name: str) -> bool:
-    """Does timm's registry, ours included, have that name? Others, as `hf-hub:...`, would be downloaded."""
+    """Whether timm's registry, our networks included, has that name; never true for names that are downloaded."""
     import timm
 
     from robustmail.models import resnet, small, wide_resnet  # noqa: F401  registers ours
