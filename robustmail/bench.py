@@ -225,9 +225,9 @@ def _library_apgdt(model: nn.Module, x: Tensor, y: Tensor, knobs: dict[str, Any]
 
 def _art_trainer(name: str, x: Tensor, y: Tensor, steps: int, trades: bool) -> Callable[[], object]:
     """ART's own trainers on one batch: Madry's, and TRADES with the attack ART gives it."""
-    from robustmail.attacks.art import _evasion
+    from robustmail.attacks.art import import_evasion
 
-    evasion, model = _evasion(), _plain(name)
+    evasion, model = import_evasion(), _plain(name)
     from art.defences import trainer
     from art.estimators.classification import PyTorchClassifier
 

@@ -1,4 +1,4 @@
-"""Numbers as a person reads them."""
+"""Numbers and names as text for people."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ __all__ = ["plural", "percent", "duration", "fraction"]
 
 
 def plural(n: int, thing: str) -> str:
-    """A number with its noun: 1 image, 2,000 images."""
+    """Format a number with its noun: 1 image, 2,000 images."""
     return f"{n:,} {thing}{'s' * (n != 1)}"
 
 
 def percent(share: float) -> str:
-    """0.4321 -> 43.2 %"""
+    """Format a share in [0, 1]: 0.4321 -> 43.2 %."""
     return f"{100 * share:.1f} %"
 
 
 def duration(seconds: float) -> str:
-    """4000 -> 1 h 7 min"""
+    """Format seconds: 4000 -> 1 h 7 min."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -24,7 +24,7 @@ def duration(seconds: float) -> str:
 
 
 def fraction(eps: float) -> str:
-    """0.0313725 -> 8/255; 0.031 stays 0.031, which is another budget."""
+    """Format an eps: 0.0313725 -> 8/255, but 0.031 -> 0.031, which is another budget."""
     short = f"{eps:.3g}"
     whole = round(eps * 255)
     return f"{whole}/255" if eps != float(short) and abs(eps * 255 - whole) < 2e-3 else short

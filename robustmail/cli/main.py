@@ -268,7 +268,7 @@ def main() -> None:
         code = command.main(_without(words, "--traceback"), prog_name="robustmail", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except RobustmailError as error:
-        if not error.told:
+        if not error.is_reported_by_peer:
             _complain(str(error), loud)
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):

@@ -73,7 +73,7 @@ def test_fp32_is_the_model_itself_and_bf16_its_twin_or_the_reason_why_not():
     assert type(batch_statistics.attack) is Autocast
     assert "no train mode" in batch_statistics.said
     own = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)))
-    assert "Sequential has no convolutions to fold" in compute_models(own, PrecisionChoice("bf16", ""), "eval", x).said
+    assert "Sequential: no convolutions to fold" in compute_models(own, PrecisionChoice("bf16", ""), "eval", x).said
 
 
 def test_a_precision_that_does_not_exist_is_one_error():
@@ -115,7 +115,10 @@ def test_with_uniform_weights_every_margin_trains_the_bit_identical_model(margin
 def test_a_run_says_its_precision_and_stores_it(tmp_path):
     records = list(run(recipe, tmp_path / "run", "name"))
     (begun,) = [r for r in records if isinstance(r, RunStarted)]
-    assert begun.precision == "bf16 (as asked); attacks see a twin with BatchNorm folded into its convolutions"
+    assert (
+        begun.precision
+        == "bf16 (as asked); attacks see a copy of the model with BatchNorm folded into its convolutions"
+    )
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["precision"] == "'bf16'"
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["provenance"]["precision"] == begun.precision
