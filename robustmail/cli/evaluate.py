@@ -160,7 +160,7 @@ def _attack_and_show(task: EvaluationTask, folder: Path, fresh: bool, plain: boo
     from rich.console import Console
 
     from robustmail.evaluation.runner import run_evaluation
-    from robustmail.report.dashboard import choose_watch
+    from robustmail.report.dashboard import choose_evaluation_view
     from robustmail.runtime import distributed
 
     with closing(run_evaluation(task, folder, fresh)) as records:  # at whatever moment it is stopped, it saves
@@ -170,7 +170,7 @@ def _attack_and_show(task: EvaluationTask, folder: Path, fresh: bool, plain: boo
             return
         for text in task.subject.said:
             print(text)
-        with choose_watch(Console(), plain or bool(os.environ.get("CI"))) as show:
+        with choose_evaluation_view(Console(), plain or bool(os.environ.get("CI"))) as show:
             for record in records:
                 show(record)
                 signals.check()

@@ -97,10 +97,10 @@ def run_(
     name = _run_name(recipe)
     folder = out or Path("runs") / name / str(made.seed)
     path, _ = recipe_path(recipe)
-    from robustmail.report.dashboard import Log, choose
+    from robustmail.report.dashboard import LogFile, choose_run_view
     from robustmail.report.figures import draw_curves
 
-    console, log, signals = Console(), Log(folder / "log.txt"), Signals()
+    console, log, signals = Console(), LogFile(folder / "log.txt"), Signals()
     try:
         with distributed.process_group(made.device), signals.caught():
             records = run(made, folder, name, path, fresh, yes, signals)
@@ -108,7 +108,7 @@ def run_(
                 for _ in records:
                     pass
                 return
-            with choose(console, plain or bool(os.environ.get("CI"))) as show:
+            with choose_run_view(console, plain or bool(os.environ.get("CI"))) as show:
                 for record in records:
                     log(record)
                     show(record)

@@ -65,32 +65,36 @@ def margins(
     from rich.console import Console
 
     from robustmail.margin_lab.measure import (
-        AGAINST,
+        DEFAULT_ATTACKS,
         MarginTask,
-        make_task,
+        check_same_measurement,
+        measure_costs,
         measure_margins,
-        same_measurement,
         save_lab,
     )
     from robustmail.report.margin_figures import PICTURES, draw_lab
     from robustmail.report.margin_tables import lab_table, read_lab
-    from robustmail.report.style import pictures
+    from robustmail.report.style import picture_paths
     from robustmail.runtime.files import folder_lock, make_folder, remove
 
     chosen = _margins(margins)
     subject, images, budget, measure = opened(file, data, n, model, normalize, weights, probe, device, eps, norm)
-    usual = ",".join(AGAINST)
+    usual = ",".join(DEFAULT_ATTACKS)
     names = tuple(attack_of(name) for name in once("--against", usual if against is None else against, usual))
     task = MarginTask(subject, images, chosen, budget, measure, names, steps, seed, positive("--batch", batch))
-    make_task(task)
+    measure_costs(task)
     folder = out or Path("lab") / name_of(subject)
-    results = ["margins.json", "provenance.json", *(path.name for name in PICTURES for path in pictures(folder / name))]
+    results = [
+        "margins.json",
+        "provenance.json",
+        *(path.name for name in PICTURES for path in picture_paths(folder / name)),
+    ]
     make_folder(folder, (*results, "lock"), "lab")
     with folder_lock(folder):
         if fresh:
             remove(folder, results)
         if (folder / "margins.json").exists():
-            same_measurement(task, read_lab(folder), folder)
+            check_same_measurement(task, read_lab(folder), folder)
         print("\n".join([*subject.said, task.forecast]))
         save_lab(
             _stamped(
@@ -125,7 +129,7 @@ def figure(
     from robustmail.margin_lab.paper_figures import FigureInputs, save_figure
     from robustmail.margin_lab.paper_figures import compute_figure as compute
     from robustmail.report.figures import draw_figure
-    from robustmail.report.style import pictures
+    from robustmail.report.style import picture_paths
     from robustmail.runtime.files import folder_lock, make_folder
 
     if which not in WHICH:
@@ -139,7 +143,7 @@ def figure(
         raise DataError("figure 1c", "the models would not be attacked alike", "Pass --data, --eps and --norm.")
     sitter = FigureInputs(subjects, images, budget, measure, seed, positive("--batch", batch))
     folder = out or Path("figures") / name_of(subjects[0])
-    drawings = [path.name for name in WHICH for path in pictures(folder / f"figure-{name}")]
+    drawings = [path.name for name in WHICH for path in picture_paths(folder / f"figure-{name}")]
     numbers = [f"{kind}-{name}.json" for name in WHICH for kind in ("figure", "provenance")]
     make_folder(folder, (*drawings, *numbers, "lock"), "figure")
     with folder_lock(folder):
@@ -177,13 +181,13 @@ def _watched(records: Iterator[Any], plain: bool, folder: Path) -> Any:
     from rich.console import Console
 
     from robustmail.records import AttackProgress, AttackResult, ProgressUpdate
-    from robustmail.report.dashboard import choose_watch
+    from robustmail.report.dashboard import choose_evaluation_view
     from robustmail.runtime.signals import Signals
     from robustmail.train.run import Stopped
 
     last = None
     try:
-        with Signals().caught(), choose_watch(Console(), plain or bool(os.environ.get("CI"))) as show:
+        with Signals().caught(), choose_evaluation_view(Console(), plain or bool(os.environ.get("CI"))) as show:
             for last in records:
                 if isinstance(last, (AttackProgress, AttackResult, ProgressUpdate)):
                     show(last)

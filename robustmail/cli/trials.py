@@ -143,12 +143,12 @@ def elsewhere(job: Job, threads: int) -> Outcome:
 def _perform(job: Job, signals: Signals, show: Callable[[Record], Any]) -> Outcome:
     """Make one run with its log and curves; what goes wrong becomes a line."""
     from robustmail.records import RunStarted
-    from robustmail.report.dashboard import Log
+    from robustmail.report.dashboard import LogFile
     from robustmail.report.figures import draw_curves
     from robustmail.train.run import Stopped
     from robustmail.trials.execute import Outcome, run_job
 
-    log, steps, began = Log(job.folder / "log.txt"), 0, time.perf_counter()
+    log, steps, began = LogFile(job.folder / "log.txt"), 0, time.perf_counter()
     try:
         for record in run_job(job, signals):
             log(record)
@@ -172,13 +172,13 @@ def _carry_out(
 ) -> bool:  # fmt: skip
     """Make the missing runs, showing how far it is; did any fail?"""
     from robustmail.records import CellFinished
-    from robustmail.report.dashboard import Cells
+    from robustmail.report.dashboard import TrialsProgress
     from robustmail.runtime.signals import Signals
     from robustmail.train.run import Stopped
     from robustmail.trials import execute
 
     signals, failed = Signals(), False
-    with Cells(console, plain or bool(os.environ.get("CI"))) as show:
+    with TrialsProgress(console, plain or bool(os.environ.get("CI"))) as show:
         if executor == "here":
             submit = execute.run_here(lambda job: _perform(job, signals, show))
         else:
