@@ -245,11 +245,14 @@ def compare(
     Console().print(comparison_table(rows, str(first), str(second), notes))
 
 
-def merge(folders: Folders, out: Annotated[Path, typer.Option(help="A new folder for the whole evaluation.")]) -> None:
+def merge(
+    shards: Annotated[list[Path], typer.Argument(metavar="DIR...", help="The folders of all shards.")],
+    out: Annotated[Path, typer.Option(help="A new folder for the whole evaluation.")],
+) -> None:
     """Merge the shards of an evaluation, made by eval --shard."""
     from robustmail.evaluation.merge import merge_shards
 
-    merge_shards(folders, out)
+    merge_shards(shards, out)
     _show(out, is_shard=False)
 
 

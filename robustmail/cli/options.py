@@ -80,8 +80,11 @@ Data = Annotated[
     str | None, typer.Option(help="A recipe's data=, an npz file or an image folder.  [default: a run's own]")
 ]
 MaxImages = Annotated[int | None, typer.Option("--n", help="Use only the first N images.  [default: all]")]
-Eps = Annotated[str | None, typer.Option(help="Radius of the ball, for pixels in [0, 1].  [default: 8/255, in l2 0.5]")]
-NormName = Annotated[str | None, typer.Option("--norm", help="linf or l2.  [default: linf]")]
+Eps = Annotated[
+    str | None,
+    typer.Option(help="Radius of the ball, for pixels in [0, 1].  [default: a run's own; else 8/255, in l2 0.5]"),
+]
+NormName = Annotated[str | None, typer.Option("--norm", help="linf or l2.  [default: a run's own; else linf]")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the attacks' random starts.")]
 Batch = Annotated[
     int | None, typer.Option(help="Images attacked at once; does not change results.  [default: adapted]")

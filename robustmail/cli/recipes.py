@@ -72,7 +72,10 @@ def run_(
 
 
 def show(recipe: RecipeName, overrides: Overrides = None) -> None:
-    """Print a recipe with every default, its loss as a formula, and the passes of a step."""
+    """Print a recipe with every default, and its loss as a formula.
+
+    Also the forward and backward passes of a training step, which a dry run counts.
+    """
     from robustmail.fields import flatten
     from robustmail.train.dry_run import dry_run
 
@@ -145,7 +148,10 @@ def _check_plugins(plugins: dict[str, Any]) -> None:
 def list_(
     kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help=f"One of {', '.join(KINDS)}.")] = None,
 ) -> None:
-    """List recipes, plugins and models, those of installed packages included."""
+    """List recipes, plugins and models.
+
+    Those of installed packages are listed, too. A plugin of your own needs no list: write file.py:name.
+    """
     if kind is not None and kind not in KINDS:
         raise RecipeError(f"list {kind}", "no such kind", did_you_mean(kind, KINDS))
     for heading in [kind] if kind else KINDS:

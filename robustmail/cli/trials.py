@@ -102,9 +102,9 @@ def table(
     submitit_parameters: SubmititParameters = None,
     plain: Plain = False,
 ) -> None:
-    """Print a table of the paper beside our numbers; --run makes the runs.
+    """Print a table of the paper beside our numbers.
 
-    Without --run nothing is trained: runs that are missing have a dash.
+    Without --run nothing is trained, and missing runs have a dash.
     """
     from rich.console import Console
 
