@@ -38,6 +38,7 @@ from robustmail.errors import DataError, PluginError, RecipeError, Stopped, did_
 
 if TYPE_CHECKING:
     from robustmail.margin_lab.measure import MarginTask
+    from robustmail.margin_lab.paper_figures import FigureInputs
 
 __all__ = ["add_to"]
 
@@ -159,7 +160,7 @@ def figure(
     _draw(which, figure_inputs, out or Path("figures") / result_name(models[0]), plain)
 
 
-def _draw(which: str, inputs: Any, folder: Path, plain: bool) -> None:
+def _draw(which: str, inputs: FigureInputs, folder: Path, plain: bool) -> None:
     """Compute a figure from `FigureInputs`, write its files and print its caption."""
     from robustmail.margin_lab.paper_figures import compute_figure, save_figure
     from robustmail.report.figures import draw_figure
@@ -182,7 +183,7 @@ def _draw(which: str, inputs: Any, folder: Path, plain: bool) -> None:
         drawn = draw_figure(figure, folder)
     if is_replaced:
         print(f"{folder} held another figure {which}, which is replaced")
-    print(figure.said)
+    print(figure.caption)
     print(", ".join(map(str, drawn)) if drawn else "No image shows what the figure is about; try more images.")
 
 

@@ -40,7 +40,7 @@ STEPS = 10  # of the training attack
 N_SHOWN = 8  # images of Fig. 2
 FIG_1C_ATTACKS = ("pgd100", "cw")
 BATCH = 500
-FORMAT = 1
+FORMAT = 2
 
 Floats = npt.NDArray[np.float32]
 
@@ -160,14 +160,14 @@ def compute_figure(
         spec=spec,
         settings=data.attacks,
         values=data.values,
-        said=data.caption,
+        caption=data.caption,
         drawable=data.drawable,
         provenance={k: v for k, v in provenance(inputs.subjects[0].device).items() if k != "date"},
     )
 
 
 def _pgd_stalls(inputs: FigureInputs) -> FigureProgress:
-    """1a: steps; right, stalls, found, reverse: numbers of images; and of the image shown: index, label, image,
+    """1a: steps; right, stalls, broken_by_lm, reverse: numbers of images; and of the image shown: index, label, image,
     perturbation, and by attack the loss at every iterate, [K + 1], and the first misclassified iterate."""
     pgd, lm_pgd = replace(inputs.pgd, steps=LONG_STEPS), inputs.lm_pgd("1a", LONG_STEPS)
     names = {"pgd": f"PGD-{LONG_STEPS}", "lm": f"LM-PGD-{LONG_STEPS}"}
@@ -183,13 +183,13 @@ def _pgd_stalls(inputs: FigureInputs) -> FigureProgress:
         "steps": LONG_STEPS,
         "right": int(correct.sum()),
         "stalls": int(stalls.sum()),
-        "found": int(broken_by_lm.sum()),
+        "broken_by_lm": int(broken_by_lm.sum()),
         "reverse": int(reverse.sum()),
     }
     caption = (
         f"Of {plural(len(correct), 'image')}, {values['right']:,} are correct without an attack. {names['pgd']} never "
-        f"breaks {values['stalls']:,} of these; {names['lm']} breaks {values['found']:,} of those. The other way "
-        f"round: {values['reverse']:,}."
+        f"breaks {values['stalls']:,} of these; {names['lm']} breaks {values['broken_by_lm']:,} of those. "
+        f"The other way round: {values['reverse']:,}."
     )
     attacks = {names["pgd"]: describe(pgd), names["lm"]: describe(lm_pgd)}
     if not broken_by_lm.any():

@@ -198,7 +198,7 @@ class Figure:
     n: number of images.
     settings: every attack that ran with all its parameters.
     values: what is drawn; each function of `robustmail.margin_lab.paper_figures.FIGURES` documents its keys.
-    said: the caption, in sentences.
+    caption: in sentences.
     drawable: False where no image shows what the figure is about.
     """
 
@@ -208,7 +208,7 @@ class Figure:
     spec: dict[str, Any]
     settings: dict[str, str]
     values: dict[str, Any]
-    said: str
+    caption: str
     drawable: bool
     provenance: dict[str, Any]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from robustmail.errors import RunError, did_you_mean
 from robustmail.evaluation.results import Results, read_results
 from robustmail.records import AttackResult
-from robustmail.report.log_lines import printable
 from robustmail.report.tables import TextTable, as_latex, as_markdown, as_table
+from robustmail.runtime.untrusted import printable
 from robustmail.text import format_eps
 
 __all__ = ["FORMATS", "export"]

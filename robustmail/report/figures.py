@@ -72,7 +72,8 @@ def _pgd_stalls(figure: Figure, values: dict[str, Any], stem: Path, files: list[
         axis.set(xlabel="step of the attack", ylabel="cross-entropy (nats)", xlim=(-0.5, steps + 0.5))
         axis.legend()
         page.suptitle(
-            f"PGD stalls, LM-PGD breaks the image: {values['found']:,} of {plural(figure.n, 'image')}", fontsize=9
+            f"PGD stalls, LM-PGD breaks the image: {values['broken_by_lm']:,} of {plural(figure.n, 'image')}",
+            fontsize=9,
         )
 
 

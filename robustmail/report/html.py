@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from robustmail.report.log_lines import printable
+from robustmail.runtime.untrusted import printable
 
 __all__ = ["Html", "table", "tag"]
 

@@ -16,10 +16,9 @@ from robustmail.records import (
     StepFinished,
     WaitingForFolder,
 )
-from robustmail.runtime.untrusted import printable
 from robustmail.text import duration, percent, plural
 
-__all__ = ["log_line", "printable"]
+__all__ = ["log_line"]
 
 LONG_RUN = 3 * 3600.0  # seconds; a longer run on a CPU gets a warning
 
@@ -94,9 +93,8 @@ def _forecast(record: Forecast) -> str:
         f"forecast: {duration(record.training)} of training left ({record.per_step:.2f} s a step), "
         f"then at most {duration(record.evaluation)} of evaluation (if no image is broken)"
     )
-    if (
-        record.on_cpu and record.training + record.evaluation / 3 > LONG_RUN
-    ):  # usually less than a third of the images stands
+    seconds = record.training + record.evaluation / 3  # usually less than a third of the images stand
+    if record.on_cpu and seconds > LONG_RUN:
         text += (
             "\nthat is long on a CPU. To shorten it: a GPU; a narrow model (model=cifar_resnet18_w16); fewer epochs "
             "(epochs=10); fewer or weaker attacks (evaluate=nat,pgd20 test_size=1000); data='digits()' model=small_cnn"

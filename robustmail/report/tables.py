@@ -16,22 +16,23 @@ from rich.text import Text
 
 from robustmail.evaluation.results import LIGHTS, Light, Results
 from robustmail.records import AttackResult, RunFinished
-from robustmail.report.log_lines import printable
+from robustmail.runtime.untrusted import printable
 from robustmail.text import percent
 
 __all__ = [
+    "BELIEVING",
     "TextTable",
     "as_latex",
     "as_markdown",
     "as_table",
-    "BELIEVING",
-    "COLOURS",
-    "results_table",
-    "evaluation_table",
     "comparison_table",
+    "evaluation_table",
     "light_lines",
+    "results_table",
 ]
 
+BELIEVING = "docs/believing.md"  # explains every check in a section with its name
+COLOURS = {"green": "green", "yellow": "yellow", "red": "red", "grey": "bright_black"}
 NUMBER = re.compile(r"[+−]?[\d,.]+( ±[\d.]+)?( [*=])?|\[[-\d., ]+\]|–|")
 
 
@@ -49,23 +50,23 @@ class TextTable:
         object.__setattr__(self, "notes", list(map(printable, self.notes)))
 
 
-def as_markdown(grid: TextTable) -> str:
+def as_markdown(table: TextTable) -> str:
     """Format as a table of GitHub's Markdown, with the notes as a list."""
-    safe = [[re.sub(r"([\\`*_|<>\[\]~])", r"\\\1", cell) for cell in row] for row in (grid.head, *grid.body)]
-    rule = [":--", *["--:"] * (len(grid.head) - 1)]
+    safe = [[re.sub(r"([\\`*_|<>\[\]~])", r"\\\1", cell) for cell in row] for row in (table.head, *table.body)]
+    rule = [":--", *["--:"] * (len(table.head) - 1)]
     lines = [f"| {' | '.join(row)} |" for row in (safe[0], rule, *safe[1:])]
-    notes = [re.sub(r"([\\`*_<>\[\]~])", r"\\\1", note) for note in grid.notes]
+    notes = [re.sub(r"([\\`*_<>\[\]~])", r"\\\1", note) for note in table.notes]
     return "\n".join(lines) + "\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
 
 
-def as_latex(grid: TextTable) -> str:
+def as_latex(table: TextTable) -> str:
     """Format as a LaTeX table with booktabs; the first note is its caption."""
     names = [
-        f"\\shortstack[r]{{{_tex(name)}}}".replace(" ", r"\\") if " " in name else _tex(name) for name in grid.head
+        f"\\shortstack[r]{{{_tex(name)}}}".replace(" ", r"\\") if " " in name else _tex(name) for name in table.head
     ]
-    cells = [[re.sub(r" \$\\pm\$([\d.]+)", r"$_{\\pm\1}$", _tex(cell)) for cell in row] for row in grid.body]
+    cells = [[re.sub(r" \$\\pm\$([\d.]+)", r"$_{\\pm\1}$", _tex(cell)) for cell in row] for row in table.body]
     rows = [" & ".join(row) + r" \\" for row in (names, *cells)]
-    about, *more = (note.rstrip(".") + "." for note in map(_tex, grid.notes))
+    about, *more = (note.rstrip(".") + "." for note in map(_tex, table.notes))
     return "\n".join(
         [
             r"% needs \usepackage{booktabs}",
@@ -73,7 +74,7 @@ def as_latex(grid: TextTable) -> str:
             r"\centering",
             rf"\caption{{{about}}}",
             r"\footnotesize\setlength{\tabcolsep}{3pt}",
-            rf"\begin{{tabular}}{{@{{}}l{'r' * (len(grid.head) - 1)}@{{}}}}",
+            rf"\begin{{tabular}}{{@{{}}l{'r' * (len(table.head) - 1)}@{{}}}}",
             r"\toprule", rows[0], r"\midrule", *rows[1:], r"\bottomrule",
             r"\end{tabular}",
             rf"\par\smallskip\raggedright\footnotesize {' '.join(more)}",
@@ -95,19 +96,6 @@ def as_table(table: TextTable, width: int | None = None) -> str:
     console.print(rich_table, *map(Text, table.notes), sep="\n")
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
-
-
-def _tex(text: str) -> str:
-    special = {c: f"\\{c}" for c in "&%$#_{}"} | {
-        "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
-        ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$", "–": "--", "−": "$-$", '"': r"\textquotedbl{}",
-    }  # fmt: skip
-    special |= {c: f"{{{c}}}" for c in "[]*"}  # LaTeX would read these as options of the line end before
-    return "".join(special.get(c, c) for c in text)
-
-
-BELIEVING = "docs/believing.md"  # explains every check in a section with its name
-COLOURS = {"green": "green", "yellow": "yellow", "red": "red", "grey": "bright_black"}
 
 
 def results_table(record: RunFinished) -> Table:
@@ -196,3 +184,12 @@ def _cells(row: AttackResult) -> tuple[RenderableType, ...]:
     interval = f"{percent(row.low)} – {percent(row.high)}"
     name = Text(printable(row.name))  # a Text, because brackets in a str would be markup
     return name, percent(row.accuracy), interval, f"{row.correct} / {row.n}", f"{row.seconds:.1f}"
+
+
+def _tex(text: str) -> str:
+    special = {c: f"\\{c}" for c in "&%$#_{}"} | {
+        "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+        ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$", "–": "--", "−": "$-$", '"': r"\textquotedbl{}",
+    }  # fmt: skip
+    special |= {c: f"{{{c}}}" for c in "[]*"}  # LaTeX would read these as options of the line end before
+    return "".join(special.get(c, c) for c in text)
