@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from robustmail.errors import RunError, in_brief
 from robustmail.records import ATTACKED, AttackResult
 from robustmail.runtime.untrusted import check_shape, read_json, read_text
-from robustmail.text import fraction, percent, plural
+from robustmail.text import format_eps, percent, plural
 
 __all__ = [
     "LIGHTS",
@@ -199,7 +199,7 @@ def read_ledger(folder: Path) -> Ledger | None:
 
 def budget(eps: float | None, norm: str) -> str:
     """(0.0313725, linf) -> 8/255 Linf"""
-    return "unknown" if eps is None else f"{fraction(eps)} {norm.capitalize()}".strip()
+    return "unknown" if eps is None else f"{format_eps(eps)} {norm.capitalize()}".strip()
 
 
 def undamaged(path: Path, read: Callable[[], T]) -> T:
