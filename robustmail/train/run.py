@@ -134,11 +134,13 @@ def write_recipe(recipe: Recipe, folder: Path, source: bytes | None) -> None:
 
 def _train(recipe: Recipe, state: State, name: str, signals: Signals) -> Iterator[Record]:
     with signals.deferred():
-        for record in fit(recipe, state, name):
+        records = fit(recipe, state, name)
+        for record in records:
             yield record
-            if (asked := max(all_gather_lists([signals.asked or 0]))) != 0:  # all stop after the same step
+            if (signum := max(all_gather_lists([signals.asked or 0]))) != 0:  # all stop after the same step
+                records.close()
                 state.save()
-                raise Stopped(asked)
+                raise Stopped(signum)
 
 
 def _evaluate(recipe: Recipe, state: State, folder: Path) -> Iterator[Record]:
@@ -179,7 +181,7 @@ def _write_results(
         },
         "attacks": [asdict(row) for row in rows],
         "provenance": {
-            **provenance(state.device), "seed": recipe.seed, "precision": state.forms.said,
+            **provenance(state.device), "seed": recipe.seed, "precision": state.compute_models.said,
             "data": data,
             "recipe": flatten(recipe), "text": describe(recipe),
         },

@@ -205,7 +205,7 @@ def test_an_attack_is_known_by_its_trace_and_by_an_eps_that_is_a_number():
     assert made.norm == "linf"
     with pytest.raises(RecipeError, match="the attack Longer has no eps to evaluate with"):
         _ = made.but(eps=None).budget
-    with pytest.raises(PluginError, match=r"weight Tanh .*counts 9 steps, the attack takes 3"):
+    with pytest.raises(PluginError, match=r"weighter Tanh .*counts 9 steps, the attack takes 3"):
         dry_run(made.but(weighter=Tanh(steps=9)))
     with pytest.raises(RecipeError, match=r"given weighter.steps=9, attack.steps=2"):
         recipe.but(margin=kappa, weighter=Tanh(steps=9))
