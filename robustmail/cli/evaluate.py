@@ -244,9 +244,8 @@ def report(
     from robustmail.runtime.files import atomic_write_text
 
     for folder in folders:  # nothing is shown of an evaluation whose files are missing or do not agree
-        there = (folder / "results.json").exists() and read_results(folder).raw.get("kind") == "evaluation"
-        if there or (folder / "ledger.csv").exists():
-            _sound(folder)
+        read_results(folder)
+        _sound(folder)
     if form == "html":
         if out is not None:
             raise RunError(f"--out {out}", "a page goes into its evaluation's own folder", "Leave --out away.")

@@ -64,13 +64,13 @@ def _weights_of(file: Path) -> Path:
     """The file itself, or the chosen weights of a run's folder."""
     if not file.is_dir():
         return file
-    from robustmail.runtime.untrusted import inside, read_json
+    from robustmail.runtime.untrusted import beside, inside, read_json
 
     try:
         chosen = read_json(file / "results.json")["weights"]["file"]
     except (OSError, ValueError, KeyError, TypeError):
         chosen = "best.safetensors"
-    if (found := inside(file, chosen)) is None:
+    if (found := beside(file, chosen) or inside(file, "best.safetensors")) is None:
         raise RunError(str(file), "is a folder without weights of a run", "Pass a checkpoint file.")
     return found
 

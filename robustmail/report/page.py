@@ -140,7 +140,7 @@ def _curve(r: Results) -> Html | None:
         return None
     points = [svg.Point(*(float(p[key]) for key in ("eps", "accuracy", "low", "high"))) for p in found["points"]]
     quoted = None
-    if r.quoted and r.eps is not None:
+    if r.quoted:
         quoted = svg.Point(r.eps, r.quoted.accuracy, r.quoted.low, r.quoted.high)
     says = f"Line: {found.get('attack', 'an attack')} on {found.get('n', '?')} images, with its 95 % interval."
     far = [p for p in points if r.eps and p.eps > FAR * r.eps]  # would squeeze the rest into a corner
@@ -266,7 +266,7 @@ def _provenance(r: Results, folder: Path) -> Html:
     spelt = tag("details", tag("summary", "The recipe with every default"), _facts(recipe)) if recipe else None
     command = tag("p", tag("code", verify_command(folder, r.raw.get("spec") or {})), class_="command")
     verify = (tag("p", "Judge the stored examples again, without attacking:"), command)
-    return _section("Where it comes from", *(verify if r.kind == "evaluation" else ()), _facts(facts), spelt)
+    return _section("Where it comes from", *verify, _facts(facts), spelt)
 
 
 def _facts(facts: dict[str, Any]) -> Html:

@@ -413,7 +413,7 @@ def nothing(model, loss):
     [
         ({"attack": double, "eps": 0.1}, r"attack double .*returned float64 \[4, .*as it was given, float32"),
         ({"attack": turned, "eps": 0.1}, r"attack turned .*its trace.correct is \[4, 3\], expected \[steps, 4\]"),
-        ({"perturbation": nothing}, r"perturb nothing .*returned NoneType, not a context"),
+        ({"perturbation": nothing}, r"perturbation nothing .*returned NoneType, not a context"),
     ],
 )  # fmt: skip
 def test_a_plugin_that_breaks_its_contract_is_named(changes, said):
