@@ -289,7 +289,5 @@ def _check_evaluations(folders: list[Path]) -> None:
     from robustmail.evaluation.storage import read_evaluation
 
     for folder in folders:
-        has_results = (folder / "results.json").exists()
-        is_evaluation = has_results and read_results(folder).raw.get("kind") == "evaluation"
-        if is_evaluation or (folder / "ledger.csv").exists():
-            read_evaluation(folder, strict=True)
+        read_results(folder)
+        read_evaluation(folder, strict=True)

@@ -167,13 +167,13 @@ def weights_file(file: Path) -> Path:
     """The file itself; of a run's folder, the weights that the run evaluated. Raises RunError: no weights in it."""
     if not file.is_dir():
         return file
-    from robustmail.runtime.untrusted import inside, read_json
+    from robustmail.runtime.untrusted import beside, inside, read_json
 
     try:
         name = read_json(file / "results.json")["weights"]["file"]
     except (OSError, ValueError, KeyError, TypeError):
         name = "best.safetensors"
-    if (path := inside(file, name)) is None:
+    if (path := beside(file, name) or inside(file, "best.safetensors")) is None:
         raise RunError(str(file), "a folder without weights of a run", "Pass a checkpoint file.")
     return path
 

@@ -142,7 +142,7 @@ def _curve(r: Results) -> Html | None:
         return None
     points = [svg.Point(*(float(p[key]) for key in ("eps", "accuracy", "low", "high"))) for p in curve["points"]]
     quoted = None
-    if r.quoted and r.eps is not None:
+    if r.quoted:
         quoted = svg.Point(r.eps, r.quoted.accuracy, r.quoted.low, r.quoted.high)
     caption = f"Line: {curve.get('attack', 'an attack')} on {curve.get('n', '?')} images, with its 95 % interval."
     far = [p for p in points if r.eps and p.eps > MAX_EPS_RATIO * r.eps]  # they would compress the rest
@@ -271,7 +271,7 @@ def _provenance(r: Results, folder: Path) -> Html:
     recipe_details = tag("details", tag("summary", "The recipe with every default"), _facts(recipe)) if recipe else None
     command = tag("p", tag("code", verify_command(folder, r.raw.get("spec") or {})), class_="command")
     verify = (tag("p", "Classify the stored examples again, without attacking:"), command)
-    return _section("Where it comes from", *(verify if r.kind == "evaluation" else ()), _facts(facts), recipe_details)
+    return _section("Where it comes from", *verify, _facts(facts), recipe_details)
 
 
 def _facts(facts: dict[str, Any]) -> Html:

@@ -354,10 +354,13 @@ def test_a_models_own_file_is_part_of_what_is_evaluated_and_may_move(bench, robu
     assert_refused(robustmail(command), "a: holds another evaluation (source: ... there, ... here)")
 
 
-def test_a_training_run_is_not_taken_for_an_evaluation(done, robustmail):  # noqa: F811
+def test_a_training_run_of_an_older_version_is_told_so(done, robustmail):  # noqa: F811
     (done / "run").mkdir()
-    (done / "run" / "results.json").write_text(json.dumps({"complete": True, "attacks": [], "provenance": {}}))
-    assert_refused(robustmail("compare a run"), "run: is a training run, not an evaluation. robustmail eval it first")
+    old = {"complete": True, "attacks": [], "weights": {"file": "best.safetensors", "epoch": 3}}
+    (done / "run" / "results.json").write_text(json.dumps(old))
+    for verb in ("compare a", "report", "verify"):
+        said = "run/results.json: was written by an older version of robustmail, in another format. Delete it; ..."
+        assert_refused(robustmail(f"{verb} run"), said)
 
 
 def test_a_sorted_set_is_told_before_the_attacks(bench, robustmail):  # noqa: F811

@@ -90,14 +90,8 @@ def trained(now, batch, precision):
         model = Classifier(Small())
         made = compute_models(model, PrecisionChoice(precision, ""), "eval", batch[0])
         optimizer = now.optimizer(model.parameters())
-
-        def update(loss):
-            loss.total.backward()
-            optimizer.step()
-
         for i in range(3):
-            optimizer.zero_grad()
-            train_step(now, model, *batch, (0, i), update, made)
+            train_step(now, model, *batch, (0, i), optimizer, made)
     return model.state_dict()
 
 
@@ -136,7 +130,7 @@ def test_what_auto_was_at_the_start_stays_when_a_run_goes_on_elsewhere(tmp_path)
     assert again.precision.name == "fp32"
     again.load()
     assert again.precision == ("bf16", "as this run began")
-    assert type(again.forms.attack) is FoldedModel
+    assert type(again.compute_models.attack) is FoldedModel
 
 
 def test_evaluation_is_exact_whatever_the_precision_of_training(tmp_path):

@@ -161,7 +161,7 @@ def test_a_training_run_has_a_page_with_its_curves_and_its_recipe(run):
     Image.new("RGB", (4, 4)).save(folder / "curves.png")
     seen = page(folder)
     assert seen.headings == ["Attacks", "Training", "Settings", "Where it comes from"]
-    assert "robustmail verify" not in seen.text
+    assert "robustmail verify" in seen.text
     assert "Stairs({0: 0.05, 5: 0.1})" in seen.text
 
 
