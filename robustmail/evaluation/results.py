@@ -21,7 +21,6 @@ __all__ = [
     "Light",
     "Results",
     "Verdict",
-    "budget",
     "read_ledger",
     "read_results",
     "refuse_old_run",
