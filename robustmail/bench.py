@@ -33,7 +33,7 @@ from robustmail.runtime.deferred import DeferredReads, defer_reads
 from robustmail.runtime.devices import pick_device
 from robustmail.runtime.provenance import provenance
 from robustmail.runtime.rng import fork_rng
-from robustmail.train.train_step import make_update, train_step
+from robustmail.train.train_step import train_step
 from robustmail.weighters import Sigmoid
 
 __all__ = ["bench"]
@@ -125,14 +125,13 @@ def _contenders(
 
 def _our_step(recipe: Recipe, x: Tensor, y: Tensor) -> Callable[[], object]:
     model = _network(str(recipe.model)).to(x.device)
-    form = compute_models(model, choose_precision(recipe.precision, model, x), recipe.attack_mode, x)
-    now, optimizer = recipe.at(0), SGD()(model.parameters())
+    compute = compute_models(model, choose_precision(recipe.precision, model, x), recipe.attack_mode, x)
+    recipe, optimizer = recipe.at(0), SGD()(model.parameters())
 
     def turn() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        # As in `fit`: on a GPU nothing is looked at before the step is over.
+        # As in `fit`: on a GPU no value is read before the step is over.
         with fork_rng(), backends(), defer_reads(DeferredReads() if x.is_cuda else None):
-            train_step(now, model, x, y, (0, 0), make_update(now, optimizer), form)
+            train_step(recipe, model, x, y, (0, 0), optimizer, compute)
 
     return turn
 
@@ -225,9 +224,9 @@ def _library_apgdt(model: nn.Module, x: Tensor, y: Tensor, knobs: dict[str, Any]
 
 def _art_trainer(name: str, x: Tensor, y: Tensor, steps: int, trades: bool) -> Callable[[], object]:
     """ART's own trainers on one batch: Madry's, and TRADES with the attack ART gives it."""
-    from robustmail.attacks.art import _evasion
+    from robustmail.attacks.art import import_evasion
 
-    evasion, model = _evasion(), _plain(name)
+    evasion, model = import_evasion(), _plain(name)
     from art.defences import trainer
     from art.estimators.classification import PyTorchClassifier
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from robustmail.errors import RunError
@@ -13,7 +14,7 @@ from robustmail.evaluation.task import _same
 from robustmail.records import AttackResult
 from robustmail.runtime.files import atomic_write_json, atomic_write_text, folder_lock, make_folder
 
-__all__ = ["merge_shards"]
+__all__ = ["merge_into", "merge_shards"]
 
 
 def merge_shards(folders: list[Path], to: Path, again: bool = False) -> None:
@@ -23,6 +24,21 @@ def merge_shards(folders: list[Path], to: Path, again: bool = False) -> None:
 
     Raises RunError for shards of different evaluations, unfinished ones, or too few.
     """
+    write = _joined(folders, to)
+    make_folder(to, FILES, "evaluation")
+    if (to / "results.json").exists() and not again:
+        raise RunError(str(to), "holds results already", "Pass another --out.")
+    with folder_lock(to):
+        write()
+
+
+def merge_into(folders: list[Path], to: Path) -> None:
+    """As `merge_shards`, into a folder that the caller has made and locked."""
+    _joined(folders, to)()
+
+
+def _joined(folders: list[Path], to: Path) -> Callable[[], None]:
+    """What writes the whole of some shards, once they are checked and put together."""
     if not folders:
         raise RunError("merge", "nothing to merge", "Name the shards' folders.")
     held = [read_evaluation(folder, strict=True) for folder in folders]
@@ -44,9 +60,6 @@ def merge_shards(folders: list[Path], to: Path, again: bool = False) -> None:
     ledger = concatenate([other.ledger for other in held])
     place = {int(index): i for i, index in enumerate(ledger.index)}
     rows = sorted((row for other in held for row in other.rows), key=lambda row: int(row["index"]))
-    make_folder(to, FILES, "evaluation")
-    if (to / "results.json").exists() and not again:
-        raise RunError(str(to), "holds results already", "Pass another --out.")
     measured = next((other.results["measured"] for other in held if other.results["measured"]), None)
     attacks = [attack_result(ledger, AttackResult(**row), first["spec"]["seed"]) for row in first["attacks"]]
     seconds = sum(other.results["provenance"]["seconds"] for other in held)
@@ -56,7 +69,10 @@ def merge_shards(folders: list[Path], to: Path, again: bool = False) -> None:
         "provenance": {**first["provenance"], "seconds": seconds, "merged": [str(other.folder) for other in held]},
     }  # fmt: skip
     originals = {place[i]: x for other in held for i, x in _by_index(other).items()}
-    with folder_lock(to):
+
+    def write() -> None:
         write_examples(to, ledger, originals)
         atomic_write_text(to / "ledger.csv", rows_as_text(rows))
         atomic_write_json(to / "results.json", with_seal(results))
+
+    return write

@@ -35,7 +35,7 @@ from robustmail.evaluation.normalization import (
 from robustmail.models.classifier import Classifier, is_network
 from robustmail.runtime.untrusted import data_source, is_code, quoted, read_text
 
-__all__ = ["LoadedModel", "load_data", "open_recorded_data", "load_model", "reload_model"]
+__all__ = ["LoadedModel", "load_data", "open_recorded_data", "load_model", "reload_model", "trained_model"]
 
 
 @dataclass(frozen=True)
@@ -181,6 +181,20 @@ def _choose(networks: dict[str, nn.Module], conventions: dict[str, Normalize | N
     model = Classifier(networks[network], conventions[convention]).eval()
     only = next(score_all([(network, convention)], networks, conventions, part.first(PROBE_IMAGES)), None)
     return _Choice(network, convention, model, only, [], [])
+
+
+def trained_model(model: nn.Module, path: Path, data: TestSet) -> LoadedModel:
+    """A model in memory whose weights a training run has written to `path`, described as `load_model` would do."""
+    checkpoint = open_checkpoint(path)
+    described = {
+        "checkpoint": str(path),
+        "weights": checkpoint.weights,
+        "model": checkpoint.facts["model"],
+        "normalize": format_normalization(checkpoint.normalize),
+        "source": None,
+    }
+    name = _display_name(path, checkpoint)
+    return LoadedModel(name, model, classes_of(model, data.part), described, checkpoint.sha256)
 
 
 def reload_model(

@@ -39,7 +39,7 @@ from robustmail.runtime.files import atomic_write_json, atomic_write_text, folde
 from robustmail.runtime.provenance import provenance
 from robustmail.runtime.untrusted import read_json
 
-__all__ = ["run_evaluation", "open_shard", "open_whole"]
+__all__ = ["continue_evaluation", "open_shard", "open_whole", "run_evaluation"]
 
 SAVE_EVERY = 20.0  # seconds
 
@@ -53,11 +53,18 @@ def run_evaluation(
     """
     make_folder(folder, FILES, "evaluation")
     with folder_lock(folder):
-        held = _open(task, folder, fresh)
-        if held and held.results["complete"]:
-            yield from (AttackResult(**row) for row in held.results["attacks"])
-            return
-        yield from _examine(task, folder, held)
+        if fresh:
+            clear(folder)
+        yield from continue_evaluation(task, folder)
+
+
+def continue_evaluation(task: EvaluationTask, folder: Path) -> Generator[AttackProgress | AttackResult, None, None]:
+    """As `run_evaluation`, in a folder that the caller has made and locked."""
+    held = _open(task, folder, fresh=False)
+    if held and held.results["complete"]:
+        yield from (AttackResult(**row) for row in held.results["attacks"])
+        return
+    yield from _examine(task, folder, held)
 
 
 def open_whole(task: EvaluationTask, folder: Path, fresh: bool = False) -> bool:
@@ -131,7 +138,8 @@ def _examine(
 
 def _measured(task: EvaluationTask, ledger: Ledger, room: BatchSizer) -> Iterator[AttackProgress | dict[str, Any]]:
     """What the first shard examines for all of them."""
-    if task.shard[0] == 1:
+    attacked = any(what.stages for what in task.plans)
+    if task.shard[0] == 1 and (attacked or task.training is None):  # a run may be evaluated on clean images alone
         for found in measure(task.subject.model, task.data.part, ledger, task.eps, task.norm, task.seed, room):
             yield {**found, "doubts": list(task.subject.doubts)} if isinstance(found, dict) else found
 
@@ -194,7 +202,10 @@ def _save(
         "format": FORMAT, "kind": "evaluation", "complete": complete, "name": task.subject.name, "n": len(ledger),
         "shard": _shard(task), "spec": task.spec, "weights": task.subject.weights, "data": task.told,
         **summarize(ledger, rows, task.subject.classes, measured),
-        "provenance": {**provenance(task.subject.device), "seconds": round(seconds, 2), "command": task.command},
+        **({} if task.training is None else {"training": task.training}),
+        "provenance": {
+            **provenance(task.subject.device), **task.provenance, "seconds": round(seconds, 2), "command": task.command,
+        },
     }  # fmt: skip
     path = folder / "results.json"
     if not path.exists():  # else a kill before the last line would leave a ledger of which nothing is known

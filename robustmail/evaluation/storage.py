@@ -18,6 +18,7 @@ from robustmail.errors import RunError, in_brief
 from robustmail.evaluation.evaluator import accuracy_row, as_floats, worst_case
 from robustmail.evaluation.examples import PARTS, WHOLE, load_examples
 from robustmail.evaluation.ledger import BROKE, UNTRIED, Ledger, read_rows, row_seal, rows_as_text
+from robustmail.evaluation.results import refuse_old_run
 from robustmail.evaluation.sanity_checks import curve, judge
 from robustmail.evaluation.task import context_of
 from robustmail.norms import Norm, distances, tolerance
@@ -114,8 +115,7 @@ def read_evaluation(folder: Path, strict: bool = False) -> StoredEvaluation:
     path = folder / "results.json"
     try:
         results = read_json(path)
-        if isinstance(results, dict) and "spec" not in results and results.get("kind", "run") == "run":
-            raise RunError(str(folder), "is a training run, not an evaluation", "robustmail eval it first.")
+        refuse_old_run(results, path)
         if results["format"] != FORMAT:
             age = "an older" if isinstance(results["format"], int) and results["format"] < FORMAT else "another"
             wrong = f"was made by {age} version (format {results['format']}, this one reads {FORMAT})"
@@ -154,11 +154,14 @@ def read_evaluation(folder: Path, strict: bool = False) -> StoredEvaluation:
     return StoredEvaluation(folder, results, ledger, rows, originals, stored)
 
 
-def clear(folder: Path) -> None:
-    """Delete what an evaluation left in its folder, the results first: nothing may stand in them that is gone."""
+def clear(folder: Path, kind: str = "evaluation") -> None:
+    """Delete what an evaluation left in its folder, the results first: nothing may stand in them that is gone.
+
+    kind: of the folder; "run" for that of a training run. Raises RunError for a folder of another kind.
+    """
     if not folder.is_dir():
         return
-    check_folder(folder, FILES, "evaluation")
+    check_folder(folder, FILES, kind)
     remove(folder, ("results.json", "ledger.csv", WHOLE, "report.html"))
     shutil.rmtree(folder / PARTS, ignore_errors=True)  # which follows no link
     clear_pngs(folder)

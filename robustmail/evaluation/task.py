@@ -32,6 +32,8 @@ class EvaluationTask:
     """What to evaluate, on what, and with what: everything that a result depends on.
 
     data: the images, n of them. shard: (k, of), the k-th of so many parts, counted from 1; whole blocks of images.
+    training: of the weights of a training run, which they are: epoch, burn_in, chosen_by. provenance: plain values for
+    the results' provenance beside versions, hardware and time.
     """
 
     subject: LoadedModel
@@ -43,6 +45,8 @@ class EvaluationTask:
     shard: tuple[int, int] = (1, 1)
     batch: int | None = None
     command: str = ""
+    training: dict[str, Any] | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
     plans: list[AttackSpec] = field(init=False)
 
     def __post_init__(self) -> None:

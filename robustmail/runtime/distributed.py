@@ -196,7 +196,7 @@ def _shared(work: Callable[[], Any]) -> list[Any]:
         said = (None, error)
     every = all_gather_lists([said])
     if wrong := next((error for _, error in every if error is not None), None):
-        wrong.told = not is_main_process()
+        wrong.is_reported_by_peer = not is_main_process()
         raise wrong
     return [answer for answer, _ in every]
 

@@ -121,9 +121,11 @@ def check_folder(folder: Path, ours: Iterable[str], kind: str) -> None:
         names = {path.name for path in folder.iterdir()}
     except OSError as error:
         raise RunError(str(folder), f"cannot be read ({error.strerror})", "Pass another --out.") from error
-    if others := [f"{sign}, an {other}'s" if other == "evaluation" else f"{sign}, a {other}'s"
-                  for other, sign in SIGNS.items() if sign in names and other != kind]:  # fmt: skip
-        raise RunError(str(folder), f"is no {kind}'s: it holds {others[0]}", "Pass another --out.")
+    of_a_run = kind == "run" and bool(names & {SIGNS["run"], "recipe.json"})  # which ends in an evaluation
+    for other, sign in SIGNS.items():
+        if sign in names and other != kind and not (of_a_run and other == "evaluation"):
+            article = "an" if other == "evaluation" else "a"
+            raise RunError(str(folder), f"is no {kind}'s: it holds {sign}, {article} {other}'s", "Pass another --out.")
     taken = sorted(names & {*ours} - {"lock"})
     if taken and not _is_lock(folder / "lock") and SIGNS.get(kind) not in names:
         wrong = f"holds {', '.join(taken[:3])}, which would be overwritten, but no {kind}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,70 +28,79 @@ from robustmail.text import plural
 from robustmail.train.dry_run import dry_run_step
 from robustmail.train.optimizer_schedule import apply_schedules, scheduled_fields
 from robustmail.train.state import State
-from robustmail.train.train_step import queue_step, train_step
+from robustmail.train.step_queue import StepQueue
+from robustmail.train.train_step import train_step
 
 __all__ = ["fit", "reproduce", "worse"]
 
 WARM_UP = 5  # steps before a forecast
 
 
-def fit(recipe: Recipe, state: State | None = None, name: str = "recipe") -> Iterator[Record]:
+def fit(recipe: Recipe, state: State | None = None, name: str = "recipe") -> Generator[Record, None, None]:
     """Train, yielding a record after each step and each epoch; the state is saved on the way.
 
-    for record in fit(recipe): print(record)
+        for record in fit(recipe): print(record)
 
-    Raises NonFiniteError at a loss that is not finite; the model is then as it was before that step.
+    recipe: what to train.
+    state: where to start; None: at the beginning, without a folder.
+    name: of the recipe, for the first record.
+
+    Leaving the loop early (break, close()) completes the state, which can then be saved. Raises NonFiniteError at a
+    loss or gradient that is not finite; the model is then as it was before that step.
     """
     state = state or State.fresh(recipe)
     yield _run_started(recipe, state, name)
-    clock, parameters = _Forecaster(recipe, state), state.model.parameters
-    knobs = scheduled_fields(
-        recipe.optimizer, lambda made: call_plugin("optimizer", made, parameters()), recipe.epochs, state.steps
+    queue, forecaster, parameters = StepQueue(state), _Forecaster(recipe, state), state.model.parameters
+    scheduled = scheduled_fields(
+        recipe.optimizer, lambda spec: call_plugin("optimizer", spec, parameters()), recipe.epochs, state.steps
     )
-    while state.epoch < recipe.epochs:
-        now = recipe.at(state.epoch)
-        order = batch_indices(len(state.train.y), recipe.batch, generator(recipe.seed, "order", state.epoch))
-        for indices in order[state.step :]:
-            apply_schedules(knobs, state.optimizer, state.epoch + state.step / state.steps)  # within an epoch, too
-            state.queue.append(queue_step(now, state, indices))
-            last = state.step == len(order)
-            for done in _drain(state, 0 if last else state.ahead):
-                yield done
-                if (forecast := clock.tick(done)) is not None:
-                    yield forecast
-        yield _end_epoch(recipe, now, state)
+    try:
+        while state.epoch < recipe.epochs:
+            current = recipe.at(state.epoch)
+            order = batch_indices(len(state.train.y), recipe.batch, generator(recipe.seed, "order", state.epoch))
+            for indices in order[state.step :]:
+                apply_schedules(scheduled, state.optimizer, state.epoch + state.step / state.steps)  # within an epoch
+                queue.launch(current, indices)
+                for finished in _read_and_save(queue, state, is_last=state.step == len(order)):
+                    yield finished
+                    if (forecast := forecaster.tick(finished)) is not None:
+                        yield forecast
+            yield _end_epoch(recipe, current, state)
+    except GeneratorExit:
+        queue.drain()
+        raise
 
 
 def reproduce(dump: str | Path, recipe: Recipe) -> float:
-    """The loss of the batch in a run's nonfinite.pt, reckoned again with the recipe that it stopped.
+    """The loss of the batch in a run's nonfinite.pt, computed again with the recipe of that run.
 
-    On the recipe's device; bits depend on it, and on a CPU's number of threads. Raises NonFiniteError where it was
-    already the attack that met NaN; a loss that is finite after all had a gradient that was not.
+    On the recipe's device; bits depend on it, and on a CPU's number of threads. Raises NonFiniteError where the attack
+    already met NaN. A finite loss means that its gradient was not finite.
     """
     device = pick_device(recipe.device)
     content = load_saved(Path(dump), device)
     x, y, epoch, step = (content[name] for name in ("x", "y", "epoch", "step"))
     model = build(recipe.model, content["classes"], x.shape[1], recipe.normalize).to(device)
     model.load_state_dict(content["model"])
-    made = compute_models(model, PrecisionChoice(content["precision"], "as it was"), recipe.attack_mode, x)
+    compute = compute_models(model, PrecisionChoice(content["precision"], "as it was"), recipe.attack_mode, x)
     with fork_rng(), backends():
-        _, loss = train_step(recipe.at(epoch), model, x, y, (epoch, step), lambda _: None, made)
+        _, loss = train_step(recipe.at(epoch), model, x, y, (epoch, step), compute=compute)
     return loss.total.item()
 
 
-def _drain(state: State, ahead: int) -> list[StepFinished]:
-    """What is known of the steps, but for the last `ahead`; then save, if it is time to."""
-    due = state.due
-    done = state.settle(0 if due else ahead)
-    if due:
+def _read_and_save(queue: StepQueue, state: State, is_last: bool) -> list[StepFinished]:
+    """Read the steps that may not wait: all of them at the end of an epoch and before a save. Save where it is due."""
+    should_save = state.should_save
+    records = queue.drain(0 if is_last or should_save else queue.max_queued)
+    if should_save:
         state.save()
-    return done
+    return records
 
 
 def _end_epoch(recipe: Recipe, now: Recipe, state: State) -> EpochFinished:
     means = {name: total / count for name, (total, count) in state.sums.items() if count}
     scores = _validate(recipe, state, state.eval_model)
-    live = _validate(recipe, state, state.model) if state.average is not None else {}
+    live = _validate(recipe, state, state.model) if state.ema is not None else {}
     columns = ("loss", "weighted", "plain", "nat", "adv", "ess", "top", "right", "wrong")
     row = {
         "epoch": state.epoch, "lr": now.optimizer.lr, "weights": "on" if now.weighter else "off",
@@ -142,7 +151,7 @@ def _run_started(recipe: Recipe, state: State, name: str) -> RunStarted:
         parameters=sum(p.numel() for p in state.model.parameters()), data=state.images.name, sizes=sizes,
         device=_device_name(state.device), epochs=recipe.epochs, steps=state.steps, burn_in=recipe.burn_in,
         epoch=state.epoch, step=state.step, note=state.note,
-        precision=state.forms.said,
+        precision=state.compute_models.said,
     )  # fmt: skip
 
 
@@ -173,7 +182,7 @@ class _Forecaster:
         forward, backward = dry_run_step(recipe.at(recipe.epochs - 1), state.images.classes, state.images.shape).total
         per_pass = per_step / (forward + 2 * backward) / recipe.batch
         left = (recipe.epochs - state.epoch) * state.steps - state.step
-        models = 1 if state.average is None else 2  # the live weights are validated, too
+        models = 1 if state.ema is None else 2  # the live weights are validated, too
         validation = (
             per_pass
             * passes_per_image(recipe.validate)

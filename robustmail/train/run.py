@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from robustmail.data.dataset import data_fingerprint
+from robustmail.data.testsets import from_image_data
 from robustmail.errors import RunError, Stopped
 from robustmail.evaluation.attack_specs import attack_spec
-from robustmail.evaluation.evaluator import evaluate_attack
+from robustmail.evaluation.evaluator import BLOCK
+from robustmail.evaluation.merge import merge_into
+from robustmail.evaluation.model_loading import trained_model
+from robustmail.evaluation.results import refuse_old_run
+from robustmail.evaluation.runner import continue_evaluation, open_shard, run_evaluation
+from robustmail.evaluation.storage import FILES as EVALUATION_FILES
+from robustmail.evaluation.storage import clear
+from robustmail.evaluation.task import EvaluationTask
 from robustmail.fields import describe, flatten
 from robustmail.models.classifier import check_name
 from robustmail.recipe import Recipe
-from robustmail.records import ATTACKED, AttackResult, Record, RunFinished
+from robustmail.records import ATTACKED, AttackProgress, AttackResult, Record, RunFinished
 from robustmail.runtime.devices import pick_device
-from robustmail.runtime.distributed import all_gather_lists, from_main_process, is_main_process
+from robustmail.runtime.distributed import (
+    alike,
+    all_gather_lists,
+    from_main_process,
+    is_main_process,
+    rank,
+    world_size,
+)
 from robustmail.runtime.files import atomic_write, atomic_write_json, check_folder, folder_lock, make_folder, remove
-from robustmail.runtime.provenance import provenance
 from robustmail.runtime.signals import Signals
 from robustmail.runtime.untrusted import check_shape, read_json
 from robustmail.train.dry_run import dry_run
@@ -27,13 +42,15 @@ from robustmail.train.state import State
 
 __all__ = ["Stopped", "preflight", "run", "status", "write_recipe"]
 
-OURS = (  # the state first: what begins anew takes that away before anything else
+OURS = (
     "state.pt", "recipe.py", "recipe.json", "metrics.csv", "log.txt", "best.safetensors", "last.safetensors",
-    "results.json", "curves.png", "nonfinite.pt", "forked.json", "report.html", "lock",
+    "curves.png", "nonfinite.pt", "forked.json", *EVALUATION_FILES,
 )  # fmt: skip
 RESULTS = {
-    "complete": bool, "attacks": [ATTACKED], "weights": {"file": str, "epoch": int, "burn_in?": int},
+    "complete": bool, "attacks": [ATTACKED], "weights": {"file": str},
+    "training": {"epoch": int, "burn_in": int, "note": str},
 }  # fmt: skip
+SHARDS = "shards"  # folder of what several processes evaluate, until it is joined
 NOT_THE_METHOD = {"device"}  # a run may go on elsewhere
 
 
@@ -120,7 +137,10 @@ def _enter(recipe: Recipe, state: State, folder: Path, what: str, source: bytes 
     if what == "continue":
         state.load()
         return
-    remove(folder, [name for name in OURS if name != "lock"])
+    (folder / "state.pt").unlink(missing_ok=True)  # first: a kill from here on leaves a run that begins anew
+    clear(folder, "run")
+    shutil.rmtree(folder / SHARDS, ignore_errors=True)
+    remove(folder, [name for name in OURS if name not in EVALUATION_FILES])
     write_recipe(recipe, folder, source)
     state.save()
 
@@ -134,66 +154,80 @@ def write_recipe(recipe: Recipe, folder: Path, source: bytes | None) -> None:
 
 def _train(recipe: Recipe, state: State, name: str, signals: Signals) -> Iterator[Record]:
     with signals.deferred():
-        for record in fit(recipe, state, name):
+        records = fit(recipe, state, name)
+        for record in records:
             yield record
-            if (asked := max(all_gather_lists([signals.asked or 0]))) != 0:  # all stop after the same step
+            if (signum := max(all_gather_lists([signals.asked or 0]))) != 0:  # all stop after the same step
+                records.close()
                 state.save()
-                raise Stopped(asked)
+                raise Stopped(signum)
 
 
 def _evaluate(recipe: Recipe, state: State, folder: Path) -> Iterator[Record]:
-    """Attack the test set, once; a verdict that is in results.json already is not computed again."""
-    chosen = state.best_epoch if recipe.select == "best" else recipe.epochs - 1
-    rows = from_main_process(lambda: [AttackResult(**row) for row in _read_results(folder).get("attacks", [])])
+    """Evaluate the chosen weights on the test set, into the run's folder; goes on within an attack."""
     state.read_weights(recipe.select)
-    test = state.images.test.first(recipe.test_size)
-    data = {"name": state.images.name, "fingerprint": data_fingerprint(test)}
-    test = test.to(state.device)
-    done = {row.name for row in rows}
-    yield from rows
-    for name in recipe.evaluate:
-        if name in done:
-            continue
-        for record in evaluate_attack(
-            state.eval_model, test, attack_spec(name, recipe.budget, state.images.classes, recipe.norm), recipe.seed
-        ):
-            yield record
-            if isinstance(record, AttackResult):
-                rows.append(record)
-                _write_results(recipe, state, folder, rows, chosen, data)
-    _write_results(recipe, state, folder, rows, chosen, data, complete=True)
-
-
-def _write_results(
-    recipe: Recipe, state: State, folder: Path, rows: list[AttackResult], chosen: int, data: dict[str, str],
-    complete: bool = False,
-) -> None:  # fmt: skip
-    content = {
-        "complete": complete,
-        "weights": {
-            "file": f"{recipe.select}.safetensors", "epoch": chosen,
-            "burn_in": recipe.burn_in if recipe.weighter else 0,
-            "chosen_by": f"{recipe.validate} on {len(state.validation.y)} images held out of train"
-            if recipe.select == "best" else "last epoch",
-            **({"note": note} if (note := worse(state.history[chosen], len(state.validation.y))) else {}),
-        },
-        "attacks": [asdict(row) for row in rows],
-        "provenance": {
-            **provenance(state.device), "seed": recipe.seed, "precision": state.forms.said,
-            "data": data,
-            "recipe": flatten(recipe), "text": describe(recipe),
-        },
-    }  # fmt: skip
+    if is_main_process() and not (folder / "results.json").exists():
+        clear(folder, "run")  # a ledger of which nothing is known
+    task = _evaluation_task(recipe, state, folder)
+    n_shards = min(world_size(), -(-len(task.data.part.y) // BLOCK))
+    if n_shards > 1:
+        yield from _evaluate_shards(task, folder, n_shards)
+        return
     if is_main_process():
-        atomic_write_json(folder / "results.json", content)
+        yield from continue_evaluation(task, folder)
+    from_main_process(lambda: None)  # the other processes wait
+
+
+def _evaluate_shards(task: EvaluationTask, folder: Path, n_shards: int) -> Iterator[Record]:
+    """Evaluate one shard of the test set in each process, in a folder of its own; the first process joins them."""
+    shards = [folder / SHARDS / f"{k + 1}-of-{n_shards}" for k in range(n_shards)]
+    if rank() < n_shards:
+        shard, own = replace(task, shard=(rank() + 1, n_shards)), shards[rank()]
+        alike(lambda: open_shard(shard, own, folder))
+        yield from (record for record in run_evaluation(shard, own) if isinstance(record, AttackProgress))
+    else:
+        alike(lambda: None)
+    all_gather_lists([0])  # until all are done
+
+    def join() -> list[AttackResult]:
+        merge_into(shards, folder)
+        shutil.rmtree(folder / SHARDS)
+        return list(_finished(folder).rows)
+
+    yield from from_main_process(join)
+
+
+def _evaluation_task(recipe: Recipe, state: State, folder: Path) -> EvaluationTask:
+    test = replace(from_image_data(state.images), given=describe(recipe.data))
+    test = replace(test, part=test.part.first(recipe.test_size))
+    model = trained_model(state.eval_model, folder / f"{recipe.select}.safetensors", test)
+    epoch = state.best_epoch if recipe.select == "best" else recipe.epochs - 1
+    n_validation = len(state.validation.y)
+    training = {
+        "epoch": epoch,
+        "burn_in": recipe.burn_in if recipe.weighter else 0,
+        "chosen_by": f"{recipe.validate} on {n_validation} images held out of train"
+        if recipe.select == "best"
+        else "last epoch",
+        "note": worse(state.history[epoch], n_validation),
+    }
+    about = {
+        "seed": recipe.seed,
+        "precision": state.compute_models.said,
+        "data": {"name": state.images.name, "fingerprint": data_fingerprint(test.part)},
+        "recipe": flatten(recipe),
+        "text": describe(recipe),
+    }
+    return EvaluationTask(
+        model, test, recipe.evaluate, recipe.budget, recipe.norm, recipe.seed, training=training, provenance=about
+    )
 
 
 def _finished(folder: Path, before: bool = False) -> RunFinished:
     results = _read_results(folder)
     rows = tuple(AttackResult(**row) for row in results["attacks"])
-    weights = results["weights"]
-    burn_in, note = weights.get("burn_in", 0), weights.get("note", "")
-    return RunFinished(str(folder), rows, weights["file"], weights["epoch"], before, burn_in, note)
+    training, file = results["training"], Path(results["weights"]["file"]).name
+    return RunFinished(str(folder), rows, file, training["epoch"], before, training["burn_in"], training["note"])
 
 
 def _refuse_another(recipe: Recipe, there: dict[str, Any], folder: Path) -> None:
@@ -209,16 +243,32 @@ def _refuse_another(recipe: Recipe, there: dict[str, Any], folder: Path) -> None
 
 
 def _read_results(folder: Path) -> dict[str, Any]:
-    """The results of a run, or nothing; raises RunError for what no run writes."""
-    return _read_json(folder / "results.json", RESULTS)
+    """The results of a run, or nothing. Raises RunError: written by an older version, or by no run."""
+    path = folder / "results.json"
+    content = _read_json(path)
+    refuse_old_run(content, path)
+    if content:
+        _check(path, content, RESULTS)
+    return content
 
 
-def _read_json(path: Path, shape: Any = dict) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = read_json(path)
-        check_shape(content, shape)
-        return content
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise RunError(str(path), f"damaged ({error})", "Begin anew with --fresh --yes.") from error
+        raise _damaged(path, error) from error
+    _check(path, content, dict)
+    return content
+
+
+def _check(path: Path, content: Any, shape: Any) -> None:
+    try:
+        check_shape(content, shape)
+    except ValueError as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> RunError:
+    return RunError(str(path), f"damaged ({error})", "Begin anew with --fresh --yes.")

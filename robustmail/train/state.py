@@ -9,7 +9,7 @@ import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,21 +18,20 @@ from torch import nn
 
 from robustmail.checkpoints import load_saved
 from robustmail.data.dataset import ImageData, Split, batch_indices, hold_out, to_float
-from robustmail.errors import NonFiniteError, RecipeError, RunError, in_brief
+from robustmail.errors import RecipeError, RunError, in_brief
 from robustmail.fields import describe
 from robustmail.models.classifier import Classifier, build, check_forward
 from robustmail.models.precision import ComputeModels, PrecisionChoice, choose_precision, compute_models
 from robustmail.plugin_calls import call_plugin
 from robustmail.recipe import Recipe
 from robustmail.records import StepFinished
-from robustmail.runtime.deferred import DeferredReads
 from robustmail.runtime.devices import pick_device
 from robustmail.runtime.distributed import is_main_process, main_process_first, shard_batch, world_size
 from robustmail.runtime.files import atomic_write, atomic_write_text, make_folder
 from robustmail.runtime.rng import fork_rng, generator, seed_all
 from robustmail.runtime.untrusted import check_shape, check_tensors
 
-__all__ = ["Launched", "State"]
+__all__ = ["State"]
 
 FORMAT = 1
 SHAPE = {
@@ -41,17 +40,6 @@ SHAPE = {
     "average": dict,
 }  # fmt: skip
 """What is read of state.pt, which anybody may have written"""
-
-
-class Launched(Protocol):
-    """A step that was queued on the device."""
-
-    @property
-    def later(self) -> DeferredReads | None: ...
-
-    def read(self) -> StepFinished:
-        """What it looked like; waits until it is done."""
-        ...
 
 
 @dataclass
@@ -70,7 +58,7 @@ class State:
     validation: Split
     device: torch.device
     precision: PrecisionChoice
-    average: ModelEmaV3 | None = None
+    ema: ModelEmaV3 | None = None
     folder: Path | None = None
     epoch: int = 0
     step: int = 0
@@ -82,10 +70,6 @@ class State:
     save_every: float = 30.0
     """seconds between two saves within an epoch; it changes no result"""
     saved_at: float = field(default_factory=time.monotonic)
-    ahead: int = 0
-    """how many steps the host may queue before it reads what the last one looked like"""
-    queue: list[Launched] = field(default_factory=list)
-    read_at: float = 0.0
 
     @classmethod
     def fresh(cls, recipe: Recipe, folder: str | Path | None = None) -> State:
@@ -109,16 +93,14 @@ class State:
         optimizer = call_plugin("optimizer", recipe.at(0).optimizer, model.parameters())
         parts = train.to(device), validation.to(device)
         precision = choose_precision(recipe.precision, model, sample)
-        # Only such an optimiser can be told on the device to leave the weights alone.
-        ahead = device.type == "cuda" and getattr(optimizer, "_step_supports_amp_scaling", False)
         average = _average(model, recipe.ema)
         where = Path(folder) if folder is not None else None
         if where is not None:
             make_folder(where)
-        return cls(recipe, model, optimizer, images, *parts, device, precision, average, where, ahead=int(ahead))
+        return cls(recipe, model, optimizer, images, *parts, device, precision, average, where)
 
     @functools.cached_property
-    def forms(self) -> ComputeModels:
+    def compute_models(self) -> ComputeModels:
         """The model as attacks and the loss call it."""
         n = min(self.recipe.batch, len(self.train.y))
         with shard_batch(n) as rows:
@@ -128,7 +110,7 @@ class State:
     @property
     def eval_model(self) -> nn.Module:
         """The model that is validated, written and evaluated: the average of the weights where there is one."""
-        return self.model if self.average is None else self.average.module
+        return self.model if self.ema is None else self.ema.module
 
     @functools.cached_property
     def steps(self) -> int:
@@ -138,30 +120,18 @@ class State:
     def advance(self) -> None:
         """One step is done."""
         self.step += 1
-        if self.average is not None:
-            self.average.update(self.model, self.epoch * self.steps + self.step)
+        if self.ema is not None:
+            self.ema.update(self.model, self.epoch * self.steps + self.step)
 
-    def settle(self, ahead: int = 0) -> list[StepFinished]:
-        """Read the steps that were launched, all but the last `ahead`, and take them into the epoch's sums.
-
-        Raises NonFiniteError; what was launched after that step is forgotten.
-        """
-        done = []
-        while len(self.queue) > ahead:
-            try:
-                done.append(self.queue.pop(0).read())
-            except NonFiniteError:
-                self.queue.clear()
-                raise
-            for metric, value in _metrics(done[-1]).items():
-                total = self.sums.setdefault(metric, [0.0, 0.0])
-                total[0] += value * done[-1].images
-                total[1] += done[-1].images
-        return done
+    def add_metrics(self, finished: StepFinished) -> None:
+        """Add what one step measured to the epoch's sums, weighted by its images."""
+        for name, value in _metrics(finished).items():
+            total = self.sums.setdefault(name, [0.0, 0.0])
+            total[0] += value * finished.images
+            total[1] += finished.images
 
     def save(self) -> None:
         """Write state.pt and metrics.csv, each at once; without a folder, nothing."""
-        self.settle()
         self.saved_at = time.monotonic()
         if self.folder is None or not is_main_process():
             return
@@ -171,7 +141,7 @@ class State:
             "best": self.best, "best_epoch": self.best_epoch, "threads": torch.get_num_threads(),
             "precision": self.precision.name, "processes": world_size(),
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "average": self.average.module.state_dict() if self.average else {},
+            "average": self.ema.module.state_dict() if self.ema else {},
         }  # fmt: skip
         atomic_write(self.folder / "state.pt", lambda path: torch.save(content, path))
         self._write_metrics()
@@ -181,7 +151,7 @@ class State:
             atomic_write_text(_folder(self) / "metrics.csv", _csv(self.history))
 
     @property
-    def due(self) -> bool:
+    def should_save(self) -> bool:
         """Was the last time saved long ago?"""
         return time.monotonic() - self.saved_at >= self.save_every
 
@@ -202,8 +172,8 @@ class State:
                 )
             self.model.load_state_dict(content["model"])
             self.optimizer.load_state_dict(content["optimizer"])
-            if self.average is not None:
-                self.average.module.load_state_dict(content["average"])
+            if self.ema is not None:
+                self.ema.module.load_state_dict(content["average"])
         except RunError:
             raise
         except Exception as error:  # a damaged file fails in a dozen ways

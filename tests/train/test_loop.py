@@ -339,7 +339,7 @@ def test_attack_and_update_draw_from_generators_of_their_own(small, batch):
         drawn.append(torch.rand(3))
         return AT()(step)
 
-    train_step(recipe.but(attack=noisy, objective=objective, eps=0.1).at(0), small, *batch, (0, 0), lambda _: None)
+    train_step(recipe.but(attack=noisy, objective=objective, eps=0.1).at(0), small, *batch, (0, 0))
     assert not torch.equal(*drawn)
 
 
