@@ -12,6 +12,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"(?<!`)`([^`]+)`(?!`)")
+SHELL = ("sh", "bash", "console", "shell")
 SEPARATORS = ("&&", "||", ";", "|")
 
 
@@ -48,13 +49,23 @@ def blocks(language: str | None = None) -> list[Block]:
 
 
 def commands() -> list[Command]:
-    """Every command in a block of shell, one for each part of `a && b`, without prompts and comments."""
-    return [
+    """Every command in a block of shell, one for each part of `a && b`, without prompts and comments; and of recipes."""
+    return _of_recipes() + [
         Command(block.page, block.line + number, words)
         for block in blocks()
-        if block.language in ("sh", "bash", "console", "shell")
+        if block.language in SHELL
         for number, line in _lines(block.text)
         for words in _split(line)
+    ]
+
+
+def _of_recipes() -> list[Command]:
+    """The commands in the docstrings of recipes, in which two spaces begin the comment."""
+    return [
+        Command(path, number, tuple(shlex.split(re.split(r"  +", line.strip())[0])))
+        for path in sorted((ROOT / "recipes").glob("*.py"))
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if re.match(r" *robustmail [a-z]+ ", line)
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import re
 import tomllib
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +20,7 @@ from robustmail.evaluation.evaluator import parse_attacks
 from robustmail.evaluation.normalization import parse_normalization
 from robustmail.trials import grid, paper
 from tests.docs.conftest import SMALL, plugins_of, say
-from tests.docs.pages import INLINE, PAGES, ROOT, Command, commands, inline, prose
+from tests.docs.pages import INLINE, PAGES, ROOT, SHELL, Command, blocks, commands, inline, prose
 
 VERBS = typer.main.get_command(app)
 COMMANDS = commands()
@@ -111,7 +112,7 @@ def test_a_command_on_the_quickstart_runs_with_small_settings(command: Command, 
     evaluations = [path.relative_to(finished).as_posix() for path in (finished / "evals").iterdir()]
     words = [name for word in words for name in (evaluations if word == "evals/*" else [word])]
     out = ["--out", f"{verb}-{command.line}"] if verb != "report" else []
-    assert say(finished, verb, *words, *SMALL.get(verb, []), *out) or verb == "figure"
+    assert say(finished, verb, *words, *SMALL.get(verb, []), *out)
 
 
 SENTENCES = [command for command in inline() if command.page.name != "CHANGELOG.md"]
@@ -127,6 +128,11 @@ def test_a_command_in_a_sentence_has_a_verb_and_options_that_exist(command: Comm
 
 def options_of(verb) -> set[str]:
     return {"--help", "--traceback"} | {option for parameter in verb.params for option in parameter.opts}
+
+
+def test_no_command_hides_in_another_block():
+    text = "".join(block.text for block in blocks() if block.language not in SHELL) + "".join(map(prose, PAGES))
+    assert re.findall(r"^ *(?:\$ *)?(?:robustmail|torchrun) [a-z-]+ .*$", text, re.MULTILINE) == []
 
 
 def test_an_option_in_a_sentence_exists():

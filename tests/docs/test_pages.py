@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from robustmail import PGD, Recipe
+from robustmail import PGD, Recipe, State
 from robustmail.catalog import KINDS, catalog_entries
 from robustmail.config.loader import find_plugin
 from tests.docs.pages import INLINE, PAGES, ROOT, blocks, prose
@@ -62,6 +62,14 @@ def test_fields_of_a_recipe_that_a_page_names_exist(page: Path):
         for kind, field in FIELD.findall(text) if re.match(r"[\w.]+(=|$| x| ×)", text) else []:
             assert kind in Recipe.__dataclass_fields__
             assert field in fields(kind) | of_the_page, text
+
+
+@each_page
+def test_attributes_of_a_state_or_a_recipe_that_a_page_names_exist(page: Path):
+    for owner, name in re.findall(r"`(state|recipe)\.(\w+)", prose(page)) if page.name != "CHANGELOG.md" else []:
+        is_file = name in ("py", "json", "pt")
+        value = {"state": State, "recipe": Recipe}[owner]
+        assert is_file or hasattr(value, name) or name in value.__dataclass_fields__, f"{owner}.{name}"
 
 
 def test_the_index_lists_every_page():
