@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from robustmail.data.dataset import ImageData
     from robustmail.data.sources import cifar10, cifar100, digits, image_folder, npz, subset, svhn
     from robustmail.errors import RobustmailError
+    from robustmail.evaluation.data_loading import load_data
     from robustmail.evaluation.evaluator import evaluate
-    from robustmail.evaluation.model_loading import load_data, load_model
+    from robustmail.evaluation.model_loading import load_model
     from robustmail.evaluation.verify import verify
     from robustmail.margins import kappa, lps, pm_adv, pm_dif, pm_nat
     from robustmail.models.classifier import Classifier, build
@@ -47,7 +48,8 @@ _NAMES = {  # by module; type checkers read the imports above instead
     "data.dataset": ["ImageData"],
     "data.sources": ["cifar10", "cifar100", "digits", "image_folder", "npz", "subset", "svhn"],
     "errors": ["RobustmailError"],
-    "evaluation.model_loading": ["load_data", "load_model"],
+    "evaluation.data_loading": ["load_data"],
+    "evaluation.model_loading": ["load_model"],
     "evaluation.evaluator": ["evaluate"],
     "evaluation.verify": ["verify"],
     "margins": ["kappa", "lps", "pm_adv", "pm_dif", "pm_nat"],

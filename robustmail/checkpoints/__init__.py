@@ -2,7 +2,7 @@
 
 from robustmail.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from robustmail.checkpoints.file_formats import check_exists, load_saved
-from robustmail.checkpoints.infer.candidates import Candidate, candidates
+from robustmail.checkpoints.infer import Candidate, candidates
 from robustmail.checkpoints.inspection import Inspection, inspect_checkpoint
 from robustmail.checkpoints.load import build_network, load_strict, normalisation_in
 

@@ -1,4 +1,4 @@
-"""One file of weights, read and cleaned: what the evaluation and the doctor start from."""
+"""One checkpoint, read and cleaned: what evaluation and `robustmail inspect` start from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from robustmail.checkpoints.accuracies import stored_accuracies
 from robustmail.checkpoints.file_formats import read_file
-from robustmail.checkpoints.infer.candidates import Candidate, candidates
+from robustmail.checkpoints.infer import Candidate, candidates
 from robustmail.checkpoints.state_dicts import (
     CleanStateDict,
     Normalisation,
@@ -29,10 +29,21 @@ __all__ = ["Checkpoint", "inspect_content", "open_checkpoint"]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The weights of a file, as a bare network would have them, and what else the file says.
+    """A file of weights: one state dict of it, cleaned, and what else the file says.
 
-    tensors: float32, without wrappers' prefixes and normalisation; raw_tensors: as they are in the file.
-    normalize: (mean, std) found in the file. facts: what robustmail itself wrote there, or {}.
+    path: of the file.
+    container: its format, in words: "torch file (zip)".
+    size: in bytes.
+    sha256: of the file.
+    weights: path of the state dict within the file, "state_dict" or "model.ema"; "" if the file is one.
+    reason: why this state dict and not another one.
+    tensor_counts: number of tensors of each state dict in the file, by path.
+    plain_values: what is beside the state dicts, such as epoch and accuracy, as text.
+    raw_tensors: the state dict as it is in the file.
+    cleaned: the state dict as a bare network would have it.
+    facts: what robustmail wrote into its own files: model, data, normalize, eps, ...; {} for files of others.
+    image_size: side of the images in pixels, if it is known.
+    accuracies: that the file says its network has on clean test images, in [0, 1], by name.
     """
 
     path: Path
@@ -40,78 +51,85 @@ class Checkpoint:
     size: int
     sha256: str
     weights: str
-    """where in the file: "state_dict", or "" for the file itself"""
-    why: str
-    """why these and not others"""
-    candidates: dict[str, int]
-    """tensors of each set of weights in the file"""
-    others: dict[str, str]
-    """the values beside them"""
+    reason: str
+    tensor_counts: dict[str, int]
+    plain_values: dict[str, str]
     raw_tensors: dict[str, Tensor] = field(repr=False)
     cleaned: CleanStateDict = field(repr=False)
     facts: dict[str, Any] = field(default_factory=dict)
     image_size: int | None = None
     accuracies: dict[str, float] = field(default_factory=dict)
-    """that the file says its network has on clean test images, in [0, 1]"""
 
     @property
     def tensors(self) -> dict[str, Tensor]:
+        """The cleaned state dict: float32, without prefixes of wrappers and without normalisation."""
         return self.cleaned.tensors
 
     @property
     def notes(self) -> tuple[str, ...]:
+        """What was changed in cleaning, in sentences."""
         return self.cleaned.notes
 
     @property
-    def ailments(self) -> tuple[str, ...]:
-        """Why the weights cannot be used; empty for a healthy file."""
-        return self.cleaned.ailments
+    def problems(self) -> tuple[str, ...]:
+        """Why the weights cannot be used, a sentence for each tensor; empty if they can."""
+        return self.cleaned.problems
 
     @property
     def normalize(self) -> Normalisation | None:
-        written: Normalisation | None = self.facts.get("normalize")
-        return written or self.cleaned.normalize
+        """(mean, std) that the file has for its images, if any."""
+        recorded: Normalisation | None = self.facts.get("normalize")
+        return recorded or self.cleaned.normalize
 
     @cached_property
-    def _readings(self) -> list[Candidate]:
-        return [] if self.ailments else candidates(self.tensors, self.image_size)
-
-    def readings(self) -> list[Candidate]:
-        """The networks that fit, likeliest first; worked out when first asked for."""
-        return self._readings
+    def candidates(self) -> list[Candidate]:
+        """The networks that fit the tensors, likeliest first; computed at the first access, which may take seconds."""
+        return [] if self.problems else candidates(self.tensors, self.image_size)
 
 
 def open_checkpoint(path: str | Path, weights: str | None = None, size: int | None = None) -> Checkpoint:
-    """Read a file of weights without running code in it; `weights` names the set to take where there are several.
+    """Read a checkpoint without running code that is in it.
 
-    size: the side of the images, where it is known. Raises ModelError, also for weights that are NaN or quantised.
+    path: of the file. weights: which of several state dicts, by its path in the file or a part of it. size: side of the
+    images in pixels, if known.
+    Raises ModelError: the file cannot be read, holds no weights, or weights that are NaN, infinite or quantised.
     """
     checkpoint = inspect_content(path, weights, size)
-    if checkpoint.ailments:
-        more = len(checkpoint.ailments) - 1
-        wrong = checkpoint.ailments[0] + (f", and {more} more tensors are unusable" if more else "")
+    if checkpoint.problems:
+        more = len(checkpoint.problems) - 1
+        wrong = checkpoint.problems[0] + (f", and {more} more tensors are unusable" if more else "")
         raise ModelError(str(path), wrong, "Evaluate a checkpoint from before that.")
     return checkpoint
 
 
 def inspect_content(path: str | Path, weights: str | None = None, size: int | None = None) -> Checkpoint:
-    """As open_checkpoint, but weights that cannot be used are returned, with their `ailments`."""
-    opened = read_file(path)
-    found = find_state_dicts(opened.content)
-    chosen, why = choose_state_dict(found.weights, weights, str(path))
-    raw = found.weights[chosen]
-    facts = _facts(opened.metadata.get("robustmail", ""))
+    """Read a checkpoint as `open_checkpoint` does, but return it also if its weights cannot be used: see `problems`."""
+    file = read_file(path)
+    state_dicts = find_state_dicts(file.content)
+    name, reason = choose_state_dict(state_dicts.tensors, weights, str(path))
+    raw = state_dicts.tensors[name]
+    facts = _facts(file.metadata.get("robustmail", ""))
     shape = facts.get("shape")
     return Checkpoint(
-        opened.path, opened.container, opened.size, opened.sha256, chosen, why,
-        {name: len(tensors) for name, tensors in found.weights.items()}, found.others,
-        raw, clean_state_dict(raw), facts, size or (shape[-1] if shape else None),
-        stored_accuracies({**opened.metadata, **found.others}),
-    )  # fmt: skip
+        path=file.path,
+        container=file.container,
+        size=file.size,
+        sha256=file.sha256,
+        weights=name,
+        reason=reason,
+        tensor_counts={name: len(tensors) for name, tensors in state_dicts.tensors.items()},
+        plain_values=state_dicts.plain_values,
+        raw_tensors=raw,
+        cleaned=clean_state_dict(raw),
+        facts=facts,
+        image_size=size or (shape[-1] if shape else None),
+        accuracies=stored_accuracies({**file.metadata, **state_dicts.plain_values}),
+    )
 
 
 def _facts(text: str) -> dict[str, Any]:
-    """What robustmail wrote into the file, as far as it is of the right kind: anybody may have written it."""
+    """What robustmail wrote into the file. Anybody may have written it, so values of a wrong type or size are
+    dropped."""
     try:
         given = parse_json(text) if 0 < len(text) < 100_000 else {}
     except ValueError:
@@ -143,8 +161,8 @@ def _pair(value: Any) -> Normalisation | None:
     if not (isinstance(value, list) and len(value) == 2 and all(isinstance(v, list) for v in value)):
         return None
     mean, std = (tuple(v) for v in value)
-    fine = 1 <= len(mean) == len(std) <= 4 and all(map(_is_number, mean + std)) and all(s > 0 for s in std)
-    return (mean, std) if fine else None
+    is_valid = 1 <= len(mean) == len(std) <= 4 and all(map(_is_number, mean + std)) and all(s > 0 for s in std)
+    return (mean, std) if is_valid else None
 
 
 def _is_count(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""`robustmail inspect FILE`: what a file of weights is, told as a doctor would."""
+"""`robustmail inspect FILE`: what is in a checkpoint, and what to do next."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from robustmail.checkpoints.checkpoint import Checkpoint, inspect_content
-from robustmail.checkpoints.infer.candidates import Candidate
+from robustmail.checkpoints.infer import Candidate
 from robustmail.runtime.untrusted import data_source
 from robustmail.text import plural
 
@@ -17,94 +17,101 @@ __all__ = ["Inspection", "inspect_checkpoint"]
 
 @dataclass(frozen=True)
 class Inspection:
-    """A checkpoint and the networks that its tensors fit."""
+    """What `inspect_checkpoint` returns.
+
+    checkpoint: the file, read and cleaned. candidates: the networks that its tensors fit, likeliest first.
+    """
 
     checkpoint: Checkpoint
-    readings: list[Candidate]
+    candidates: list[Candidate]
 
     def lines(self) -> list[str]:
-        """The letter, in plain text."""
+        """The report that `robustmail inspect` prints, in plain text."""
         file = self.checkpoint
         out = [f"{_printable(file.path.name)}: {file.container}, {_bytes(file.size)}, sha256 {file.sha256[:16]}…"]
-        out += [*_told(file), *_weights(file), *_normalisation(file)]
+        out += [*_recorded(file), *_weights(file), *_normalisation(file)]
         out += [f"Note: {_printable(note)}." for note in file.notes]
-        if file.ailments:
-            out += ["", "These weights cannot be used:", *(f"  {_printable(a)}" for a in file.ailments[:5])]
-            out += [f"  and {len(file.ailments) - 5} more tensors"] if len(file.ailments) > 5 else []
+        if file.problems:
+            out += ["", "These weights cannot be used:", *(f"  {_printable(a)}" for a in file.problems[:5])]
+            out += [f"  and {len(file.problems) - 5} more tensors"] if len(file.problems) > 5 else []
             return [*out, "", "Bring a checkpoint from before that, with floating-point weights."]
         return [*out, "", *self._architecture(), "", *self._next()]
 
     def as_dict(self) -> dict[str, Any]:
-        """The same for --json."""
+        """The report as plain values, as `robustmail inspect --json` prints it."""
         file = self.checkpoint
         return {
             "path": str(file.path), "container": file.container, "bytes": file.size, "sha256": file.sha256,
-            "candidates": file.candidates, "weights": file.weights, "why": file.why, "others": file.others,
+            "candidates": file.tensor_counts, "weights": file.weights, "why": file.reason, "others": file.plain_values,
             "prefixes": list(file.cleaned.prefixes), "normalize": file.normalize, "facts": file.facts,
-            "notes": list(file.notes), "ailments": list(file.ailments), "tensors": len(file.tensors),
+            "notes": list(file.notes), "ailments": list(file.problems), "tensors": len(file.tensors),
             "numbers": _numbers(file),
             "readings": [
                 {"name": r.name, "classes": r.classes, "channels": r.channels, "size": r.size,
-                 "unwritten": list(r.unwritten)} for r in self.readings
+                 "unwritten": list(r.assumptions)} for r in self.candidates
             ],
         }  # fmt: skip
 
     def _architecture(self) -> list[str]:
-        if not self.readings:
+        if not self.candidates:
             return ["The names and shapes fit no network that robustmail knows."]
-        first, *others = self.readings
+        first, *rest = self.candidates
         out = [f"It reads as: {first.name}, {_takes(first)}."]
-        if first.unwritten:
-            out.append(f"  assumed, since no tensor says it: {'; '.join(first.unwritten)}")
-        if others:
-            out.append(f"The shapes allow {len(others)} more, which labelled images will tell apart:")
-            out += [f"  {other.name}: {_differs(other, first)}" for other in others[:5]]
-            out += [f"  and {len(others) - 5} more"] if len(others) > 5 else []
+        if first.assumptions:
+            out.append(f"  assumed, since no tensor says it: {'; '.join(first.assumptions)}")
+        if rest:
+            out.append(f"The shapes allow {len(rest)} more, which labelled images will tell apart:")
+            out += [f"  {candidate.name}: {_differs(candidate, first)}" for candidate in rest[:5]]
+            out += [f"  and {len(rest) - 5} more"] if len(rest) > 5 else []
         return out
 
     def _next(self) -> list[str]:
         file = shlex.quote(_printable(str(self.checkpoint.path)))
-        if not self.readings:
+        if not self.candidates:
             return [
                 "Say which network it is, one of timm's or a function of your own that builds it:",
-                f"  robustmail eval {file} --model NAME", f"  robustmail eval {file} --model file.py:factory",
-            ]  # fmt: skip
-        written = "normalize" in self.checkpoint.facts or self.checkpoint.normalize
-        missing = [] if written else ["the normalisation of the images"]
+                f"  robustmail eval {file} --model NAME",
+                f"  robustmail eval {file} --model file.py:factory",
+            ]
+        has_normalization = "normalize" in self.checkpoint.facts or self.checkpoint.normalize
+        missing = [] if has_normalization else ["the normalisation of the images"]
         if not self.checkpoint.facts.get("data"):
             missing.append("the data it was trained on")
         out = [f"Not written in the file: {', '.join(missing)}."] if missing else []
-        first = self.readings[0]
+        first = self.candidates[0]
         known = {10: "cifar10", 100: "cifar100"} if first.channels == 3 and first.size in (None, 32) else {}
-        data = (
-            ""
-            if data_source(self.checkpoint.facts.get("source"))
-            else f" --data {known.get(first.classes, 'IMAGES.npz')}"
-        )
-        return [*out, "Next:", f"  robustmail eval {file}{data}{'' if written else ' --probe'}"]
+        is_recorded = data_source(self.checkpoint.facts.get("source")) is not None
+        data = "" if is_recorded else f" --data {known.get(first.classes, 'IMAGES.npz')}"
+        return [*out, "Next:", f"  robustmail eval {file}{data}{'' if has_normalization else ' --probe'}"]
 
 
 def inspect_checkpoint(path: str | Path, weights: str | None = None, size: int | None = None) -> Inspection:
-    """Examine a file without running code in it. Raises ModelError for what is no checkpoint or needs code."""
+    """Say what is in a checkpoint, without running code that is in it: format, weights, what was recorded, and the
+    networks that have these tensors.
+
+    path: of the file. weights: which of several state dicts, by its path in the file. size: side of the images in
+    pixels, if known. Raises ModelError: the file is not a checkpoint, is damaged, or could only be read by running its
+    code.
+    """
     checkpoint = inspect_content(path, weights, size)
-    return Inspection(checkpoint, checkpoint.readings())
+    return Inspection(checkpoint, checkpoint.candidates)
 
 
-def _told(file: Checkpoint) -> list[str]:
+def _recorded(file: Checkpoint) -> list[str]:
     out = []
     if file.facts:
         facts = ", ".join(f"{name} {value}" for name, value in file.facts.items())
         out.append(f"Written by robustmail: {facts}.")
-    if file.others:
-        shown = [f"{name} = {value}" for name, value in list(file.others.items())[:12]]
+    if file.plain_values:
+        shown = [f"{name} = {value}" for name, value in list(file.plain_values.items())[:12]]
         out.append(f"Beside the weights: {', '.join(map(_printable, shown))}.")
     return out
 
 
 def _weights(file: Checkpoint) -> list[str]:
-    name = _printable(file.weights) or "the file itself"
-    out = [f"Weights: {name}, {len(file.raw_tensors)} tensors, {_numbers(file):,} numbers ({file.why})."]
-    rest = [_printable(other) or "the file itself" for other in file.candidates if other != file.weights]
+    weights = _printable(file.weights) or "the file itself"
+    out = [f"Weights: {weights}, {len(file.raw_tensors)} tensors, {_numbers(file):,} numbers ({file.reason})."]
+    rest = [_printable(name) or "the file itself" for name in file.tensor_counts if name != file.weights]
     if rest:
         more = f" and {len(rest) - 6} more" if len(rest) > 6 else ""
         out.append(f"Also there, with --weights NAME: {', '.join(rest[:6])}{more}.")
@@ -124,13 +131,13 @@ def _numbers(file: Checkpoint) -> int:
     return sum(tensor.numel() for tensor in file.tensors.values())
 
 
-def _takes(reading: Candidate) -> str:
-    side = f"{reading.size}x{reading.size}" if reading.size else "any size"
-    return f"images of {plural(reading.channels, 'channel')} and {side}, {reading.classes} classes"
+def _takes(candidate: Candidate) -> str:
+    side = f"{candidate.size}x{candidate.size}" if candidate.size else "any size"
+    return f"images of {plural(candidate.channels, 'channel')} and {side}, {candidate.classes} classes"
 
 
-def _differs(other: Candidate, first: Candidate) -> str:
-    return "; ".join(part for part in other.unwritten if part not in first.unwritten) or "nothing else assumed"
+def _differs(candidate: Candidate, first: Candidate) -> str:
+    return "; ".join(part for part in candidate.assumptions if part not in first.assumptions) or "nothing else assumed"
 
 
 def _bytes(size: int) -> str:

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from robustmail.checkpoints.infer import registered
-from robustmail.checkpoints.infer.layers import natural_key
-from robustmail.checkpoints.state_dicts import MEANS, Normalisation, clean_state_dict
+from robustmail.checkpoints.infer import build_named
+from robustmail.checkpoints.state_dicts import MEANS, Normalisation, clean_state_dict, natural_key
 from robustmail.errors import ModelError, in_brief
 from robustmail.models.classifier import check_name
 
@@ -63,7 +62,7 @@ def build_network(
         return _called(model, classes, channels)
     check_name(model)
     try:
-        return registered.named(model, tensors, classes, channels)
+        return build_named(model, tensors, classes, channels)
     except Exception as error:  # a constructor may fail in any way
         wrong = f"cannot be built for {classes} classes and {channels} channels ({in_brief(error)})"
         raise ModelError(f"model={model}", wrong) from error

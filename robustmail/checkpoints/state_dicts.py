@@ -1,4 +1,4 @@
-"""Which of a file's values are the weights of a network, and what has to be taken off their names."""
+"""The state dicts in the content of a file: found, chosen, and cleaned of what wrappers added."""
 
 from __future__ import annotations
 
@@ -21,89 +21,99 @@ __all__ = [
     "choose_state_dict",
     "clean_state_dict",
     "find_state_dicts",
+    "natural_key",
     "strip_prefixes",
 ]
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 
-DEEPEST = 8
-"""levels at which weights are looked for"""
+MAX_PLAIN_VALUES = 40
+MAX_DEPTH = 8
+"""levels within one another at which state dicts are searched"""
 
 PREFERRED = ("state_dict", "model_state_dict", "model", "net", "network", "rmodel", "last", "weights", "params")
-"""names under which weights are kept, the ones to take first; only averages of the weights lead, as in timm"""
+"""usual names of state dicts, in the order in which they are chosen; averages of the weights (EMA) go first, as in
+timm"""
 
 _NO_WEIGHTS = ("optim", "sched", "scaler", "grad", "momentum", "rng")
+"""in names of what is no network's weights"""
 MEANS = {
     "mean": ("std", "sigma"), "mu": ("sigma", "std"), "new_mean": ("new_std",), "_mean": ("_std", "_sigma"),
     "means": ("stds", "std", "sds"), "pixel_mean": ("pixel_std",), "image_mean": ("image_std",),
     "norm_mean": ("norm_std",), "data_mean": ("data_std",), "input_mean": ("input_std",), "mean_": ("std_",),
 }  # fmt: skip
+"""names of a mean among a module's tensors or attributes, and of the standard deviation beside it"""
 _DEBRIS = {"total_ops": "thop's counters", "total_params": "thop's counters", "n_averaged": "the average's counter"}
 
 
 @dataclass(frozen=True)
 class StateDicts:
-    """The state dicts in a file by the path that leads to them, and the plain values beside them."""
+    """All state dicts in a file.
 
-    weights: dict[str, dict[str, Tensor]]
-    """the path is "" where the file is one state dict, "state_dict", "model.ema", "state_dict[0]" otherwise"""
-    others: dict[str, str]
-    """epoch, accuracy, arguments: short texts"""
+    tensors: by the path that leads to them: "" if the file is one state dict, else "state_dict", "model.ema" or
+    "state_dict[0]". plain_values: what is beside them, such as epoch, accuracy and arguments, as short texts.
+    """
+
+    tensors: dict[str, dict[str, Tensor]]
+    plain_values: dict[str, str]
 
 
 @dataclass(frozen=True)
 class CleanStateDict:
-    """A state dict as a bare network would have it."""
+    """A state dict as a bare network would have it.
+
+    tensors: float32 (counters stay integers), names without prefixes of wrappers, without mean and std of the images.
+    prefixes: that were removed. normalize: (mean, std) that were removed. notes: what else was changed, in sentences.
+    problems: why the weights cannot be used, in sentences.
+    """
 
     tensors: dict[str, Tensor]
-    """float32 (counters stay integers), names without prefix, without the normalisation"""
     prefixes: tuple[str, ...] = ()
     normalize: Normalisation | None = None
     notes: tuple[str, ...] = ()
-    ailments: tuple[str, ...] = ()
-    """why the weights cannot be used"""
+    problems: tuple[str, ...] = ()
 
 
 def find_state_dicts(content: Any) -> StateDicts:
-    """Every state dict in what a file holds; an optimizer's moments are none."""
-    weights: dict[str, dict[str, Tensor]] = {}
-    others: dict[str, str] = {}
+    """All state dicts in the content of a file; the moments of an optimizer do not count."""
+    state_dicts: dict[str, dict[str, Tensor]] = {}
+    plain_values: dict[str, str] = {}
     seen: set[int] = set()
 
-    def look(value: Any, path: str, depth: int) -> None:
+    def search(value: Any, path: str, depth: int) -> None:
         if isinstance(value, Mapping) and "state" in value and "param_groups" in value:
             return
-        own = _tensors(value)
-        if own:
-            weights[path] = own
-        if isinstance(value, (Mapping, list, tuple)) and (id(value) in seen or depth > DEEPEST):
+        tensors = _tensors(value)
+        if tensors:
+            state_dicts[path] = tensors
+        if isinstance(value, (Mapping, list, tuple)) and (id(value) in seen or depth > MAX_DEPTH):
             return  # the same weights may be there under two names, but nothing is followed twice
         seen.add(id(value))
         items: Iterable[tuple[str, Any]] = ()
         if isinstance(value, Mapping):
-            items = ((f"{path}.{key}" if path else str(key), v) for key, v in value.items() if str(key) not in own)
+            items = ((f"{path}.{key}" if path else str(key), v) for key, v in value.items() if str(key) not in tensors)
         elif isinstance(value, (list, tuple)) and len(value) <= 100:
             items = ((f"{path}[{i}]", v) for i, v in enumerate(value))
         elif path:
-            _note(others, path, value)
+            _add_plain_value(plain_values, path, value)
         for name, part in items:
             if not any(word in name.lower() for word in _NO_WEIGHTS):
-                look(part, name, depth + 1)
+                search(part, name, depth + 1)
 
-    look(content, "", 0)
-    return StateDicts(weights, others)
+    search(content, "", 0)
+    return StateDicts(state_dicts, plain_values)
 
 
 def _tensors(value: Any) -> dict[str, Tensor]:
-    """The named tensors of a mapping, if they look like a network's: a matrix or a kernel is among them."""
+    """The named tensors of a mapping, if a matrix or a kernel is among them, as in every network."""
     if not isinstance(value, Mapping):
         return {}
     named = {key: t for key, t in value.items() if isinstance(key, str) and isinstance(t, Tensor)}
     return named if any(t.ndim >= 2 for t in named.values()) else {}
 
 
-def _note(others: dict[str, str], path: str, value: Any) -> None:
-    if len(others) >= 40:
+def _add_plain_value(plain_values: dict[str, str], path: str, value: Any) -> None:
+    if len(plain_values) >= MAX_PLAIN_VALUES:
         return
     if isinstance(value, Tensor):
         text = f"{value.item():.6g}" if value.numel() == 1 and _plain(value) else f"tensor {list(value.shape)}"
@@ -111,11 +121,11 @@ def _note(others: dict[str, str], path: str, value: Any) -> None:
         text = ", ".join(f"{k}={_short(v, 30)}" for k, v in list(vars(value).items())[:12])
     else:
         text = _short(value, 60)
-    others[ascii(path)[1:-1][:60]] = text[:300]
+    plain_values[ascii(path)[1:-1][:60]] = text[:300]
 
 
-def _short(value: Any, most: int) -> str:
-    """A value in print; a container's inside may be endless and is not shown."""
+def _short(value: Any, limit: int) -> str:
+    """A value as short text; the inside of a container, which may be endless, is not shown."""
     if isinstance(value, float):
         text = f"{value:.6g}"
     elif value is None or isinstance(value, (bool, int, str, bytes)):
@@ -125,12 +135,14 @@ def _short(value: Any, most: int) -> str:
     else:
         text = type(value).__name__
     text = "".join(c if c.isprintable() else " " for c in text)
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def choose_state_dict(weights: Mapping[str, Any], wanted: str | None, who: str) -> tuple[str, str]:
-    """The path of the state dict to use and the reason.
+    """(path of the state dict to use, the reason for it).
 
+    weights: the state dicts by path. wanted: the path or a part of it, if the user named one. who: the file, for
+    errors.
     Raises ModelError: there is none, none is called `wanted`, or nothing says which of several it should be.
     """
     if not weights:
@@ -160,16 +172,16 @@ def choose_state_dict(weights: Mapping[str, Any], wanted: str | None, who: str) 
 
 
 def clean_state_dict(raw: Mapping[str, Tensor]) -> CleanStateDict:
-    """Take the normalisation, wrappers' prefixes and wrappers' duplicates off a state dict, and make it float32."""
+    """Remove normalisation, prefixes and duplicates that wrappers added to a state dict, and convert it to float32."""
     notes: list[str] = []
-    ailments: list[str] = []
+    problems: list[str] = []
     tensors: dict[str, Tensor] = {}
     for name, tensor in raw.items():
         last = name.rsplit(".", 1)[-1]
         if last in _DEBRIS:
             notes.append(f"{_DEBRIS[last]} ({name}) left out")
-        elif trouble := _trouble(tensor):
-            ailments.append(f"{name} {trouble}")
+        elif problem := _problem(tensor):
+            problems.append(f"{name} {problem}")
         else:
             tensors[name] = _as_float32(tensor)
     notes = _brief(notes, "left out")
@@ -181,16 +193,16 @@ def clean_state_dict(raw: Mapping[str, Tensor]) -> CleanStateDict:
     normalize = _take_normalisation(tensors, notes)
     _drop_duplicates(tensors, notes)
     tensors, prefixes = strip_prefixes(tensors)
-    ailments += check_numbers(tensors)
-    return CleanStateDict(tensors, prefixes, normalize, tuple(notes), tuple(ailments))
+    problems += check_numbers(tensors)
+    return CleanStateDict(tensors, prefixes, normalize, tuple(notes), tuple(problems))
 
 
 def _brief(notes: list[str], what: str) -> list[str]:
     return notes if len(notes) < 3 else [notes[0], f"{len(notes) - 1} more of the kind {what}"]
 
 
-def _trouble(tensor: Tensor) -> str:
-    """Why a tensor cannot be a network's weights, or nothing."""
+def _problem(tensor: Tensor) -> str:
+    """Why a tensor cannot be the weights of a network, or ""."""
     if tensor.device.type != "cpu":
         return "has no numbers in the file"
     if tensor.layout is not torch.strided or tensor.is_nested:
@@ -211,7 +223,7 @@ _DTYPES = {torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.in
 
 
 def _plain(tensor: Tensor) -> bool:
-    return not _trouble(tensor)
+    return not _problem(tensor)
 
 
 def _as_float32(tensor: Tensor) -> Tensor:
@@ -221,23 +233,24 @@ def _as_float32(tensor: Tensor) -> Tensor:
 
 def check_numbers(tensors: Mapping[str, Tensor]) -> list[str]:
     """A sentence for each tensor with NaN or infinity, or a negative variance."""
-    found = []
+    problems = []
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            broken = int((~torch.isfinite(tensor)).sum())
-            found.append(f"{name} has {broken:,} of {tensor.numel():,} numbers that are NaN or infinite")
+            count = int((~torch.isfinite(tensor)).sum())
+            problems.append(f"{name} has {count:,} of {tensor.numel():,} numbers that are NaN or infinite")
         elif name.endswith("running_var") and bool((tensor < 0).any()):
-            found.append(f"{name} has negative variances")
-    return found
+            problems.append(f"{name} has negative variances")
+    return problems
 
 
 def _take_normalisation(tensors: dict[str, Tensor], notes: list[str]) -> Normalisation | None:
-    """Take mean and std out of the names; those of images in [0, 1] are returned, those nearest the root first."""
+    """Remove means and standard deviations of images from `tensors`; return the pair nearest the root that is plausible
+    for images in [0, 1]."""
     pairs: list[tuple[str, Normalisation]] = []
     for key in sorted(tensors, key=lambda k: (k.count("."), k)):
         parent, _, last = key.rpartition(".")
-        for other in MEANS.get(last, ()):
-            partner = f"{parent}.{other}" if parent else other
+        for std_name in MEANS.get(last, ()):
+            partner = f"{parent}.{std_name}" if parent else std_name
             if key in tensors and partner in tensors and _is_few(tensors[key]) and _is_few(tensors[partner]):
                 mean, std = (tuple(map(_digits, tensors.pop(k).double().flatten().tolist())) for k in (key, partner))
                 pairs.append((key, (mean, std)))
@@ -259,7 +272,7 @@ def _is_plausible(mean: tuple[float, ...], std: tuple[float, ...]) -> bool:
 
 
 def _digits(number: float) -> float:
-    """0.4914 was stored as 0.49140000343: the shortest number that float32 cannot tell from it."""
+    """The shortest number that float32 cannot tell from `number`: 0.4914 for the stored 0.49140000343."""
     return float(f"{number:.7g}")
 
 
@@ -268,12 +281,17 @@ def _numbers(values: Iterable[float]) -> str:
 
 
 def _drop_duplicates(tensors: dict[str, Tensor], notes: list[str]) -> None:
-    """MadryLab's wrapper holds its network twice: as model.* and as attacker.model.*."""
+    """Remove the second copy of a network that MadryLab's wrapper holds as attacker.model.*, beside model.*."""
     dropped = 0
     for name in list(tensors):
         head, mark, tail = name.partition("attacker.model.")
-        twin = f"{head}model.{tail}"
-        if mark and (not head or head.endswith(".")) and twin in tensors and _same(tensors[name], tensors[twin]):
+        original = f"{head}model.{tail}"
+        if (
+            mark
+            and (not head or head.endswith("."))
+            and original in tensors
+            and _same(tensors[name], tensors[original])
+        ):
             del tensors[name]
             dropped += 1
     if dropped:
@@ -285,7 +303,8 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def strip_prefixes(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Take off whole first components that every name carries, as long as a module's name is left."""
+    """(the tensors, the prefixes removed): first parts that all names share are removed while a module's name is
+    left."""
     names, prefixes = list(tensors), []
     while True:
         heads = {name.partition(".")[0] for name in names}
@@ -295,3 +314,8 @@ def strip_prefixes(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tu
         prefixes.append(f"{heads.pop()}.")
         names = rest
     return dict(zip(names, tensors.values(), strict=True)), tuple(prefixes)
+
+
+def natural_key(name: str) -> list[tuple[int, int | str]]:
+    """A key for `sorted` that puts conv2 before conv10."""
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d{1,9})", name) if part]

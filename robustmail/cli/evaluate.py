@@ -151,7 +151,7 @@ def _run_and_show(task: EvaluationTask, folder: Path, fresh: bool, plain: bool, 
             for _ in records:
                 signals.check()
             return
-        for text in task.subject.said:
+        for text in task.subject.notes:
             print(text)
         with choose_evaluation_view(Console(), wants_plain(plain)) as show:
             for record in records:
@@ -193,7 +193,7 @@ def inspect(file: File, weights: Weights = None, as_json: AsJson = False) -> Non
 
     inspection = inspect_checkpoint(weights_file(file), weights)
     print(json.dumps(inspection.as_dict(), indent=2) if as_json else "\n".join(inspection.lines()))
-    if inspection.checkpoint.ailments:
+    if inspection.checkpoint.problems:
         raise typer.Exit(1)
 
 

@@ -111,7 +111,7 @@ def _measure(task: MarginTask, folder: Path, fresh: bool, plain: bool) -> None:
             remove(folder, files)
         if (folder / "margins.json").exists():
             check_same_measurement(task, read_lab(folder), folder)
-        print("\n".join([*task.subject.said, task.forecast]))
+        print("\n".join([*task.subject.notes, task.forecast]))
         measured = _with_provenance(
             task.subject.device, folder / "provenance.json", lambda: _last(measure_margins(task), plain, folder)
         )
@@ -172,7 +172,7 @@ def _draw(which: str, inputs: FigureInputs, folder: Path, plain: bool) -> None:
     make_folder(folder, (*pictures, *numbers, "lock"), "figure")
     with folder_lock(folder):
         for subject in inputs.subjects:
-            for text in subject.said:
+            for text in subject.notes:
                 print(text)
         figure = _with_provenance(
             inputs.subjects[0].device,

@@ -142,7 +142,8 @@ def open_inputs(
     from dataclasses import replace
 
     from robustmail.checkpoints import check_exists
-    from robustmail.evaluation.model_loading import load_data, load_model, open_recorded_data
+    from robustmail.evaluation.data_loading import load_data, open_recorded_data
+    from robustmail.evaluation.model_loading import load_model
     from robustmail.runtime.devices import pick_device
 
     check_exists(path := weights_file(file))
@@ -154,8 +155,8 @@ def open_inputs(
     first_images = whole.first(min(1000, len(whole.part.y)))  # to choose architecture and normalization by
     torch_device = pick_device(device)
     subject = load_model(path, first_images, model, normalize, weights, probe, torch_device, accept_reading)
-    few_classes = images.lacks(whole)
-    subject = replace(subject, said=(*whole.said, *subject.said, *([few_classes] if few_classes else [])))
+    few_classes = images.class_warning(whole)
+    subject = replace(subject, notes=(*whole.notes, *subject.notes, *([few_classes] if few_classes else [])))
     trained_norm = facts.get("norm") or "linf"
     chosen_norm = _parse_norm(norm or trained_norm)
     trained_eps = facts.get("eps") if chosen_norm == trained_norm else None  # an eps holds in its own norm only

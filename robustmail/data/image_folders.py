@@ -47,11 +47,11 @@ class Listing:
     files: tuple[Path, ...]
     labels: tuple[int, ...]
     classes: tuple[str, ...]
-    said: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def saying(self, *said: str) -> Listing:
         """The same with more to say."""
-        return replace(self, said=(*self.said, *said))
+        return replace(self, notes=(*self.notes, *said))
 
 
 def to_evaluate(who: str, folder: Path) -> Listing:

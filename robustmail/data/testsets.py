@@ -27,7 +27,7 @@ class TestSet:
     class_names: tuple[str, ...] | None = None
     given: str | None = None
     """how to come by them again: what was passed to --data"""
-    said: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     """how they were read, where that could have been otherwise, in sentences"""
 
     def first(self, n: int | None) -> TestSet:
@@ -37,7 +37,7 @@ class TestSet:
             raise DataError(f"{self.name} (given n={n})", f"has {there} images", f"Pass --n {there}, or leave it out.")
         return replace(self, part=self.part.first(n))
 
-    def lacks(self, whole: TestSet) -> str:
+    def class_warning(self, whole: TestSet) -> str:
         """A sentence where these images, the first of `whole`, are of far fewer classes than they might; else ""."""
         n, here, there = len(self.part.y), len(self.part.y.unique()), len(whole.part.y.unique())
         if 2 * here >= min(n, there):
@@ -63,7 +63,7 @@ def from_path(path: Path) -> TestSet:
         listing = to_evaluate(who, path)
         part, said = read_images(who, listing)
         classes = listing.classes
-        return TestSet(str(listing.folder), in_turn(part), len(classes), classes, said=(*listing.said, *said))
+        return TestSet(str(listing.folder), in_turn(part), len(classes), classes, notes=(*listing.notes, *said))
     arrays, there = read_arrays(who, path, tuple(name for pair in PAIRS for name in pair))
     pair = next((pair for pair in PAIRS if all(name in arrays for name in pair)), None)
     if pair is None:

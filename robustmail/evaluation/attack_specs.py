@@ -43,29 +43,29 @@ class AttackSpec(NamedTuple):
         return said | ({"note": self.note} if self.note else {})
 
     @property
-    def reach(self) -> float:
+    def max_distance(self) -> float:
         """How far an adversarial image may lie, rounding included."""
         return self.eps + tolerance(self.eps)
 
-    def holds(self, x: Tensor, found: Tensor) -> Tensor:
+    def in_ball(self, x: Tensor, found: Tensor) -> Tensor:
         """[B] bool: which images lie in the ball around x."""
-        return distances(x, found, self.norm) <= self.reach
+        return distances(x, found, self.norm) <= self.max_distance
 
-    def independent(self, stage: str) -> bool:
+    def is_per_image(self, stage: str) -> bool:
         """Is what a stage does to an image independent of the images beside it?"""
         attack = self.stages[stage]
         ours = type(attack).__module__ == "robustmail.attacks.torchattacks"
         library = ours and getattr(attack, "__given__", ("",))[0] in INDEPENDENT
         return library or (isinstance(attack, PGD) and not attack.noise)
 
-    def ours(self, stage: str) -> bool:
+    def uses_logits_only(self, stage: str) -> bool:
         """Is a stage an attack of this toolkit or of a library, which looks at logits alone?"""
         return type(self.stages[stage]).__module__.startswith("robustmail.attacks")
 
-    def bounds(self, stage: str) -> bool:
+    def must_stay_in_ball(self, stage: str) -> bool:
         """Must a stage keep to the ball? All but a library's that looks for the nearest example: of that, what lies
         outside does not count."""
-        return hasattr(self.stages[stage], "eps") or not self.ours(stage)
+        return hasattr(self.stages[stage], "eps") or not self.uses_logits_only(stage)
 
     def renamed(self, name: str) -> AttackSpec:
         """The same attack of one stage under another name."""

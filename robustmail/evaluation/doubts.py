@@ -103,13 +103,13 @@ def _called(rival: Score, best: Score) -> str:
     """What tells a rival from the best: its network, its convention, or both."""
     known = re.split(": |; ", best.network)
     parts = [part for part in re.split(": |; ", rival.network) if part not in known]
-    parts += [f"images normalised as {rival.convention}"] if rival.convention != best.convention else []
+    parts += [f"images normalised as {rival.normalization}"] if rival.normalization != best.normalization else []
     return "; ".join(parts)
 
 
 def _open_question(best: Score, other: Score, part: Split, better: bool) -> float | None:
     """The other's recalibrated cross-entropy, if it answers otherwise and nothing excludes it."""
-    if (best.network, best.convention) == (other.network, other.convention):
+    if (best.network, best.normalization) == (other.network, other.normalization):
         return None
     n = min(len(best.right), len(other.right))
     mine, its, y = best.logits[:n], other.logits[:n], part.y[:n].cpu()

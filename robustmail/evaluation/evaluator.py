@@ -1,4 +1,4 @@
-"""Named attacks over a whole set of images; the result is how many stand, with an interval and the settings."""
+"""Evaluation in memory: attacks run over all images, and how many images no attack broke."""
 
 from __future__ import annotations
 
@@ -51,12 +51,16 @@ __all__ = [
     "worst_case",
 ]
 
-BLOCK = 50  # images that an attack of somebody else's sees together; ours do not depend on the company
+BLOCK = 50  # images that an attack which is not ours sees together, for its result may depend on all of them
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came out: a row per attack, and the ledger of all images. `found["aa"].accuracy` is one number."""
+    """The result of `evaluate`.
+
+    rows: one per attack, in the order given; `evaluation["aa"].accuracy` is one number. ledger: what each attack did to
+    each image.
+    """
 
     rows: tuple[AttackResult, ...]
     ledger: Ledger
@@ -67,21 +71,21 @@ class Evaluation:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, which: int | str) -> AttackResult:
-        if isinstance(which, int):
-            return self.rows[which]
-        found = {row.name: row for row in self.rows}
-        if which not in found:
-            raise KeyError(f"{which} was not run; there are: {', '.join(found)}")
-        return found[which]
+    def __getitem__(self, key: int | str) -> AttackResult:
+        if isinstance(key, int):
+            return self.rows[key]
+        by_name = {row.name: row for row in self.rows}
+        if key not in by_name:
+            raise KeyError(f"{key} was not run; there are: {', '.join(by_name)}")
+        return by_name[key]
 
     def __repr__(self) -> str:
-        said = ", ".join(f"{row.name} {row.accuracy:.1%}" for row in self.rows)
-        return f"Evaluation({len(self.ledger)} images: {said}; worst case {self.worst.accuracy:.1%})".replace("%", " %")
+        rows = ", ".join(f"{row.name} {row.accuracy:.1%}" for row in self.rows)
+        return f"Evaluation({len(self.ledger)} images: {rows}; worst case {self.worst.accuracy:.1%})".replace("%", " %")
 
     @property
     def worst(self) -> AttackResult:
-        """How many images stand under every attack that was run."""
+        """The images that no attack of this evaluation broke."""
         return worst_case(self.ledger)
 
 
@@ -96,16 +100,23 @@ def evaluate(
     batch: int | None = None,
     progress: Callable[[AttackProgress], object] | None = None,
 ) -> Evaluation:
-    """Robust accuracy of any nn.Module that takes images in [0, 1] and returns logits, one row per attack.
+    """Measure the robust accuracy of a model, one row per attack.
 
-    data: (images, labels), tensors or numpy arrays, uint8 or floats in [0, 1] [N, C, H, W] and integers [N]; or a data
-    set or its DataLoader, read in the data set's order (see `read_data`); n: only the first n. attacks: also as one
-    text, "nat,pgd100". batch: images under attack at once; it changes the memory that is needed and nothing else.
-    progress: called with how far it is.
-    Raises RecipeError for an unknown attack, one of one's own that keeps to a smaller ball, none at all, or a budget,
-    n or batch that is none, DataError for data that are not such, AttackError
-    for an attack that leaves its ball,
-    ModelError for a model that fails or returns no logits, NonFiniteError for one that returns NaN.
+    model: any nn.Module that takes images [B, C, H, W] in [0, 1] and returns logits [B, classes].
+    data: (images, labels) as tensors or arrays, images [N, C, H, W] or [N, H, W, C], uint8 or floats in [0, 1], labels
+    [N] integers; or a data set, or its DataLoader, read in the data set's order (see `read_data`).
+    attacks: names as `attack_spec` knows them, also as one text, "nat,pgd100,aa"; or attacks of your own.
+    eps: radius of the ball around each image, in pixels of [0, 1].
+    norm: "linf" or "l2", in which eps is measured.
+    n: only the first n images; by default all.
+    seed: of everything that attacks draw.
+    batch: images under attack at once. It changes memory and time, never the result.
+    progress: called with an `AttackProgress` after each batch.
+
+    Raises RecipeError: an unknown attack, an attack of your own with a smaller eps, no attack at all, or eps, n or
+    batch not positive. Raises DataError: data in another form. Raises AttackError: an attack returns an image outside
+    of its ball. Raises ModelError: the model fails or returns no logits. Raises NonFiniteError: it returns NaN or
+    infinity.
     """
     if not isinstance(model, nn.Module):
         raise ModelError("evaluate", f"the model is a {type(model).__name__}, not an nn.Module", "Wrap it in one.")
@@ -117,54 +128,55 @@ def evaluate(
     part = read_data("evaluate", data, n)
     if isinstance(attacks, str):
         attacks = tuple(name.strip() for name in attacks.split(","))
-    plans = parse_attacks(attacks, eps, classes_of(model, part), norm)
-    room = batch_sizer(model, batch)
-    ledger = clean_pass(model, part, room)
+    specs = parse_attacks(attacks, eps, classes_of(model, part), norm)
+    sizer = batch_sizer(model, batch)
+    ledger = clean_pass(model, part, sizer)
     rows = []
-    for what in plans:
-        for record in run_attack(model, part, ledger, what, seed, room):
+    for spec in specs:
+        for record in run_attack(model, part, ledger, spec, seed, sizer):
             if progress:
                 progress(record)
-        rows.append(attack_result(ledger, what, seed))
+        rows.append(attack_result(ledger, spec, seed))
     return Evaluation(tuple(rows), ledger)
 
 
 def evaluate_attack(
-    model: nn.Module, part: Split, what: AttackSpec, seed: int = 0
+    model: nn.Module, part: Split, spec: AttackSpec, seed: int = 0
 ) -> Iterator[AttackProgress | AttackResult]:
-    """Run one plan over a set of images, telling how far it is; the last record is the verdict.
+    """Run one attack on all images and yield its progress; the last record is the result.
 
-    Several processes share the images, in blocks of CHUNK, so that each is attacked as if it were with all.
+    Several processes share the images in whole blocks of BLOCK, so that the result is that of a single process.
     """
-    room = batch_sizer(model, None)
+    sizer = batch_sizer(model, None)
     index = torch.arange(len(part.y))
     index = index[index // BLOCK % distributed.world_size() == distributed.rank()]
-    mine = Split(part.x[index.to(part.x.device)], part.y[index.to(part.y.device)])
-    ledger = clean_pass(model, mine, room, index)
-    yield from run_attack(model, mine, ledger, what, seed, room, keep=False)
-    yield attack_result(concatenate(distributed.all_gather_lists([ledger])), what, seed)
+    local_part = Split(part.x[index.to(part.x.device)], part.y[index.to(part.y.device)])
+    ledger = clean_pass(model, local_part, sizer, index)
+    yield from run_attack(model, local_part, ledger, spec, seed, sizer, keep_examples=False)
+    yield attack_result(concatenate(distributed.all_gather_lists([ledger])), spec, seed)
 
 
-def clean_pass(model: nn.Module, part: Split, room: BatchSizer, index: Tensor | None = None) -> Ledger:
-    """A ledger of what the model says of the images as they are.
+def clean_pass(model: nn.Module, part: Split, sizer: BatchSizer, index: Tensor | None = None) -> Ledger:
+    """A new ledger with the model's predictions and margins on the clean images.
 
-    Raises ModelError for a model that fails or gives no logits, NonFiniteError for NaN.
+    index: places of the images in the data set, [N]; by default 0 ... N - 1.
+    Raises ModelError: the model fails or returns no logits for these labels. Raises NonFiniteError: it returns NaN.
     """
-    began = time.perf_counter()
+    start_time = time.perf_counter()
     predicted, margin = torch.empty(0, dtype=torch.int64), torch.empty(0)
     while (start := len(predicted)) < len(part.y):
-        said, lead = room.with_oom_retry(partial(_clean, model, part, start, room))
-        predicted, margin = torch.cat([predicted, said]), torch.cat([margin, lead])
+        batch_predicted, batch_margin = sizer.with_oom_retry(partial(_clean_batch, model, part, start, sizer))
+        predicted, margin = torch.cat([predicted, batch_predicted]), torch.cat([margin, batch_margin])
     index = torch.arange(len(part.y)) if index is None else index
     ledger = Ledger(index.cpu(), part.y.cpu(), predicted, margin)
-    ledger.seconds["natural"] = time.perf_counter() - began
+    ledger.seconds["natural"] = time.perf_counter() - start_time
     return ledger
 
 
-def _clean(model: nn.Module, part: Split, start: int, room: BatchSizer) -> tuple[Tensor, Tensor]:
-    """(class said, probabilistic margin) of a batch of images, on the CPU."""
-    x, y = image_batch(model, part, slice(start, start + room.batch))
-    with exact_inference(model, room.slice) as view, torch.no_grad():
+def _clean_batch(model: nn.Module, part: Split, start: int, sizer: BatchSizer) -> tuple[Tensor, Tensor]:
+    """(predicted classes, probabilistic margins) of a batch of images, on the CPU."""
+    x, y = image_batch(model, part, slice(start, start + sizer.batch))
+    with exact_inference(model, sizer.pass_size) as view, torch.no_grad():
         logits = _logits(view, x)
     if logits.shape[1] <= int(y.max()):
         wrong = f"the model has {logits.shape[1]} classes, the data label {int(y.max())}"
@@ -175,52 +187,81 @@ def _clean(model: nn.Module, part: Split, start: int, room: BatchSizer) -> tuple
 
 
 def run_attack(
-    model: nn.Module, part: Split, ledger: Ledger, what: AttackSpec, seed: int, room: BatchSizer, keep: bool = True
+    model: nn.Module,
+    part: Split,
+    ledger: Ledger,
+    spec: AttackSpec,
+    seed: int,
+    sizer: BatchSizer,
+    keep_examples: bool = True,
 ) -> Iterator[AttackProgress]:
-    """Run one plan, entering into the ledger what each stage does; what is entered already is not done again.
+    """Run all stages of an attack and enter their outcomes into the ledger; outcomes that it has already are not
+    computed again.
 
-    Images that are misclassified as they are count as broken and are not attacked; each stage sees only what the ones
-    before left standing, regrouped over the whole set. Everything is judged in float32 on the image itself, inside
-    the ball and the box. Noise belongs to the image and every pass has the same size, so a verdict depends neither on
-    the batch nor on what else is in the set. Nothing outside is changed: not the model, nor its modes, nor a generator.
+    Images that are misclassified without an attack are not attacked. Each stage attacks only images that all stages
+    before left standing. An image is broken if the model, in exact inference, misclassifies an example inside the ball
+    and [0, 1]. Noise depends on the image and its place in the data set, so an outcome depends neither on the batch nor
+    on which other images there are. Modes of the model and all random generators are as before afterwards.
+
+    model, part: what is attacked: images [N, C, H, W] and labels [N].
+    ledger: of the same images; changed in place.
+    spec: the attack.
+    seed: of everything that it draws.
+    sizer: batch sizes; changed as time and memory require.
+    keep_examples: whether the ledger keeps adversarial images.
     """
     before: list[str] = []
-    likeness: SearchModel | None = None
-    for stage in what.stages:
+    search_model: SearchModel | None = None
+    for stage in spec.stages:
         standing = ledger.standing(before)
         n = int(standing.sum())
         todo = (standing & (ledger.outcome(stage) == UNTRIED)).nonzero().flatten()
         while len(todo):
-            began = time.perf_counter()
-            if likeness is None:
-                likeness = make_search_model(model, image_batch(model, part, todo[:2])[0], room.slice)
-            search = (
-                likeness if what.ours(stage) else SearchModel(model, False)
-            )  # one's own may look at the model itself
-            # An attack of which we do not know what it draws sees a fixed block of the set, whatever the batch.
-            block = ledger.index[todo] // BLOCK
-
-            def work(
-                todo: Tensor = todo, block: Tensor = block, stage: str = stage, search: SearchModel = search
-            ) -> Tensor:  # fmt: skip
-                tried = todo[: room.batch] if what.independent(stage) else todo[block == block[0]]
-                place = int(ledger.index[tried[0]])
-                ledger.enter(stage, tried, *_attack(model, search, part, tried, place, what, stage, seed, room, keep))
-                return tried
-
-            together = plural(int((block == block[0]).sum()), "image")
-            tried = room.with_oom_retry(work, "" if what.independent(stage) else f"attack {stage} (given {together})")
+            start_time = time.perf_counter()
+            if search_model is None:
+                search_model = make_search_model(model, image_batch(model, part, todo[:2])[0], sizer.pass_size)
+            # An attack of somebody else's may look at the model itself.
+            search = search_model if spec.uses_logits_only(stage) else SearchModel(model, False)
+            tried = _attack_batch(model, search, part, ledger, todo, spec, stage, seed, sizer, keep_examples)
             todo = todo[~torch.isin(todo, tried)]
-            took = time.perf_counter() - began
-            ledger.seconds[stage] = ledger.seconds.get(stage, 0.0) + took
-            room.pace(took)
-            before_and_this = int(ledger.standing([*before, stage]).sum())
-            yield AttackProgress(what.name, stage, n - len(todo), n, before_and_this)
+            seconds = time.perf_counter() - start_time
+            ledger.seconds[stage] = ledger.seconds.get(stage, 0.0) + seconds
+            sizer.adapt(seconds)
+            still_standing = int(ledger.standing([*before, stage]).sum())
+            yield AttackProgress(spec.name, stage, n - len(todo), n, still_standing)
         before.append(stage)
 
 
+def _attack_batch(
+    model: nn.Module,
+    search: SearchModel,
+    part: Split,
+    ledger: Ledger,
+    todo: Tensor,
+    spec: AttackSpec,
+    stage: str,
+    seed: int,
+    sizer: BatchSizer,
+    keep_examples: bool,
+) -> Tensor:
+    """Attack the first of the images at positions `todo`, enter the outcomes, and return the positions attacked."""
+    block = ledger.index[todo] // BLOCK
+    in_first_block = block == block[0]
+
+    def work() -> Tensor:
+        # An attack of which we do not know what it draws sees a fixed block of the set, whatever the batch.
+        tried = todo[: sizer.batch] if spec.is_per_image(stage) else todo[in_first_block]
+        place = int(ledger.index[tried[0]])
+        outcome = _attack(model, search, part, tried, place, spec, stage, seed, sizer, keep_examples)
+        ledger.enter(stage, tried, *outcome)
+        return tried
+
+    who = "" if spec.is_per_image(stage) else f"attack {stage} (given {plural(int(in_first_block.sum()), 'image')})"
+    return sizer.with_oom_retry(work, who)
+
+
 class AttackInfo(Protocol):
-    """As much of a plan as a verdict needs."""
+    """Name, stages and settings of an attack: as much as `attack_result` needs."""
 
     @property
     def name(self) -> str: ...
@@ -230,76 +271,79 @@ class AttackInfo(Protocol):
     def settings(self) -> dict[str, str]: ...
 
 
-def attack_result(ledger: Ledger, what: AttackInfo, seed: int) -> AttackResult:
-    """The row of a plan whose stages have all been tried."""
+def attack_result(ledger: Ledger, spec: AttackInfo, seed: int) -> AttackResult:
+    """The row of an attack whose stages have all been run: how many images they left standing."""
     left = {"natural": int(ledger.right.sum())}
-    done: list[str] = []
-    for stage in what.stages:
-        done.append(stage)
-        left[stage] = int(ledger.standing(done).sum())
-    settings = dict(what.settings)
-    if done:
+    stages: list[str] = []
+    for stage in spec.stages:
+        stages.append(stage)
+        left[stage] = int(ledger.standing(stages).sum())
+    settings = dict(spec.settings)
+    if stages:
         settings |= {"seed": str(seed), "standing": ", ".join(f"{n} after {stage}" for stage, n in left.items())}
-    seconds = sum(ledger.seconds.get(stage, 0.0) for stage in done or ("natural",))
-    found = accuracy_row(what.name, int(ledger.standing(done).sum()), len(ledger), seconds, settings)
-    return replace(found, stages=done)
+    seconds = sum(ledger.seconds.get(stage, 0.0) for stage in stages or ("natural",))
+    row = accuracy_row(spec.name, int(ledger.standing(stages).sum()), len(ledger), seconds, settings)
+    return replace(row, stages=stages)
 
 
 def worst_case(ledger: Ledger) -> AttackResult:
-    """How many images stand under every stage that was tried."""
+    """A row for all stages that were run: how many images none of them broke."""
     return accuracy_row("worst case", int(ledger.stands.sum()), len(ledger), sum(ledger.seconds.values()), {})
 
 
 def accuracy_row(
     name: str, correct: int, n: int, seconds: float = 0.0, settings: dict[str, str] | None = None
 ) -> AttackResult:
-    """A row of so many correct of n, with its interval."""
+    """A row for `correct` of `n` images, with Wilson's 95 % interval."""
     low, high = wilson(correct, n)
     return AttackResult(name, correct, n, correct / n, low, high, seconds, settings or {})
 
 
 def parse_attacks(attacks: Iterable[str | Attack], eps: float, classes: int, norm: Norm) -> list[AttackSpec]:
-    """The plans of some attacks, each of one name (raises RecipeError, also where there is none)."""
-    plans = unique_names([attack_spec(attack, eps, classes, norm) for attack in attacks])
-    if not plans:
-        raise RecipeError("attacks", "name none", "Write nat,pgd100.")
-    for what in plans:
-        check_custom(what)
-    return plans
+    """The specs of attacks given by name or value, with unique names.
+
+    Raises RecipeError: no attack at all, an unknown name, or an attack of one's own with a smaller eps.
+    """
+    specs = unique_names([attack_spec(attack, eps, classes, norm) for attack in attacks])
+    if not specs:
+        raise RecipeError("attacks", "no attack given", "Write nat,pgd100.")
+    for spec in specs:
+        check_custom(spec)
+    return specs
 
 
-def unique_names(plans: list[AttackSpec]) -> list[AttackSpec]:
-    """The same plans, each name and each stage of one's own attacks once: a second PGD becomes PGD-2."""
-    seen: dict[str, AttackSpec] = {}
-    for what in plans:
-        name, k = what.name, 1
-        while name in seen and seen[name].settings != what.settings:
+def unique_names(specs: list[AttackSpec]) -> list[AttackSpec]:
+    """The specs without repetitions; of two that differ but have one name, the second becomes PGD-2."""
+    by_name: dict[str, AttackSpec] = {}
+    for spec in specs:
+        name, k = spec.name, 1
+        while name in by_name and by_name[name].settings != spec.settings:
             k += 1
-            name = f"{what.name}-{k}"
-        seen.setdefault(name, what if k == 1 else what.renamed(name))
-    return list(seen.values())
+            name = f"{spec.name}-{k}"
+        by_name.setdefault(name, spec if k == 1 else spec.renamed(name))
+    return list(by_name.values())
 
 
 def classes_of(model: nn.Module, part: Split) -> int:
-    """How many logits the model gives. Raises ModelError where it fails or gives none."""
+    """The number of logits that the model returns. Raises ModelError: it fails on an image, or returns no logits."""
     x, _ = image_batch(model, part, slice(0, 1))
-    room = BatchSizer(x.device, 1)
-    room.slice = 1
+    sizer = BatchSizer(x.device, 1)
+    sizer.pass_size = 1
 
     def work() -> int:
         with exact_inference(model, 1) as view, torch.no_grad():
             return int(_logits(view, x).shape[1])
 
-    return room.with_oom_retry(work)
+    return sizer.with_oom_retry(work)
 
 
 def batch_sizer(model: nn.Module, batch: int | None) -> BatchSizer:
-    """What fits on the model's device, to begin with."""
+    """A BatchSizer for the model's device; batch: images under attack at once, if given."""
     return BatchSizer(next((p.device for p in model.parameters()), torch.device("cpu")), batch)
 
 
 def image_batch(model: nn.Module, part: Split, which: slice | Tensor) -> tuple[Tensor, Tensor]:
-    """Some images as floats, [B, C, H, W] in [0, 1], and their labels, on the model's device."""
+    """(images [B, C, H, W] float in [0, 1], labels [B]) on the model's device; which: a slice, or positions [B]."""
     x = part.x[which.to(part.x.device) if isinstance(which, Tensor) else which]
     y = part.y[which.to(part.y.device) if isinstance(which, Tensor) else which]
     device = next((p.device for p in model.parameters()), x.device)
@@ -307,12 +351,12 @@ def image_batch(model: nn.Module, part: Split, which: slice | Tensor) -> tuple[T
 
 
 def as_floats(x: Tensor) -> Tensor:
-    """Images as they are seen: bytes become [0, 1]."""
+    """Images in [0, 1]: uint8 are divided by 255, floats stay as they are."""
     return x if x.is_floating_point() else to_float(x)
 
 
 def _logits(view: ModelView, x: Tensor) -> Tensor:
-    """[B, classes]; a model may fail in any way (raises ModelError)."""
+    """Logits [B, classes]. Raises ModelError: the model fails, in whatever way, or returns something else."""
     try:
         logits: Tensor = view(x)
     except (RobustmailError, torch.OutOfMemoryError, MemoryError):
@@ -334,27 +378,33 @@ def _attack(
     part: Split,
     tried: Tensor,
     place: int,
-    what: AttackSpec,
+    spec: AttackSpec,
     stage: str,
     seed: int,
-    room: BatchSizer,
-    keep: bool,
+    sizer: BatchSizer,
+    keep_examples: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """(broke, class said, distance, images or None) of the images at positions `tried`, on the CPU."""
+    """(whether broken, predicted class, distance, examples or None) of the images at positions `tried`, on the CPU.
+
+    place: of the first image in the data set, which seeds attacks that are not per image.
+    """
     x, y = image_batch(model, part, tried)
-    attack, frugal = what.stages[stage], room.frugal and not what.independent(stage)
-    with exact_inference(model, room.slice) as view, search_view(view, search, room.slice, frugal) as seen:
+    attack, is_per_image = spec.stages[stage], spec.is_per_image(stage)
+    recompute = sizer.recompute and not is_per_image
+    with (
+        exact_inference(model, sizer.pass_size) as view,
+        search_view(view, search, sizer.pass_size, recompute) as search_model,
+    ):
         seed_all(seed, stage, place)
-        with per_image_noise(x, seed, stage) if what.independent(stage) else nullcontext():
-            found = call_plugin(
-                "attack", attack, seen, x.clone(), y.clone()
-            )  # it may write into them; we judge by ours
-        x_adv = found.x if isinstance(found, Adversarial) else found
+        with per_image_noise(x, seed, stage) if is_per_image else nullcontext():
+            result = call_plugin("attack", attack, search_model, x.clone(), y.clone())  # it may write into its copies
+        x_adv = result.x if isinstance(result, Adversarial) else result
         if not isinstance(x_adv, Tensor):
             raise plugin_error("attack", attack, f"returned {type(x_adv).__name__}, expected images of {list(x.shape)}")
-        bounded = what.bounds(stage)
-        x_adv = check_result(stage, view, x, x_adv, what.eps if bounded else None, what.norm)
+        eps = spec.eps if spec.must_stay_in_ball(stage) else None
+        x_adv = check_result(stage, view, x, x_adv, eps, spec.norm)
         with torch.no_grad():
-            said = view(x_adv).argmax(1)
-    far = distances(x, x_adv, what.norm)
-    return ((said != y) & what.holds(x, x_adv)).cpu(), said.cpu(), far.cpu(), x_adv.cpu() if keep else None
+            predicted = view(x_adv).argmax(1)
+    distance = distances(x, x_adv, spec.norm)
+    is_broken = (predicted != y) & spec.in_ball(x, x_adv)
+    return is_broken.cpu(), predicted.cpu(), distance.cpu(), x_adv.cpu() if keep_examples else None

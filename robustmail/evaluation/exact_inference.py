@@ -1,8 +1,8 @@
-"""The model as the judge sees it: plain float32, in slices of one size, so that no verdict depends on the batch.
+"""Exact inference: the model in plain float32, in passes of one size, so that no verdict depends on the batch.
 
 A matrix product of 7 rows may round otherwise than the same rows among 8, and a hundred steps along the sign of a
-gradient turn a last bit into another image. Every pass here is made of slices of the same number of images, the last
-one filled up; then the bits of an image are its own.
+gradient turn a last bit into another image. Every pass here has the same number of images, the last one filled up; then
+the bits of an image's logits depend on this image only.
 """
 
 from __future__ import annotations
@@ -24,39 +24,45 @@ from robustmail.models.precision import flops
 __all__ = ["SearchModel", "BatchSizer", "exact_inference", "is_out_of_memory", "make_search_model", "search_view"]
 
 T = TypeVar("T")
-SLICE = {"cpu": 8, "cuda": 250}
-MULTIPLES, LONGEST = (8, 16, 24, 40, 72), 128  # images in a pass that are tried, and the most that are made
-SMALL = 2e9  # FLOPs of one image's forward pass (a ResNet-18 has 1.1e9), above which trying would cost much memory
-BATCH = {"cpu": (32, 128), "cuda": (500, 2000)}  # to begin with, at most
-SOON, LATE = 5.0, 30.0  # seconds for a batch: so much is lost where the process is killed, and seen late
+PASS_SIZE = {"cpu": 8, "cuda": 250}  # images in one pass of the model
+TRIED_SIZES = (8, 16, 24, 40, 72)  # multiples of the CPU's pass size at which batch invariance is tested
+MAX_PASS = 128  # images in a pass of a batch-invariant model
+MAX_FLOPS = 2e9  # of one image's forward pass (a ResNet-18 has 1.1e9): above, the test would need much memory
+BATCH_SIZES = {"cpu": (32, 128), "cuda": (500, 2000)}  # images under attack: at first, at most
+MIN_SECONDS, MAX_SECONDS = 5.0, 30.0  # of a batch: it is what a kill loses, and how often progress is shown
 
 
 class BatchSizer:
-    """How much is done at once: `batch` images under attack, `slice` in one pass of the model.
+    """Batch sizes of an evaluation, made to fit the memory and the time.
 
-    The batch is free: halved where memory runs out, and, unless it was given, made to take some seconds; verdicts stay.
-    A block that cannot be halved is `frugal` instead: its gradients keep one slice of activations, and compute those of
-    the others again. The slice is halved only when that is still too much, and then the last bits may change.
+    batch: images under attack at once; halved when memory runs out and, unless it was given, adapted to 5 to 30
+    seconds.
+    pass_size: images in one pass of the model; halved only if a batch of that size is still too large, and then last
+    bits may change.
+    recompute: for an attack that sees a fixed block of images, which cannot be halved: its gradients keep the
+    activations of one pass and compute those of the others again.
+
+    No result depends on `batch` or `recompute`.
     """
 
     def __init__(self, device: torch.device, batch: int | None = None) -> None:
-        first, most = BATCH.get(device.type, BATCH["cpu"])
-        self.slice = SLICE.get(device.type, SLICE["cpu"])
-        self.batch, self.most, self.given = batch or first, batch or most, batch is not None
-        self.frugal = False
+        first, most = BATCH_SIZES.get(device.type, BATCH_SIZES["cpu"])
+        self.pass_size = PASS_SIZE.get(device.type, PASS_SIZE["cpu"])
+        self.batch, self.max_batch, self.is_given = batch or first, batch or most, batch is not None
+        self.recompute = False
 
-    def pace(self, seconds: float) -> None:
-        """A batch took so long: take more, or less, the next time."""
-        if seconds < SOON:
-            self.batch = min(2 * self.batch, self.most)
-        elif seconds > LATE and self.batch // 2 >= self.slice and not self.given:
+    def adapt(self, seconds: float) -> None:
+        """Choose the next batch size, given the seconds that the last batch took."""
+        if seconds < MIN_SECONDS:
+            self.batch = min(2 * self.batch, self.max_batch)
+        elif seconds > MAX_SECONDS and self.batch // 2 >= self.pass_size and not self.is_given:
             self.batch //= 2
 
     def with_oom_retry(self, work: Callable[[], T], block: str = "") -> T:
-        """Do some work, of which the batch or the slice is a part; where memory runs out, again with half.
+        """Return `work()`; whenever memory runs out, shrink and try again.
 
-        block: who needs how many images at once, where that is not a batch. Raises ModelError where one image is too
-        many.
+        work: reads `batch`, `pass_size` or `recompute`. block: name of what needs its images all at once, if not in a
+        batch. Raises ModelError if memory runs out with a single image.
         """
         while True:
             try:
@@ -67,14 +73,14 @@ class BatchSizer:
                 self.shrink(error, block)
 
     def shrink(self, error: Exception, block: str = "") -> None:
-        """Make do with less. Raises ModelError where one image is too many."""
-        if block and not self.frugal:
-            self.frugal = True
-        elif self.batch > self.slice and not block:
-            self.batch = self.most = max(self.slice, self.batch // 2)
-        elif self.slice > 1:
-            self.slice //= 2
-            self.batch = self.most = self.batch if block else self.slice
+        """Need less memory from now on. Raises ModelError if that is not possible."""
+        if block and not self.recompute:
+            self.recompute = True
+        elif self.batch > self.pass_size and not block:
+            self.batch = self.max_batch = max(self.pass_size, self.batch // 2)
+        elif self.pass_size > 1:
+            self.pass_size //= 2
+            self.batch = self.max_batch = self.batch if block else self.pass_size
         elif block:
             raise ModelError(block, "out of memory, also where each pass of the model has a single image",
                              "It sees these images at once, so a smaller --batch does not help: use --device cpu, or a "
@@ -84,11 +90,13 @@ class BatchSizer:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Does an error, or one that it came from, say that memory ran out, on whatever device?"""
+    """Whether an error, or its cause, says that memory ran out, on any device."""
     while True:
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
             return True
-        if isinstance(error, RuntimeError) and any(w in str(error) for w in ("out of memory", "can't allocate memory")):
+        if isinstance(error, RuntimeError) and any(
+            text in str(error) for text in ("out of memory", "can't allocate memory")
+        ):
             return True
         if error.__cause__ is None:
             return False
@@ -96,29 +104,33 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class FixedBatch(nn.Module):
-    """A model whose every pass has exactly `size` images; or, `whole`, a multiple of it, LONGEST at most.
+    """A model whose passes all have the same number of images, the last one filled up.
 
-    frugal: a gradient computes each pass again when its turn comes, so that one is in memory at a time.
+    model: images [B, C, H, W] -> logits [B, classes].
+    size: images in a pass.
+    batch_invariant: whether a pass may have any multiple of `size`, up to MAX_PASS.
+    recompute: whether gradients compute each pass again, so that memory holds the activations of one pass only.
     """
 
-    def __init__(self, model: nn.Module, size: int, whole: bool = False, frugal: bool = False) -> None:
+    def __init__(self, model: nn.Module, size: int, batch_invariant: bool = False, recompute: bool = False) -> None:
         super().__init__()
-        self.model, self.size, self.longest = model, size, LONGEST if whole and not frugal else size
-        self.frugal = frugal
+        self.model, self.size, self.recompute = model, size, recompute
+        self.max_pass = MAX_PASS if batch_invariant and not recompute else size
         self.training = model.training
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, classes]"""
         n, missing = len(x), -len(x) % self.size
         if missing:
             x = torch.cat([x, x[:1].detach().expand(missing, *x.shape[1:])])
-        parts = [self._pass(part) for part in x.split(self.longest)]
+        parts = [self._pass(part) for part in x.split(self.max_pass)]
         logits: Tensor = (torch.cat(parts) if len(parts) > 1 else parts[0])[:n]
-        if x.requires_grad and not logits.requires_grad:  # cut off within: then its gradient is zero, which is flagged
+        if x.requires_grad and not logits.requires_grad:  # detached inside the model: gradient 0, which a check finds
             logits = logits + 0 * x[:n].flatten(1).sum(1, keepdim=True)
         return logits
 
     def _pass(self, x: Tensor) -> Tensor:
-        if not self.frugal or not torch.is_grad_enabled():
+        if not self.recompute or not torch.is_grad_enabled():
             return call_model(self.model, x)
         logits: Tensor = checkpoint(call_model, self.model, x, use_reentrant=False)
         return logits
@@ -126,7 +138,10 @@ class FixedBatch(nn.Module):
 
 @contextmanager
 def exact_inference(model: nn.Module, size: int | None = None) -> Iterator[ModelView]:
-    """A view in plain float32, in slices of `size`: no autocast of the caller's, no TF32 on a GPU."""
+    """A view of the model in plain float32, in passes of one size: no autocast, no TF32 on a GPU.
+
+    size: images in a pass, by default PASS_SIZE of the device.
+    """
     device = next((p.device.type for p in model.parameters()), "cpu")
     backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul) if device == "cuda" else ()
     before = [backend.allow_tf32 for backend in backends]
@@ -134,58 +149,61 @@ def exact_inference(model: nn.Module, size: int | None = None) -> Iterator[Model
         try:
             for backend in backends:
                 backend.allow_tf32 = False
-            yield ModelView(FixedBatch(view.model, size or SLICE.get(device, 32)))
+            yield ModelView(FixedBatch(view.model, size or PASS_SIZE.get(device, 32)))
         finally:
             for backend, allowed in zip(backends, before, strict=True):
                 backend.allow_tf32 = allowed
 
 
 class SearchModel(NamedTuple):
-    """What an attack may search on in place of a model."""
+    """What attacks compute logits and gradients with; verdicts always come from the model itself.
 
-    form: nn.Module
-    whole: bool
-    """do its passes give the same bits for any multiple of a slice?"""
+    network: the model, or its faster form with BatchNorm folded. batch_invariant: whether an image's bits are the same
+    in passes of any multiple of the pass size.
+    """
+
+    network: nn.Module
+    batch_invariant: bool
 
 
 def make_search_model(model: nn.Module, sample: Tensor, size: int) -> SearchModel:
-    """In float32 a twin with BatchNorm folded, if the model has one, else the model.
+    """The model in float32 with BatchNorm folded into its convolutions, if it has any; else the model.
 
-    A search may end elsewhere by it, as on another machine; whether an image is broken, the model itself says.
-    sample: [B, C, H, W], on which the twin's logits and gradients must be the model's. size: of a slice.
+    A search may end at another image with it, as on another machine; whether an image is broken, the model decides.
+    sample: [B, C, H, W], on which logits and gradients of both must agree. size: images in a pass.
     """
-    form = model
+    network = model
     with model_view(model), torch.autocast(sample.device.type, enabled=False):
         if isinstance(model, Classifier):
             with suppress(ModelError):
-                form = FoldedModel(model, sample, torch.float32).eval()
-        return SearchModel(form, _is_batch_invariant(form, model, sample, size))
+                network = FoldedModel(model, sample, torch.float32).eval()
+        return SearchModel(network, _is_batch_invariant(network, model, sample, size))
 
 
 @contextmanager
-def search_view(view: ModelView, likeness: SearchModel, size: int, frugal: bool = False) -> Iterator[ModelView]:
-    """The view of a likeness beside an exact view of its model, in the same slices."""
-    form = likeness.form
-    if isinstance(form, FoldedModel):
-        form.refresh()
+def search_view(view: ModelView, search: SearchModel, size: int, recompute: bool = False) -> Iterator[ModelView]:
+    """A view of a search model, beside the exact view of its model and with the same pass size."""
+    network = search.network
+    if isinstance(network, FoldedModel):
+        network.refresh()
     else:
-        form = view.model.model  # type: ignore[assignment]
-    yield ModelView(FixedBatch(form, size, likeness.whole, frugal))
+        network = view.model.model  # type: ignore[assignment]
+    yield ModelView(FixedBatch(network, size, search.batch_invariant, recompute))
 
 
-def _is_batch_invariant(form: nn.Module, model: nn.Module, sample: Tensor, size: int) -> bool:
-    """Try whether the bits of an image's logits and gradient are the same in passes of one slice and of many."""
-    if sample.device.type != "cpu" or size not in MULTIPLES:
+def _is_batch_invariant(network: nn.Module, model: nn.Module, sample: Tensor, size: int) -> bool:
+    """Test whether an image's logits and gradient have the same bits in passes of several sizes."""
+    if sample.device.type != "cpu" or size not in TRIED_SIZES:
         return False
-    images = sample[:1].expand(LONGEST, *sample.shape[1:]) * torch.linspace(0.5, 1, LONGEST)[:, None, None, None]
+    images = sample[:1].expand(MAX_PASS, *sample.shape[1:]) * torch.linspace(0.5, 1, MAX_PASS)[:, None, None, None]
     try:
-        if flops(model, sample[:1]) > SMALL:  # not of the form: a twin's own operators are not counted
+        if flops(model, sample[:1]) > MAX_FLOPS:  # of the model: the operators of its folded form are not counted
             return False
-        logits, slopes = example_logits(form, images)
-        return all(
-            torch.equal(said, logits[:n]) and torch.equal(slope, slopes[:n])
-            for n in MULTIPLES
-            for said, slope in [example_logits(form, images[:n])]
-        )
-    except (Exception, SystemExit):  # a model may fail in any way; its own errors are met and told elsewhere
+        all_logits, all_gradients = example_logits(network, images)
+        for n in TRIED_SIZES:
+            logits, gradients = example_logits(network, images[:n])
+            if not (torch.equal(logits, all_logits[:n]) and torch.equal(gradients, all_gradients[:n])):
+                return False
+    except (Exception, SystemExit):  # a model may fail in any way; that error is raised where the model is evaluated
         return False
+    return True

@@ -9,8 +9,8 @@ from robustmail.errors import RunError
 from robustmail.evaluation.evaluator import attack_result
 from robustmail.evaluation.examples import write_examples
 from robustmail.evaluation.ledger import concatenate, rows_as_text
-from robustmail.evaluation.storage import FILES, _by_index, read_evaluation, summed_again, with_seal
-from robustmail.evaluation.task import _same
+from robustmail.evaluation.storage import FILES, StoredEvaluation, read_evaluation, summed_again, with_seal
+from robustmail.evaluation.task import check_same
 from robustmail.records import AttackResult
 from robustmail.runtime.files import atomic_write_json, atomic_write_text, folder_lock, make_folder
 
@@ -18,13 +18,13 @@ __all__ = ["merge_into", "merge_shards"]
 
 
 def merge_shards(folders: list[Path], to: Path, again: bool = False) -> None:
-    """Put the shards of one evaluation together; the ledger is the one that a single process would have written.
+    """Merge the shards of an evaluation; the ledger is the one that a single process would have written.
 
-    again: `to` may hold an unfinished result of this evaluation, as `open_whole` leaves it.
-
-    Raises RunError for shards of different evaluations, unfinished ones, or too few.
+    folders: of the shards, each of them once. to: folder of the merged evaluation. again: whether `to` may hold an
+    unfinished result of this evaluation, as `open_whole` leaves it.
+    Raises RunError: shards of different evaluations or with different attacks, unfinished shards, or not all of them.
     """
-    write = _joined(folders, to)
+    write = _prepare_merge(folders, to)
     make_folder(to, FILES, "evaluation")
     if (to / "results.json").exists() and not again:
         raise RunError(str(to), "holds results already", "Pass another --out.")
@@ -34,41 +34,28 @@ def merge_shards(folders: list[Path], to: Path, again: bool = False) -> None:
 
 def merge_into(folders: list[Path], to: Path) -> None:
     """As `merge_shards`, into a folder that the caller has made and locked."""
-    _joined(folders, to)()
+    _prepare_merge(folders, to)()
 
 
-def _joined(folders: list[Path], to: Path) -> Callable[[], None]:
-    """What writes the whole of some shards, once they are checked and put together."""
+def _prepare_merge(folders: list[Path], to: Path) -> Callable[[], None]:
+    """Check shards and concatenate them; returns a function that writes the merged evaluation."""
     if not folders:
         raise RunError("merge", "nothing to merge", "Name the shards' folders.")
-    held = [read_evaluation(folder, strict=True) for folder in folders]
-    first = held[0].results
-    for other in held:
-        _same(first, other.results, other.folder)
-        if not other.results["shard"]:
-            raise RunError(str(other.folder), "is a whole evaluation, not a shard", "There is nothing to merge.")
-        if not other.results["complete"]:
-            raise RunError(str(other.folder), "is not finished", "Run the same command again until it is.")
-        if (tried := other.results["spec"]["attacks"]) != first["spec"]["attacks"]:
-            wrong = f"was attacked by {', '.join(tried)}, {held[0].folder} by {', '.join(first['spec']['attacks'])}"
-            raise RunError(str(other.folder), wrong, "Run the same attacks, in the same order, on every shard.")
-    there = sorted(other.results["shard"][0] for other in held)
-    of = first["shard"][1]
-    if there != list(range(1, of + 1)):
-        said = ", ".join(map(str, there))
-        raise RunError("merge", f"given the shards {said} of {of}", f"Name each of 1 ... {of} once.")
-    ledger = concatenate([other.ledger for other in held])
-    place = {int(index): i for i, index in enumerate(ledger.index)}
-    rows = sorted((row for other in held for row in other.rows), key=lambda row: int(row["index"]))
-    measured = next((other.results["measured"] for other in held if other.results["measured"]), None)
+    shards = [read_evaluation(folder, strict=True) for folder in folders]
+    _check_shards(shards)
+    ledger = concatenate([shard.ledger for shard in shards])
+    position = {int(index): i for i, index in enumerate(ledger.index)}
+    rows = sorted((row for shard in shards for row in shard.rows), key=lambda row: int(row["index"]))
+    first = shards[0].results
+    measured = next((shard.results["measured"] for shard in shards if shard.results["measured"]), None)
     attacks = [attack_result(ledger, AttackResult(**row), first["spec"]["seed"]) for row in first["attacks"]]
-    seconds = sum(other.results["provenance"]["seconds"] for other in held)
+    seconds = sum(shard.results["provenance"]["seconds"] for shard in shards)
     results = {
         **first, "n": len(ledger), "shard": None,
         **summed_again(to, ledger, attacks, first["data"]["classes"], measured),
-        "provenance": {**first["provenance"], "seconds": seconds, "merged": [str(other.folder) for other in held]},
+        "provenance": {**first["provenance"], "seconds": seconds, "merged": [str(shard.folder) for shard in shards]},
     }  # fmt: skip
-    originals = {place[i]: x for other in held for i, x in _by_index(other).items()}
+    originals = {position[index]: x for shard in shards for index, x in shard.originals_by_index.items()}
 
     def write() -> None:
         write_examples(to, ledger, originals)
@@ -76,3 +63,23 @@ def _joined(folders: list[Path], to: Path) -> Callable[[], None]:
         atomic_write_json(to / "results.json", with_seal(results))
 
     return write
+
+
+def _check_shards(shards: list[StoredEvaluation]) -> None:
+    """Refuse what are not all finished shards of one evaluation (raises RunError)."""
+    first = shards[0]
+    attacks = first.results["spec"]["attacks"]
+    for shard in shards:
+        check_same(first.results, shard.results, shard.folder)
+        if not shard.results["shard"]:
+            raise RunError(str(shard.folder), "is a whole evaluation, not a shard", "There is nothing to merge.")
+        if not shard.results["complete"]:
+            raise RunError(str(shard.folder), "is not finished", "Run the same command again until it is.")
+        if (own_attacks := shard.results["spec"]["attacks"]) != attacks:
+            wrong = f"was attacked by {', '.join(own_attacks)}, {first.folder} by {', '.join(attacks)}"
+            raise RunError(str(shard.folder), wrong, "Run the same attacks, in the same order, on every shard.")
+    numbers = sorted(shard.results["shard"][0] for shard in shards)
+    count = first.results["shard"][1]
+    if numbers != list(range(1, count + 1)):
+        given = ", ".join(map(str, numbers))
+        raise RunError("merge", f"given the shards {given} of {count}", f"Name each of 1 ... {count} once.")

@@ -1,4 +1,9 @@
-"""From whatever a user brings to a model that can be judged: images in [0, 1] in, logits out, no guess unsaid."""
+"""From a checkpoint to a model that can be evaluated: images in [0, 1] in, logits out.
+
+Opening a model answers three questions: which networks may the file hold (`candidate_networks`), how may their images
+be normalised (`candidate_normalizations`), and which of these pairs fits labelled images, and may it be believed
+(`choose`). Whatever was inferred rather than given is in `LoadedModel.notes`.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +20,9 @@ from torch import nn
 
 from robustmail.checkpoints import Candidate, Checkpoint, build_network, load_strict, normalisation_in, open_checkpoint
 from robustmail.config.loader import find_plugin
-from robustmail.config.overrides import parse_value
 from robustmail.data.dataset import Split
-from robustmail.data.testsets import TestSet, from_image_data, from_path
-from robustmail.errors import DataError, ModelError, RecipeError
+from robustmail.data.testsets import TestSet
+from robustmail.errors import ModelError
 from robustmail.evaluation.doubts import compare_stored_accuracies, reading_doubts
 from robustmail.evaluation.evaluator import classes_of
 from robustmail.evaluation.normalization import (
@@ -33,36 +37,52 @@ from robustmail.evaluation.normalization import (
     usual_normalizations,
 )
 from robustmail.models.classifier import Classifier, is_network
-from robustmail.runtime.untrusted import data_source, is_code, quoted, read_text
+from robustmail.runtime.untrusted import is_code, quoted, read_text
 
-__all__ = ["LoadedModel", "load_data", "open_recorded_data", "load_model", "reload_model", "trained_model"]
+__all__ = [
+    "Choice",
+    "LoadedModel",
+    "candidate_networks",
+    "candidate_normalizations",
+    "choose",
+    "load_model",
+    "reload_model",
+    "trained_model",
+]
+
+MAX_SHOWN = 5  # normalizations whose accuracies are listed
 
 
 @dataclass(frozen=True)
 class LoadedModel:
     """A model under evaluation and where it comes from.
 
-    described: plain values that say how the file was read, and suffice to read it so again. said: what was inferred
-    rather than given, in sentences.
+    name: for people; the file's, or, for a run's weights, that of the run's two folders.
+    model: takes images [B, C, H, W] in [0, 1] and returns logits [B, classes].
+    classes: number of logits.
+    spec: how the file was read, in plain values: checkpoint, weights, model, normalize, source. `reload_model` needs no
+    more to read it in the same way.
+    sha256: of the file; None for a model in memory.
+    notes: what was inferred rather than given, in sentences.
+    doubts: what speaks against the way the file was read, in sentences; not empty only if the caller accepted that.
     """
 
     name: str
     model: nn.Module
     classes: int
-    described: dict[str, Any]
+    spec: dict[str, Any]
     sha256: str | None = None
-    said: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
-    """what speaks against the way the file was read, in sentences"""
 
     @property
     def device(self) -> torch.device:
-        """Where the model lies."""
+        """The device of the model's parameters."""
         return next((p.device for p in self.model.parameters()), torch.device("cpu"))
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of every parameter and buffer, and of the normalisation."""
+        """A hash of all parameters and buffers, the normalisation among them; 16 hexadecimal digits."""
         sha = hashlib.sha256()
         for name, tensor in sorted({**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}.items()):
             sha.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
@@ -71,116 +91,60 @@ class LoadedModel:
 
     @property
     def weights(self) -> dict[str, Any]:
-        """What identifies the weights."""
-        return {"file": self.described.get("checkpoint"), "sha256": self.sha256, "fingerprint": self.fingerprint}
+        """What identifies the weights: file, sha256 and fingerprint."""
+        return {"file": self.spec.get("checkpoint"), "sha256": self.sha256, "fingerprint": self.fingerprint}
 
     @classmethod
     def of(cls, model: nn.Module, data: TestSet, name: str = "model") -> LoadedModel:
-        """A model of one's own, which takes images in [0, 1]."""
-        described = dict.fromkeys(("checkpoint", "weights", "normalize", "source")) | {"model": type(model).__name__}
-        return cls(name, model, classes_of(model, data.part), described)
-
-
-def load_data(text: str) -> TestSet:
-    """`cifar10`, `npz("file.npz")`, or the path of an npz file or an image folder.
-
-    Raises DataError or RecipeError: no such thing, damaged, images outside [0, 1].
-    """
-    path = Path(text)
-    if path.exists():
-        return replace(from_path(path), given=text)
-    if "(" not in text and (path.suffix == ".npz" or (len(path.parts) > 1 and ".py:" not in text)):
-        raise DataError(text, "no such file or folder")
-    source = parse_value(text, "data")
-    if not callable(source):
-        raise RecipeError(f"--data {text}", "is no data source", "Write cifar10, npz('FILE') or a path.")
-    return _of_source(source, text)
-
-
-def open_recorded_data(text: str, who: str) -> TestSet:
-    """What the file `who` says it was trained on: a built-in source, or else the option that allows it (DataError)."""
-    if (source := data_source(text)) is None:
-        wrong = f"was trained on {text}, and a file may not say what to open"
-        raise DataError(who, wrong, f"Add {quoted('--data', text)} if you trust it, or other data.")
-    return _of_source(source, text)
-
-
-def _of_source(source: Callable[[], Any], text: str) -> TestSet:
-    return replace(from_image_data(source()), given=text)
+        """A model in memory, which takes images in [0, 1]. Raises ModelError if it fails on the images of `data`."""
+        spec = dict.fromkeys(("checkpoint", "weights", "normalize", "source")) | {"model": type(model).__name__}
+        return cls(name, model, classes_of(model, data.part), spec)
 
 
 def load_model(
-    path: Path, data: TestSet, model: str | None = None, normalize: str | None = None, weights: str | None = None,
-    probe: bool = False, device: torch.device | str = "cpu", accept_reading: bool = False,
-) -> LoadedModel:  # fmt: skip
-    """Read a checkpoint into a model, by what the file says, the user says, and labelled images tell.
+    path: Path,
+    data: TestSet,
+    model: str | None = None,
+    normalize: str | None = None,
+    weights: str | None = None,
+    probe: bool = False,
+    device: torch.device | str = "cpu",
+    accept_reading: bool = False,
+) -> LoadedModel:
+    """Load a checkpoint of any origin into a model, without running code that is in it.
 
-    model: a timm name or file.py:factory; without one, what the names and shapes of the tensors fit. normalize: a
-    convention; without one, what the file holds, or with `probe` the one that fits. Where several readings remain,
-    images decide, and `said` tells. Raises ModelError for whatever is left open, does not fit, or is in doubt, unless
-    accept_reading: then `reading_doubts` tells.
+    path: the file; torch, safetensors or npz.
+    data: labelled images of the kind that the model was trained on; they decide between several ways to read the file.
+    model: name of a network of timm or of robustmail, or file.py:factory; by default, all networks that fit the names
+    and shapes of the file's tensors are tried.
+    normalize: `cifar10`, `none`, `mean/std`; by default, what the file says.
+    weights: which of several state dicts in the file, by its name there.
+    probe: if the file does not say how images are normalised, try the usual ways.
+    device: where the model shall be.
+    accept_reading: take the way the file was read even if something speaks against it; then see `LoadedModel.doubts`.
+
+    Raises ModelError: the file cannot be read, or does not fit the network; nothing says which network or which
+    normalisation it is; images would be normalised twice; or the way it was read is in doubt.
     """
     checkpoint = open_checkpoint(path, weights, data.part.x.shape[-1])
-    networks = {name: network.to(device) for name, network in _candidate_networks(checkpoint, data, model).items()}
-    conventions, why = _conventions(checkpoint, networks, normalize, probe, data.part.x.shape[1])
-    choice = _choose(networks, conventions, data.part)
-    if choice.best is not None and normalize not in (None, "none"):
-        _refuse_normalising_twice(choice.best, networks, data.part.first(PROBE_IMAGES))
-    guessed = model is None and "model" not in checkpoint.facts
-    probed = len(conventions) > 1
-    compared, found = [], []
-    if choice.best is not None and (guessed or probed or checkpoint.accuracies):
-        best = choice.best.on(data.part) if checkpoint.accuracies else choice.best
-        compared = list(compare_stored_accuracies(best, checkpoint.accuracies))
-        usual = choice.network == next(iter(networks))
-        found = reading_doubts(best, choice.ranked, data.part, checkpoint.accuracies, usual)
-        if found and (guessed or probed) and not accept_reading:
-            raise _doubtful(path, choice.network, choice.convention if probed else "", guessed, found)
-    described = {
+    channels = data.part.x.shape[1]
+    networks = {name: net.to(device) for name, net in candidate_networks(checkpoint, channels, model).items()}
+    normalizations, source = candidate_normalizations(checkpoint, networks, channels, normalize, probe)
+    is_guessed = model is None and "model" not in checkpoint.facts
+    is_named = normalize not in (None, "none")
+    choice = choose(checkpoint, networks, normalizations, data.part, is_guessed, is_named, accept_reading)
+    spec = {
         "checkpoint": str(path),
         "weights": checkpoint.weights,
         "model": choice.network,
-        "normalize": format_normalization(conventions[choice.convention]),
+        "normalize": format_normalization(normalizations[choice.normalization]),
         "source": _source_hash(model),
     }
-    said = [*_assumption_notes(checkpoint, choice.network), *filter(None, [why]), *choice.said, *compared,
-            *(f"IN DOUBT: {text}" for text in found)]  # fmt: skip
-    judged = choice.model.to(device)
-    return LoadedModel(
-        _display_name(path, checkpoint),
-        judged,
-        classes_of(judged, data.part),
-        described,
-        checkpoint.sha256,
-        tuple(said),
-        tuple(found),
-    )
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """The network and the convention that fit the images best, and how that was found."""
-
-    network: str
-    convention: str
-    model: Classifier
-    best: Score | None
-    """None where there was nothing to choose from, and the network does not take these images"""
-    ranked: list[Score]
-    said: list[str]
-
-
-def _choose(networks: dict[str, nn.Module], conventions: dict[str, Normalize | None], part: Split) -> _Choice:
-    """Try each network under each convention. Raises ModelError where none takes these images."""
-    if len(networks) * len(conventions) > 1:
-        best, rivals, ranked = best_fit(shortlist(networks, conventions, part.first(PROBE_IMAGES)), part)
-        return _Choice(
-            best.network, best.convention, best.model, best, ranked, list(_choice_notes(best, rivals, ranked))
-        )
-    network, convention = next(iter(networks)), next(iter(conventions))
-    model = Classifier(networks[network], conventions[convention]).eval()
-    only = next(score_all([(network, convention)], networks, conventions, part.first(PROBE_IMAGES)), None)
-    return _Choice(network, convention, model, only, [], [])
+    notes = [*_assumption_notes(checkpoint, choice.network), *filter(None, [source]), *choice.notes]
+    loaded = choice.model.to(device)
+    classes = classes_of(loaded, data.part)
+    name = _display_name(path, checkpoint)
+    return LoadedModel(name, loaded, classes, spec, checkpoint.sha256, tuple(notes), tuple(choice.doubts))
 
 
 def trained_model(model: nn.Module, path: Path, data: TestSet) -> LoadedModel:
@@ -200,163 +164,240 @@ def trained_model(model: nn.Module, path: Path, data: TestSet) -> LoadedModel:
 def reload_model(
     spec: dict[str, Any], data: TestSet, path: Path | None = None, device: torch.device | str = "cpu"
 ) -> LoadedModel:
-    """The model that an evaluation's results speak of, from its own path or another: for specs that are trusted."""
+    """The model of an earlier evaluation. `spec` decides which code is run, so it must be trusted.
+
+    spec: as in `LoadedModel.spec`. data: images of the same shape. path: of the checkpoint, if it was moved.
+    Raises ModelError: the model was one in memory, or its file cannot be read in this way.
+    """
     if spec["checkpoint"] is None and path is None:
         raise ModelError(
             "verify", "this evaluation was of a model in memory", "Call robustmail.verify(DIR, model, data)."
         )
-    where = path or Path(spec["checkpoint"])
-    checkpoint = open_checkpoint(where, spec["weights"] or None, data.part.x.shape[-1])
-    read = _read_networks(checkpoint) if "model" not in checkpoint.facts else {}
-    net = read.get(spec["model"]) or next(
-        iter(_candidate_networks(checkpoint, data, _given_model(spec, checkpoint)).values())
-    )
-    normalize = parse_normalization(spec["normalize"], data.part.x.shape[1])
-    judged = Classifier(net, normalize).eval().to(device)
-    described = {k: spec[k] for k in ("weights", "model", "normalize")} | {"checkpoint": str(where)}
+    path = path or Path(spec["checkpoint"])
+    channels = data.part.x.shape[1]
+    checkpoint = open_checkpoint(path, spec["weights"] or None, data.part.x.shape[-1])
+    fitting = {} if "model" in checkpoint.facts else _fitting_networks(checkpoint)
+    network = fitting.get(spec["model"])
+    if network is None:
+        is_own_name = spec["model"] == checkpoint.facts.get("model")
+        (network,) = candidate_networks(checkpoint, channels, None if is_own_name else spec["model"]).values()
+    model = Classifier(network, parse_normalization(spec["normalize"], channels)).eval().to(device)
+    new_spec = {key: spec[key] for key in ("weights", "model", "normalize")} | {"checkpoint": str(path)}
     return LoadedModel(
-        _display_name(where, checkpoint), judged, classes_of(judged, data.part), described, checkpoint.sha256
+        _display_name(path, checkpoint), model, classes_of(model, data.part), new_spec, checkpoint.sha256
     )
 
 
 def _display_name(path: Path, checkpoint: Checkpoint) -> str:
-    """A name for people: the file's, or, for the best or last weights of a run of ours, that of its two folders."""
-    ours = path.stem in ("best", "last") and "epoch" in checkpoint.facts
-    return "/".join(path.resolve().parts[-3:-1]) if ours else path.stem
+    is_run = path.stem in ("best", "last") and "epoch" in checkpoint.facts
+    return "/".join(path.resolve().parts[-3:-1]) if is_run else path.stem
 
 
-def _given_model(spec: dict[str, Any], checkpoint: Checkpoint) -> str | None:
-    """The model as it was named with --model, or None where the file names it itself."""
-    return None if spec["model"] == checkpoint.facts.get("model") else spec["model"]
+# Question 1: which networks may the file hold?
 
 
-def _candidate_networks(checkpoint: Checkpoint, data: TestSet, model: str | None) -> dict[str, nn.Module]:
-    """The networks that the file may be, by name."""
-    who = str(checkpoint.path)
+def candidate_networks(checkpoint: Checkpoint, channels: int, model: str | None = None) -> dict[str, nn.Module]:
+    """The networks that a file may hold, with its weights, by name: the likeliest first.
+
+    channels: of the images. model: the network's name or file.py:factory, if the caller knows it; otherwise the file
+    may name it, and otherwise all networks that fit its tensors are candidates.
+    Raises ModelError: no network fits, or the file names one whose code the caller has to allow.
+    """
+    path = str(checkpoint.path)
     if model is not None:
-        what: str | Callable[..., Any] = find_plugin(model) if is_code(model) else model
-        if isinstance(what, nn.Module):
-            return {model: load_strict(checkpoint.raw_tensors, what, who)}
-        return {
-            model: load_strict(
-                checkpoint.raw_tensors, build_network(what, checkpoint.tensors, channels=data.part.x.shape[1]), who
-            )
-        }
+        source: str | Callable[..., Any] = find_plugin(model) if is_code(model) else model
+        if not isinstance(source, nn.Module):
+            source = build_network(source, checkpoint.tensors, channels=channels)
+        return {model: load_strict(checkpoint.raw_tensors, source, path)}
     if "model" in checkpoint.facts:
         facts = checkpoint.facts
-        built = build_network(_named_model(checkpoint), checkpoint.tensors, facts.get("classes"), facts.get("channels"))
-        return {facts["model"]: load_strict(checkpoint.tensors, built, who)}
-    if not (found := _read_networks(checkpoint)):
-        raise ModelError(who, "its tensors fit no network that robustmail knows",
+        network = build_network(
+            _recorded_model(checkpoint), checkpoint.tensors, facts.get("classes"), facts.get("channels")
+        )
+        return {facts["model"]: load_strict(checkpoint.tensors, network, path)}
+    if not (fitting := _fitting_networks(checkpoint)):
+        raise ModelError(path, "its tensors fit no network that robustmail knows",
                          "Say which it is: --model NAME (timm's or ours) or --model file.py:factory.")  # fmt: skip
-    return found
+    return fitting
 
 
-def _read_networks(checkpoint: Checkpoint) -> dict[str, nn.Module]:
-    return {name: reading.network for name, reading in _readings(checkpoint).items()}
+def _fitting_networks(checkpoint: Checkpoint) -> dict[str, nn.Module]:
+    return {name: candidate.network for name, candidate in _candidates(checkpoint).items()}
 
 
-def _readings(checkpoint: Checkpoint) -> dict[str, Candidate]:
-    """The readings by a name that says what was assumed, so that it means the same wherever the file is read again."""
-    return {": ".join(filter(None, [r.name, "; ".join(r.unwritten)])): r for r in checkpoint.readings()}
+def _candidates(checkpoint: Checkpoint) -> dict[str, Candidate]:
+    """The candidates by a name with all assumptions, so that it means the same whenever the file is read again."""
+    return {": ".join(filter(None, [c.name, "; ".join(c.assumptions)])): c for c in checkpoint.candidates}
 
 
-def _named_model(checkpoint: Checkpoint) -> str:
-    """The name, timm's or ours, in a file that robustmail wrote; a function of a recipe is code, and is not run."""
+def _recorded_model(checkpoint: Checkpoint) -> str:
+    """The name that robustmail wrote into the file, of a network of timm or ours; the function of a recipe is code, and
+    a file does not decide which code is run (ModelError)."""
     name: str = checkpoint.facts["model"]
     if is_network(name):
         return name
     function, recipe = name.rpartition(".py:")[2], checkpoint.path.parent / "recipe.py"
-    there = function.isidentifier() and recipe.is_file() and function in re.findall(r"\w+", read_text(recipe))
-    wrong = f"its network is {function}{' of the recipe beside it' * there}, which is code"
-    where = f"{recipe}:{function}" if there else "file.py:factory"
-    raise ModelError(str(checkpoint.path), wrong, f"Pass {quoted('--model', where)} if you trust it.")
+    is_beside = function.isidentifier() and recipe.is_file() and function in re.findall(r"\w+", read_text(recipe))
+    wrong = f"its network is {function}{' of the recipe beside it' if is_beside else ''}, which is code"
+    factory = f"{recipe}:{function}" if is_beside else "file.py:factory"
+    raise ModelError(str(checkpoint.path), wrong, f"Pass {quoted('--model', factory)} if you trust it.")
 
 
 def _source_hash(model: str | None) -> str | None:
-    """A hash of the file whose code makes the network, where that is somebody's own; weights do not tell of it."""
+    """A hash of the file whose code builds the network, if --model names one: the weights do not cover that code."""
     if model is None or not is_code(model):
         return None
     return hashlib.sha256(Path(model.rpartition(":")[0]).read_bytes()).hexdigest()[:8]
 
 
-def _conventions(
-    checkpoint: Checkpoint, networks: dict[str, nn.Module], normalize: str | None, probe: bool, channels: int
-) -> tuple[dict[str, Normalize | None], str]:
-    """(the conventions in question, a sentence on where they come from).
+def _assumption_notes(checkpoint: Checkpoint, network: str) -> list[str]:
+    candidate = None if "model" in checkpoint.facts else _candidates(checkpoint).get(network)
+    if candidate is None:
+        return []
+    return [f"read off the tensors: {candidate.name}", *(f"  assumed: {text}" for text in candidate.assumptions)]
 
-    Raises ModelError where normalisation would be done twice, or nothing says which it is.
+
+# Question 2: how may their images be normalised?
+
+
+def candidate_normalizations(
+    checkpoint: Checkpoint,
+    networks: dict[str, nn.Module],
+    channels: int,
+    normalize: str | None = None,
+    probe: bool = False,
+) -> tuple[dict[str, Normalize | None], str]:
+    """(the normalisations that images may need, by name; a sentence that says where the only one comes from, or "").
+
+    networks: the candidates, of which one may normalise by itself. channels: of the images. normalize: what the caller
+    says, in the words of `parse_normalization`. probe: try the usual ones if the file does not say.
+    Raises ModelError: images would be normalised twice, or nothing says how.
     """
-    who = str(checkpoint.path)
-    inside = next((found for net in networks.values() if (found := normalisation_in(net))), None)
-    there = inside or checkpoint.normalize
+    in_network = next((pair for network in networks.values() if (pair := normalisation_in(network))), None)
+    recorded = checkpoint.normalize
     if normalize is not None:
-        if there and normalize != "none":
-            raise ModelError(
-                f"--normalize {normalize}",
-                f"the model normalises already (mean and std {format_normalization(there)})",
-                "Drop --normalize.",
-            )
+        if normalize != "none" and (pair := in_network or recorded):
+            wrong = f"the model normalises already (mean and std {format_normalization(pair)})"
+            raise ModelError(f"--normalize {normalize}", wrong, "Drop --normalize.")
         return {normalize: parse_normalization(normalize, channels)}, ""
-    if inside:
-        return {"none": None}, f"the network normalises by itself ({format_normalization(inside)})"
-    if "normalize" in checkpoint.facts or checkpoint.normalize:
-        how = (
-            f"normalised by {format_normalization(checkpoint.normalize)}" if checkpoint.normalize else "not normalised"
-        )
-        return {"in the file": checkpoint.normalize}, f"images are {how}, says the file"
+    if in_network:
+        return {"none": None}, f"the network normalises by itself ({format_normalization(in_network)})"
+    if "normalize" in checkpoint.facts or recorded:
+        how = f"normalised by {format_normalization(recorded)}" if recorded else "not normalised"
+        return {"in the file": recorded}, f"images are {how}, says the file"
     if probe:
         return usual_normalizations(channels), ""
-    raise ModelError(who, "does not say how images are normalised",
+    raise ModelError(str(checkpoint.path), "does not say how images are normalised",
                      "Pass --normalize NAME (none, cifar10, imagenet, ... or mean/std), or --probe to try them on "
                      f"{PROBE_IMAGES} images.")  # fmt: skip
 
 
-def _refuse_normalising_twice(best: Score, networks: dict[str, nn.Module], sample: Split) -> None:
-    """Refuse a normalisation that the user named if the model seems to normalise already (raises ModelError)."""
-    bare = next(score_all([(best.network, "none")], networks, {"none": None}, sample), None)
-    if bare is not None and bare.accuracy > best.right[: len(sample.y)].double().mean().item() + 0.05:
+# Question 3: which pair fits, and may it be believed?
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A network under a normalisation, chosen among the candidates by labelled images.
+
+    network, normalization: their names among the candidates. model: the two together, in eval mode. score: how it does
+    on the images; None if there was one pair only and it does not take them. notes: how it was chosen, in sentences.
+    doubts: what speaks against it, in sentences.
+    """
+
+    network: str
+    normalization: str
+    model: Classifier
+    score: Score | None
+    notes: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
+
+
+def choose(
+    checkpoint: Checkpoint,
+    networks: dict[str, nn.Module],
+    normalizations: dict[str, Normalize | None],
+    part: Split,
+    is_guessed: bool,
+    is_named: bool,
+    accept_doubts: bool = False,
+) -> Choice:
+    """The pair of a network and a normalisation that fits labelled images best.
+
+    networks, normalizations: the candidates, likeliest first. part: the images. is_guessed: whether the networks were
+    read off names and shapes. is_named: whether the caller named a normalisation, other than none. accept_doubts:
+    return a guessed pair although something speaks against it.
+    Raises ModelError: no pair takes these images; the network is better without the named normalisation; or the best
+    pair is in doubt and was guessed or probed.
+    """
+    choice, ranked = _best_pair(networks, normalizations, part)
+    if is_named and choice.score is not None:
+        _refuse_normalizing_twice(choice.score, networks, part.first(PROBE_IMAGES))
+    is_probed = len(normalizations) > 1
+    if choice.score is None or not (is_guessed or is_probed or checkpoint.accuracies):
+        return choice
+    score = choice.score.on(part) if checkpoint.accuracies else choice.score
+    is_likeliest = choice.network == next(iter(networks))
+    doubts = reading_doubts(score, ranked, part, checkpoint.accuracies, is_likeliest)
+    if doubts and (is_guessed or is_probed) and not accept_doubts:
+        raise _doubtful(checkpoint.path, choice, is_guessed, is_probed, doubts)
+    notes = [*choice.notes, *compare_stored_accuracies(score, checkpoint.accuracies)]
+    notes += [f"IN DOUBT: {text}" for text in doubts]
+    return replace(choice, notes=tuple(notes), doubts=tuple(doubts))
+
+
+def _best_pair(
+    networks: dict[str, nn.Module], normalizations: dict[str, Normalize | None], part: Split
+) -> tuple[Choice, list[Score]]:
+    """(the pair that fits best, the scores of all that were compared). Raises ModelError if no pair takes the
+    images."""
+    if len(networks) * len(normalizations) > 1:
+        best, rivals, ranked = best_fit(shortlist(networks, normalizations, part.first(PROBE_IMAGES)), part)
+        notes = tuple(_choice_notes(best, rivals, ranked))
+        return Choice(best.network, best.normalization, best.model, best, notes), ranked
+    network, normalization = next(iter(networks)), next(iter(normalizations))
+    model = Classifier(networks[network], normalizations[normalization]).eval()
+    scores = score_all([(network, normalization)], networks, normalizations, part.first(PROBE_IMAGES))
+    return Choice(network, normalization, model, next(scores, None)), []
+
+
+def _refuse_normalizing_twice(score: Score, networks: dict[str, nn.Module], sample: Split) -> None:
+    """Refuse a normalisation that the user named if the network is better without it (raises ModelError)."""
+    bare = next(score_all([(score.network, "none")], networks, {"none": None}, sample), None)
+    if bare is not None and bare.accuracy > score.right[: len(sample.y)].double().mean().item() + 0.05:
         raise ModelError(
-            f"--normalize {best.convention}",
+            f"--normalize {score.normalization}",
             f"the model seems to normalise already: of {len(sample.y)} images {100 * bare.accuracy:.1f} % are "
-            f"right without, {100 * best.accuracy:.1f} % with it", "Drop --normalize, or pass --normalize none.",
-        )  # fmt: skip
+            f"right without, {100 * score.accuracy:.1f} % with it",
+            "Drop --normalize, or pass --normalize none.",
+        )
 
 
 def _choice_notes(best: Score, rivals: list[Score], ranked: list[Score]) -> Iterator[str]:
     """How the choice was made, in lines."""
-    mine = [s for s in ranked if s.network == best.network]
-    others = [s for s in ranked if s.network != best.network]
+    same_network = [score for score in ranked if score.network == best.network]
+    other_networks = [score for score in ranked if score.network != best.network]
     n = len(ranked[0].right)
-    if len(mine) > 1:
-        yield f"input convention: {best.convention}, of those tried on {n} images"
-        for score in mine[:5]:
-            few = f", on {len(score.right)} images" if len(score.right) != n else ""
+    if len(same_network) > 1:
+        yield f"input convention: {best.normalization}, of those tried on {n} images"
+        for score in same_network[:MAX_SHOWN]:
+            fewer = f", on {len(score.right)} images" if len(score.right) != n else ""
             loss = f"cross-entropy {score.loss.mean().item():.3f}"
-            yield f"  {100 * score.accuracy:5.1f} %  {loss}  {score.convention}{few}"
-        if near := [r.convention for r in rivals if r.network == best.network]:
-            yield (f"  {len(best.right)} images do not tell {best.convention} from {', '.join(near)}; the smaller "
+            yield f"  {100 * score.accuracy:5.1f} %  {loss}  {score.normalization}{fewer}"
+        if close := [rival.normalization for rival in rivals if rival.network == best.network]:
+            yield (f"  {len(best.right)} images do not tell {best.normalization} from {', '.join(close)}; the smaller "
                    "cross-entropy decided. Pass --normalize if you know better")  # fmt: skip
-    if others:
-        count, most = len({s.network for s in others}), 100 * others[0].accuracy
-        yield f"other readings of the tensors: {count}, right on {most:.1f} % at most ({others[0].network})"
-        if unlike := [r.network for r in rivals if r.network != best.network]:
-            yield f"  {len(best.right)} images do not tell it from {unlike[0]}. Pass --model if you know better"
+    if other_networks:
+        count, top = len({score.network for score in other_networks}), other_networks[0]
+        yield f"other readings of the tensors: {count}, right on {100 * top.accuracy:.1f} % at most ({top.network})"
+        if close := [rival.network for rival in rivals if rival.network != best.network]:
+            yield f"  {len(best.right)} images do not tell it from {close[0]}. Pass --model if you know better"
 
 
-def _doubtful(path: Path, network: str, convention: str, inferred: bool, found: list[str]) -> ModelError:
-    """Nothing is evaluated that may be another network."""
-    read = f"read as {network}" + (f", images normalised as {convention}" if convention else "")
-    given = ["--model file.py:factory"] * inferred + ["--normalize NAME"] * bool(convention)
+def _doubtful(path: Path, choice: Choice, is_guessed: bool, is_probed: bool, doubts: list[str]) -> ModelError:
+    reading = choice.network + (f", images normalised as {choice.normalization}" if is_probed else "")
+    options = ["--model file.py:factory"] * is_guessed + ["--normalize NAME"] * is_probed
     return ModelError(
-        str(path), f"is {read}, which is in doubt: {'; '.join(found)}",
-        f"Say what it is: robustmail eval {path} {' '.join(given)}, or pass --accept-reading to take it as it is read.",
-    )  # fmt: skip
-
-
-def _assumption_notes(checkpoint: Checkpoint, network: str) -> list[str]:
-    """What the tensors do not say of the network that was read off them."""
-    reading = None if "model" in checkpoint.facts else _readings(checkpoint).get(network)
-    if reading is None:
-        return []
-    return [f"read off the tensors: {reading.name}", *(f"  assumed: {text}" for text in reading.unwritten)]
+        str(path),
+        f"is read as {reading}, which is in doubt: {'; '.join(doubts)}",
+        f"Say what it is: robustmail eval {path} {' '.join(options)}, or pass --accept-reading to accept it.",
+    )

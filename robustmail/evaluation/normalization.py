@@ -57,7 +57,7 @@ class Score:
     """How one way of reading a checkpoint does on some labelled images."""
 
     network: str
-    convention: str
+    normalization: str
     model: Classifier
     right: Tensor
     """[N] bool"""
@@ -74,7 +74,7 @@ class Score:
 
     def on(self, part: Split) -> Score:
         """The same on other images."""
-        return score(self.network, self.convention, self.model, part)
+        return score(self.network, self.normalization, self.model, part)
 
 
 def parse_normalization(text: str, channels: int) -> Normalize | None:
@@ -126,8 +126,8 @@ def shortlist(networks: dict[str, nn.Module], conventions: dict[str, Normalize |
     few = _ranked(score_all(((n, c) for n in names for c in conventions), networks, conventions, part.first(FEW)))
     its_best = {s.network: s for s in reversed(few)}
     close = [n for n in networks if n in its_best and _tie(few[0], its_best[n])][:CLOSE]
-    pairs = [(s.network, s.convention) for s in (*few[:1], *its_best.values())]
-    pairs += [(s.network, s.convention) for s in few if s.network in close and _tie(few[0], s)]
+    pairs = [(s.network, s.normalization) for s in (*few[:1], *its_best.values())]
+    pairs += [(s.network, s.normalization) for s in few if s.network in close and _tie(few[0], s)]
     order = list(networks)
     pairs = sorted(dict.fromkeys(pairs), key=lambda pair: order.index(pair[0]))
     return list(score_all(pairs, networks, conventions, part))
@@ -168,7 +168,7 @@ def best_fit(scores: Sequence[Score], part: Split) -> tuple[Score, list[Score], 
     if len(close) > 1 and len(part.y) > len(ranked[0].right):
         again = [s.on(part) for s in close]
         close = _ranked(again)
-        ranked = [*close, *(s for s in ranked if (s.network, s.convention) not in _names(close))]
+        ranked = [*close, *(s for s in ranked if (s.network, s.normalization) not in _names(close))]
     close = [s for s in _ranked(close) if _tie(ranked[0], s)]
     best = min(close, key=lambda s: s.loss.mean().item())
     for network in dict.fromkeys(s.network for s in scores):  # the likelier reading has the benefit of the doubt
@@ -184,7 +184,9 @@ def _distinct(scores: Sequence[Score]) -> list[Score]:
     """Without those that answer as a likelier network does, but for a percent of the images."""
     kept: list[Score] = []
     for score in scores:
-        if not any(s.network != score.network and s.convention == score.convention and _alike(s, score) for s in kept):
+        if not any(
+            s.network != score.network and s.normalization == score.normalization and _alike(s, score) for s in kept
+        ):
             kept.append(score)
     return kept
 
@@ -199,7 +201,7 @@ def has_larger_misfit(score: Score, other: Score) -> bool:
 
 
 def _names(scores: Iterable[Score]) -> set[tuple[str, str]]:
-    return {(s.network, s.convention) for s in scores}
+    return {(s.network, s.normalization) for s in scores}
 
 
 def _tie(a: Score, b: Score) -> bool:
@@ -223,7 +225,7 @@ def score(network: str, convention: str, model: Classifier, part: Split) -> Scor
     room, answers = batch_sizer(model, None), []
 
     def said(x: Tensor) -> Tensor:
-        with exact_inference(model, room.slice) as view, torch.no_grad():
+        with exact_inference(model, room.pass_size) as view, torch.no_grad():
             logits: Tensor = view(x)
         return logits
 

@@ -1,4 +1,4 @@
-"""An evaluation in a folder: begun, continued after any interruption, split into shards, merged, read back."""
+"""An evaluation in a folder: started, resumed after any interruption, split into shards."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from robustmail.evaluation.storage import (
     summarize,
     with_seal,
 )
-from robustmail.evaluation.task import EvaluationTask, _same, _shard
+from robustmail.evaluation.task import EvaluationTask, check_same, shard_of
 from robustmail.records import AttackProgress, AttackResult
 from robustmail.runtime.files import atomic_write_json, atomic_write_text, folder_lock, make_folder
 from robustmail.runtime.provenance import provenance
@@ -47,9 +47,12 @@ SAVE_EVERY = 20.0  # seconds
 def run_evaluation(
     task: EvaluationTask, folder: Path, fresh: bool = False
 ) -> Generator[AttackProgress | AttackResult, None, None]:
-    """Evaluate into a folder, or go on with what is there; the last save is at most some seconds old.
+    """Evaluate into a folder, or resume the evaluation in it; yields progress, and a result for each attack.
 
-    Raises RunError for a folder of something else or one that was altered, and whatever an attack raises.
+    task: the evaluation. folder: created if needed; saved every SAVE_EVERY seconds, so that a kill loses no more.
+    fresh: delete what an earlier evaluation left in the folder.
+    Raises RunError: the folder holds another evaluation or other files, or was altered. Raises whatever an attack
+    raises.
     """
     make_folder(folder, FILES, "evaluation")
     with folder_lock(folder):
@@ -60,129 +63,134 @@ def run_evaluation(
 
 def continue_evaluation(task: EvaluationTask, folder: Path) -> Generator[AttackProgress | AttackResult, None, None]:
     """As `run_evaluation`, in a folder that the caller has made and locked."""
-    held = _open(task, folder, fresh=False)
-    if held and held.results["complete"]:
-        yield from (AttackResult(**row) for row in held.results["attacks"])
+    stored = _open(task, folder, fresh=False)
+    if stored and stored.results["complete"]:
+        yield from (AttackResult(**row) for row in stored.results["attacks"])
         return
-    yield from _examine(task, folder, held)
+    yield from _evaluate(task, folder, stored)
 
 
 def open_whole(task: EvaluationTask, folder: Path, fresh: bool = False) -> bool:
-    """Does the folder hold, finished, the whole evaluation of which `task` is a shard?
+    """Whether the folder holds the whole evaluation, of which `task` is a shard, and it is complete.
 
-    Raises RunError where it holds another one, or other things.
+    Raises RunError: the folder holds another evaluation, or other files.
     """
     make_folder(folder, FILES, "evaluation")
     with folder_lock(folder):
-        held = _open(replace(task, shard=(1, 1)), folder, fresh)
-    return held is not None and held.results["complete"]
+        stored = _open(replace(task, shard=(1, 1)), folder, fresh)
+    return stored is not None and stored.results["complete"]
 
 
 def open_shard(task: EvaluationTask, folder: Path, whole: Path, fresh: bool = False) -> None:
-    """Begin a shard with what the whole evaluation knows of its images, unless the shard's folder knows already.
+    """Start a shard with the outcomes that the whole evaluation has for its images, unless the shard is started
+    already.
 
-    Raises RunError where either folder holds another evaluation, or other things.
+    task: the shard. folder: of the shard. whole: folder of the whole evaluation. fresh: delete an earlier shard.
+    Raises RunError: one of the folders holds another evaluation, or other files.
     """
     make_folder(folder, FILES, "evaluation")
     with folder_lock(folder):
-        if _open(task, folder, fresh) is None and (held := _resume(replace(task, shard=(1, 1)), whole)):
-            _save(task, folder, held.ledger.take(task.index), [], None, 0.0)
+        if _open(task, folder, fresh) is None and (stored := _resume(replace(task, shard=(1, 1)), whole)):
+            _save(task, folder, stored.ledger.take(task.index), [], None, 0.0)
 
 
 def _open(task: EvaluationTask, folder: Path, fresh: bool) -> StoredEvaluation | None:
-    """What the folder holds of this very evaluation; complete only if nothing is left to do."""
+    """What the folder holds of this evaluation; `complete` only if all attacks of the task are done."""
     if fresh:
         clear(folder)
-    held = _resume(task, folder)
-    if held and held.results["complete"] and held.results["spec"]["attacks"] != task.spec["attacks"]:
-        held.results["complete"] = False  # attacks are added: until they are done, no result is whole
-        atomic_write_json(folder / "results.json", with_seal(held.results))
-    return held
+    stored = _resume(task, folder)
+    if stored and stored.results["complete"] and stored.results["spec"]["attacks"] != task.spec["attacks"]:
+        stored.results["complete"] = False  # attacks were added
+        atomic_write_json(folder / "results.json", with_seal(stored.results))
+    return stored
 
 
-def _examine(
-    task: EvaluationTask, folder: Path, held: StoredEvaluation | None
+def _evaluate(
+    task: EvaluationTask, folder: Path, stored: StoredEvaluation | None
 ) -> Iterator[AttackProgress | AttackResult]:
-    model, part, room = task.subject.model, task.part, batch_sizer(task.subject.model, task.batch)
-    began = time.perf_counter() - (held.results["provenance"]["seconds"] if held else 0.0)
-    ledger = held.ledger if held else clean_pass(model, part, room, task.index)
-    stored = {at: row["example"] for at, row in enumerate(held.rows) if row["example"]} if held else {}
+    """Run what is left to do, and save at intervals, at the end, and when interrupted."""
+    model, part, sizer = task.subject.model, task.part, batch_sizer(task.subject.model, task.batch)
+    start_time = time.perf_counter() - (stored.results["provenance"]["seconds"] if stored else 0.0)
+    ledger = stored.ledger if stored else clean_pass(model, part, sizer, task.index)
+    on_disk = {i: row["example"] for i, row in enumerate(stored.rows) if row["example"]} if stored else {}
     rows: list[AttackResult] = []
     measured: dict[str, Any] | None = None
 
     def save(complete: bool = False) -> float:
-        _save(task, folder, ledger, rows, measured, time.perf_counter() - began, complete, stored)
+        _save(task, folder, ledger, rows, measured, time.perf_counter() - start_time, complete, on_disk)
         return time.monotonic()
 
-    saved = time.monotonic()
+    last_save = time.monotonic()
     try:
-        for what in task.plans:
-            for record in run_attack(model, part, ledger, what, task.seed, room):
-                saved = save() if time.monotonic() - saved >= SAVE_EVERY else saved
+        for spec in task.attack_specs:
+            for record in run_attack(model, part, ledger, spec, task.seed, sizer):
+                last_save = save() if time.monotonic() - last_save >= SAVE_EVERY else last_save
                 yield record
-            rows.append(attack_result(ledger, what, task.seed))
+            rows.append(attack_result(ledger, spec, task.seed))
             yield rows[-1]
-        _round(task, ledger, part, room)
+        _check_rounded(task, ledger, part, sizer)
         save()
-        for found in _measured(task, ledger, room):
-            if isinstance(found, dict):
-                measured = found
+        for measurement in _measure(task, ledger, sizer):
+            if isinstance(measurement, dict):
+                measured = measurement
             else:
-                yield found
+                yield measurement
     except BaseException as stop:
-        if not isinstance(stop, Exception):  # asked to stop, rather than failed
+        if not isinstance(stop, Exception):  # interrupted, not failed
             save()
         raise
     save(complete=True)
 
 
-def _measured(task: EvaluationTask, ledger: Ledger, room: BatchSizer) -> Iterator[AttackProgress | dict[str, Any]]:
-    """What the first shard examines for all of them."""
-    attacked = any(what.stages for what in task.plans)
-    if task.shard[0] == 1 and (attacked or task.training is None):  # a run may be evaluated on clean images alone
-        for found in measure(task.subject.model, task.data.part, ledger, task.eps, task.norm, task.seed, room):
-            yield {**found, "doubts": list(task.subject.doubts)} if isinstance(found, dict) else found
+def _measure(task: EvaluationTask, ledger: Ledger, sizer: BatchSizer) -> Iterator[AttackProgress | dict[str, Any]]:
+    """The sanity checks' measurements, which the first shard makes for all."""
+    is_attacked = any(spec.stages for spec in task.attack_specs)
+    if task.shard[0] != 1 or not (is_attacked or task.training is None):  # a run may be evaluated on clean images alone
+        return
+    for record in measure(task.subject.model, task.data.part, ledger, task.eps, task.norm, task.seed, sizer):
+        yield {**record, "doubts": list(task.subject.doubts)} if isinstance(record, dict) else record
 
 
 def _resume(task: EvaluationTask, folder: Path) -> StoredEvaluation | None:
-    """What the folder holds of this very evaluation, or None where it holds nothing."""
+    """What the folder holds of this evaluation, or None if it holds nothing."""
     if not (folder / "results.json").exists():
         if (folder / "ledger.csv").exists():
             raise RunError(str(folder), "has a ledger, but its results.json is missing",
                            "Restore it, pass another --out, or --fresh to begin anew.")  # fmt: skip
         return None
-    if not (folder / "ledger.csv").exists() and _just_begun(folder):
+    if not (folder / "ledger.csv").exists() and _is_first_save(folder):
         return None
-    held = read_evaluation(folder, strict=True)
-    mine = {"spec": task.spec, "weights": {"fingerprint": task.subject.fingerprint},
-            "data": task.told, "shard": _shard(task)}  # fmt: skip
-    _same(held.results, mine, folder, shard=True)
-    before, now = held.results["spec"]["attacks"], task.spec["attacks"]
+    stored = read_evaluation(folder, strict=True)
+    wanted = {"spec": task.spec, "weights": {"fingerprint": task.subject.fingerprint},
+              "data": task.data_info, "shard": shard_of(task)}  # fmt: skip
+    check_same(stored.results, wanted, folder, shard=True)
+    before, now = stored.results["spec"]["attacks"], task.spec["attacks"]
     if now[: len(before)] != before:
         raise RunError(str(folder), f"holds the attacks {', '.join(before)}, not {', '.join(now)}",
                        "Attacks can be added at the end; otherwise pass another --out, or --fresh.")  # fmt: skip
-    return held
+    return stored
 
 
-def _just_begun(folder: Path) -> bool:
-    """Was its process killed within its first save, before there was anything to lose?"""
+def _is_first_save(folder: Path) -> bool:
+    """Whether a process was killed within its first save, before any outcome was written."""
     try:
         return read_json(folder / "results.json")["complete"] is False
-    except (OSError, ValueError, LookupError, TypeError):  # read_folder says what is wrong
+    except (OSError, ValueError, LookupError, TypeError):  # read_evaluation reports what is wrong
         return False
 
 
-def _round(task: EvaluationTask, ledger: Ledger, part: Split, room: BatchSizer) -> None:
-    """Does each example still break its image as a file does, rounded to 8 bits inside the ball?"""
-    where = torch.tensor(sorted(at for at in ledger.examples if int(ledger.rounded[at]) == UNTRIED), dtype=torch.int64)
-    for some in where.split(room.batch) if len(where) else ():
-        x, y = image_batch(task.subject.model, part, some)
-        found = torch.stack([ledger.examples[int(at)] for at in some]).to(x)
-        bytes_ = eight_bit(x, found, task.eps, task.norm)
-        with exact_inference(task.subject.model, room.slice) as view, torch.no_grad():
-            broke = view(bytes_).argmax(1) != y
-        inside = task.plans[0].holds(x, bytes_)
-        ledger.rounded[some] = torch.where((broke & inside).cpu(), BROKE, STOOD).to(torch.int8)
+def _check_rounded(task: EvaluationTask, ledger: Ledger, part: Split, sizer: BatchSizer) -> None:
+    """Enter into the ledger which examples still break their image when they are rounded to 8 bits inside the ball."""
+    positions = [i for i in sorted(ledger.examples) if int(ledger.rounded[i]) == UNTRIED]
+    where = torch.tensor(positions, dtype=torch.int64)
+    for batch in where.split(sizer.batch) if len(where) else ():
+        x, y = image_batch(task.subject.model, part, batch)
+        x_adv = torch.stack([ledger.examples[int(i)] for i in batch]).to(x)
+        rounded = eight_bit(x, x_adv, task.eps, task.norm)
+        with exact_inference(task.subject.model, sizer.pass_size) as view, torch.no_grad():
+            is_wrong = view(rounded).argmax(1) != y
+        is_broken = is_wrong & task.attack_specs[0].in_ball(x, rounded)
+        ledger.rounded[batch] = torch.where(is_broken.cpu(), BROKE, STOOD).to(torch.int8)
 
 
 def _save(
@@ -193,14 +201,14 @@ def _save(
     measured: dict[str, Any] | None,
     seconds: float,
     complete: bool = False,
-    stored: dict[int, str] | None = None,
+    on_disk: dict[int, str] | None = None,
 ) -> None:
-    """Examples first, then the ledger that speaks of them, then the results that sum it up: a kill in between leaves
-    more than is spoken of, never less. `stored`: the examples, position -> hash, that the folder holds already."""
-    stored = {} if stored is None else stored
+    """Write examples, then the ledger, then the results: a kill in between may leave examples of which the ledger does
+    not know, never a missing one. on_disk: examples that the folder has already, position -> hash."""
+    on_disk = {} if on_disk is None else on_disk
     results = {
         "format": FORMAT, "kind": "evaluation", "complete": complete, "name": task.subject.name, "n": len(ledger),
-        "shard": _shard(task), "spec": task.spec, "weights": task.subject.weights, "data": task.told,
+        "shard": shard_of(task), "spec": task.spec, "weights": task.subject.weights, "data": task.data_info,
         **summarize(ledger, rows, task.subject.classes, measured),
         **({} if task.training is None else {"training": task.training}),
         "provenance": {
@@ -208,8 +216,8 @@ def _save(
         },
     }  # fmt: skip
     path = folder / "results.json"
-    if not path.exists():  # else a kill before the last line would leave a ledger of which nothing is known
+    if not path.exists():  # otherwise a kill before the last line would leave a ledger without its spec
         atomic_write_json(path, with_seal({**results, "complete": False}))
-    add_examples(folder, ledger, task.part.x, stored, complete)
-    atomic_write_text(folder / "ledger.csv", write_rows(ledger, task.hashes, stored, task.context))
+    add_examples(folder, ledger, task.part.x, on_disk, complete)
+    atomic_write_text(folder / "ledger.csv", write_rows(ledger, task.image_hashes, on_disk, task.context))
     atomic_write_json(path, with_seal(results))

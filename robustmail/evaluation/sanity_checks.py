@@ -26,7 +26,7 @@ from robustmail.functional import ce
 from robustmail.norms import MAX_EPS, Norm
 from robustmail.records import AttackProgress
 
-__all__ = ["SAMPLE", "Flag", "judge", "light", "measure"]
+__all__ = ["SAMPLE", "Check", "judge", "light", "measure"]
 
 SAMPLE = 128  # images that are examined
 LIGHTS = ("grey", "green", "yellow", "red")
@@ -46,7 +46,7 @@ CURVE = (0.25, 0.5, 1.0, 1.5, 2.0, 4.0)  # of eps
 
 
 @dataclass(frozen=True)
-class Flag:
+class Check:
     """One check: what was measured, and what it means where the light is not green."""
 
     name: str
@@ -66,20 +66,20 @@ def measure(
     sample = clean_pass(model, part, room)
     n = len(sample)
     found: dict[str, Any] = {
-        "n": n, **room.with_oom_retry(lambda: _outputs(model, part.first(64), room.slice)),
-        "zero_gradients": room.with_oom_retry(lambda: _zero_gradients(model, part, room.slice)),
+        "n": n, **room.with_oom_retry(lambda: _outputs(model, part.first(64), room.pass_size)),
+        "zero_gradients": room.with_oom_retry(lambda: _zero_gradients(model, part, room.pass_size)),
     }  # fmt: skip
     for name, what in {
         "pgd10": attack_spec("pgd10", eps, 10, norm), "pgd100": attack_spec("pgd100", eps, 10, norm),
         "margin": attack_spec("cw", eps, 10, norm), "targeted": _targeted(eps, norm, found["classes"]),
     }.items():  # fmt: skip
         _recall(sample, known, list(what.stages))
-        yield from run_attack(model, part, sample, what, seed, room, keep=False)
+        yield from run_attack(model, part, sample, what, seed, room, keep_examples=False)
         found[name] = int(sample.standing(what.stages).sum()) / n
     rest = sample.standing(list(sample.stages)).nonzero().flatten()
     black = AttackSpec("square", {"square": _square(eps, norm)}, eps, norm)
     left = sample.take(rest)
-    yield from run_attack(model, Split(part.x[rest], part.y[rest]), left, black, seed, room, keep=False)
+    yield from run_attack(model, Split(part.x[rest], part.y[rest]), left, black, seed, room, keep_examples=False)
     found["black_box"] = int((left.outcome("square") == BROKE).sum()) / n
     broken = ~sample.standing(list(sample.stages))
     broken[rest] |= left.outcome("square") == BROKE
@@ -91,7 +91,7 @@ def measure(
     for radius in sorted({*(min(factor * eps, most) for factor in CURVE), *([huge] if huge <= most else [])}):
         attack = PGD(eps=radius, alpha=2.5 * radius / 20, steps=20, norm=norm)
         what = AttackSpec("curve", {f"pgd20 at {radius:.3g}": attack}, radius, norm)
-        yield from run_attack(model, part, sample, what, seed, room, keep=False)
+        yield from run_attack(model, part, sample, what, seed, room, keep_examples=False)
         points.append({"eps": radius, "correct": int(sample.standing(what.stages).sum())})
     yield {**found, "curve": points}
 
@@ -122,11 +122,11 @@ def judge(measured: dict[str, Any] | None, ledger: Ledger, pgd: list[str], class
     return {"light": said, "gap": gap_said, "flags": flags, "examined": passed}
 
 
-def _milder(check: Flag) -> Flag:
+def _milder(check: Check) -> Check:
     return replace(check, light="yellow") if check.light == "red" else check
 
 
-def light(checks: list[Flag]) -> str:
+def light(checks: list[Check]) -> str:
     """The worst of the lights."""
     return max((check.light for check in checks), key=LIGHTS.index, default="grey")
 
@@ -200,63 +200,63 @@ def _gap(ledger: Ledger, pgd: list[str]) -> tuple[float, float] | None:
     return 100 * found.difference, 100 * found.low
 
 
-def _of_ledger(ledger: Ledger, gap: tuple[float, float] | None, classes: int) -> Iterator[Flag]:
+def _of_ledger(ledger: Ledger, gap: tuple[float, float] | None, classes: int) -> Iterator[Check]:
     n, right = len(ledger), int(ledger.right.sum())
     low, _ = wilson(right, n)
-    yield Flag("chance-accuracy", "green" if low > 1 / classes else "red",
+    yield Check("chance-accuracy", "green" if low > 1 / classes else "red",
                f"{100 * right / n:.1f} % of the clean images are right, chance is {100 / classes:.1f} %",
                "the weights, the architecture or the input convention are likely wrong")  # fmt: skip
     if gap is not None:
         level = _level(gap[0] if gap[1] > GAP[0] / 2 else 0.0, *GAP)
-        yield Flag("pgd-to-strongest-gap", level, f"PGD leaves {gap[0]:.1f} points more standing than all attacks do",
+        yield Check("pgd-to-strongest-gap", level, f"PGD leaves {gap[0]:.1f} points more standing than all attacks do",
                    "PGD flatters this model; quote the strongest attack only")  # fmt: skip
     if (ledger.rounded != UNTRIED).any():
         gain = 100 * int((ledger.rounded != BROKE).logical_and(ledger.rounded != UNTRIED).sum()) / n
-        yield Flag("eight-bit", _level(gain, ROUNDING, math.inf),
+        yield Check("eight-bit", _level(gain, ROUNDING, math.inf),
                    f"{gain:.1f} points of the broken images are no longer broken when the example is rounded to 8 bits",
                    "as files, these images resist better than the number says")  # fmt: skip
 
 
-def _of_sample(found: dict[str, Any], ledger: Ledger) -> Iterator[Flag]:
+def _of_sample(found: dict[str, Any], ledger: Ledger) -> Iterator[Check]:
     n = found["n"]
     for doubt in found.get("doubts", []):
-        yield Flag("doubtful-reading", "yellow", doubt, "the network or its input convention may be another one")
-    yield Flag("randomised-output", "red" if found["differs"] > 1e-4 else "green",
+        yield Check("doubtful-reading", "yellow", doubt, "the network or its input convention may be another one")
+    yield Check("randomised-output", "red" if found["differs"] > 1e-4 else "green",
                f"asked twice, logits differ by {100 * found['differs']:.2g} % of the largest, and the class for "
                f"{100 * found['changes_its_mind']:.1f} % of the images",
                "one attack on one draw says little; attack the average of many")  # fmt: skip
     random = found["differs"] > 1e-4
-    yield Flag("batch-dependent-output", "red" if found["by_company"] > 1e-3 and not random else "green",
+    yield Check("batch-dependent-output", "red" if found["by_company"] > 1e-3 and not random else "green",
                f"beside other images, logits differ by {100 * found['by_company']:.2g} % of the largest",
                "an image's class depends on those beside it, as in train mode; put the model in eval mode")  # fmt: skip
-    yield Flag("alters-its-images", "red" if found["alters_images"] else "green",
+    yield Check("alters-its-images", "red" if found["alters_images"] else "green",
                f"the model {'writes into' if found['alters_images'] else 'leaves alone'} the images it is given",
                "attacks go on from images that are not theirs; let the model copy them")  # fmt: skip
-    yield Flag("probabilities", "red" if found["probabilities"] else "green",
+    yield Check("probabilities", "red" if found["probabilities"] else "green",
                "outputs are probabilities" if found["probabilities"] else "outputs are no probabilities",
                "a loss on top of a softmax has hardly a gradient; return logits")  # fmt: skip
     zero = found["zero_gradients"]
-    yield Flag("zero-gradients", "red" if zero > ZERO_GRADIENTS else "green",
+    yield Check("zero-gradients", "red" if zero > ZERO_GRADIENTS else "green",
                f"the gradient is zero or not finite at {100 * zero:.1f} % of {n} images",
                "attacks that follow the gradient cannot move there")  # fmt: skip
     black = found["black_box"]
-    yield Flag("black-box-beats-white-box", _level(black, *BLACK_BOX) if black * n >= 3 else "green",
+    yield Check("black-box-beats-white-box", _level(black, *BLACK_BOX) if black * n >= 3 else "green",
                f"300 random queries broke {100 * black:.1f} % of {n} images that no gradient attack did",
                "gradients do not lead where the model is weak")  # fmt: skip
     both, missed = _overlooked(found, ledger)
-    yield Flag("overlooked", _level(missed / both, *OVERLOOKED) if missed >= 3 else "green",
+    yield Check("overlooked", _level(missed / both, *OVERLOOKED) if missed >= 3 else "green",
                f"short attacks of this check broke {missed} images that stand in the evaluation, of {both}",
                "the attacks chosen are too weak here; take aa")  # fmt: skip
     gained, better = 100 * (found["pgd10"] - found["pgd100"]), 100 * (found["pgd100"] - found["targeted"])
     lost = paired(n, max(0, round(n * better / 100)), 0)
     masked = gained <= NO_HELP and better >= MUCH_BETTER and 100 * lost.low > MUCH_BETTER / 2
-    yield Flag("more-steps-do-not-help", "red" if masked else "green",
+    yield Check("more-steps-do-not-help", "red" if masked else "green",
                f"ten times the steps of PGD gain {gained:.1f} points, a targeted attack {better:.1f}",
                "PGD is stuck, not the model strong")  # fmt: skip
     if found["huge"] is None:
         return
     stands = next(point["correct"] for point in found["curve"] if point["eps"] == found["huge"]) / n
-    yield Flag("huge-eps", "red" if stands > STANDS_HUGE else "green",
+    yield Check("huge-eps", "red" if stands > STANDS_HUGE else "green",
                f"{100 * stands:.1f} % of {n} images stand at eps {found['huge']:.3g}, where nothing can",
                "the attack is failing: in so large a ball every image can be made any other")  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The files of an evaluation: written, read back, sealed."""
+"""The files of an evaluation: results.json, ledger.csv, examples and PNGs; written, read and sealed."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ __all__ = [
     "summarize",
     "summed_again",
     "SHAPE",
-    "MOST",
+    "MAX_COUNT",
     "SPEC",
 ]
 
 
-MOST = 10**7  # images or classes
+MAX_COUNT = 10**7  # images or classes
 SPEC = {
     "checkpoint": (None, str), "weights": (None, str), "model": str, "normalize": (None, str), "source": (None, str),
     "data": str, "data_given": (None, str), "attacks": [str], "own": {"*": str}, "eps": float, "norm": str, "n": int,
@@ -57,26 +57,27 @@ SHAPE = {
     "attacks": [ATTACKED], "measured": (None, dict), "seconds": {"*": float},
     "provenance": {"seconds": float, "command": str},
 }  # fmt: skip
-"""What is read of an evaluation's results.json, which anybody may have written"""
+"""types of what is read from results.json, which anybody may have written"""
 
 FILES = ("results.json", "ledger.csv", WHOLE, PARTS, "report.html", "png", "lock")
-
-
-FORMAT = 3  # raised whenever older folders can no longer be judged by what is written here
-
-
-QUANTILES = 5
+FORMAT = 3  # goes up whenever this version cannot check the folders of the one before
+QUANTILES = 5  # of the clean margin
 
 
 def with_seal(results: dict[str, Any]) -> dict[str, Any]:
-    """The results with a hash of all that they say."""
+    """The results with a hash of their content, which betrays a change."""
     content = {name: value for name, value in results.items() if name != "seal"}
     return {**content, "seal": row_seal([json.dumps(content, sort_keys=True)], "results")}
 
 
 @dataclass(frozen=True)
 class StoredEvaluation:
-    """What a folder holds: the results as they are written, the ledger with its examples, and its rows."""
+    """An evaluation as read from its folder.
+
+    folder: where it is. results: the content of results.json. ledger: with its examples. rows: of ledger.csv, as text.
+    originals: the clean images of the ledger's examples, by position. stored: indices of all images with an example in
+    the file, also of examples that the ledger does not know yet.
+    """
 
     folder: Path
     results: dict[str, Any]
@@ -84,34 +85,58 @@ class StoredEvaluation:
     rows: list[dict[str, str]]
     originals: dict[int, Tensor]
     stored: tuple[int, ...]
-    """the images of which there are examples in the file, whether the ledger speaks of them or not"""
+
+    @property
+    def originals_by_index(self) -> dict[int, Tensor]:
+        """The clean images of the examples, by place in the data set."""
+        return {int(self.ledger.index[i]): x for i, x in self.originals.items()}
 
 
 def write_pngs(folder: Path) -> int:
-    """Write every example as png/INDEX.png, of whole 255ths inside the ball; how many there are."""
+    """Write each example, rounded to 8 bits inside the ball, as png/INDEX.png. Returns how many there are."""
     from PIL import Image
 
-    held = read_evaluation(folder)
-    spec = held.results["spec"]
+    stored = read_evaluation(folder)
+    spec = stored.results["spec"]
     if (folder / "png").is_symlink():
         raise RunError(str(folder / "png"), "is a symbolic link", "Delete it.")
-    clear_pngs(folder)  # of images that may stand now
+    clear_pngs(folder)  # perhaps of an earlier evaluation
     make_folder(folder / "png")
-    for at, found in held.ledger.examples.items():
-        clean = as_floats(held.originals[at])[None]
-        pixels = (eight_bit(clean, found[None], spec["eps"], spec["norm"])[0] * 255).round().to(torch.uint8)
+    for i, x_adv in stored.ledger.examples.items():
+        clean = as_floats(stored.originals[i])[None]
+        pixels = (eight_bit(clean, x_adv[None], spec["eps"], spec["norm"])[0] * 255).round().to(torch.uint8)
         array = pixels.permute(1, 2, 0).numpy()
         image = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array[..., :3])
-        path = folder / "png" / f"{int(held.ledger.index[at]):05d}.png"
+        path = folder / "png" / f"{int(stored.ledger.index[i]):05d}.png"
         atomic_write(path, partial(image.save, format="PNG"))
-    return len(held.ledger.examples)
+    return len(stored.ledger.examples)
 
 
 def read_evaluation(folder: Path, strict: bool = False) -> StoredEvaluation:
-    """The files of an evaluation; `strict`: every row must still bear its seal.
+    """Read an evaluation from its folder. strict: check the seals of the results and of each row.
 
-    Raises RunError, naming the row, for one that is missing, damaged or altered.
+    Raises RunError: there is no evaluation, it is of another version, or a file or a row (named) is missing, damaged or
+    altered.
     """
+    path = folder / "ledger.csv"
+    results, context = _read_results(folder)
+    try:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
+        raise RunError(str(path), f"cannot be read ({error})") from error
+    if "\r" in text:
+        raise RunError(str(path), "is not written as robustmail writes it: other line ends")
+    ledger, rows = read_rows(str(path), text)
+    if strict:
+        _check_seals(folder, results, context, rows, text)
+    ledger.seconds = {str(stage): float(s) for stage, s in results["seconds"].items()}
+    originals, stored = _read_examples(folder, ledger, rows)
+    return StoredEvaluation(folder, results, ledger, rows, originals, stored)
+
+
+def _read_results(folder: Path) -> tuple[dict[str, Any], str]:
+    """(content of results.json, context of the rows' seals). Raises RunError: missing, damaged, or not an
+    evaluation's."""
     path = folder / "results.json"
     try:
         results = read_json(path)
@@ -123,41 +148,33 @@ def read_evaluation(folder: Path, strict: bool = False) -> StoredEvaluation:
         if results["kind"] != "evaluation":
             raise RunError(str(path), f"is of kind {results['kind']!r}, not an evaluation's")
         check_sizes(results)
-        context = context_of(results["weights"]["fingerprint"], results["spec"])
         for row in results["attacks"]:
             AttackResult(**row)
+        return results, context_of(results["weights"]["fingerprint"], results["spec"])
     except FileNotFoundError as error:
         raise RunError(str(folder), "holds no evaluation", "Make one with robustmail eval.") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(str(path), f"damaged, or not an evaluation's ({type(error).__name__}: {error})") from error
-    try:
-        text = read_text(folder / "ledger.csv")
-    except (OSError, ValueError) as error:
-        raise RunError(str(folder / "ledger.csv"), f"cannot be read ({error})") from error
-    if "\r" in text:
-        raise RunError(str(folder / "ledger.csv"), "is not written as robustmail writes it: other line ends")
-    ledger, rows = read_rows(str(folder / "ledger.csv"), text)
-    if strict:
-        for k, row in enumerate(rows):
-            *values, said = row.values()
-            if row_seal(values, context) != said:
-                raise RunError(
-                    f"{folder / 'ledger.csv'}, row {k + 1} (image {row['index']})",
-                    "its seal is broken: the row, the eps or the weights were altered",
-                )
-    if strict and rows_as_text(rows) != text:
+
+
+def _check_seals(folder: Path, results: dict[str, Any], context: str, rows: list[dict[str, str]], text: str) -> None:
+    for k, row in enumerate(rows):
+        *values, seal = row.values()
+        if row_seal(values, context) != seal:
+            raise RunError(
+                f"{folder / 'ledger.csv'}, row {k + 1} (image {row['index']})",
+                "its seal is broken: the row, the eps or the weights were altered",
+            )
+    if rows_as_text(rows) != text:
         raise RunError(str(folder / "ledger.csv"), "is not written as robustmail writes it: it was altered")
-    if strict and with_seal(results) != results:
-        raise RunError(str(path), "its seal is broken: it was altered")
-    ledger.seconds = {str(stage): float(s) for stage, s in results["seconds"].items()}
-    originals, stored = _read_examples(folder, ledger, rows)
-    return StoredEvaluation(folder, results, ledger, rows, originals, stored)
+    if with_seal(results) != results:
+        raise RunError(str(folder / "results.json"), "its seal is broken: it was altered")
 
 
 def clear(folder: Path, kind: str = "evaluation") -> None:
-    """Delete what an evaluation left in its folder, the results first: nothing may stand in them that is gone.
+    """Delete the files of an evaluation, results first, so that they never describe files that are gone.
 
-    kind: of the folder; "run" for that of a training run. Raises RunError for a folder of another kind.
+    kind: of the folder; "run" for that of a training run. Raises RunError: a folder of another kind.
     """
     if not folder.is_dir():
         return
@@ -167,10 +184,14 @@ def clear(folder: Path, kind: str = "evaluation") -> None:
     clear_pngs(folder)
 
 
-def eight_bit(x: Tensor, found: Tensor, eps: float, norm: Norm) -> Tensor:
-    """The nearest images of whole 255ths; in l-inf the nearest inside the ball. In l2, where these lie outside, the
-    perturbation is shortened by hundredths until they do not: with none left, they are the original's."""
-    rounded = (found * 255).round()
+def eight_bit(x: Tensor, x_adv: Tensor, eps: float, norm: Norm) -> Tensor:
+    """Adversarial images rounded to 8 bits (multiples of 1/255) inside the ball, [B, C, H, W] in [0, 1].
+
+    In l-inf these are the nearest 8-bit images in the ball. In l2 the perturbation is scaled by 0.99, 0.98, ... until
+    the rounded image is in the ball; at 0 it is the rounded clean image.
+    x: the clean images. x_adv: the adversarial ones. eps, norm: the ball.
+    """
+    rounded = (x_adv * 255).round()
     if norm == "linf":
         low, high = ((x - eps) * 255 - 1e-3).ceil(), ((x + eps) * 255 + 1e-3).floor()
         rounded = rounded.clamp(low.where(low <= high, rounded), high.where(low <= high, rounded))
@@ -179,21 +200,25 @@ def eight_bit(x: Tensor, found: Tensor, eps: float, norm: Norm) -> Tensor:
             outside = distances(x, (rounded / 255).clamp(0, 1), norm) > eps + tolerance(eps)
             if not outside.any():
                 break
-            rounded[outside] = ((x + hundredths / 100 * (found - x)) * 255).round()[outside]
+            rounded[outside] = ((x + hundredths / 100 * (x_adv - x)) * 255).round()[outside]
     return (rounded / 255).clamp(0, 1)
 
 
 def summarize(
     ledger: Ledger, rows: list[AttackResult], classes: int, measured: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """Everything that follows from the ledger and from what was measured on the model."""
+    """Everything in results.json that follows from the ledger and from the sanity checks' measurements.
+
+    rows: the attacks' results. classes: of the model. measured: what `sanity_checks.measure` yielded last, if it was
+    run.
+    """
     pgd = [stage for stage in ledger.stages if stage.startswith("pgd") and stage[3:].isdigit()]
-    bytes_ = None
+    rounded = None
     if (ledger.rounded != UNTRIED).any():
         stands = ledger.right & (ledger.rounded != BROKE)
-        bytes_ = asdict(accuracy_row("worst case, 8-bit", int(stands.sum()), len(ledger)))
+        rounded = asdict(accuracy_row("worst case, 8-bit", int(stands.sum()), len(ledger)))
     return {
-        "attacks": [asdict(row) for row in rows], "worst_case": asdict(worst_case(ledger)), "eight_bit": bytes_,
+        "attacks": [asdict(row) for row in rows], "worst_case": asdict(worst_case(ledger)), "eight_bit": rounded,
         "per_class": _per_class(ledger, classes), "margins": _by_margin(ledger),
         "curve": curve(measured) if measured else None, "believable": judge(measured, ledger, pgd, classes),
         "measured": measured, "seconds": {k: round(v, 3) for k, v in ledger.seconds.items()},
@@ -201,70 +226,66 @@ def summarize(
 
 
 def _per_class(ledger: Ledger, classes: int) -> list[dict[str, Any]]:
-    found = []
+    rows = []
     for c in range(classes):
-        mine = ledger.label == c
-        if n := int(mine.sum()):
-            natural, robust = (int((mask & mine).sum()) / n for mask in (ledger.right, ledger.stands))
-            found.append({"class": c, "n": n, "natural": natural, "robust": robust})
-    return found
+        in_class = ledger.label == c
+        if n := int(in_class.sum()):
+            natural, robust = (int((mask & in_class).sum()) / n for mask in (ledger.right, ledger.stands))
+            rows.append({"class": c, "n": n, "natural": natural, "robust": robust})
+    return rows
 
 
 def _by_margin(ledger: Ledger) -> list[dict[str, Any]]:
     """Accuracies in quantiles of the clean margin, smallest first."""
-    found = []
-    for some in ledger.margin.argsort(stable=True).tensor_split(min(QUANTILES, len(ledger))):
-        margin, n = ledger.margin[some], len(some)
-        natural, robust = (int(mask[some].sum()) / n for mask in (ledger.right, ledger.stands))
+    rows = []
+    for positions in ledger.margin.argsort(stable=True).tensor_split(min(QUANTILES, len(ledger))):
+        margin, n = ledger.margin[positions], len(positions)
+        natural, robust = (int(mask[positions].sum()) / n for mask in (ledger.right, ledger.stands))
         low, high = (round(float(v), 6) for v in (margin.min(), margin.max()))
-        found.append({"low": low, "high": high, "n": n, "natural": natural, "robust": robust})
-    return found
+        rows.append({"low": low, "high": high, "n": n, "natural": natural, "robust": robust})
+    return rows
 
 
 def _read_examples(
     folder: Path, ledger: Ledger, rows: list[dict[str, str]]
 ) -> tuple[dict[int, Tensor], tuple[int, ...]]:
-    """Put the examples into the ledger whose rows speak of them; the originals of these, by position, and all
-    images of which the file has an example.
+    """Put the examples that the rows name into the ledger. Returns their clean images, by position, and the indices of
+    all images with an example in the file.
 
-    Raises RunError, naming the row, where one is missing or is not the one that was written.
+    Raises RunError, naming the row: an example is missing, or is not the one that was written.
     """
-    found = load_examples(folder)
+    examples = load_examples(folder)
     originals = {}
-    for at, row in enumerate(rows):
+    for i, row in enumerate(rows):
         if not row["example"]:
             continue
-        who = f"{folder / 'ledger.csv'}, row {at + 1} (image {row['index']})"
-        if int(row["index"]) not in found:
+        who = f"{folder / 'ledger.csv'}, row {i + 1} (image {row['index']})"
+        if int(row["index"]) not in examples:
             raise RunError(who, "its example is missing")
-        x, clean = found[int(row["index"])]
+        x, clean = examples[int(row["index"])]
         if tensor_hash(x) != row["example"]:
             raise RunError(who, "its example was altered")
         if tensor_hash(as_floats(clean)) != row["image"]:
             raise RunError(who, "its original image was altered")
-        ledger.examples[at], originals[at] = x, clean
-    return originals, tuple(found)
-
-
-def _by_index(held: StoredEvaluation) -> dict[int, Tensor]:
-    return {int(held.ledger.index[at]): x for at, x in held.originals.items()}
+        ledger.examples[i], originals[i] = x, clean
+    return originals, tuple(examples)
 
 
 def clear_pngs(folder: Path) -> None:
-    """Delete what `write_pngs` wrote; whatever else lies there stays, and so does its folder then."""
-    there = folder / "png"
-    if not there.is_dir() or there.is_symlink():
+    """Delete the files that `write_pngs` wrote, and their folder if nothing else is in it."""
+    pngs = folder / "png"
+    if not pngs.is_dir() or pngs.is_symlink():
         return
-    remove(there, [path.name for path in there.iterdir() if re.fullmatch(r"\d{5,}\.png", path.name)])
-    if not any(there.iterdir()):
-        there.rmdir()
+    remove(pngs, [path.name for path in pngs.iterdir() if re.fullmatch(r"\d{5,}\.png", path.name)])
+    if not any(pngs.iterdir()):
+        pngs.rmdir()
 
 
 def check_sizes(results: dict[str, Any]) -> None:
-    """Refuse results.json where a part is missing, of another type, or larger than any evaluation (ValueError)."""
+    """Refuse results.json in which a key is missing, of another type, or too large (raises ValueError)."""
     check_shape(results, SHAPE)
     n, shard = results["spec"]["n"], results["shard"]
-    if not (1 <= n <= MOST and 1 <= results["data"]["classes"] <= MOST and results["spec"]["eps"] > 0):
+    if not (1 <= n <= MAX_COUNT and 1 <= results["data"]["classes"] <= MAX_COUNT and results["spec"]["eps"] > 0):
         raise ValueError("the numbers of images or classes, or eps, are no evaluation's")
     if shard is not None and not (len(shard) == 2 and 1 <= shard[0] <= shard[1] <= n):
         raise ValueError(f"there is no shard {shard}")
@@ -273,7 +294,7 @@ def check_sizes(results: dict[str, Any]) -> None:
 def summed_again(
     folder: Path, ledger: Ledger, rows: list[AttackResult], classes: int, measured: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """As `summarize`. Raises RunError where `measured` is not what an evaluation measures."""
+    """`summarize` for what was read from a folder. Raises RunError: `measured` is not what an evaluation measures."""
     try:
         return summarize(ledger, rows, classes, measured)
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:

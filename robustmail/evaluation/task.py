@@ -1,4 +1,4 @@
-"""What an evaluation is of: model, data, attacks, budget, seed, shard."""
+"""What an evaluation is of: model, data, attacks, eps, seed, shard."""
 
 from __future__ import annotations
 
@@ -21,7 +21,16 @@ from robustmail.norms import Norm
 from robustmail.step import Attack
 from robustmail.text import plural
 
-__all__ = ["MAY_DIFFER", "EvaluationTask", "context_of", "spec_differences", "attack_differences", "describe_data"]
+__all__ = [
+    "MAY_DIFFER",
+    "EvaluationTask",
+    "context_of",
+    "spec_differences",
+    "attack_differences",
+    "check_same",
+    "describe_data",
+    "shard_of",
+]
 
 
 MAY_DIFFER = ("checkpoint", "data", "data_given", "attacks", "own")  # where files lie, and attacks that are added later
@@ -29,11 +38,21 @@ MAY_DIFFER = ("checkpoint", "data", "data_given", "attacks", "own")  # where fil
 
 @dataclass
 class EvaluationTask:
-    """What to evaluate, on what, and with what: everything that a result depends on.
+    """An evaluation to be run: everything that its result depends on.
 
-    data: the images, n of them. shard: (k, of), the k-th of so many parts, counted from 1; whole blocks of images.
-    training: of the weights of a training run, which they are: epoch, burn_in, chosen_by. provenance: plain values for
-    the results' provenance beside versions, hardware and time.
+    subject: the model.
+    data: the images and labels, all of them.
+    attacks: names or attacks of one's own.
+    eps, norm: radius of the ball around each image, in pixels of [0, 1], and the norm in which it is measured.
+    seed: of everything that attacks draw.
+    shard: (k, of): only the k-th of `of` parts of the images, counted from 1, in whole blocks of BLOCK images.
+    batch: images under attack at once; by default what time and memory allow. No result depends on it.
+    command: the command line, for provenance.
+    training: of a training run's weights: epoch, burn_in, chosen_by.
+    provenance: plain values for the results' provenance, beside versions, hardware and time.
+    attack_specs: what the attacks stand for.
+
+    Raises RecipeError: an unknown attack or a bad eps. Raises RunError: more shards than blocks of images.
     """
 
     subject: LoadedModel
@@ -47,7 +66,7 @@ class EvaluationTask:
     command: str = ""
     training: dict[str, Any] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
-    plans: list[AttackSpec] = field(init=False)
+    attack_specs: list[AttackSpec] = field(init=False)
 
     def __post_init__(self) -> None:
         check_eps(self.eps, self.norm)
@@ -57,86 +76,92 @@ class EvaluationTask:
                            f"{len(self.data.part.y)} images make {plural(blocks, 'block')} of {BLOCK}, "
                            "and a shard has at least one",
                            f"Use {plural(blocks, 'shard')} at most.")  # fmt: skip
-        self.plans = parse_attacks(self.attacks, self.eps, self.subject.classes, self.norm)
+        self.attack_specs = parse_attacks(self.attacks, self.eps, self.subject.classes, self.norm)
 
     @cached_property
     def index(self) -> Tensor:
-        """Places in the data set of this shard's images."""
+        """Places of this shard's images in the data set, [N]."""
         index = torch.arange(len(self.data.part.y))
         k, of = self.shard
         return index[(index // BLOCK) % of == k - 1]
 
     @cached_property
     def part(self) -> Split:
-        """This shard's images."""
+        """This shard's images and labels."""
         return Split(self.data.part.x[self.index], self.data.part.y[self.index])
 
     @cached_property
-    def hashes(self) -> list[str]:
-        """Of each of this shard's images, as rows of the ledger say it."""
+    def image_hashes(self) -> list[str]:
+        """Hashes of this shard's images, [N], as in the rows of the ledger."""
         return [tensor_hash(as_floats(x)) for x in self.part.x]
 
     @cached_property
-    def told(self) -> dict[str, Any]:
-        """What the results say of the images."""
+    def data_info(self) -> dict[str, Any]:
+        """What results.json has on the images."""
         return describe_data(self.data, self.subject.classes)
 
     @property
     def spec(self) -> dict[str, Any]:
         """What identifies the evaluation, in plain values."""
+        custom = [spec for spec in self.attack_specs if not is_built_in(spec.name)]
+        own = {spec.name: fingerprint(attack) for spec in custom for attack in spec.stages.values()}
         return {
-            **self.subject.described, "data": self.data.name, "data_given": self.data.given,
-            "attacks": [what.name for what in self.plans],
-            "own": {w.name: fingerprint(a) for w in self.plans if not is_built_in(w.name) for a in w.stages.values()},
-            "eps": self.eps, "norm": self.norm, "n": len(self.data.part.y), "seed": self.seed,
+            **self.subject.spec, "data": self.data.name, "data_given": self.data.given,
+            "attacks": [spec.name for spec in self.attack_specs],
+            "own": own, "eps": self.eps, "norm": self.norm, "n": len(self.data.part.y), "seed": self.seed,
         }  # fmt: skip
 
     @property
     def context(self) -> str:
-        """What every row's seal covers besides the row."""
+        """What the seal of each row covers besides the row: see `context_of`."""
         return context_of(self.subject.fingerprint, self.spec)
 
 
 def context_of(fingerprint: str, spec: dict[str, Any]) -> str:
-    """The weights and the budget, which no row may be separated from."""
+    """Weights, eps, norm, n and seed as text: a row of the ledger is only valid together with them."""
     return f"{fingerprint}|{spec['eps']!r}|{spec['norm']}|{spec['n']}|{spec['seed']}"
 
 
-def _same(there: dict[str, Any], here: dict[str, Any], folder: Path, shard: bool = False) -> None:
-    """Refuse to mix two evaluations (raises RunError naming what differs); `shard`: nor two shards of one."""
-    said = spec_differences(there, here)
-    if shard and there["shard"] != here["shard"]:
-        said.append(f"shard: {there['shard']} there, {here['shard']} here")
-    if said:
-        raise RunError(str(folder), f"holds another evaluation ({'; '.join(said[:4])})",
+def check_same(stored: dict[str, Any], wanted: dict[str, Any], folder: Path, shard: bool = False) -> None:
+    """Refuse to mix two evaluations, or, if `shard`, two shards of one.
+
+    stored: results in `folder`. wanted: the same keys of the evaluation that is run. Raises RunError: they differ.
+    """
+    differences = spec_differences(stored, wanted)
+    if shard and stored["shard"] != wanted["shard"]:
+        differences.append(f"shard: {stored['shard']} there, {wanted['shard']} here")
+    if differences:
+        raise RunError(str(folder), f"holds another evaluation ({'; '.join(differences[:4])})",
                        "Pass another --out, or --fresh to begin anew.")  # fmt: skip
 
 
-def spec_differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """What tells two measurements apart: their `spec`, and the fingerprints of `weights` and `data`."""
-    ours, theirs = here["spec"], there["spec"]
-    differ = [k for k in {**theirs, **ours} if k not in MAY_DIFFER and theirs.get(k) != ours.get(k)]
-    said = [f"{k}: {_plain(theirs.get(k))} there, {_plain(ours.get(k))} here" for k in differ]
-    said += [f"attack {name}: {one} there, {other} here" for name, one, other in attack_differences(theirs, ours)]
-    return said + [f"other {w}" for w in ("weights", "data") if there[w]["fingerprint"] != here[w]["fingerprint"]]
+def spec_differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """What tells two evaluations apart, in words: their `spec`, and the fingerprints of their `weights` and `data`."""
+    first, second = stored["spec"], wanted["spec"]
+    keys = [key for key in {**first, **second} if key not in MAY_DIFFER and first.get(key) != second.get(key)]
+    lines = [f"{key}: {_as_text(first.get(key))} there, {_as_text(second.get(key))} here" for key in keys]
+    lines += [f"attack {name}: {a} there, {b} here" for name, a, b in attack_differences(first, second)]
+    return lines + [f"other {k}" for k in ("weights", "data") if stored[k]["fingerprint"] != wanted[k]["fingerprint"]]
 
 
-def attack_differences(there: dict[str, Any], here: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(name, what it is there, what it is here) of every attack that has one name in two specs and is not the same."""
-    first, second = there.get("own", {}), here.get("own", {})
+def attack_differences(stored: dict[str, Any], wanted: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(name, settings in the first spec, settings in the second) of each attack of one's own with the same name in two
+    specs and other settings."""
+    first, second = stored.get("own", {}), wanted.get("own", {})
     return [(name, first[name], second[name]) for name in first if second.get(name, first[name]) != first[name]]
 
 
-def _plain(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _shard(task: EvaluationTask) -> list[int] | None:
+def shard_of(task: EvaluationTask) -> list[int] | None:
+    """[k, of] as results.json has it; None for a whole evaluation."""
     return None if task.shard == (1, 1) else list(task.shard)
 
 
 def describe_data(data: TestSet, classes: int) -> dict[str, Any]:
-    """What the results say of the images; `classes`: of the model."""
+    """What results.json has on the images: name, shape, fingerprint, class names; classes: of the model."""
     names = None if data.class_names is None else list(data.class_names)
     return {"name": data.name, "classes": classes, "class_names": names, "shape": list(data.part.x.shape[1:]),
             "fingerprint": data_fingerprint(data.part)}  # fmt: skip

@@ -15,11 +15,12 @@ from robustmail.data.dataset import data_fingerprint, tensor_hash
 from robustmail.data.testsets import TestSet
 from robustmail.errors import RunError
 from robustmail.evaluation.attack_specs import AttackSpec, attack_spec, is_built_in
+from robustmail.evaluation.data_loading import load_data, open_recorded_data
 from robustmail.evaluation.evaluator import BLOCK, as_floats, attack_result, batch_sizer, clean_pass
 from robustmail.evaluation.evaluator import image_batch as seen
 from robustmail.evaluation.exact_inference import exact_inference
 from robustmail.evaluation.ledger import BROKE, UNTRIED, Ledger, rows_as_text, write_rows
-from robustmail.evaluation.model_loading import LoadedModel, load_data, open_recorded_data, reload_model
+from robustmail.evaluation.model_loading import LoadedModel, reload_model
 from robustmail.evaluation.storage import StoredEvaluation, read_evaluation, summed_again
 from robustmail.evaluation.task import context_of, describe_data
 from robustmail.records import AttackResult
@@ -105,9 +106,9 @@ def _verify(held: StoredEvaluation, subject: LoadedModel, data: TestSet, moved: 
         wrong = f"is damaged or was altered ({type(error).__name__}: {error})"
         raise RunError(str(held.folder / "results.json"), wrong) from error
     if not moved and subject.sha256 and results["weights"]["sha256"] != subject.sha256:
-        raise RunError(str(subject.described["checkpoint"]), "is not the file that was evaluated: its bytes differ")
+        raise RunError(str(subject.spec["checkpoint"]), "is not the file that was evaluated: its bytes differ")
     if results["weights"]["fingerprint"] != subject.fingerprint:
-        raise RunError(str(subject.described["checkpoint"]), "holds other weights than those that were evaluated")
+        raise RunError(str(subject.spec["checkpoint"]), "holds other weights than those that were evaluated")
     k, of = results["shard"] or (1, 1)
     if (results["shard"] and not 1 <= k <= of <= -(-results["spec"]["n"] // BLOCK)) or results["shard"] == [1, 1]:
         raise RunError(str(held.folder / "results.json"), f"says it is shard {k} of {of}, which there is not")
@@ -145,7 +146,7 @@ def _verify(held: StoredEvaluation, subject: LoadedModel, data: TestSet, moved: 
         raise RunError(str(held.folder), "cannot be judged again: asked twice, the model answers differently",
                        "Switch off what is random in it, or what depends on the passes before.")  # fmt: skip
     close = _check_clean(ledger, clean, fail)
-    close += _check_examples(held, subject, mine, room.slice, fail)
+    close += _check_examples(held, subject, mine, room.pass_size, fail)
     return Verified(len(ledger), len(ledger.examples), close, tuple(_unchecked(held)))
 
 
@@ -161,9 +162,9 @@ def _check_told(held: StoredEvaluation, subject: LoadedModel, data: TestSet) -> 
             raise RunError(str(held.folder / "results.json"), wrong)
     if results["weights"]["file"] != results["spec"]["checkpoint"]:
         raise RunError(str(held.folder / "results.json"), "names two files of weights: it was altered")
-    if subject.described["checkpoint"] not in (None, results["spec"]["checkpoint"]):
+    if subject.spec["checkpoint"] not in (None, results["spec"]["checkpoint"]):
         return  # moved, so that its name may be another
-    if subject.described["checkpoint"] and subject.name != results["name"]:
+    if subject.spec["checkpoint"] and subject.name != results["name"]:
         raise RunError(str(held.folder / "results.json"), f"is called {results['name']!r}, not {subject.name!r}")
 
 
@@ -256,7 +257,7 @@ def _check_examples(held: StoredEvaluation, subject: LoadedModel, part: Any, siz
             logits = view(found)
         said, far = logits.argmax(1).cpu(), (found - x).flatten(1)
         far = (far.norm(dim=1) if what.norm == "l2" else far.abs().amax(1)).cpu()
-        inside = what.holds(x, found).cpu() & ((found >= 0) & (found <= 1)).flatten(1).all(1).cpu()
+        inside = what.in_ball(x, found).cpu() & ((found >= 0) & (found <= 1)).flatten(1).all(1).cpu()
         for k, at in enumerate(some.tolist()):
             if not inside[k]:
                 raise fail(at, f"its example lies {float(far[k]):.6f} away, eps is {what.eps:.6f}; or it left [0, 1]")

@@ -87,7 +87,7 @@ def run_path(model: nn.Module, part: Split, spec: PathSpec, sizer: BatchSizer) -
         start_time = time.perf_counter()
         batches.append(sizer.with_oom_retry(partial(_attack_batch, model, part, spec, n_done, sizer)))
         n_done += len(batches[-1].broken)
-        sizer.pace(time.perf_counter() - start_time)
+        sizer.adapt(time.perf_counter() - start_time)
         yield ProgressUpdate(spec.name, n_done, n)
     trace = Trace(*(torch.cat([getattr(path.trace, name) for path in batches], 1) for name in Trace._fields))
     yield AttackPath(torch.cat([path.x_adv for path in batches]), trace, torch.cat([path.broken for path in batches]))
@@ -108,7 +108,7 @@ def second_path(reference: AttackPath, other: AttackPath) -> Trace:
 
 def _attack_batch(model: nn.Module, part: Split, spec: PathSpec, start: int, sizer: BatchSizer) -> AttackPath:
     x, y = image_batch(model, part, slice(start, start + sizer.batch))
-    with exact_inference(model, sizer.slice) as view:
+    with exact_inference(model, sizer.pass_size) as view:
         with per_image_noise(x, spec.seed, "path"):
             adversarial = call_plugin("attack", spec.attack, view, x, y)
         with torch.no_grad():

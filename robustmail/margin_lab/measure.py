@@ -111,7 +111,7 @@ class MarginTask:
     def spec(self) -> dict[str, Any]:
         """What identifies the measurement, as plain values."""
         return {
-            **self.subject.described,
+            **self.subject.spec,
             "data": self.data.name,
             "data_given": self.data.given,
             "margins": list(self.margins),
@@ -176,16 +176,16 @@ def measure_margins(task: MarginTask) -> Iterator[AttackProgress | AttackResult 
             else:
                 yield record
     values: dict[str, MarginValues] = {}
-    for update in margin_values(model, part, paths, task.margins, task.seed, sizer.slice):
+    for update in margin_values(model, part, paths, task.margins, task.seed, sizer.pass_size):
         if isinstance(update, ProgressUpdate):
             yield update
         else:
             values = update
     for attack in task.attacks:
-        yield from run_attack(model, part, ledger, attack, task.seed, sizer, keep=False)
+        yield from run_attack(model, part, ledger, attack, task.seed, sizer, keep_examples=False)
         yield attack_result(ledger, attack, task.seed)
     fab_ledger = clean_pass(model, part, sizer)
-    yield from run_attack(model, part, fab_ledger, task.fab, task.seed, sizer, keep=False)
+    yield from run_attack(model, part, fab_ledger, task.fab, task.seed, sizer, keep_examples=False)
     outcomes = _Outcomes.of(ledger, fab_ledger, paths, task)
     yield _lab_results(task, outcomes, values, costs, attack_cost)
 

@@ -148,7 +148,7 @@ def compute_figure(
         "data": inputs.data.name,
         "data_given": inputs.data.given,
         "fingerprint": data_fingerprint(inputs.part),
-        "models": [{**subject.described, **subject.weights} for subject in inputs.subjects],
+        "models": [{**subject.spec, **subject.weights} for subject in inputs.subjects],
         "eps": inputs.eps,
         "norm": inputs.norm,
         "seed": inputs.seed,
@@ -237,7 +237,7 @@ def _attack_ledger(inputs: FigureInputs, attack: AttackSpec) -> Generator[Attack
     model = inputs.subjects[0].model
     sizer = batch_sizer(model, inputs.batch)
     ledger = clean_pass(model, inputs.part, sizer)
-    yield from run_attack(model, inputs.part, ledger, attack, inputs.seed, sizer, keep=False)
+    yield from run_attack(model, inputs.part, ledger, attack, inputs.seed, sizer, keep_examples=False)
     return ledger
 
 

@@ -104,7 +104,7 @@ class Spec:
     """numbers, names or pieces (features.0 and classifier.0)"""
     padding_mode: str = "zeros"
     bias: bool = True
-    convention: str = "none"
+    normalization: str = "none"
     inside: bool = False
     """is the normalisation in the file?"""
     training: str = "well"
@@ -126,7 +126,7 @@ class Spec:
             f"{c.width}k{c.kernel}s{c.stride}p{c.padding}{f'[{c.pool}]' if c.pool else ''}" for c in self.convs
         )
         extra = [self.blocks, self.norm, self.padding_mode.replace("zeros", ""), "" if self.bias else "no bias",
-                 self.surprise, self.stores, self.convention.replace("none", ""), self.training]  # fmt: skip
+                 self.surprise, self.stores, self.normalization.replace("none", ""), self.training]  # fmt: skip
         return f"{self.data}: {self.act}; {convs}; {self.end} {self.hidden}; {', '.join(filter(None, extra))}"
 
 
@@ -315,7 +315,7 @@ def trained(spec: Spec, images: ImageData) -> Classifier:
     """The network of a spec after some seconds of training."""
     torch.manual_seed(spec.seed)
     channels, size, _ = images.shape
-    normalize = NORMALIZATIONS[spec.convention]
+    normalize = NORMALIZATIONS[spec.normalization]
     model = Classifier(made(spec, channels, size), normalize)
     x, y = to_float(images.train.x), images.train.y
     epochs = {"well": 20, "briefly": 6, "long": 60, "against attacks": 15}[spec.training] // (
@@ -353,7 +353,7 @@ def logits_of(model: nn.Module, images: ImageData) -> Tensor:
 def save(spec: Spec, model: Classifier, images: ImageData, path: Path) -> float:
     """Write the file as its author would, and return the accuracy on the test images."""
     tensors = dict(model.net.state_dict())
-    if spec.inside and spec.convention != "none":
+    if spec.inside and spec.normalization != "none":
         tensors = {"0.mean": model.mean, "0.std": model.std, **{f"1.{k}": v for k, v in tensors.items()}}
     accuracy = float((logits_of(model, images).argmax(1) == images.test.y).float().mean())
     told = {"best_acc": accuracy, "prec1": 100 * accuracy}
@@ -389,7 +389,7 @@ def outcome(spec: Spec, folder: Path, test: TestSet) -> tuple[str, str]:
     classes said are the trained network's, but for one image in a hundred.
     """
     path = folder / f"{spec.name}.pt"
-    normalize = None if spec.inside and spec.convention != "none" else spec.convention
+    normalize = None if spec.inside and spec.normalization != "none" else spec.normalization
     why = ""
     try:
         subject = load_model(path, test, normalize=normalize)

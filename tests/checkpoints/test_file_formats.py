@@ -134,7 +134,7 @@ def test_plain_values_beside_the_weights_are_read(tmp_path: Path) -> None:
         },
         tmp_path / "file.pth",
     )  # fmt: skip
-    others = open_checkpoint(tmp_path / "file.pth").others
+    others = open_checkpoint(tmp_path / "file.pth").plain_values
     assert others["acc"] == "91.5"
     assert others["epoch"] == "7"
     assert "lr=0.1" in others["args"]
@@ -344,7 +344,7 @@ def test_no_hostile_name_reaches_the_terminal(tmp_path: Path) -> None:
 
 def test_a_module_with_buffers_only_is_read(tmp_path: Path) -> None:
     torch.save(nn.Linear(4, 2).state_dict(), tmp_path / "f.pth")
-    assert open_checkpoint(tmp_path / "f.pth").readings()[0].size == 2
+    assert open_checkpoint(tmp_path / "f.pth").candidates[0].size == 2
 
 
 def test_an_error_without_words_is_its_kind_alone() -> None:

@@ -76,7 +76,7 @@ def place(network: nn.Module, channels: int, size: int, tensors: dict[str, torch
             assert reading.channels == channels
             if torch.allclose(read(x), expected, rtol=1e-3, atol=1e-4):
                 return i
-    raise AssertionError(f"none of {[(r.name, r.unwritten) for r in found]}")
+    raise AssertionError(f"none of {[(r.name, r.assumptions) for r in found]}")
 
 
 @pytest.mark.parametrize("name", FIRST)

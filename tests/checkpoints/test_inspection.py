@@ -40,7 +40,7 @@ def test_the_letter_says_what_there_is_and_what_to_type(tmp_path: Path) -> None:
 def test_a_network_that_nobody_knows_is_asked_for(tmp_path: Path) -> None:
     torch.save(torch.nn.LSTM(3, 4).state_dict(), tmp_path / "f.pth")
     report = inspect_checkpoint(tmp_path / "f.pth")
-    assert report.readings == []
+    assert report.candidates == []
     assert "--model file.py:factory" in report.lines()[-1]
 
 
@@ -71,7 +71,7 @@ def test_our_own_files_say_all_by_themselves(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tmp_path / "best.safetensors")
     assert checkpoint.facts == {**facts, "normalize": ((0.5,), (0.25,))}
     assert checkpoint.normalize == ((0.5,), (0.25,))
-    assert checkpoint.readings()[0].name == "ResNet-18 (CIFAR stem, width 8, 10 classes)"
+    assert checkpoint.candidates[0].name == "ResNet-18 (CIFAR stem, width 8, 10 classes)"
     lines = inspect_checkpoint(tmp_path / "best.safetensors").lines()
     assert "Not written" not in "\n".join(lines)
     assert lines[-1] == f"  robustmail eval {tmp_path}/best.safetensors --data cifar10"  # its metadata has no source
@@ -102,7 +102,7 @@ def test_three_real_checkpoints_are_read_without_help(
     file = np.load(mini_path)
     x = torch.from_numpy(file["x_test"]).permute(0, 3, 1, 2).float() / 255
     y = torch.from_numpy(file["y_test"].astype(np.int64)).flatten()
-    network = open_checkpoint(path).readings()[0].network
+    network = open_checkpoint(path).candidates[0].network
     x = (x - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     with torch.no_grad():
         right = torch.cat([network(part).argmax(1) for part in x.split(250)]) == y

@@ -36,7 +36,7 @@ def test_weights_are_found_under_any_name(name: str, tmp_path: Path) -> None:
     checkpoint = opened(
         {name: weights(), "epoch": 3, "optimizer": {"state": {0: {"momentum": torch.zeros(3, 3)}}}}, tmp_path
     )
-    assert (checkpoint.weights, checkpoint.why) == (name, "the only one")
+    assert (checkpoint.weights, checkpoint.reason) == (name, "the only one")
     assert checkpoint.tensors.keys() == weights().keys()
 
 
@@ -151,4 +151,4 @@ def test_optimizers_are_no_weights() -> None:
     optimizer = torch.optim.Adam(net.parameters())
     net(torch.zeros(1, 3, 32, 32)).sum().backward()
     optimizer.step()
-    assert find_state_dicts({"optimizer": optimizer.state_dict(), "opt": optimizer.state_dict()}).weights == {}
+    assert find_state_dicts({"optimizer": optimizer.state_dict(), "opt": optimizer.state_dict()}).tensors == {}

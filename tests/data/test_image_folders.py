@@ -30,7 +30,7 @@ def read(path: Path) -> tuple[list[int], tuple[str, ...], str]:
     found = load_data(str(path))
     assert found.class_names is not None
     assert found.classes == len(found.class_names)
-    return found.part.y.tolist(), found.class_names, "; ".join(found.said)
+    return found.part.y.tolist(), found.class_names, "; ".join(found.notes)
 
 
 def refusal(read: Callable[[], Any]) -> str:
@@ -88,7 +88,7 @@ def test_tiny_imagenet_is_read_with_the_labels_of_its_file(tmp_path: Path) -> No
         assert found.class_names == ("n01", "n02", "n03")
         shown = dict(zip((found.part.x[:, 0, 0, 0] // 10).tolist(), found.part.y.tolist(), strict=True))
         assert shown == {0: 2, 1: 0, 2: 2, 3: 1}, "each image has its own label"
-        assert "labels are those of" in "; ".join(found.said)
+        assert "labels are those of" in "; ".join(found.notes)
     assert "test/ has no labels and is left out" in read(tmp_path)[2]
     assert "left out: 1 file of other kinds" in read(tmp_path / "train")[2]
     images = image_folder(str(tmp_path))()
@@ -236,7 +236,7 @@ def test_images_are_the_bytes_that_torchvision_reads(tmp_path: Path) -> None:
     ours = sorted((image.numpy().tobytes(), int(y)) for image, y in zip(*found.part, strict=True))
     assert ours == theirs
     assert len(theirs) == 7
-    assert f"EXIF would turn 1 image, such as {tmp_path / 'dog' / 'turned.jpg'}" in "; ".join(found.said)
+    assert f"EXIF would turn 1 image, such as {tmp_path / 'dog' / 'turned.jpg'}" in "; ".join(found.notes)
 
 
 def spoil_bits(path: Path) -> None:

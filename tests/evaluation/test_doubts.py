@@ -54,7 +54,7 @@ def test_an_accuracy_in_the_file_that_was_not_measured_is_told_and_refused(handw
     accuracy = (answers(model, handwritten) == handwritten.test.y).double().mean().item()
     subject = load_model(written(model, tmp_path / "true.pt", best_acc=accuracy), data, normalize="none")
     assert not subject.doubts
-    assert "the file says best_acc" in " ".join(subject.said)
+    assert "the file says best_acc" in " ".join(subject.notes)
     with pytest.raises(ModelError, match=r"in doubt: the file says best_acc 50.0 %, measured"):
         load_model(written(model, tmp_path / "false.pt", best_acc=0.5), data, normalize="none")
 

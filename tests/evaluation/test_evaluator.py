@@ -268,7 +268,7 @@ def test_an_attack_that_keeps_to_a_smaller_ball_is_not_quoted_for_a_larger(victi
     [({"batch": 0}, r"evaluate \(given batch=0\): must be a whole number"), ({"n": 0}, "given n=0"),
      ({"n": 2.5}, "given n=2.5"), ({"n": "3"}, "given n='3'"), ({"eps": "8/255"}, "eps='8/255': is no finite number"),
      ({"eps": 0}, "eps=0: must be above 0"), ({"eps": True}, "eps=True: is no"),
-     ({"attacks": ()}, "attacks: name none")],
+     ({"attacks": ()}, "attacks: no attack given")],
 )  # fmt: skip
 def test_knobs_that_mean_nothing_are_refused_in_one_line(victim, knobs, wrong):
     with pytest.raises(RecipeError, match=wrong):

@@ -231,7 +231,7 @@ def test_room_shrinks_to_one_slice_before_the_slice_itself():
     sizes = []
     for _ in range(4):
         room.shrink(MemoryError())
-        sizes.append((room.batch, room.slice))
+        sizes.append((room.batch, room.pass_size))
     assert sizes == [(50, 8), (25, 8), (12, 8), (8, 8)]
 
 
@@ -414,7 +414,7 @@ def test_a_verdict_forged_with_a_seal_of_its_own_is_found_by_judging_again(copy,
     ledger.enter("pgd10", torch.tensor([at]), torch.tensor([True]), torch.tensor([(int(ledger.label[at]) + 1) % 10]),
                  torch.tensor([0.0]), clean[None])  # fmt: skip
     forged = task(hardened, hand)
-    rows = [folders.verdict(ledger, what, 0) for what in forged.plans]
+    rows = [folders.verdict(ledger, what, 0) for what in forged.attack_specs]
     folders._save(forged, copy, ledger, rows, held.results["measured"], 1.0, complete=True)
     with pytest.raises(RunError, match=rf"\(image {at}\): the model says"):
         verify(copy, hardened, hand)
@@ -583,7 +583,7 @@ def test_an_example_recorded_as_its_true_class_is_no_break_however_near(copy, ha
         ledger.broken_as[at] = ledger.label[at]
         ledger.distance[at] = float((example - hand.part.x[at].float() / 255).abs().max())
         forged = task(hardened, hand)
-        rows = [folders.verdict(ledger, what, 0) for what in forged.plans]
+        rows = [folders.verdict(ledger, what, 0) for what in forged.attack_specs]
         folders._save(forged, copy, ledger, rows, held.results["measured"], 1.0, complete=True)
         with pytest.raises(RunError, match=rf"\(image {at}\): its example is recorded as .* its true class"):
             verify(copy, hardened, hand)

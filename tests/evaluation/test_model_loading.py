@@ -13,8 +13,9 @@ from robustmail.data.dataset import Split
 from robustmail.data.testsets import TestSet, from_path
 from robustmail.errors import DataError, ModelError
 from robustmail.evaluation.attack_specs import NAMES, attack_spec
+from robustmail.evaluation.data_loading import load_data
 from robustmail.evaluation.evaluator import evaluate
-from robustmail.evaluation.model_loading import _choice_notes, load_data, load_model, reload_model
+from robustmail.evaluation.model_loading import _choice_notes, load_model, reload_model
 from robustmail.evaluation.normalization import (
     NORMALIZATIONS,
     Score,
@@ -64,9 +65,9 @@ def test_third_party_checkpoints_are_read_without_help(name, mini_path):
     data = load_data(str(mini_path)).first(1000)
     subject = load_model(CHECKPOINTS / name, data, probe=True)
     correct, convention = FACTS[name]
-    assert subject.described["normalize"] == convention
+    assert subject.spec["normalize"] == convention
     assert evaluate(subject.model, data.part, ("nat",))["nat"].correct == pytest.approx(correct, abs=1)
-    again = reload_model(subject.described, data)
+    again = reload_model(subject.spec, data)
     assert again.fingerprint == subject.fingerprint
     assert again.sha256 == subject.sha256
 
@@ -80,16 +81,16 @@ def test_probing_finds_the_convention_and_says_how(file, trained):
     with pytest.raises(ModelError, match=r"small_cnn.*in doubt.*do not exclude images normalised as.*--accept-reading"):
         load_model(file, trained[1], probe=True)  # 80 images are too few to tell one convention from its like
     subject = load_model(file, trained[1], probe=True, accept_reading=True)
-    assert any(text.startswith("IN DOUBT: ") for text in subject.said)
+    assert any(text.startswith("IN DOUBT: ") for text in subject.notes)
     assert subject.doubts
-    assert subject.described["normalize"] in ("imagenet", "cifar10", "cifar100", "svhn", "cifar10-per-image")
-    assert any("of those tried on 80 images" in text for text in subject.said)
-    assert any(text.startswith("read off the tensors: small_cnn") for text in subject.said)
+    assert subject.spec["normalize"] in ("imagenet", "cifar10", "cifar100", "svhn", "cifar10-per-image")
+    assert any("of those tried on 80 images" in text for text in subject.notes)
+    assert any(text.startswith("read off the tensors: small_cnn") for text in subject.notes)
 
 
 def test_what_the_user_says_is_taken(file, trained):
     subject = load_model(file, trained[1], normalize="0.485,0.456,0.406/0.229,0.224,0.225")
-    assert subject.described["normalize"] == "imagenet"
+    assert subject.spec["normalize"] == "imagenet"
     torch.testing.assert_close(subject.model.std.flatten(), torch.tensor([0.229, 0.224, 0.225]))
 
 
@@ -120,7 +121,7 @@ def test_normalising_twice_is_refused(trained, tmp_path, inline):
     with pytest.raises(ModelError, match="normalise"):
         load_model(tmp_path / "file.pth", data, model, normalize="imagenet")
     if not inline:
-        assert "the network normalises by itself" in load_model(tmp_path / "file.pth", data, model).said[0]
+        assert "the network normalises by itself" in load_model(tmp_path / "file.pth", data, model).notes[0]
 
 
 def test_normalisation_in_the_file_is_used_and_not_doubled(trained, tmp_path):
@@ -130,7 +131,7 @@ def test_normalisation_in_the_file_is_used_and_not_doubled(trained, tmp_path):
     torch.save(content, tmp_path / "both.pth")
     subject = load_model(tmp_path / "both.pth", data)
     assert evaluate(subject.model, data.part, ("nat",))["nat"].accuracy > 0.8
-    assert any("says the file" in text for text in subject.said)
+    assert any("says the file" in text for text in subject.notes)
     with pytest.raises(ModelError, match=r"normalises already \(mean and std imagenet\).*Drop --normalize"):
         load_model(tmp_path / "both.pth", data, normalize="cifar10")
 
@@ -208,7 +209,7 @@ def test_names_mean_the_same_stages_for_any_number_of_classes(classes):
     second = {2: None, 3: "apgd-dlr"}.get(classes, "apgd-t")
     assert list(aa.stages) == ["apgd-ce", *([second] if second else []), "fab-t", "square"]
     assert bool(aa.note) == (classes < 4)
-    assert all(aa.independent(stage) for stage in aa.stages)
+    assert all(aa.is_per_image(stage) for stage in aa.stages)
 
 
 def test_every_name_is_an_attack():
@@ -257,12 +258,13 @@ def test_first_images_of_few_classes_are_told():
         return TestSet("some", Split(torch.zeros(len(labels), 1, 2, 2), torch.tensor(labels)), 10)
 
     by_class = some([i // 20 for i in range(200)])
-    assert by_class.first(20).lacks(by_class) == "the first 20 images have 1 of the 10 classes: the set is sorted"
-    assert by_class.first(None).lacks(by_class) == ""
+    few = "the first 20 images have 1 of the 10 classes"
+    assert by_class.first(20).class_warning(by_class) == f"{few}: the set is sorted"
+    assert by_class.first(None).class_warning(by_class) == ""
     uneven = some([0] * 20 + [9 - i % 10 for i in range(100)])
-    assert uneven.first(20).lacks(uneven) == "the first 20 images have 1 of the 10 classes"
+    assert uneven.first(20).class_warning(uneven) == few
     mixed = some([i % 10 for i in range(200)])
-    assert mixed.first(3).lacks(mixed) == "", "three images cannot have more than three"
+    assert mixed.first(3).class_warning(mixed) == "", "three images cannot have more than three"
 
 
 def test_a_probe_tells_the_numbers_that_decided():

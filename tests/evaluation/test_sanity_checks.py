@@ -14,7 +14,7 @@ from robustmail.data.dataset import Split
 from robustmail.evaluation import sanity_checks
 from robustmail.evaluation.evaluator import batch_sizer
 from robustmail.evaluation.ledger import Ledger
-from robustmail.evaluation.sanity_checks import Flag, curve, judge, measure
+from robustmail.evaluation.sanity_checks import Check, curve, judge, measure
 from robustmail.step import module_mode
 
 pytestmark = pytest.mark.long
@@ -131,7 +131,7 @@ def test_every_check_has_a_section_in_the_documentation(hardened, hand):
 
 
 def test_the_light_is_that_of_the_worst_check():
-    assert sanity_checks.light([Flag("a", "green", ""), Flag("b", "yellow", ""), Flag("c", "green", "")]) == "yellow"
+    assert sanity_checks.light([Check("a", "green", ""), Check("b", "yellow", ""), Check("c", "green", "")]) == "yellow"
 
 
 def test_chance_is_that_of_the_models_classes_not_of_the_labels_at_hand():

@@ -1,8 +1,7 @@
-"""Layers as a state dict shows them: tensors of one module together, told apart by their shapes."""
+"""Layers of a state dict: the tensors of one module, whose kind follows from their names and shapes."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,68 +18,78 @@ __all__ = [
     "dense",
     "grouped",
     "linear",
-    "natural_key",
     "norm",
 ]
 
-WIDEST = 65536
-"""channels; more are no image classifier's"""
+MAX_WIDTH = 65536
+"""channels or features; no image classifier has more"""
 
-ACTIVATIONS: dict[str, tuple[float, Callable[[], nn.Module]]] = {
-    "ReLU": (0.0, nn.ReLU), "SiLU": (1.5, nn.SiLU), "GELU": (1.5, nn.GELU), "tanh": (1.5, nn.Tanh),
-    "LeakyReLU 0.01": (1.6, nn.LeakyReLU), "LeakyReLU 0.1": (1.6, partial(nn.LeakyReLU, 0.1)),
-    "LeakyReLU 0.2": (1.6, partial(nn.LeakyReLU, 0.2)), "ELU": (1.7, nn.ELU), "sigmoid": (1.7, nn.Sigmoid),
-    "softplus": (1.8, nn.Softplus), "Mish": (1.9, nn.Mish), "SELU": (1.9, nn.SELU), "ReLU6": (1.9, nn.ReLU6),
-    "Hardswish": (1.9, nn.Hardswish), "hardtanh": (1.9, nn.Hardtanh), "softsign": (1.9, nn.Softsign),
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "ReLU": nn.ReLU, "SiLU": nn.SiLU, "GELU": nn.GELU, "tanh": nn.Tanh,
+    "LeakyReLU 0.01": nn.LeakyReLU, "LeakyReLU 0.1": partial(nn.LeakyReLU, 0.1),
+    "LeakyReLU 0.2": partial(nn.LeakyReLU, 0.2), "ELU": nn.ELU, "sigmoid": nn.Sigmoid,
+    "softplus": nn.Softplus, "Mish": nn.Mish, "SELU": nn.SELU, "ReLU6": nn.ReLU6,
+    "Hardswish": nn.Hardswish, "hardtanh": nn.Hardtanh, "softsign": nn.Softsign,
 }  # fmt: skip
-"""by name: the price, and how it is made"""
+"""by the name that prices.py has for them"""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution, BatchNorm or linear layer: `tensors` by their last name (weight, bias, running_mean...)."""
+    """A layer of a state dict.
+
+    name: of its module. kind: "conv", "norm" (BatchNorm) or "linear". tensors: by the last part of their names: weight,
+    bias, running_mean, ...
+    """
 
     name: str
     kind: str
     tensors: dict[str, Tensor]
 
     @property
-    def wide_out(self) -> int:
-        """channels or features that come out"""
+    def out_channels(self) -> int:
+        """channels, or features of a linear layer, that come out"""
         return len(next(t for key, t in self.tensors.items() if key != "num_batches_tracked"))
 
     @property
-    def wide_in(self) -> int:
-        """channels or features that go in, for one group of a convolution"""
-        return self.tensors["weight"].shape[1] if self.kind != "norm" else self.wide_out
+    def in_channels(self) -> int:
+        """channels or features that go in; those of one group of a grouped convolution"""
+        return self.tensors["weight"].shape[1] if self.kind != "norm" else self.out_channels
 
     @property
     def kernel(self) -> int:
-        """the side of a convolution's kernel; 0 for other layers"""
+        """side of a convolution's kernel, in pixels; 0 for other layers"""
         return self.tensors["weight"].shape[-1] if self.kind == "conv" else 0
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A network that might fit: `make` builds it with its weights; the cheaper, the likelier."""
+    """A network that may fit; it is not built yet.
+
+    name, channels, size, assumptions: as in `Candidate`. make: builds the network with its weights; it may fail.
+    cost: the sum of the prices of what was assumed (prices.py); the cheaper, the likelier.
+    """
 
     name: str
     channels: int
     size: int | None
-    unwritten: tuple[str, ...]
+    assumptions: tuple[str, ...]
     make: Callable[[], nn.Module]
     cost: float = 0.0
 
 
 def grouped(tensors: Mapping[str, Tensor]) -> list[Layer] | None:
-    """The layers in the order in which they appear; None where a tensor belongs to no layer of a known kind."""
+    """The layers of a state dict in the order in which they appear; None if a tensor belongs to no layer of a known
+    kind."""
     modules: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         parent, _, last = key.rpartition(".")
         modules.setdefault(parent, {})[last] = tensor
     layers = [Layer(name, _kind(own), own) for name, own in modules.items()]
-    fine = all(layer.kind and layer.wide_out <= WIDEST and layer.wide_in <= WIDEST * 16 for layer in layers)
-    return layers if layers and fine else None
+    is_known = all(
+        layer.kind and layer.out_channels <= MAX_WIDTH and layer.in_channels <= MAX_WIDTH * 16 for layer in layers
+    )
+    return layers if layers and is_known else None
 
 
 def _kind(own: Mapping[str, Tensor]) -> str:
@@ -96,39 +105,37 @@ def _kind(own: Mapping[str, Tensor]) -> str:
     return "conv" if square else "linear" if weight.ndim == 2 else ""
 
 
-def natural_key(name: str) -> list[tuple[int, int | str]]:
-    """A key for sorting that puts conv2 before conv10."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d{1,9})", name) if part]
+def conv(layer: Layer, in_channels: int, stride: int = 1, padding: int | None = None) -> nn.Module:
+    """An nn.Conv2d with the weights of `layer`; the groups follow from `in_channels`, the channels of its input.
 
-
-def conv(layer: Layer, wide_in: int, stride: int = 1, padding: int | None = None) -> nn.Module:
-    """The convolution with its weights; groups follow from the channels that come in."""
+    padding: in pixels, by default half of the kernel. Raises ValueError if the channels do not fit.
+    """
     weight = layer.tensors["weight"]
     padding = layer.kernel // 2 if padding is None else padding
-    groups, rest = divmod(wide_in, weight.shape[1])
+    groups, rest = divmod(in_channels, weight.shape[1])
     if rest:
-        raise ValueError(f"{layer.name} takes {weight.shape[1]} channels, gets {wide_in}")
+        raise ValueError(f"{layer.name} takes {weight.shape[1]} channels, gets {in_channels}")
     bias = "bias" in layer.tensors
     with torch.device("meta"):
-        made = nn.Conv2d(wide_in, len(weight), layer.kernel, stride, padding, groups=groups, bias=bias)
-    return _load(made, layer)
+        module = nn.Conv2d(in_channels, len(weight), layer.kernel, stride, padding, groups=groups, bias=bias)
+    return _load(module, layer)
 
 
 def norm(layer: Layer, dimensions: int = 2) -> nn.Module:
-    """The BatchNorm with its weights and statistics; a counter that is not there is 0."""
+    """An nn.BatchNorm1d or 2d (`dimensions`) with the weights and statistics of `layer`."""
     kind = nn.BatchNorm2d if dimensions == 2 else nn.BatchNorm1d
-    return _load(kind(layer.wide_out, affine="weight" in layer.tensors), layer)
+    return _load(kind(layer.out_channels, affine="weight" in layer.tensors), layer)
 
 
 def linear(layer: Layer) -> nn.Module:
-    """The linear layer with its weights."""
+    """An nn.Linear with the weights of `layer`."""
     with torch.device("meta"):
-        made = nn.Linear(layer.wide_in, layer.wide_out, bias="bias" in layer.tensors)
-    return _load(made, layer)
+        module = nn.Linear(layer.in_channels, layer.out_channels, bias="bias" in layer.tensors)
+    return _load(module, layer)
 
 
 def dense(layers: Iterable[Layer], act: str) -> list[nn.Module]:
-    """Linear layers with activations between them."""
+    """The modules of linear layers with an activation between each two."""
     modules: list[nn.Module] = []
     for layer in layers:
         modules += [activation(act), linear(layer)] if modules else [linear(layer)]
@@ -136,13 +143,13 @@ def dense(layers: Iterable[Layer], act: str) -> list[nn.Module]:
 
 
 def activation(name: str) -> nn.Module:
-    """The activation of that name."""
-    return ACTIVATIONS[name][1]()
+    """A module of ACTIVATIONS by its name."""
+    return ACTIVATIONS[name]()
 
 
 def _load(module: nn.Module, layer: Layer) -> nn.Module:
     tensors = dict(layer.tensors)
     if "num_batches_tracked" in module.state_dict():
-        tensors.setdefault("num_batches_tracked", torch.tensor(0))
-    module.load_state_dict(tensors, strict=True, assign=True)  # readings share the file's tensors
+        tensors.setdefault("num_batches_tracked", torch.tensor(0))  # some files leave it out
+    module.load_state_dict(tensors, strict=True, assign=True)  # all candidates share the file's tensors
     return module

@@ -1,355 +1,232 @@
-"""Residual networks whose stages, blocks, widths and shortcuts are read off names and shapes."""
+"""Residual networks: what structure, strides, pools and activations they may have, and the network itself."""
 
 from __future__ import annotations
 
-import itertools
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from dataclasses import dataclass, replace
+from itertools import pairwise, product
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustmail.checkpoints.infer.layers import ACTIVATIONS, Layer, Proposal, activation, conv, dense, natural_key, norm
+from robustmail.checkpoints.infer import prices
+from robustmail.checkpoints.infer.layers import Layer, Proposal, activation, conv, dense, norm
+from robustmail.checkpoints.infer.residual_structure import BlockLayout, Structure, resembles_chain, structures
 
 __all__ = ["excludes_chain", "proposals"]
 
-_SHORTCUT = re.compile(r"short|skip|down|ident|proj|conv_?sc|adapt|match", re.IGNORECASE)
 _UNUSED = "sub_block1"
-_VARIED = 3
-"""choices of strides and pools that are tried with every activation"""
-
-
-@dataclass(frozen=True)
-class BlockLayout:
-    """The layers of one block: `convs` one after another beside a shortcut, which may have no layers."""
-
-    convs: tuple[Layer, ...]
-    norms: tuple[Layer, ...]
-    shortcut: tuple[Layer, ...]
-    wide_in: int
-
-    @property
-    def wide_out(self) -> int:
-        return self.convs[-1].wide_out
-
-    @property
-    def may_stride(self) -> bool:
-        """Only a block whose shortcut is more than the identity can make the image smaller."""
-        return bool(self.shortcut) or self.wide_in != self.wide_out
-
-
-@dataclass(frozen=True)
-class Structure:
-    """What names and shapes say of a residual network."""
-
-    stem: Layer
-    stem_norm: Layer | None
-    blocks: tuple[BlockLayout, ...]
-    last_norm: Layer | None
-    head: tuple[Layer, ...]
-    preact: bool
+"""a group of blocks in TRADES' WideResNet that its forward pass never uses"""
+_MAX_CHOICES = 12
+"""cheapest choices of strides and pools that are proposed for a structure"""
+_MAX_CHOICES_WITH_ACTIVATIONS = 3
+"""the cheapest of them, which are proposed with every activation"""
+_MAX_FREE_STRIDES = 6
+"""blocks whose strides are tried in all combinations"""
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What they do not say."""
+    """What names and shapes do not tell of a residual network."""
 
     stem_stride: int = 1
     stem_pool: bool = False
+    """a 3x3 max-pool of stride 2 behind the stem"""
     strides: tuple[int, ...] = ()
     """of each block"""
     side: int = 0
-    """of the image that is flattened for the head; 0 averages over all of it"""
+    """side of the image that is flattened for the head, in pixels; 0: a global average pool"""
     pool: int = 1
-    """the average pool before flattening"""
+    """side of the average pool before flattening"""
     raw_shortcut: bool = False
     """a convolution in the shortcut of a pre-activation block takes the block's input, not the activated one"""
     zeros_last: bool = False
     """the zero channels of parameter-free shortcuts all come last, rather than on both sides"""
-    strided: int = 0
-    """which convolution of a block has its stride"""
-    same: bool = False
+    strided_conv: int = 0
+    """which convolution of a block has its stride, counted from 0"""
+    same_padding: bool = False
     """padding as TensorFlow's SAME: with stride 2, right and below only"""
     act: str = "ReLU"
-    size: int | None = field(default=None)
+    size: int | None = None
+    """side of the images, where the head fixes it"""
 
 
 def proposals(layers: Sequence[Layer], size: int | None) -> list[Proposal]:
-    """The residual networks that these layers may be; none where there are no blocks."""
-    found = []
+    """The residual networks that these layers may be; none where there are no blocks. size: side of the images."""
+    results = []
     layers = [layer for layer in layers if _UNUSED not in layer.name.split(".")]
-    for structure in _structures(layers):
-        doubt = 3.0 if _like_chain(structure) else 0.0
-        ranked = sorted(_choices(structure, size or 32), key=lambda pair: pair[0])[:12]
+    for structure in structures(layers):
+        doubt = prices.RESIDUAL_LIKE_CHAIN if resembles_chain(structure) else 0.0
+        ranked = sorted(_choices(structure, size or 32), key=lambda pair: pair[0])[:_MAX_CHOICES]
         for rank, (cost, choices) in enumerate(ranked):
-            found.append(_proposal(structure, choices, cost + doubt))
-            others = [act for act in ACTIVATIONS if act != choices.act] if rank < _VARIED else []
-            for act in others:
-                dearer = cost + doubt + ACTIVATIONS[act][0]
-                found.append(_proposal(structure, replace(choices, act=act), dearer))
-    return found
+            results.append(_proposal(structure, choices, cost + doubt))
+            if rank < _MAX_CHOICES_WITH_ACTIVATIONS:
+                for act, price in prices.ACTIVATIONS.items():
+                    if act != choices.act:
+                        results.append(_proposal(structure, replace(choices, act=act), cost + doubt + price))
+    return results
 
 
 def excludes_chain(layers: Sequence[Layer]) -> bool:
-    """Do shortcuts with layers, or names like layer1.0.conv1, say that these layers are no chain?"""
-    return any(not _like_chain(structure) for structure in _structures(layers))
+    """Whether shortcuts with layers, or names like layer1.0.conv1, say that these layers are not a chain."""
+    return any(not resembles_chain(structure) for structure in structures(layers))
 
 
-def _like_chain(structure: Structure) -> bool:
-    """No shortcut has layers, and the convolutions have numbers for names: rather an nn.Sequential in pieces."""
-    convs = [layer for block in structure.blocks for layer in block.convs]
-    return not any(b.shortcut for b in structure.blocks) and all(la.name.split(".")[-1].isdigit() for la in convs)
-
-
-# What the names and shapes say
-
-
-def _structures(layers: Sequence[Layer]) -> Iterator[Structure]:
-    members = _members(layers)
-    if not members:
-        return
-    inside = {layer.name for own in members.values() for layer in own}
-    outside = [layer for layer in layers if layer.name not in inside]
-    stems, norms, head = ([la for la in outside if la.kind == kind] for kind in ("conv", "norm", "linear"))
-    if len(stems) != 1 or len(norms) > 2 or not head:
-        return
-    head = _in_a_row(head, None)
-    blocks = _blocks(members, stems[0].wide_out)
-    if not blocks or not head:
-        return
-    for preact in _preact(blocks, norms, stems[0]):
-        yield from _with_norms(Structure(stems[0], None, tuple(blocks), None, tuple(head), preact), norms)
-
-
-def _members(layers: Sequence[Layer]) -> dict[str, list[Layer]]:
-    """The layers of each block: the smallest numbered module with two convolutions or more in it."""
-    counts: dict[str, list[Layer]] = {}
-    for layer in layers:
-        parts = layer.name.split(".")
-        for depth in range(1, len(parts)):
-            if parts[depth - 1][-1:].isdigit():
-                counts.setdefault(".".join(parts[:depth]), []).append(layer)
-    enough = {name: own for name, own in counts.items() if sum(la.kind == "conv" for la in own) >= 2}
-    return {name: own for name, own in enough.items() if not any(o.startswith(f"{name}.") for o in enough)}
-
-
-def _blocks(members: dict[str, list[Layer]], wide: int) -> list[BlockLayout]:
-    """The blocks in a row: as they appear in the file, or else by their numbers."""
-    for order in (list(members), sorted(members, key=natural_key)):
-        blocks: list[BlockLayout] = []
-        current = wide
-        for name in order:
-            block = _block(name, members[name], current)
-            if block is None:
-                break
-            blocks.append(block)
-            current = block.wide_out
-        else:
-            return blocks
-    return []
-
-
-def _block(prefix: str, own: list[Layer], wide_in: int) -> BlockLayout | None:
-    side = [layer for layer in own if _SHORTCUT.search(layer.name[len(prefix) :])]
-    main = [layer for layer in own if layer not in side]
-    convs = _in_a_row([layer for layer in main if layer.kind == "conv"], wide_in)
-    if not convs and not side:  # a shortcut that is not called one
-        for layer in main:
-            rest = [other for other in main if other is not layer and other.kind == "conv"]
-            if (
-                layer.kind == "conv"
-                and layer.kernel == 1
-                and layer.wide_in == wide_in
-                and (row := _in_a_row(rest, wide_in))
-            ):
-                convs, side = row, [layer]
-    norms = [layer for layer in main if layer.kind == "norm"]
-    norms = sorted(norms, key=lambda layer: natural_key(layer.name))
-    side.sort(key=lambda layer: layer.kind)  # "conv" before "norm"
-    kinds = [layer.kind for layer in side]
-    fits = kinds in ([], ["conv"], ["conv", "norm"]) and len(norms) in (0, len(convs))
-    if not convs or not fits or any(layer.kind == "linear" for layer in own):
-        return None
-    if side and (side[0].wide_in != wide_in or side[0].wide_out != convs[-1].wide_out):
-        return None
-    return BlockLayout(tuple(convs), tuple(norms), tuple(side), wide_in)
-
-
-def _in_a_row(layers: list[Layer], wide_in: int | None) -> list[Layer]:
-    """The layers in the order in which each takes what the one before gives, by number or by appearance; or nothing."""
-    for order in (sorted(layers, key=lambda layer: natural_key(layer.name)), layers):
-        current = order[0].wide_in if wide_in is None and order else wide_in or 0
-        widths = [current, *(layer.wide_out for layer in order)]
-        if all(given % layer.wide_in == 0 if layer.kind == "conv" else given == layer.wide_in
-               for given, layer in zip(widths[:-1], order, strict=True)):  # fmt: skip
-            return order
-    return []
-
-
-def _preact(blocks: Sequence[BlockLayout], norms: Sequence[Layer], stem: Layer) -> list[bool]:
-    """Does BatchNorm come before the convolutions? The widths of a block that widens tell."""
-    said = {
-        block.norms[0].wide_out == block.wide_in
-        for block in blocks
-        if block.norms and block.wide_in != block.convs[0].wide_out
-    }
-    if said:
-        return list(said) if len(said) == 1 else []
-    if not blocks[0].norms:
-        return [False, True]
-    return [True, False] if len(norms) == 2 else [False, True]
-
-
-def _with_norms(structure: Structure, norms: Sequence[Layer]) -> Iterator[Structure]:
-    """Say which BatchNorm outside the blocks follows the stem, and which ends the network."""
-    first, last = structure.stem.wide_out, structure.blocks[-1].wide_out
-    if not norms:
-        yield structure
-    elif len(norms) == 2:
-        for a, b in (norms, norms[::-1]):
-            if (a.wide_out, b.wide_out) == (first, last):
-                yield replace(structure, stem_norm=a, last_norm=b)
-                return
-    elif structure.preact and norms[0].wide_out == last:
-        yield replace(structure, last_norm=norms[0])
-    elif norms[0].wide_out == first:
-        yield replace(structure, stem_norm=norms[0])
-
-
-# What they do not say
+# What names and shapes do not tell
 
 
 def _choices(structure: Structure, size: int) -> Iterator[tuple[float, Choices]]:
-    """Everything that the shapes allow, with a price: how far it is from what people do."""
-    convolves = any(block.shortcut for block in structure.blocks)
-    pads = any(not block.shortcut and block.wide_in != block.wide_out for block in structure.blocks)
-    bottleneck = len(structure.blocks[0].convs) == 3
-    # One much copied implementation has biases, raw shortcuts and the stride in the second convolution.
-    biased = structure.preact and "bias" in structure.blocks[0].convs[0].tensors and bool(structure.blocks[0].norms)
-    unsaid = 0.6 if structure.preact and not structure.last_norm else 0.0  # rather post-activation, if nothing tells
-    haiku = any("batchnorm_" in layer.name for layer in structure.blocks[0].norms)
-    act = "SiLU" if haiku else "ReLU"
-    raws = {False: 0.0, True: 1.0} if structure.preact and convolves else {False: 0.0}
-    if biased and len(raws) == 2:
-        raws = {True: 0.0, False: 1.0}
-    flags = itertools.product(
-        _sizes(structure, size), raws.items(), ((0.0, False), (1.0, True))[: 2 if pads else 1],
-        [(0.0, 1), (1.1, 0)] if bottleneck else [(0.0, 1), (0.7, 0)] if biased else [(0.0, 0)],
-        ((0.3 if haiku else 0.0, False), (0.0 if haiku else 2.5, True))[: 2 if structure.preact else 1],
-    )  # fmt: skip
-    for (cost, base), (raw, odd), (late_cost, late), (place_cost, strided), (same_cost, same) in flags:
-        changed = replace(base, act=act, raw_shortcut=raw, zeros_last=late, strided=strided, same=same)
-        yield cost + odd + late_cost + place_cost + same_cost + unsaid, changed
+    """All choices that the shapes allow, with their prices."""
+    blocks = structure.blocks
+    has_biases = structure.preact and "bias" in blocks[0].convs[0].tensors and bool(blocks[0].norms)
+    is_haiku = any("batchnorm_" in layer.name for layer in blocks[0].norms)
+    pads_channels = any(not block.shortcut and block.in_channels != block.out_channels for block in blocks)
+    unlikely = prices.RESIDUAL_PREACT_WITHOUT_NORM if structure.preact and not structure.last_norm else 0.0
+
+    shortcuts = {False: 0.0}
+    if structure.preact and any(block.shortcut for block in blocks):
+        odd = prices.RESIDUAL_ODD_SHORTCUT
+        shortcuts = {True: 0.0, False: odd} if has_biases else {False: 0.0, True: odd}
+    zeros = {False: 0.0, True: prices.RESIDUAL_ZEROS_LAST} if pads_channels else {False: 0.0}
+    strided_convs = prices.RESIDUAL_STRIDED_CONV
+    if len(blocks[0].convs) == 3:
+        strided_convs = prices.RESIDUAL_STRIDED_CONV_BOTTLENECK
+    elif has_biases:
+        strided_convs = prices.RESIDUAL_STRIDED_CONV_BIASED
+    paddings = prices.RESIDUAL_SAME_PADDING_HAIKU if is_haiku else prices.RESIDUAL_SAME_PADDING
+    if not structure.preact:
+        paddings = {False: paddings[False]}
+
+    flags = product(shortcuts.items(), zeros.items(), strided_convs.items(), paddings.items())
+    options = list(flags)
+    for size_cost, sizes in _sizes(structure, size):
+        for (raw, raw_cost), (last, last_cost), (strided, strided_cost), (same, same_cost) in options:
+            choices = replace(
+                sizes,
+                act="SiLU" if is_haiku else "ReLU",
+                raw_shortcut=raw,
+                zeros_last=last,
+                strided_conv=strided,
+                same_padding=same,
+            )
+            yield size_cost + raw_cost + last_cost + strided_cost + same_cost + unlikely, choices
 
 
 def _sizes(structure: Structure, size: int) -> Iterator[tuple[float, Choices]]:
-    """Strides and pools that lead to the head's width."""
-    features, wide = structure.head[0].wide_in, structure.blocks[-1].wide_out
-    side = round((features / wide) ** 0.5)
-    if side < 1 or side * side * wide != features:
+    """Strides and pools that lead to the head's width, with their prices."""
+    features, width = structure.head[0].in_channels, structure.blocks[-1].out_channels
+    side = round((features / width) ** 0.5)
+    if side < 1 or side * side * width != features:
         return
     free = [i for i, block in enumerate(structure.blocks) if block.may_stride]
     usual = {i: 1 if i == 0 else 2 for i in free}
-    patterns = [usual] if side == 1 else [dict(zip(free, s, strict=True)) for s in _strides(len(free))]
-    if side == 1 and 0 in free:
-        patterns.append({**usual, 0: 2})
-    for (stem_cost, stride, pool), pattern in itertools.product(_stems(structure.stem), patterns):
-        now = -(-size // stride)
-        now = -(-now // 2) if pool else now
-        for step in pattern.values():
-            now = -(-now // step)
+    if side == 1:  # a global average fits any strides
+        patterns = [usual, {**usual, 0: 2}] if 0 in free else [usual]
+    else:
+        patterns = [dict(zip(free, strides, strict=True)) for strides in _stride_patterns(len(free))]
+    stems = prices.RESIDUAL_STEMS_LARGE if structure.stem.kernel >= 7 else prices.RESIDUAL_STEMS_SMALL
+    for ((stride, pool), stem_cost), pattern in product(stems.items(), patterns):
         strides = tuple(pattern.get(i, 1) for i in range(len(structure.blocks)))
-        cost = stem_cost + sum(step != usual[i] for i, step in pattern.items())
+        side_before = _side_after(size, [stride, 2 if pool else 1, *pattern.values()])
+        cost = stem_cost + prices.RESIDUAL_OTHER_STRIDE * sum(step != usual[i] for i, step in pattern.items())
         if side == 1:
             yield cost, Choices(stride, pool, strides)
-        elif now % side == 0:
-            yield cost + 2.5 * (now > side), Choices(stride, pool, strides, side, now // side, size=size)
+        elif side_before % side == 0:
+            cost += prices.RESIDUAL_AVERAGED_BEFORE_FLATTEN * (side_before > side)
+            yield cost, Choices(stride, pool, strides, side, side_before // side, size=size)
 
 
-def _strides(count: int) -> list[tuple[int, ...]]:
-    return list(itertools.product((1, 2), repeat=count)) if count <= 6 else [(1, *[2] * (count - 1)), (2,) * count]
+def _side_after(side: int, strides: Sequence[int]) -> int:
+    for stride in strides:
+        side = -(-side // stride)
+    return side
 
 
-def _stems(stem: Layer) -> list[tuple[float, int, bool]]:
-    """(price, stride, with a max-pool)"""
-    if stem.kernel >= 7:
-        return [(0.0, 2, True), (1.2, 1, False), (1.5, 2, False)]
-    return [(0.0, 1, False), (1.0, 2, False), (2.0, 1, True)]
+def _stride_patterns(count: int) -> list[tuple[int, ...]]:
+    if count <= _MAX_FREE_STRIDES:
+        return list(product((1, 2), repeat=count))
+    return [(1, *[2] * (count - 1)), (2,) * count]
 
 
 # The network
 
 
 def _proposal(structure: Structure, choices: Choices, cost: float) -> Proposal:
-    size = choices.size
     return Proposal(
-        _name(structure, choices), structure.stem.wide_in, size, tuple(_unwritten(structure, choices)),
-        lambda: Residual(structure, choices), cost,
-    )  # fmt: skip
+        _name(structure, choices),
+        structure.stem.in_channels,
+        choices.size,
+        tuple(_assumptions(structure, choices)),
+        lambda: Residual(structure, choices),
+        cost,
+    )
 
 
 def _name(structure: Structure, choices: Choices) -> str:
     blocks, stem = structure.blocks, structure.stem
     depth = sum(len(block.convs) for block in blocks) + 2
-    widest, narrow = blocks[-1].wide_out, blocks[0].wide_out
     details = []
-    groups = len({block.wide_out for block in blocks})
-    if structure.preact and stem.wide_out == 16 and groups == 3 and narrow % 16 == 0 and widest == 4 * narrow:
-        name = f"WRN-{depth + 2}-{narrow // 16}" if (depth - 2) % 6 == 0 and len(blocks[0].convs) == 2 else ""
-    else:
-        name = ""
+    name = _wide_resnet_name(structure, depth)
     if not name:
         name = f"{'PreAct' if structure.preact else ''}ResNet-{depth}"
-        details.append(f"width {stem.wide_out}" if stem.wide_out not in (16, 64) else "")
+        details.append(f"width {stem.out_channels}" if stem.out_channels not in (16, 64) else "")
         details.append("" if structure.blocks[0].norms else "no BatchNorm")
     if not any(block.shortcut for block in blocks) and any(block.may_stride for block in blocks):
         name += ", option A shortcuts"
-    details.append(
-        "CIFAR stem" if stem.kernel < 7 and choices.stem_stride == 1 else f"{stem.kernel}x{stem.kernel} stem"
-    )
-    details.append(f"{structure.head[-1].wide_out} classes")
+    is_cifar_stem = stem.kernel < 7 and choices.stem_stride == 1
+    details.append("CIFAR stem" if is_cifar_stem else f"{stem.kernel}x{stem.kernel} stem")
+    details.append(f"{structure.head[-1].out_channels} classes")
     return f"{name} ({', '.join(filter(None, details))})"
 
 
-def _unwritten(structure: Structure, choices: Choices) -> Iterator[str]:
-    pool = " and max-pool" if choices.stem_pool else ""
+def _wide_resnet_name(structure: Structure, depth: int) -> str:
+    """WRN-depth-width, or "" if the widths are not those of a wide residual network."""
+    blocks, last, first = structure.blocks, structure.blocks[-1].out_channels, structure.blocks[0].out_channels
+    has_widths = structure.stem.out_channels == 16 and first % 16 == 0 and last == 4 * first
+    has_groups = len({block.out_channels for block in blocks}) == 3 and len(blocks[0].convs) == 2
+    if structure.preact and has_widths and has_groups and (depth - 2) % 6 == 0:
+        return f"WRN-{depth + 2}-{first // 16}"
+    return ""
+
+
+def _assumptions(structure: Structure, choices: Choices) -> Iterator[str]:
+    max_pool = " and max-pool" if choices.stem_pool else ""
     strides = [choices.strides[i] for i, block in enumerate(structure.blocks) if block.may_stride or i == 0]
-    yield f"stem of stride {choices.stem_stride}{pool}; strides {', '.join(map(str, strides))}"
+    yield f"stem of stride {choices.stem_stride}{max_pool}; strides {', '.join(map(str, strides))}"
     yield choices.act
     if choices.side:
-        yield f"flattened at {choices.side}x{choices.side}" + (
-            f" after average pool {choices.pool}" * (choices.pool > 1)
-        )
+        average_pool = f" after average pool {choices.pool}" if choices.pool > 1 else ""
+        yield f"flattened at {choices.side}x{choices.side}{average_pool}"
     else:
         yield "global average pool"
     if structure.preact and any(block.shortcut for block in structure.blocks):
         yield f"shortcuts take the {'raw' if choices.raw_shortcut else 'activated'} input"
-    if any(not block.shortcut and block.wide_in != block.wide_out for block in structure.blocks):
+    if any(not block.shortcut and block.in_channels != block.out_channels for block in structure.blocks):
         yield "shortcuts take every second pixel, zero channels " + ("last" if choices.zeros_last else "on both sides")
-    if len(structure.blocks[0].convs) == 3 or choices.strided:
-        yield f"strides in convolution {choices.strided + 1} of a block"
-    if choices.same:
+    if len(structure.blocks[0].convs) == 3 or choices.strided_conv:
+        yield f"strides in convolution {choices.strided_conv + 1} of a block"
+    if choices.same_padding:
         yield "padding as TensorFlow's SAME"
     if not structure.blocks[0].norms:
         yield "pre-activation" if structure.preact else "post-activation"
 
 
 class Residual(nn.Module):
-    """[B, C, H, W], normalised, -> [B, classes]"""
+    """Images [B, C, H, W], normalised -> logits [B, classes]"""
 
     def __init__(self, structure: Structure, choices: Choices) -> None:
         super().__init__()
-        plain = structure.preact and structure.stem_norm is None  # the first block normalises
+        is_plain = structure.preact and structure.stem_norm is None  # the first block normalises and activates
         self.stem = nn.Sequential(
-            conv(structure.stem, structure.stem.wide_in, choices.stem_stride),
+            conv(structure.stem, structure.stem.in_channels, choices.stem_stride),
             *([norm(structure.stem_norm)] if structure.stem_norm else []),
-            *([] if plain else [activation(choices.act)]),
+            *([] if is_plain else [activation(choices.act)]),
             *([nn.MaxPool2d(3, 2, 1)] if choices.stem_pool else []),
         )
         pairs = zip(structure.blocks, choices.strides, strict=True)
-        self.blocks = nn.Sequential(*(ResidualBlock(b, s, structure.preact, choices) for b, s in pairs))
+        self.blocks = nn.Sequential(
+            *(ResidualBlock(block, stride, structure.preact, choices) for block, stride in pairs)
+        )
         self.end = nn.Sequential(
             *([norm(structure.last_norm)] if structure.last_norm else []),
             *([activation(choices.act)] if structure.last_norm or not structure.blocks[0].norms else []),
@@ -365,46 +242,47 @@ class Residual(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """[B, in, H, W] -> [B, out, H / stride, W / stride], post- or pre-activation."""
+    """A residual block, post- or pre-activation: [B, in, H, W] -> [B, out, H / stride, W / stride]"""
 
     def __init__(self, block: BlockLayout, stride: int, preact: bool, choices: Choices) -> None:
         super().__init__()
-        self.preact, self.raw = preact, choices.raw_shortcut
+        self.preact, self.raw_shortcut = preact, choices.raw_shortcut
         norms = [norm(layer) for layer in block.norms] or [nn.Identity() for _ in block.convs]
-        widths = [block.wide_in, *(layer.wide_out for layer in block.convs)]
-        steps = [
-            _padded(layer, wide, stride if i == choices.strided else 1, choices.same)
+        widths = [block.in_channels, *(layer.out_channels for layer in block.convs)]
+        convs = [
+            _padded_conv(layer, wide, stride if i == choices.strided_conv else 1, choices.same_padding)
             for i, (layer, (wide, _)) in enumerate(zip(block.convs, pairwise(widths), strict=True))
         ]
         self.before = nn.Sequential(norms[0], activation(choices.act)) if preact else nn.Identity()
         self.after: nn.Module = nn.Identity() if preact else activation(choices.act)
-        order = zip(steps, [*norms[1:], None] if preact else norms, strict=True)
+        pairs = zip(convs, [*norms[1:], None] if preact else norms, strict=True)
         main: list[nn.Module] = []
-        for i, (step, own) in enumerate(order):
-            main += [step, *([own] if own else []), *([activation(choices.act)] if i < len(steps) - 1 else [])]
+        for i, (convolution, batch_norm) in enumerate(pairs):
+            main += [convolution, *([batch_norm] if batch_norm else [])]
+            main += [activation(choices.act)] if i < len(convs) - 1 else []
         self.main = nn.Sequential(*main)
-        self.carries: nn.Module = nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
         if block.shortcut:
             first, *rest = block.shortcut
-            self.carries = nn.Sequential(conv(first, block.wide_in, stride), *map(norm, rest))
+            self.shortcut = nn.Sequential(conv(first, block.in_channels, stride), *map(norm, rest))
         elif block.may_stride:
-            self.carries = Zeros(block.wide_in, block.wide_out, stride, choices.zeros_last)
-        self.convolves = bool(block.shortcut)
+            self.shortcut = ZeroPaddedShortcut(block.in_channels, block.out_channels, stride, choices.zeros_last)
+        self.has_conv_shortcut = bool(block.shortcut)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, H, W] -> [B, out, H / stride, W / stride]"""
         active = self.before(x)
-        carried = self.carries(active if self.preact and self.convolves and not self.raw else x)
-        out: Tensor = self.after(self.main(active) + carried)
+        shortcut = self.shortcut(active if self.preact and self.has_conv_shortcut and not self.raw_shortcut else x)
+        out: Tensor = self.after(self.main(active) + shortcut)
         return out
 
 
-class Zeros(nn.Module):
-    """The shortcut without parameters: every `stride`-th pixel, channels filled up with zeros."""
+class ZeroPaddedShortcut(nn.Module):
+    """A shortcut without parameters (option A): every `stride`-th pixel, channels filled up with zeros."""
 
-    def __init__(self, wide_in: int, wide_out: int, stride: int, last: bool) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, last: bool) -> None:
         super().__init__()
-        extra = wide_out - wide_in
+        extra = out_channels - in_channels
         if extra < 0:
             raise ValueError("a shortcut without parameters cannot have fewer channels")
         self.stride, self.extra = stride, (0, extra) if last else (extra // 2, extra - extra // 2)
@@ -414,8 +292,8 @@ class Zeros(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, *self.extra))
 
 
-def _padded(layer: Layer, wide_in: int, stride: int, same: bool) -> nn.Module:
-    if not same or stride == 1:
-        return conv(layer, wide_in, stride)
+def _padded_conv(layer: Layer, in_channels: int, stride: int, same_padding: bool) -> nn.Module:
+    if not same_padding or stride == 1:
+        return conv(layer, in_channels, stride)
     below = max(layer.kernel - stride, 0)
-    return nn.Sequential(nn.ZeroPad2d((below // 2, below - below // 2) * 2), conv(layer, wide_in, stride, 0))
+    return nn.Sequential(nn.ZeroPad2d((below // 2, below - below // 2) * 2), conv(layer, in_channels, stride, 0))

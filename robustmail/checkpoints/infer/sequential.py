@@ -1,7 +1,7 @@
-"""Networks without branches: convolutions, BatchNorm and linear layers one after another.
+"""Chains: convolutions, BatchNorms and linear layers one after another, without branches.
 
-Strides, paddings and pools leave no tensors. They are solved for: the image must have the side that the first linear
-layer expects. Gaps in the numbering of an nn.Sequential tell where layers without parameters sit.
+Strides, paddings and pools leave no tensors. They are searched for: after them the image must have the side that the
+first linear layer expects. Gaps in the numbering of an nn.Sequential show where layers without parameters are.
 """
 
 from __future__ import annotations
@@ -9,86 +9,84 @@ from __future__ import annotations
 import heapq
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from robustmail.checkpoints.infer.layers import (
-    ACTIVATIONS,
-    Layer,
-    Proposal,
-    activation,
-    conv,
-    linear,
-    natural_key,
-    norm,
-)
+from robustmail.checkpoints.infer import prices
+from robustmail.checkpoints.infer.layers import Layer, Proposal, activation, conv, linear, norm
+from robustmail.checkpoints.state_dicts import natural_key
 from robustmail.text import plural
 
 __all__ = ["proposals"]
 
 _SIDES = {1: (28, 32, 8, 64), 3: (32, 64, 28, 224, 96)}
-"""image sides to try, by channels"""
-_AVERAGE = 1.2
-"""the price of average pools"""
-_LONGEST = 24
-"""convolutions; whoever has more has shortcuts"""
-_KEPT = 16
-"""partial solutions that are followed for each side an image can have"""
+"""sides of images that are tried, by channels"""
+_MAX_CONVS = 24
+"""convolutions; networks with more have shortcuts"""
+_BEAM = 16
+"""partial chains that are followed for each side an image can have: the cheapest ones"""
+_MAX_SOLUTIONS = 10
+"""chains that are proposed with every activation: the cheapest ones"""
+_NO_LIMIT = 9
+"""room for pools where the names do not say how many there are"""
 
 
 @dataclass(frozen=True)
 class Link:
-    """A convolution or linear layer with the BatchNorms that follow it."""
+    """A convolution or linear layer of a chain, with the BatchNorms that follow it."""
 
     layer: Layer
     norms: tuple[Layer, ...] = ()
     active_first: bool = False
     """the activation comes before the BatchNorm"""
-    free: int | None = None
-    """layers without parameters between this and the next link; None where the names do not say"""
+    gap: int | None = None
+    """layers without parameters between this and the next link; None if the names do not say"""
     shortcut: str = ""
     """the module whose input is added to its output, if this link is in one"""
 
 
 @dataclass(frozen=True)
 class ConvStep:
-    """How a convolution is applied, and what pools its result."""
+    """How a convolution is applied, and the pool behind it."""
 
     stride: int
     padding: int
     pool: int = 0
-    """0 for none, 2 for 2x2, 3 for 3x3 with stride 2"""
+    """0: none, 2: 2x2, 3: 3x3 with stride 2"""
 
 
 @dataclass(frozen=True)
 class PartialChain:
-    """A step for each convolution, and what comes before the linear layers."""
+    """Steps for the first convolutions of a chain, or for all; then also what comes before the linear layers.
+
+    cost: price of the steps. side: of the image after the last step, in pixels.
+    """
 
     cost: float
     steps: tuple[ConvStep, ...]
     side: int
-    """of the image after the last step"""
-    last: int = 0
-    """the side that the image is pooled to before it is flattened; 0 for no pool"""
-    peak: bool = False
-    """pooled by its maximum, not averaged"""
+    pooled_to: int = 0
+    """side that the image is pooled to before it is flattened; 0: no pool"""
+    by_maximum: bool = False
+    """whether that pool takes the maximum, not the average"""
 
 
 def proposals(layers: Sequence[Layer], size: int | None) -> list[Proposal]:
-    """The chains that these layers may be, cheapest first; none where they do not follow one another."""
+    """The chains that these layers may be, cheapest first; none if no order of the layers fits. size: side of the
+    images."""
     for order in _orders(layers):
         links = _with_shortcuts(_links(order))
         if not links:
             continue
         convs = [link for link in links if link.layer.kind == "conv"]
         rest = links[len(convs) :]
-        if any(link.layer.kind == "conv" for link in rest) or len(convs) > _LONGEST:
+        if any(link.layer.kind == "conv" for link in rest) or len(convs) > _MAX_CONVS:
             continue
-        found = list(_dense_only(links, size)) if not convs else list(_convolutional(links, convs, size))
-        if found:
-            return sorted(found, key=lambda proposal: proposal.cost)
+        results = list(_convolutional(links, convs, size)) if convs else list(_dense_only(links, size))
+        if results:
+            return sorted(results, key=lambda proposal: proposal.cost)
     return []
 
 
@@ -96,7 +94,7 @@ def proposals(layers: Sequence[Layer], size: int | None) -> list[Proposal]:
 
 
 def _orders(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
-    """As they appear; and, for files that sort their names, by number with the linear layers last."""
+    """The layers as they appear; and, for files that sort their names, by number with the linear layers last."""
     yield list(layers)
     numbered = sorted(layers, key=lambda layer: natural_key(layer.name))
     yield numbered
@@ -111,45 +109,49 @@ def _interleaved(layers: list[Layer]) -> Iterator[Layer]:
     for layer in layers:
         if layer.kind == "conv":
             yield layer
-            if norms and norms[0].wide_out == layer.wide_out:
+            if norms and norms[0].out_channels == layer.out_channels:
                 yield norms.pop(0)
     yield from norms
 
 
 def _links(layers: Sequence[Layer]) -> list[Link]:
-    """The layers as links, if each takes what the one before gives; or nothing."""
+    """The layers as links of a chain; an empty list if one does not take what the one before gives."""
     links: list[Link] = []
-    wide: int | None = None
+    width: int | None = None
     for i, layer in enumerate(layers):
         gap = _gap(layers[i - 1].name, layer.name) if i else None
         if layer.kind == "norm":
-            if not links or layer.wide_out != wide:
+            if not links or layer.out_channels != width:
                 return []
             last = links[-1]
             active_first = last.active_first or bool(gap)
-            links[-1] = replace(last, norms=(*last.norms, layer), active_first=active_first, free=gap)
+            links[-1] = replace(last, norms=(*last.norms, layer), active_first=active_first, gap=gap)
             continue
         if links:
             flattened = layer.kind == "linear" and links[-1].layer.kind == "conv"
-            ratio = divmod(layer.wide_in, wide or 1) if flattened else divmod(wide or 0, layer.wide_in)
-            if ratio[1] or not ratio[0] or (layer.kind == "linear" and not flattened and ratio[0] != 1):
+            if flattened:  # each channel becomes pixels
+                times, rest = divmod(layer.in_channels, width or 1)
+            else:  # each group of a convolution takes its share
+                times, rest = divmod(width or 0, layer.in_channels)
+            if rest or not times or (layer.kind == "linear" and not flattened and times != 1):
                 return []
             slots = gap if gap is None else gap + int(links[-1].active_first)
-            links[-1] = replace(links[-1], free=slots)
+            links[-1] = replace(links[-1], gap=slots)
         links.append(Link(layer))
-        wide = layer.wide_out
+        width = layer.out_channels
     return links
 
 
 def _with_shortcuts(links: list[Link]) -> list[Link]:
-    """A module called res1 or the like that gives as many channels as it takes is added to its input (ResNet-9)."""
-    found: list[Link] = []
+    """The links; those in a module called res1 or the like that keeps the number of channels have a shortcut
+    (ResNet-9)."""
+    results: list[Link] = []
     for name, group in itertools.groupby(links, key=lambda link: _residual_module(link.layer.name)):
         run = list(group)
-        whole = name and len(run) > 1 and {link.layer.kind for link in run} == {"conv"}
-        equal = whole and run[0].layer.wide_in == run[-1].layer.wide_out
-        found += [replace(link, shortcut=name) for link in run] if equal else run
-    return found
+        is_branch = name and len(run) > 1 and {link.layer.kind for link in run} == {"conv"}
+        has_shortcut = is_branch and run[0].layer.in_channels == run[-1].layer.out_channels
+        results += [replace(link, shortcut=name) for link in run] if has_shortcut else run
+    return results
 
 
 def _residual_module(name: str) -> str:
@@ -158,9 +160,9 @@ def _residual_module(name: str) -> str:
 
 
 def _gap(before: str, after: str) -> int | None:
-    """How many numbers of an nn.Sequential lie between two names."""
-    (parent, _, first), (other, _, second) = before.rpartition("."), after.rpartition(".")
-    if parent == other and first.isdigit() and second.isdigit() and len(first + second) < 9:
+    """How many layers of an nn.Sequential are between two names, by their numbers; None if the names do not say."""
+    (parent, _, first), (next_parent, _, second) = before.rpartition("."), after.rpartition(".")
+    if parent == next_parent and first.isdigit() and second.isdigit() and len(first + second) < 9:
         return int(second) - int(first) - 1 if int(second) > int(first) else None
     return None
 
@@ -169,135 +171,148 @@ def _gap(before: str, after: str) -> int | None:
 
 
 def _convolutional(links: Sequence[Link], convs: Sequence[Link], size: int | None) -> Iterator[Proposal]:
-    channels = convs[0].layer.wide_in
-    sides = [size] if size else _SIDES.get(channels, (32, 64, 224))
+    sides = [size] if size else _SIDES.get(convs[0].layer.in_channels, (32, 64, 224))
     for side in sides:
-        solutions = sorted(_solutions(links, convs, side), key=lambda solution: solution.cost)[:10]
+        solutions = sorted(_solutions(links, convs, side), key=lambda solution: solution.cost)[:_MAX_SOLUTIONS]
         for solution in solutions:
-            pooled = any(step.pool for step in solution.steps)
-            for act, (price, _) in ACTIVATIONS.items():
-                for average in (False, True)[: 1 + pooled]:
-                    cost = solution.cost + price + _AVERAGE * average
+            has_pools = any(step.pool for step in solution.steps)
+            for act, price in prices.ACTIVATIONS.items():
+                for average in (False, True) if has_pools else (False,):
+                    cost = solution.cost + price + prices.CHAIN_AVERAGE_POOLS * average
                     yield _proposal(links, replace(solution, cost=cost), side, act, average)
         if solutions:
             return
 
 
 def _solutions(links: Sequence[Link], convs: Sequence[Link], side: int) -> Iterator[PartialChain]:
-    """The cheapest ways to the side that the first linear layer expects."""
-    partial = [PartialChain(0.0, (), side)]
-    for i, link in enumerate(convs):
-        following = links[i + 1] if i + 1 < len(links) else None
-        grown: dict[int, list[PartialChain]] = {}
-        for solution in partial:
-            before = (convs[i - 1].layer, solution.steps[-1]) if i else None
-            for cost, step in _steps(link, following, before):
-                if (new := _shrunk(solution.side, link.layer.kernel, step)) >= 1:
-                    grown.setdefault(new, []).append(PartialChain(solution.cost + cost, (*solution.steps, step), new))
-        kept = [heapq.nsmallest(_KEPT, group, key=lambda solution: solution.cost) for group in grown.values()]
-        partial = list(itertools.chain(*kept))
-    expected = links[len(convs)].layer.wide_in // convs[-1].layer.wide_out if len(links) > len(convs) else 1
+    """The cheapest steps, and endings, that lead to the side that the first linear layer expects."""
+    expected = links[len(convs)].layer.in_channels // convs[-1].layer.out_channels if len(links) > len(convs) else 1
     target = round(expected**0.5)
     if target * target != expected:
         return
-    room = 9 if convs[-1].free is None else convs[-1].free - 2  # beside an activation and nn.Flatten
-    for solution in partial:
-        price = _ending(solution.side, target, calm=4 if any(link.shortcut for link in convs) else 8)
-        pools = bool(solution.steps[-1].pool) + (solution.side != target)
-        if price is not None and pools <= room + (room < 0):
-            unused = (
-                1.0
-                if pools < room < 9
-                else 0.4
-                if not solution.steps[-1].pool and any(s.pool for s in solution.steps)
-                else 0.0
-            )
-            found = replace(
-                solution, cost=solution.cost + price + unused, last=target if solution.side != target else 0
-            )
-            yield found
-            if found.last == 1 and solution.side <= 8:
-                yield replace(
-                    found, cost=found.cost + (-0.1 if any(link.shortcut for link in convs) else 1.2), peak=True
-                )
+    for chain in _partial_chains(links, convs, side):
+        yield from _endings(chain, convs, target)
 
 
-def _ending(side: int, target: int, calm: int) -> float | None:
-    """The price of averaging an image of one side to another; None where nobody does."""
+def _partial_chains(links: Sequence[Link], convs: Sequence[Link], side: int) -> list[PartialChain]:
+    """Steps for all convolutions: for each side of the image after each convolution, the cheapest ones."""
+    chains = [PartialChain(0.0, (), side)]
+    for i, link in enumerate(convs):
+        following = links[i + 1] if i + 1 < len(links) else None
+        by_side: dict[int, list[PartialChain]] = {}
+        for chain in chains:
+            before = (convs[i - 1].layer, chain.steps[-1]) if i else None
+            for cost, step in _steps(link, following, before):
+                if (new_side := _side_after(chain.side, link.layer.kernel, step)) >= 1:
+                    longer = PartialChain(chain.cost + cost, (*chain.steps, step), new_side)
+                    by_side.setdefault(new_side, []).append(longer)
+        cheapest = [heapq.nsmallest(_BEAM, group, key=lambda chain: chain.cost) for group in by_side.values()]
+        chains = list(itertools.chain(*cheapest))
+    return chains
+
+
+def _endings(chain: PartialChain, convs: Sequence[Link], target: int) -> Iterator[PartialChain]:
+    """The chain with what pools its image to the side `target`, if anything does."""
+    shortcuts = "with shortcuts" if any(link.shortcut for link in convs) else "without"
+    price = _ending_price(chain.side, target, prices.CHAIN_AVERAGED_SIDE[shortcuts])
+    gap = convs[-1].gap
+    room = _NO_LIMIT if gap is None else gap - 2  # beside an activation and nn.Flatten
+    last_pool = bool(chain.steps[-1].pool)
+    pools = last_pool + (chain.side != target)
+    if price is None or pools > room + (room < 0):
+        return
+    unused = 0.0
+    if pools < room < _NO_LIMIT:
+        unused = prices.CHAIN_GAP_UNUSED
+    elif not last_pool and any(step.pool for step in chain.steps):
+        unused = prices.CHAIN_NO_LAST_POOL
+    ended = replace(chain, cost=chain.cost + price + unused, pooled_to=target if chain.side != target else 0)
+    yield ended
+    if ended.pooled_to == 1 and chain.side <= prices.MAX_SIDE_FOR_MAXIMUM:
+        yield replace(ended, cost=ended.cost + prices.CHAIN_GLOBAL_MAXIMUM[shortcuts], by_maximum=True)
+
+
+def _ending_price(side: int, target: int, usual_side: int) -> float | None:
+    """The price of averaging an image of one side to another; None if nobody does."""
     if side == target:
         return 0.0
     if target == 1:
-        return 0.4 + max(side - calm, 0) / 8
+        return prices.CHAIN_GLOBAL_AVERAGE + max(side - usual_side, 0) / 8
     if side % target == 0:
-        return 2.0 + side / target / 8
-    return 2.5 if target in (6, 7) and side < target else None
+        return prices.CHAIN_PARTIAL_AVERAGE + side / target / 8
+    grows = target in prices.CHAIN_ADAPTIVE_SIDES and side < target
+    return prices.CHAIN_ADAPTIVE_AVERAGE if grows else None
 
 
 def _steps(
     link: Link, following: Link | None, before: tuple[Layer, ConvStep] | None
 ) -> Iterator[tuple[float, ConvStep]]:
-    widens = (
-        following is None
-        or following.layer.kind == "linear"
-        or following.layer.wide_out > link.layer.wide_out
-        or bool(following.shortcut)
-    )
+    """(price, step) of every way to apply a convolution. before: the convolution before and its step."""
     kernel = link.layer.kernel
     if link.shortcut:
         yield 0.0, ConvStep(1, kernel // 2)
         return
-    for (stride_cost, stride), (padding_cost, padding) in itertools.product(_strides(kernel), _paddings(kernel)):
+    choices = itertools.product(_strides(kernel).items(), _paddings(kernel).items())
+    for (stride, stride_cost), (padding, padding_cost) in choices:
         cost = stride_cost + padding_cost
         if before is not None and before[0].kernel == kernel:
-            cost += 0.8 * (before[1].padding != padding) + 0.2 * (before[1].stride != stride)
-        for pool_cost, pool in _pools(link, following, widens, stride):
+            cost += prices.CHAIN_OTHER_PADDING * (before[1].padding != padding) + prices.CHAIN_OTHER_STRIDE * (
+                before[1].stride != stride
+            )
+        for pool, pool_cost in _pools(link, following, stride).items():
             yield cost + pool_cost, ConvStep(stride, padding, pool)
 
 
-def _strides(kernel: int) -> list[tuple[float, int]]:
+def _strides(kernel: int) -> Mapping[int, float]:
     if kernel == 1:
-        return [(0.0, 1), (1.5, 2)]
+        return prices.CHAIN_STRIDES["1x1"]
     if kernel % 2 == 0:
-        return [(0.0, 2), (0.8, 1), *([(0.4, kernel)] if kernel > 2 else [])]
-    if kernel >= 7:
-        return [(0.2, 2), (0.2, 1), (0.4, 4)]
-    return [(0.0, 1), (0.7, 2)]
+        own_size = {kernel: prices.CHAIN_STRIDE_OF_KERNEL} if kernel > 2 else {}
+        return {**prices.CHAIN_STRIDES["even"], **own_size}
+    return prices.CHAIN_STRIDES["large" if kernel >= 7 else "odd"]
 
 
-def _paddings(kernel: int) -> list[tuple[float, int]]:
-    usual = {1: [(0.0, 0)], 2: [(0.0, 0)], 3: [(0.0, 1), (0.3, 0)], 4: [(0.0, 1), (0.3, 0), (0.8, 2)],
-             5: [(0.0, 0), (0.2, 2), (1.0, 1)]}  # fmt: skip
-    return usual.get(kernel) or [(0.0, kernel // 2), (0.3, 0), (1.0, 2)]
+def _paddings(kernel: int) -> Mapping[int, float]:
+    if kernel in prices.CHAIN_PADDINGS:
+        return prices.CHAIN_PADDINGS[kernel]
+    large = prices.CHAIN_PADDINGS_LARGE
+    return {kernel // 2: large["half"], 0: large["none"], 2: large["two"]}
 
 
-def _pools(link: Link, following: Link | None, widens: bool, stride: int) -> list[tuple[float, int]]:
-    """Prices of no pool, 2x2 and 3x3, given how many layers without parameters there is room for."""
+def _pools(link: Link, following: Link | None, stride: int) -> Mapping[int, float]:
+    """Prices of no pool (0), 2x2 (2) and 3x3 (3) behind a convolution."""
     if following is None:
-        return [(0.0, 0)]
-    if following.layer.kind == "linear" and link.free is not None:
-        return [(0.0, 0), (0.0, 2), (1.0, 3)]  # _solutions knows how many there is room for
-    if link.free is None:
-        price = (0.3 if widens else 0.9) + 0.7 * (stride > 1)
-        return [(0.0, 0), (price, 2), (price + 1.2, 3)]
-    if link.free < 2:  # an activation is all
-        return [(0.0, 0)]
-    return [(1.0, 0), (0.0, 2), (1.0, 3)]
+        return {0: 0.0}
+    if following.layer.kind == "linear" and link.gap is not None:
+        return prices.CHAIN_POOLS_LAST  # _endings knows how many there is room for
+    if link.gap is None:
+        table = prices.CHAIN_POOLS_UNNUMBERED
+        widens = following.layer.out_channels > link.layer.out_channels
+        widens = widens or following.layer.kind == "linear" or bool(following.shortcut)
+        price = table["widening" if widens else "not widening"] + table["strided"] * (stride > 1)
+        return {0: 0.0, 2: price, 3: price + table["3x3"]}
+    if link.gap < 2:  # there is room for an activation only
+        return {0: 0.0}
+    return prices.CHAIN_POOLS_NUMBERED
 
 
-def _shrunk(side: int, kernel: int, step: ConvStep) -> int:
+def _side_after(side: int, kernel: int, step: ConvStep) -> int:
+    """Side of the image after a convolution and its pool, in pixels; 0 or less if nothing is left."""
     side = (side + 2 * step.padding - kernel) // step.stride + 1
+    if step.pool == 0:
+        return side
     if step.pool == 2:
         return side // 2
-    return (side - 1) // 2 + 1 if step.pool == 3 and side > 1 else side if not step.pool else 0
+    return (side - 1) // 2 + 1 if side > 1 else 0
 
 
 def _dense_only(links: Sequence[Link], size: int | None) -> Iterator[Proposal]:
-    """Images flattened at once: as many numbers as a square of 1 or 3 channels has."""
-    features = links[0].layer.wide_in
+    """Linear layers only: the first takes as many features as a square image of 1 or 3 channels has pixels."""
+    features = links[0].layer.in_channels
     for channels in (3, 1) if features % 3 == 0 else (1,):
         side = round((features / channels) ** 0.5)
         if side * side * channels == features and size in (None, side):
-            for act, (price, _) in ACTIVATIONS.items():
+            for act, price in prices.ACTIVATIONS.items():
                 yield _proposal(links, PartialChain(price, (), side), side, act, False, channels)
             return
 
@@ -309,24 +324,28 @@ def _proposal(
     links: Sequence[Link], solution: PartialChain, size: int, act: str, average: bool, channels: int | None = None
 ) -> Proposal:
     return Proposal(
-        _name(links), channels or links[0].layer.wide_in, size, tuple(_unwritten(links, solution, act, average)),
-        lambda: _network(links, solution, act, average), solution.cost,
-    )  # fmt: skip
+        _name(links),
+        channels or links[0].layer.in_channels,
+        size,
+        tuple(_assumptions(links, solution, act, average)),
+        lambda: _network(links, solution, act, average),
+        solution.cost,
+    )
 
 
 def _name(links: Sequence[Link]) -> str:
     convs = sum(link.layer.kind == "conv" for link in links)
     linears = len(links) - convs
-    counted = [plural(n, word) for n, word in ((convs, "convolution"), (linears, "linear layer")) if n]
+    counts = [plural(n, word) for n, word in ((convs, "convolution"), (linears, "linear layer")) if n]
     shortcuts = len({link.shortcut for link in links} - {""})
-    name = f"chain of {' and '.join(counted)}" + (f" with {shortcuts} shortcuts" if shortcuts else "")
+    name = f"chain of {' and '.join(counts)}" + (f" with {shortcuts} shortcuts" if shortcuts else "")
     if shortcuts:
         return f"ResNet-{len(links)}, {name}"
-    classic = convs in (8, 10, 13, 16) and all(link.layer.kernel == 3 for link in links[:convs])
-    return f"VGG-{convs + 3}, {name}" if classic else name
+    is_vgg = convs in (8, 10, 13, 16) and all(link.layer.kernel == 3 for link in links[:convs])
+    return f"VGG-{convs + 3}, {name}" if is_vgg else name
 
 
-def _unwritten(links: Sequence[Link], solution: PartialChain, act: str, average: bool) -> Iterator[str]:
+def _assumptions(links: Sequence[Link], solution: PartialChain, act: str, average: bool) -> Iterator[str]:
     if solution.steps:
         yield "strides " + ", ".join(str(step.stride) for step in solution.steps)
         yield "paddings " + ", ".join(str(step.padding) for step in solution.steps)
@@ -334,8 +353,8 @@ def _unwritten(links: Sequence[Link], solution: PartialChain, act: str, average:
     if pools:
         large = " 3x3" if any(step.pool == 3 for step in solution.steps) else ""
         yield f"{'average' if average else 'max'}-pool{large} after convolution {', '.join(pools)}"
-    if solution.last:
-        yield f"{'max-pooled' if solution.peak else 'averaged'} to {solution.last}x{solution.last}"
+    if side := solution.pooled_to:
+        yield f"{'max-pooled' if solution.by_maximum else 'averaged'} to {side}x{side}"
     if len(links) > 1:
         yield act
 
@@ -343,46 +362,46 @@ def _unwritten(links: Sequence[Link], solution: PartialChain, act: str, average:
 def _network(links: Sequence[Link], solution: PartialChain, act: str, average: bool) -> nn.Module:
     modules: list[nn.Module] = []
     outer: list[nn.Module] = []
-    wide = links[0].layer.wide_in
+    width = links[0].layer.in_channels
     for i, link in enumerate(links):
         before = links[i - 1].shortcut if i else ""
         if before and link.shortcut != before:
-            modules = [*outer, Added(modules)]
+            modules = [*outer, WithShortcut(modules)]
         if link.shortcut and link.shortcut != before:
             outer, modules = modules, []
         is_conv = link.layer.kind == "conv"
         if not is_conv and (i == 0 or links[i - 1].layer.kind == "conv"):
             modules += [*_ending_modules(solution), nn.Flatten()]
         step = solution.steps[i] if is_conv else None
-        modules.append(conv(link.layer, wide, step.stride, step.padding) if step else linear(link.layer))
+        modules.append(conv(link.layer, width, step.stride, step.padding) if step else linear(link.layer))
         norms = [norm(layer, 2 if is_conv else 1) for layer in link.norms]
-        acts = [activation(act)] if i + 1 < len(links) and link.free != 0 else []
+        acts = [activation(act)] if i + 1 < len(links) and link.gap != 0 else []
         modules += [*acts, *norms] if link.active_first else [*norms, *acts]
         modules += [_pool(step.pool, average)] if step and step.pool else []
-        wide = link.layer.wide_out
+        width = link.layer.out_channels
     if links[-1].layer.kind == "conv":
         modules += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     return nn.Sequential(*modules)
 
 
-class Added(nn.Module):
-    """x plus what the modules make of it; any shape that they keep"""
+class WithShortcut(nn.Module):
+    """x + modules(x)"""
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.inner = nn.Sequential(*modules)
+        self.branch = nn.Sequential(*modules)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H, W]"""
-        out: Tensor = x + self.inner(x)
+        out: Tensor = x + self.branch(x)
         return out
 
 
 def _ending_modules(solution: PartialChain) -> list[nn.Module]:
-    kind = nn.AdaptiveMaxPool2d if solution.peak else nn.AdaptiveAvgPool2d
-    return [kind(solution.last)] if solution.last else []
+    kind = nn.AdaptiveMaxPool2d if solution.by_maximum else nn.AdaptiveAvgPool2d
+    return [kind(solution.pooled_to)] if solution.pooled_to else []
 
 
-def _pool(side: int, average: bool) -> nn.Module:
+def _pool(kernel: int, average: bool) -> nn.Module:
     kind = nn.AvgPool2d if average else nn.MaxPool2d
-    return kind(2) if side == 2 else kind(3, 2, 1)
+    return kind(2) if kernel == 2 else kind(3, 2, 1)

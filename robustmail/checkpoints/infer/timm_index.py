@@ -1,7 +1,7 @@
-"""timm_index.json: which of timm's models have which parameter names, so that a state dict finds its model at once.
+"""timm_index.json: which of timm's models have which names of tensors, so that no model need be built to find them.
 
-`python -m robustmail.checkpoints.infer.timm_index` makes the file anew for the timm installed (some minutes). It only
-proposes: who asks it builds the model and compares names and shapes, so that another version of timm does no harm.
+`python -m robustmail.checkpoints.infer.timm_index` writes the file again for the installed timm (some minutes). With
+another version of timm the index may be wrong, but the caller builds each model and compares names and shapes.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["candidates"]
+__all__ = ["models_with_names"]
 
 FILE = Path(__file__).with_name("timm_index.json")
 
 
-def candidates(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """The names of timm's models with exactly these tensors' names, those of the same widths first, short names first.
+def models_with_names(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """The names of timm's models whose tensors have exactly these names: those of the same widths first, then short
+    names.
 
-    The widths decide between resnet50 and wide_resnet50_2; what depends on classes, channels or input size does not.
+    The widths decide between resnet50 and wide_resnet50_2; classes, channels and input size do not count.
     """
     group = _index().get(_names_hash(shapes), {})
     widths = _widths_hash(shapes, group.get("classifier", []))
-    found = [(hashed != widths, len(name), name) for name, hashed in group.get("models", {}).items()]
-    return [name for _, _, name in sorted(found)]
+    models = [(hashed != widths, len(name), name) for name, hashed in group.get("models", {}).items()]
+    return [name for _, _, name in sorted(models)]
 
 
 @cache
@@ -45,7 +46,7 @@ def _names_hash(shapes: Iterable[str]) -> str:
 
 
 def _widths_hash(shapes: Mapping[str, tuple[int, ...]], classifier: list[str]) -> str:
-    """Tensors of one dimension have the width of their layer, whatever goes in or out of the network."""
+    """A hash of the lengths of biases and norms, which are the widths of layers; without those of the classifier."""
     heads = tuple(f"{name}." for name in classifier)
     return _hash(f"{k} {s[0]}" for k, s in shapes.items() if len(s) == 1 and not k.startswith(heads))
 
@@ -59,7 +60,7 @@ def _make() -> None:
         try:
             with torch.device("meta"):
                 model: Any = timm.create_model(name)
-        except Exception as error:  # some need packages that are not there
+        except Exception as error:  # some need packages that are not installed
             print(f"{name}: left out, {type(error).__name__}: {error}")
             continue
         shapes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
