@@ -43,13 +43,13 @@ class ComputeModels(NamedTuple):
     """description of both, as text"""
 
 
-def choose_precision(asked: Precision, model: nn.Module, sample: Tensor) -> PrecisionChoice:
-    """Return `asked`, or for "auto": bf16 if the device has fast bf16 and the model is large enough, else fp32.
+def choose_precision(requested: Precision, model: nn.Module, sample: Tensor) -> PrecisionChoice:
+    """Return `requested`, or for "auto": bf16 if the device has fast bf16 and the model is large enough, else fp32.
 
     sample: [B, C, H, W] on the device of the model. The choice is the same each time on the same hardware.
     """
-    if asked != "auto":
-        return PrecisionChoice(asked, "as asked")
+    if requested != "auto":
+        return PrecisionChoice(requested, "as asked")
     fast, hardware = _bf16_hardware(sample.device)
     if not fast:
         return PrecisionChoice("fp32", hardware)

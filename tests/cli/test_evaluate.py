@@ -309,11 +309,11 @@ def test_a_run_of_ours_is_evaluated_with_no_options_at_all(bench, robustmail, mo
     monkeypatch.setattr(evaluate, "DEFAULT_ATTACKS", "nat,pgd3")
     short = "run quickstart epochs=1 burn_in=0 optimizer.lr=0.05 evaluate=nat test_size=30 --plain"
     assert robustmail(short).code == 0
-    assert (said := robustmail("eval runs/quickstart/1 --n 40")).code == 0
-    results = json.loads((bench / "evals" / "quickstart-1" / "results.json").read_text())
+    assert (said := robustmail("eval runs/quickstart/0 --n 40")).code == 0
+    results = json.loads((bench / "evals" / "quickstart-0" / "results.json").read_text())
     assert (results["spec"]["eps"], results["spec"]["norm"], results["spec"]["model"]) == (0.1, "linf", "small_cnn")
-    assert results["name"] == "quickstart/1", "every run's weights are called best"
-    command = "verify evals/quickstart-1 --checkpoint runs/quickstart/1/best.safetensors"
+    assert results["name"] == "quickstart/0", "every run's weights are called best"
+    command = "verify evals/quickstart-0 --checkpoint runs/quickstart/0/best.safetensors"
     assert f"Check the stored examples: robustmail {command}" in said.out
     assert robustmail(command).code == 0
 
@@ -339,7 +339,7 @@ def test_a_module_in_memory_is_evaluated_like_a_file(bench):
 def test_an_eps_in_the_files_norm_is_not_taken_for_another(bench, robustmail):  # noqa: F811
     assert robustmail("run quickstart epochs=1 burn_in=0 evaluate=nat test_size=30 --plain").code == 0
     for norm, eps in (("linf", 0.1), ("l2", 0.5)):
-        assert open_inputs(Path("runs/quickstart/1"), n=2, norm=norm)[2:] == (eps, norm)
+        assert open_inputs(Path("runs/quickstart/0"), n=2, norm=norm)[2:] == (eps, norm)
 
 
 def test_a_models_own_file_is_part_of_what_is_evaluated_and_may_move(bench, robustmail):  # noqa: F811

@@ -86,8 +86,8 @@ def test_the_weights_of_runs_do_not_share_a_folder(robustmail, folder: Path):  #
     short = "run quickstart epochs=1 burn_in=0 optimizer.lr=0.05 evaluate=nat test_size=30 --plain"
     assert robustmail(short).code == 0
     for file in ("best.safetensors", "last.safetensors", ""):
-        assert robustmail(f"figure 4 runs/quickstart/1/{file} --n 10").code == 0
-    assert [path.name for path in (folder / "figures").iterdir()] == ["quickstart-1"]
+        assert robustmail(f"figure 4 runs/quickstart/0/{file} --n 10").code == 0
+    assert [path.name for path in (folder / "figures").iterdir()] == ["quickstart-0"]
 
 
 @pytest.mark.parametrize(

@@ -58,10 +58,10 @@ def test_logits_and_gradients_are_the_models_but_for_rounding(name, dtype, image
 
 def test_a_search_uses_the_model_itself_if_a_hook_changes_its_gradients(images):
     model = build_model("small_cnn")
-    assert isinstance(make_search_model(model, images[0], 8).form, FoldedModel)
+    assert isinstance(make_search_model(model, images[0], 8).network, FoldedModel)
     first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
     first.register_full_backward_hook(lambda module, into, out: (None if into[0] is None else into[0] * 0,))
-    assert make_search_model(model, images[0], 8).form is model
+    assert make_search_model(model, images[0], 8).network is model
 
 
 def test_a_search_uses_the_model_itself_if_it_draws_random_numbers(images):
@@ -74,14 +74,14 @@ def test_a_search_uses_the_model_itself_if_it_draws_random_numbers(images):
             return self.net(x + 0.1 * torch.rand(3, 32, 32))
 
     model = Classifier(with_trained_statistics(Noisy()))
-    assert make_search_model(model, images[0], 8).form is model
+    assert make_search_model(model, images[0], 8).network is model
 
 
 def test_a_large_network_is_searched_in_slices_whatever_the_folded_model_costs(images, monkeypatch):
     model = build_model("small_cnn")
-    assert isinstance(make_search_model(model, images[0], 8).form, FoldedModel)
-    monkeypatch.setattr(exact_inference, "SMALL", flops(model, images[0][:1]) - 1)
-    assert not make_search_model(model, images[0], 8).whole
+    assert isinstance(make_search_model(model, images[0], 8).network, FoldedModel)
+    monkeypatch.setattr(exact_inference, "MAX_FLOPS", flops(model, images[0][:1]) - 1)
+    assert not make_search_model(model, images[0], 8).batch_invariant
 
 
 def conv(*sizes, **knobs):
