@@ -107,7 +107,7 @@ def test_a_killed_process_ends_the_run_with_a_word_and_a_state_that_goes_on(tmp_
     _, wrong = broken.communicate(timeout=120)
     assert broken.returncode != 0
     assert "another process of this run does not answer" in wrong
-    assert "the same command resumes" in wrong
+    assert "the same command goes on" in wrong
     assert (tmp_path / "two" / "state.pt").exists()
     train(2, tmp_path / "two", "at", *changes)
     train(2, tmp_path / "whole", "at", *changes)
