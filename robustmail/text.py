@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 __all__ = ["plural", "percent", "duration", "format_eps"]
 
 
@@ -33,5 +35,6 @@ def format_eps(eps: float | None, norm: str = "") -> str:
     short = f"{eps:.3g}"
     parts = 4 if norm == "linf" else 1
     levels = round(eps * 255 * parts) / parts
-    is_fraction = eps != float(short) and levels > 0 and abs(eps * 255 - levels) < 2e-3
+    is_short = math.isclose(eps, float(short), rel_tol=2e-6)  # also after rounding to float32
+    is_fraction = not is_short and levels > 0 and abs(eps * 255 - levels) < 2e-3
     return f"{f'{levels:g}/255' if is_fraction else short} {norm.capitalize()}".strip()

@@ -14,6 +14,7 @@ from robustmail.text import format_eps, plural
         (8 / 255, "", "8/255"),
         (0.0313725, "linf", "8/255 Linf"),
         (0.031, "linf", "0.031 Linf"),
+        (0.10000000149, "linf", "0.1 Linf"),
         (0.5 / 255, "linf", "0.5/255 Linf"),
         (0.5, "l2", "0.5 L2"),
         (128 / 255, "l2", "128/255 L2"),

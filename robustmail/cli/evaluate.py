@@ -107,8 +107,7 @@ def eval_(
     signals, folder = Signals(), out
     try:
         with signals.caught():
-            # Days of patience: one process may finish long before another.
-            with distributed.process_group(device, patience=timedelta(days=7)):
+            with distributed.process_group(device, patience=timedelta(days=7)):  # shards may differ by days
                 task, folder = distributed.alike(make_task)
                 _evaluate(task, folder, fresh, plain, signals)
                 is_main = distributed.is_main_process()

@@ -1,4 +1,4 @@
-"""One step on four random images and a linear model: a wrong plugin fails here, before a GPU is touched."""
+"""A training step on four random images and a linear model: a wrong plugin fails here, before anything expensive."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Passes", "dry_run", "dry_run_step"]
 
 
 class Passes(NamedTuple):
-    """What one training step costs, in passes of the whole batch through the model."""
+    """Cost of one training step, in passes of the whole batch through the model."""
 
     attack: tuple[int, int]
     """forward, backward"""
@@ -33,10 +33,10 @@ class Passes(NamedTuple):
 
 
 def dry_run(recipe: Recipe, classes: int = 10, shape: tuple[int, int, int] = (3, 8, 8)) -> dict[int, Passes]:
-    """Run one step of every phase on four random images and a linear model, before anything expensive starts.
+    """Run one step of every phase of a recipe on four random images and a linear model.
 
-    Returns the forward and backward passes of a step, by the epoch at which each phase begins.
-    Raises PluginError or RecipeError, naming the plugin and its file.
+    classes: number of classes. shape: of an image, (C, H, W). Returns the passes of a step by the epoch, from 0, at
+    which each phase begins. Raises PluginError or RecipeError, naming the plugin and its file.
     """
     return {epoch: dry_run_step(recipe.at(epoch), classes, shape) for epoch in recipe.change_points()}
 

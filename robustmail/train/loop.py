@@ -1,4 +1,4 @@
-"""The training loop: a generator of plain records. Whoever iterates, shows."""
+"""The training loop: a generator of plain records; the caller iterates over them and shows them."""
 
 from __future__ import annotations
 
@@ -97,20 +97,21 @@ def _read_and_save(queue: StepQueue, state: State, is_last: bool) -> list[StepFi
     return records
 
 
-def _end_epoch(recipe: Recipe, now: Recipe, state: State) -> EpochFinished:
+def _end_epoch(recipe: Recipe, current: Recipe, state: State) -> EpochFinished:
+    """Validate, write the weights, save; current: `recipe.at(epoch)`."""
     means = {name: total / count for name, (total, count) in state.sums.items() if count}
     scores = _validate(recipe, state, state.eval_model)
     live = _validate(recipe, state, state.model) if state.ema is not None else {}
     columns = ("loss", "weighted", "plain", "nat", "adv", "ess", "top", "right", "wrong")
     row = {
-        "epoch": state.epoch, "lr": now.optimizer.lr, "weights": "on" if now.weighter else "off",
+        "epoch": state.epoch, "lr": current.optimizer.lr, "weights": "on" if current.weighter else "off",
         **{f"train_{name}": means.get(name, "") for name in columns}, **scores,
         **{f"{name}_live": score for name, score in live.items()},
     }  # fmt: skip
     better = scores["val_rob"] > state.best
     if better:
         state.best, state.best_epoch = scores["val_rob"], state.epoch
-        state.write_weights("best")  # before the state: a kill in between repeats the epoch, and the file with it
+        state.write_weights("best")  # before the state: after a kill in between, epoch and file are made again
     state.history.append(row)
     state.write_weights("last")
     state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
@@ -119,11 +120,13 @@ def _end_epoch(recipe: Recipe, now: Recipe, state: State) -> EpochFinished:
 
 
 def worse(row: Mapping[str, Any], n: int) -> str:
-    """A sentence where the average of the weights, which is what is kept, is clearly worse on n held-out images than
-    the live weights: the two 95 % intervals lie apart. Empty otherwise, and for a run without an average."""
+    """A warning if the EMA of the weights, which is kept, is clearly worse than the live weights; "" otherwise.
+
+    row: of metrics.csv. n: number of validation images. Clearly: the two 95 % Wilson intervals do not overlap.
+    """
     pairs = [(row[name], row[f"{name}_live"]) for name in ("val_nat", "val_rob") if f"{name}_live" in row]
-    apart = [wilson(round(kept * n), n)[1] < wilson(round(live * n), n)[0] for kept, live in pairs]
-    if not any(apart):
+    is_worse = [wilson(round(ema * n), n)[1] < wilson(round(live * n), n)[0] for ema, live in pairs]
+    if not any(is_worse):
         return ""
     (nat, nat_live), (rob, rob_live) = pairs
     return (
@@ -133,14 +136,13 @@ def worse(row: Mapping[str, Any], n: int) -> str:
 
 
 def _validate(recipe: Recipe, state: State, model: nn.Module) -> dict[str, float]:
-    """Natural and robust accuracy of a model on the held-out images, the same noise at each epoch."""
+    """Natural and robust accuracy on the validation images, with the same attack noise in every epoch."""
     scores = {}
     for name, attack in {"val_nat": "nat", "val_rob": recipe.validate}.items():
-        what = attack_spec(attack, recipe.budget, state.images.classes, recipe.norm)
-        verdict = [
-            r for r in evaluate_attack(model, state.validation, what, recipe.seed) if isinstance(r, AttackResult)
-        ]
-        scores[name] = verdict[0].accuracy
+        spec = attack_spec(attack, recipe.budget, state.images.classes, recipe.norm)
+        records = evaluate_attack(model, state.validation, spec, recipe.seed)
+        (result,) = (record for record in records if isinstance(record, AttackResult))
+        scores[name] = result.accuracy
     return scores
 
 
@@ -156,33 +158,33 @@ def _run_started(recipe: Recipe, state: State, name: str) -> RunStarted:
 
 
 def _device_name(device: torch.device) -> str:
-    each = f", {world_size()} processes" if world_size() > 1 else ""
+    processes = f", {world_size()} processes" if world_size() > 1 else ""
     if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)}){each}"
-    return f"cpu ({plural(torch.get_num_threads(), 'thread')}){each}"
+        return f"{device} ({torch.cuda.get_device_name(device)}){processes}"
+    return f"cpu ({plural(torch.get_num_threads(), 'thread')}){processes}"
 
 
 class _Forecaster:
-    """Makes one forecast, from the first steps after the very first."""
+    """Forecasts the duration of a run once, from the median of its first steps without the very first."""
 
     def __init__(self, recipe: Recipe, state: State) -> None:
         self.recipe, self.state = recipe, state
-        self.seen: list[float] = []
-        self.told = False
+        self.seconds: list[float] = []
+        self.is_done = False
 
-    def tick(self, done: StepFinished) -> Forecast | None:
-        """A forecast when there is enough to make one from, once."""
-        self.seen.append(done.seconds * self.recipe.batch / done.images)
-        if self.told or len(self.seen) < min(WARM_UP + 1, self.state.steps):
+    def tick(self, finished: StepFinished) -> Forecast | None:
+        """Take the next step; the forecast, with the step that completes the warm-up."""
+        self.seconds.append(finished.seconds * self.recipe.batch / finished.images)
+        if self.is_done or len(self.seconds) < min(WARM_UP + 1, self.state.steps):
             return None
-        self.told = True
+        self.is_done = True
         recipe, state = self.recipe, self.state
-        per_step = median(self.seen[1:] or self.seen)
-        # One step is so many passes of a batch; an evaluation is so many passes of its images.
+        per_step = median(self.seconds[1:] or self.seconds)
+        # Steps and evaluations are both counted in passes of an image through the model.
         forward, backward = dry_run_step(recipe.at(recipe.epochs - 1), state.images.classes, state.images.shape).total
         per_pass = per_step / (forward + 2 * backward) / recipe.batch
         left = (recipe.epochs - state.epoch) * state.steps - state.step
-        models = 1 if state.ema is None else 2  # the live weights are validated, too
+        models = 1 if state.ema is None else 2  # EMA and live weights are both validated
         validation = (
             per_pass
             * passes_per_image(recipe.validate)

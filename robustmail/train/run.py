@@ -1,4 +1,4 @@
-"""A run is a recipe in a folder: begun, continued, evaluated, finished; never mixed up with another."""
+"""A training run in a folder: started, resumed, evaluated, finished; never mixed with another run."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ NOT_THE_METHOD = {"device"}  # a run may go on elsewhere
 
 
 def preflight(recipe: Recipe) -> None:
-    """What can be known to be wrong before data are loaded: names of models and attacks, the device.
+    """Check names of models and attacks, and the device, before data are loaded. Writes nothing.
 
-    Raises the error of whatever is wrong; writes nothing.
+    Raises DeviceError, ModelError or RecipeError.
     """
     pick_device(recipe.device)
     if isinstance(recipe.model, str):
@@ -67,10 +67,15 @@ def preflight(recipe: Recipe) -> None:
 
 
 def status(recipe: Recipe, folder: Path, fresh: bool = False, yes: bool = False) -> str:
-    """What running the recipe in the folder means: "new", "continue", "finished", or "replace" with `fresh`.
+    """What `run` would do in the folder: "new", "continue", "finished", or "replace" (with `fresh`). Reads only.
 
-    Reads only. Raises RunError: a folder of another recipe (naming the fields that differ), files that would be
-    overwritten and are no run's, or an unfinished run that `fresh` would delete without `yes`.
+    recipe: what would be trained.
+    folder: of the run.
+    fresh: delete what is there.
+    yes: also an unfinished run.
+
+    Raises RunError: a run of another recipe (naming the fields that differ), files that would be overwritten and are no
+    run's, results of an older version, or an unfinished run that `fresh` would delete without `yes`.
     """
     if not folder.exists():
         return "new"
@@ -92,10 +97,19 @@ def run(
     recipe: Recipe, folder: Path, name: str, source: Path | None = None, fresh: bool = False, yes: bool = False,
     signals: Signals | None = None, save_every: float = 30.0,
 ) -> Iterator[Record]:  # fmt: skip
-    """Train, or go on training, in a folder; evaluate the chosen weights on the test set; write results.json.
+    """Train in a folder, or resume there, then evaluate the chosen weights on the test set; yields records.
 
-    Raises RunError if the folder is in use or not this recipe's, Stopped after a signal, and whatever `fit` raises.
-    Nothing is written before the recipe was rehearsed, the data loaded and the model built.
+    recipe: what to train.
+    folder: of the run, created if missing.
+    name: of the recipe, for people.
+    source: the recipe's file, of which the folder gets a copy.
+    fresh: begin anew, deleting a finished run in the folder.
+    yes: with fresh, delete an unfinished run too.
+    signals: whose `asked` stops the run after the current step.
+    save_every: seconds between two saves within an epoch.
+
+    Nothing is written before the dry run has passed, the data are loaded and the model is built. Raises RunError if the
+    folder is in use or another recipe's, Stopped after a signal, and whatever `fit` raises.
     """
     preflight(recipe)
     if from_main_process(lambda: status(recipe, folder, fresh, yes)) == "finished":
@@ -110,12 +124,12 @@ def run(
         return
     make_folder(folder)
     with folder_lock(folder):
-        what = status(recipe, folder, fresh, yes)
-        if what == "finished":  # by another process, while this one was loading
+        folder_status = status(recipe, folder, fresh, yes)
+        if folder_status == "finished":  # by another process, while this one was loading
             from_main_process(lambda: False)
             yield _finished(folder, before=True)
             return
-        _enter(recipe, state, folder, what, text)
+        _prepare_folder(recipe, state, folder, folder_status, text)
         from_main_process(lambda: True)
         yield from _train(recipe, state, name, signals or Signals())
         yield from _evaluate(recipe, state, folder)
@@ -123,7 +137,7 @@ def run(
 
 
 def _follow(recipe: Recipe, state: State, folder: Path, name: str, signals: Signals) -> Iterator[Record]:
-    """The part of the processes that neither write nor decide; they begin where the first one says they do."""
+    """Training on ranks other than 0: load rank 0's state, then train and evaluate without writing."""
     if from_main_process(lambda: True):
         state.folder = folder
         state.load()
@@ -131,10 +145,10 @@ def _follow(recipe: Recipe, state: State, folder: Path, name: str, signals: Sign
         yield from _evaluate(recipe, state, folder)
 
 
-def _enter(recipe: Recipe, state: State, folder: Path, what: str, source: bytes | None) -> None:
-    """Put the state into the folder, or the folder's state into ours."""
+def _prepare_folder(recipe: Recipe, state: State, folder: Path, folder_status: str, source: bytes | None) -> None:
+    """Load the folder's state, or empty the folder and save the fresh state."""
     state.folder = folder
-    if what == "continue":
+    if folder_status == "continue":
         state.load()
         return
     (folder / "state.pt").unlink(missing_ok=True)  # first: a kill from here on leaves a run that begins anew
@@ -146,7 +160,7 @@ def _enter(recipe: Recipe, state: State, folder: Path, what: str, source: bytes 
 
 
 def write_recipe(recipe: Recipe, folder: Path, source: bytes | None) -> None:
-    """Say in the folder which run it is: every field resolved, and the file that it was read from."""
+    """Write recipe.json, every field of the recipe, and recipe.py, the bytes of its source file."""
     atomic_write_json(folder / "recipe.json", flatten(recipe))
     if source is not None:
         atomic_write(folder / "recipe.py", lambda temporary: temporary.write_bytes(source))
@@ -164,10 +178,10 @@ def _train(recipe: Recipe, state: State, name: str, signals: Signals) -> Iterato
 
 
 def _evaluate(recipe: Recipe, state: State, folder: Path) -> Iterator[Record]:
-    """Evaluate the chosen weights on the test set, into the run's folder; goes on within an attack."""
+    """Evaluate the chosen weights on the test set into the run's folder; resumes within an attack."""
     state.read_weights(recipe.select)
     if is_main_process() and not (folder / "results.json").exists():
-        clear(folder, "run")  # a ledger of which nothing is known
+        clear(folder, "run")  # a ledger without its results cannot be resumed
     task = _evaluation_task(recipe, state, folder)
     n_shards = min(world_size(), -(-len(task.data.part.y) // BLOCK))
     if n_shards > 1:
@@ -179,7 +193,7 @@ def _evaluate(recipe: Recipe, state: State, folder: Path) -> Iterator[Record]:
 
 
 def _evaluate_shards(task: EvaluationTask, folder: Path, n_shards: int) -> Iterator[Record]:
-    """Evaluate one shard of the test set in each process, in a folder of its own; the first process joins them."""
+    """Evaluate a shard of the test set in each process, in a folder of its own; rank 0 joins them."""
     shards = [folder / SHARDS / f"{k + 1}-of-{n_shards}" for k in range(n_shards)]
     if rank() < n_shards:
         shard, own = replace(task, shard=(rank() + 1, n_shards)), shards[rank()]
@@ -230,11 +244,11 @@ def _finished(folder: Path, before: bool = False) -> RunFinished:
     return RunFinished(str(folder), rows, file, training["epoch"], before, training["burn_in"], training["note"])
 
 
-def _refuse_another(recipe: Recipe, there: dict[str, Any], folder: Path) -> None:
-    here = flatten(recipe)
-    differ = [k for k in {**there, **here} if there.get(k) != here.get(k) and k not in NOT_THE_METHOD]
+def _refuse_another(recipe: Recipe, recorded: dict[str, Any], folder: Path) -> None:
+    own = flatten(recipe)
+    differ = [k for k in {**recorded, **own} if recorded.get(k) != own.get(k) and k not in NOT_THE_METHOD]
     if differ:
-        shown = "; ".join(f"{k}: {there.get(k, 'absent')} there, {here.get(k, 'absent')} here" for k in differ[:4])
+        shown = "; ".join(f"{k}: {recorded.get(k, 'absent')} there, {own.get(k, 'absent')} here" for k in differ[:4])
         more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
         raise RunError(
             str(folder), f"holds a run of another recipe ({shown}{more})",

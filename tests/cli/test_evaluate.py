@@ -194,7 +194,7 @@ WRONG = {
     "attack that leaves its ball": (f"{GOOD},own.py:Far --eps 0.1", "Far: left its ball: an image lies 76.50/255 away"),
     "attack that leaves the box": (f"{GOOD},own.py:far", "far: left the box"),
     "attack that fails": (f"{GOOD},own.py:jump", "attack jump ... LookupError: planted"),
-    "shard": (f"{GOOD} --shard 5/4", "--shard 5/4: must be K/N"),
+    "shard": (f"{GOOD} --shard 5/4", "--shard 5/4: not K/N"),
     "more shards than parts": (f"{GOOD} --shard 1/2", "20 images make 1 block of 50 ... Use 1 shard at most"),
     "device": (f"{GOOD} --device tpu", "device='tpu'"),
     # folders

@@ -255,7 +255,7 @@ def test_plain_lines_on_a_terminal_have_no_escape_codes_either() -> None:
 
 @pytest.mark.parametrize(("every", "lines"), [(0.0, 5), (1e9, 1)], ids=["often", "seldom"])
 def test_plain_lines_of_steps_come_once_in_a_while(monkeypatch: pytest.MonkeyPatch, every: float, lines: int) -> None:
-    monkeypatch.setattr(dashboard, "EVERY", every)
+    monkeypatch.setattr(dashboard, "PLAIN_INTERVAL", every)
     text = plain([begun(), *(step(number=i) for i in range(5)), epoch_done()], console(terminal=False))
     assert text.count("epoch 81 step") == lines
     assert text.count("epoch 81 done") == 1
