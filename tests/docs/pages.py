@@ -49,7 +49,7 @@ def blocks(language: str | None = None) -> list[Block]:
 
 
 def commands() -> list[Command]:
-    """Every command in a block of shell, one for each part of `a && b`, no prompts or comments; and of recipes."""
+    """Every command in a block of shell, one for each part of `a && b`, without comments; and of recipes."""
     return _of_recipes() + [
         Command(block.page, block.line + number, words)
         for block in blocks()

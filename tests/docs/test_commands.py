@@ -13,7 +13,7 @@ import typer
 
 from robustmail.catalog import recipe_files
 from robustmail.cli.main import app
-from robustmail.cli.options import attack_of
+from robustmail.cli.options import parse_attack
 from robustmail.config.loader import load_recipe
 from robustmail.config.overrides import apply_overrides, parse_value
 from robustmail.evaluation.evaluator import parse_attacks
@@ -60,7 +60,7 @@ def check_meaning(verb: str, given: dict) -> None:
         grid.recipes(grid.of_table(table, scale, [0], given["overrides"] or []))
     for names in (given.get("attacks"), given.get("against")):
         if names:
-            parse_attacks([attack_of(name) for name in names.split(",")], 8 / 255, 10, "linf")
+            parse_attacks([parse_attack(name) for name in names.split(",")], 8 / 255, 10, "linf")
     for name in (given.get("margins") or "").split(","):
         assert not name or callable(parse_value(name, "margins"))
     if given.get("normalize"):
