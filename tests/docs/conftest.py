@@ -72,5 +72,5 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(workplace: Path) -> Path:
     """The same folder with a run of the quickstart and its evaluation."""
     say(workplace, "run", "quickstart", *SMALL["run"])
-    say(workplace, "eval", "runs/quickstart/1", *SMALL["eval"])
+    say(workplace, "eval", "runs/quickstart/0", *SMALL["eval"])
     return workplace

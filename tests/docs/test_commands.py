@@ -102,7 +102,7 @@ def on_the_quickstart(command: Command) -> bool:
     if command.words[1] == "run":
         return command.words[2:] in [("recipes/quickstart.py",), ("mine.py",)] and command.page == ROOT / "README.md"
     names = [word for word in command.words[2:] if word.startswith(("runs/", "evals/", "model"))]
-    return command.words[1] in ON_THE_QUICKSTART and bool(names) and set(names) <= {"runs/quickstart/1", "evals/*"}
+    return command.words[1] in ON_THE_QUICKSTART and bool(names) and set(names) <= {"runs/quickstart/0", "evals/*"}
 
 
 @pytest.mark.long
@@ -131,7 +131,8 @@ def options_of(verb) -> set[str]:
 
 
 def test_no_command_hides_in_another_block():
-    text = "".join(block.text for block in blocks() if block.language not in SHELL) + "".join(map(prose, PAGES))
+    text = "".join(block.text for block in blocks() if block.language not in SHELL)
+    text += "".join(re.findall(r"^    .*\n", "".join(map(prose, PAGES)), re.MULTILINE))  # indented blocks
     assert re.findall(r"^ *(?:\$ *)?(?:robustmail|torchrun) [a-z-]+ .*$", text, re.MULTILINE) == []
 
 
