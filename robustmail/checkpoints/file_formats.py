@@ -58,20 +58,22 @@ _AGAIN = "Download or copy it again, and compare its size with the original's."
 
 @dataclass(frozen=True)
 class RawCheckpoint:
-    """A file's content as plain values and tensors."""
+    """A checkpoint file as read.
+
+    path: of the file. container: its format, in words: "torch file (zip)". content: plain values and tensors. metadata:
+    the texts in the header of a safetensors file. size: in bytes. sha256: of the file.
+    """
 
     path: Path
     container: str
-    """in words, e.g. "torch file (zip)" """
     content: Any
     metadata: dict[str, str] = field(default_factory=dict)
-    """safetensors' texts"""
     size: int = 0
     sha256: str = ""
 
 
 def read_file(path: str | Path) -> RawCheckpoint:
-    """Open a file of weights in any format that can be read without running code.
+    """Read a checkpoint in any format that can be read without running code: torch, safetensors, npz, also compressed.
 
     Raises ModelError: missing, empty, cut short, damaged, another kind of file, or one that needs code (named).
     """
@@ -95,7 +97,7 @@ def read_file(path: str | Path) -> RawCheckpoint:
 
 
 def load_saved(path: Path, device: torch.device) -> Any:
-    """What our own torch.save wrote, which somebody else may have put in its place: no code in it is run.
+    """The content of a file that our torch.save wrote. Somebody may have replaced the file, so no code in it is run.
 
     Raises ModelError, RunError, or what zipfile and torch raise of damaged files.
     """
@@ -109,7 +111,7 @@ def load_saved(path: Path, device: torch.device) -> Any:
 
 
 def check_exists(path: Path) -> None:
-    """Refuse what is no file of weights at first sight: a folder, nothing, something empty (raises ModelError)."""
+    """Refuse a path that is a folder, missing, empty or not a regular file (raises ModelError)."""
     try:
         if path.is_dir():
             inside = sorted(p.name for p in path.iterdir() if p.suffix in _SUFFIXES)

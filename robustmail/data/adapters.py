@@ -30,12 +30,13 @@ Pair = tuple[Any, Any]
 
 
 def read_data(who: str, data: Any, n: int | None = None) -> Split:
-    """Labelled images -> a Part: [N, C, H, W] uint8 or float32 in [0, 1], and [N] int64; n: only the first n.
+    """Labelled images as a Split: [N, C, H, W] uint8 or float32 in [0, 1], and [N] int64.
 
-    data: (images, labels), tensors or arrays; what `open_data` returns; a data set of (image, label), or of rows with
-    an image and a label, PIL images included; a DataLoader, whose data set is read in its own order, to the last
-    image. Images [N, H, W, C] are turned. Raises DataError for images that are normalised, augmented or outside
-    [0, 1], labels that are no whole numbers from 0, or too few.
+    who: the caller, for errors. data: (images, labels) as tensors or arrays; what `load_data` returns; a data set of
+    (image, label) or of rows with an image and a label, also PIL images; or a DataLoader, whose data set is read in its
+    own order, to the last image. Images [N, H, W, C] are permuted. n: only the first n images.
+    Raises DataError: images that are normalised, augmented or outside [0, 1], labels that are not whole numbers from 0,
+    or fewer than n images.
     """
     data = data.part if isinstance(data, TestSet) else data
     pair = _columns(who, data) or _collected(who, data, n)
@@ -88,7 +89,7 @@ def _columns(who: str, data: Any) -> Pair | None:
         return data[0], data[1]
     sequence = hasattr(data, "__getitem__") and hasattr(data, "__len__")
     if isinstance(data, (str, bytes, Tensor, np.ndarray, tuple)) or not (sequence or hasattr(data, "__iter__")):
-        todo = f"Pass open_data({data!r})." if isinstance(data, str) else WANTED
+        todo = f"Pass load_data({data!r})." if isinstance(data, str) else WANTED
         raise DataError(who, f"data are a {type(data).__name__}", todo)
     return None
 

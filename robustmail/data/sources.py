@@ -233,7 +233,11 @@ def _read_npz(who: str, path: Path) -> dict[str, Any]:
 
 
 def as_split(who: str, x: Any, y: Any, floats: bool = False) -> Split:
-    """Arrays in any usual order as a Part; `floats`: images in [0, 1] may stay as they are. Raises DataError."""
+    """Arrays as a Split.
+
+    who: the data, for errors. x: images [N, H, W, C], [N, C, H, W] or [N, H, W]. y: labels [N] or [N, 1]. floats: whether
+    images may be floats in [0, 1]. Raises DataError: other types, shapes or ranges.
+    """
     if floats and np.issubdtype(x.dtype, np.floating):
         x = x.astype(np.float32)
         if x.size and not (x.min() >= 0 and x.max() <= 1):  # also true of NaN

@@ -17,7 +17,12 @@ PAIRS = (("x_test", "y_test"), ("x", "y"), ("images", "labels"), ("data", "targe
 
 @dataclass(frozen=True)
 class TestSet:
-    """Some images in the data set's own order, uint8 or floats in [0, 1], and what is known of them."""
+    """Labelled images to evaluate on.
+
+    name: of the data. part: images and labels in the data set's own order, uint8 or floats in [0, 1]. classes: number of
+    classes. class_names: one per class, if known. given: what was passed to --data. notes: how they were read, if that
+    could have been otherwise, in sentences.
+    """
 
     __test__ = False  # for pytest, which takes it for a test
 
@@ -26,24 +31,22 @@ class TestSet:
     classes: int
     class_names: tuple[str, ...] | None = None
     given: str | None = None
-    """how to come by them again: what was passed to --data"""
     notes: tuple[str, ...] = ()
-    """how they were read, where that could have been otherwise, in sentences"""
 
     def first(self, n: int | None) -> TestSet:
         """The first n images. Raises DataError where there are fewer."""
-        there = len(self.part.y)
-        if n is not None and n > there:
-            raise DataError(f"{self.name} (given n={n})", f"has {there} images", f"Pass --n {there}, or leave it out.")
+        count = len(self.part.y)
+        if n is not None and n > count:
+            raise DataError(f"{self.name} (given n={n})", f"has {count} images", f"Pass --n {count}, or leave it out.")
         return replace(self, part=self.part.first(n))
 
     def class_warning(self, whole: TestSet) -> str:
-        """A sentence where these images, the first of `whole`, are of far fewer classes than they might; else ""."""
-        n, here, there = len(self.part.y), len(self.part.y.unique()), len(whole.part.y.unique())
-        if 2 * here >= min(n, there):
+        """A warning if the first n images have far fewer classes than the whole set, else ""; whole: the set they are of."""
+        n, classes, all_classes = len(self.part.y), len(self.part.y.unique()), len(whole.part.y.unique())
+        if 2 * classes >= min(n, all_classes):
             return ""
         why = ": the set is sorted" if bool((whole.part.y.diff() >= 0).all()) else ""
-        return f"the first {n:,} images have {here} of the {there} classes{why}"
+        return f"the first {n:,} images have {classes} of the {all_classes} classes{why}"
 
 
 def from_image_data(images: ImageData) -> TestSet:
@@ -52,11 +55,11 @@ def from_image_data(images: ImageData) -> TestSet:
 
 
 def from_path(path: Path) -> TestSet:
-    """An npz file (x_test, y_test; or x, y; images, labels; data, targets), or a folder of images.
+    """The images of an npz file or of an image folder.
 
-    A folder has test/<class>/, else val/<class>/, else <class>/; its images come class by class in turn.
-    Raises DataError: no such thing, damaged, with images outside [0, 1], or a folder of which it cannot be told what
-    is of which class.
+    The file has the keys x_test and y_test; or x, y; or images, labels; or data, targets. The folder has test/<class>/,
+    else val/<class>/, else <class>/; of its images come the first of each class, then the second of each, and so on.
+    Raises DataError: not found, damaged, images outside [0, 1], or a folder whose classes are ambiguous.
     """
     who = str(path)
     if path.is_dir():

@@ -1,4 +1,4 @@
-"""What the names of attacks stand for, with every setting spelt out."""
+"""What the names of attacks stand for, with all settings."""
 
 from __future__ import annotations
 
@@ -24,11 +24,15 @@ from robustmail.step import Attack
 __all__ = ["NAMES", "AttackSpec", "check_eps", "check_custom", "passes_per_image", "is_built_in", "attack_spec"]
 
 NAMES = ("nat", "pgd10", "pgd20", "pgd100", "cw", "cw-art", "apgd", "apgd-t", "fab-t", "square", "aa")
-INDEPENDENT = ("PGD", "APGD", "APGDT", "FAB", "Square")  # whose draws `noise_of_each` knows
+PER_IMAGE = ("PGD", "APGD", "APGDT", "FAB", "Square")  # of torchattacks: `per_image_noise` knows what they draw
 
 
 class AttackSpec(NamedTuple):
-    """What a name stands for: attacks in order, each on the survivors of the ones before."""
+    """What a name stands for.
+
+    name: of the attack. stages: attacks by name, each run on the images that the ones before left standing. eps, norm: the
+    ball. note: what differs from the attack that usually has this name, if anything.
+    """
 
     name: str
     stages: dict[str, Attack]
@@ -38,33 +42,33 @@ class AttackSpec(NamedTuple):
 
     @property
     def settings(self) -> dict[str, str]:
-        """Every stage spelt out, for the results."""
-        said = {stage: describe(attack) for stage, attack in self.stages.items()}
-        return said | ({"note": self.note} if self.note else {})
+        """All settings of each stage, as text."""
+        settings = {stage: describe(attack) for stage, attack in self.stages.items()}
+        return settings | ({"note": self.note} if self.note else {})
 
     @property
     def max_distance(self) -> float:
-        """How far an adversarial image may lie, rounding included."""
+        """Largest distance of an adversarial image, rounding included."""
         return self.eps + tolerance(self.eps)
 
-    def in_ball(self, x: Tensor, found: Tensor) -> Tensor:
-        """[B] bool: which images lie in the ball around x."""
-        return distances(x, found, self.norm) <= self.max_distance
+    def in_ball(self, x: Tensor, x_adv: Tensor) -> Tensor:
+        """[B] bool: which images x_adv [B, C, H, W] are in the ball around x."""
+        return distances(x, x_adv, self.norm) <= self.max_distance
 
     def is_per_image(self, stage: str) -> bool:
-        """Is what a stage does to an image independent of the images beside it?"""
+        """Whether what a stage does to an image is independent of the images beside it."""
         attack = self.stages[stage]
-        ours = type(attack).__module__ == "robustmail.attacks.torchattacks"
-        library = ours and getattr(attack, "__given__", ("",))[0] in INDEPENDENT
-        return library or (isinstance(attack, PGD) and not attack.noise)
+        is_torchattack = type(attack).__module__ == "robustmail.attacks.torchattacks"
+        is_known = is_torchattack and getattr(attack, "__given__", ("",))[0] in PER_IMAGE
+        return is_known or (isinstance(attack, PGD) and not attack.noise)
 
     def uses_logits_only(self, stage: str) -> bool:
-        """Is a stage an attack of this toolkit or of a library, which looks at logits alone?"""
+        """Whether a stage uses only the model's logits and their gradients, as all attacks of robustmail and of libraries do."""
         return type(self.stages[stage]).__module__.startswith("robustmail.attacks")
 
     def must_stay_in_ball(self, stage: str) -> bool:
-        """Must a stage keep to the ball? All but a library's that looks for the nearest example: of that, what lies
-        outside does not count."""
+        """Whether it is an error if a stage leaves the ball. Not for a library's minimum-norm attack: its examples outside
+        the ball do not count."""
         return hasattr(self.stages[stage], "eps") or not self.uses_logits_only(stage)
 
     def renamed(self, name: str) -> AttackSpec:
@@ -73,12 +77,12 @@ class AttackSpec(NamedTuple):
 
 
 def is_built_in(name: str) -> bool:
-    """Does the name alone say which attack it is?"""
+    """Whether the name is that of a built-in attack."""
     return name in NAMES or re.fullmatch(r"pgd[1-9]\d*", name) is not None
 
 
 def check_eps(eps: float, norm: Norm) -> None:
-    """Refuse a budget that is no distance between images, before anything is attacked (raises RecipeError)."""
+    """Refuse an eps that is not a positive, finite number or larger than any distance of images (raises RecipeError)."""
     if not isinstance(eps, (int, float)) or isinstance(eps, bool) or not math.isfinite(eps):
         raise RecipeError(f"eps={eps!r}", "is no finite number", "Write 8/255.")
     check_budget("evaluate", norm, eps=eps)
@@ -86,40 +90,45 @@ def check_eps(eps: float, norm: Norm) -> None:
         raise RecipeError("eps=0", "must be above 0, for there is nothing to attack", "Write 8/255.")
 
 
-def check_custom(what: AttackSpec) -> None:
-    """Refuse an attack that keeps to a smaller ball than the one it would be quoted for (raises RecipeError)."""
-    for stage, attack in what.stages.items():
+def check_custom(spec: AttackSpec) -> None:
+    """Refuse an attack whose own eps is smaller than the evaluation's (raises RecipeError)."""
+    for stage, attack in spec.stages.items():
         eps = eps_of(attack)
-        if norm_of(attack) == what.norm and eps is not None and eps < what.eps * (1 - 1e-6):
-            own, said = describe(eps), describe(float(what.eps))
-            wrong = f"its eps is smaller than the budget, {said}, so that more would be claimed than was attacked"
-            raise RecipeError(f"attack {stage} (given eps={own})", wrong, f"Give it eps={said}, or evaluate at {own}.")
+        if norm_of(attack) == spec.norm and eps is not None and eps < spec.eps * (1 - 1e-6):
+            own, wanted = describe(eps), describe(float(spec.eps))
+            wrong = f"its eps is smaller than the evaluation's {wanted}, so its result would overstate robustness"
+            raise RecipeError(f"attack {stage} (given eps={own})", wrong, f"Give it eps={wanted}, or evaluate at {own}.")
 
 
 def attack_spec(attack: str | Attack, eps: float, classes: int, norm: Norm = "linf") -> AttackSpec:
-    """The attack of a name at a budget; an attack of one's own is taken as it is, a library's with its settings.
+    """The attack that a name stands for; an attack given as a value is taken as it is.
 
-    nat: no attack. pgdN: N iterations of PGD on the cross-entropy from a random start. cw: 20 iterations of PGD on
-    the margin max_{j != y} z_j - z_y, which papers on robustness call CW; cw-art: ART's Carlini and Wagner, which looks
-    for the nearest example and is slow. apgd: APGD-CE, 100 iterations. apgd-t, fab-t, square: the other stages of
-    AutoAttack, alone. aa: the standard AutoAttack. cw steps by eps / 10, which is the 0.003 of the authors' evaluation
-    at eps 0.031; pgdN by max(eps / 10, 2.5 eps / N), the same for many iterations and Madry's rule for few (2/255 at
-    10), and never by more than eps. Raises RecipeError for another name, or an attack that needs more classes.
+    nat: no attack.
+    pgdN: N iterations of PGD on the cross-entropy from a random start. Its step is max(eps / 10, 2.5 eps / N), at most
+    eps: Madry's rule for few iterations (2/255 at 10).
+    cw: 20 iterations of PGD on the margin max_{j != y} z_j - z_y, which papers on robustness call CW. Its step is eps / 10:
+    the 0.003 at eps 0.031 of the authors' evaluation.
+    cw-art: Carlini and Wagner's attack as in ART, which searches for the nearest example and is slow.
+    apgd: APGD-CE, 100 iterations. apgd-t, fab-t, square: the other stages of AutoAttack, each alone.
+    aa: the standard AutoAttack.
+
+    attack: a name or an attack. eps, norm: the ball. classes: of the model.
+    Raises RecipeError: an unknown name, or an attack that needs more classes.
     """
     if not isinstance(attack, str):
         value: Attack = adopted(attack)
         name = str(getattr(value, "__given__", (plugin_name(value),))[0])  # a library's class by its own name
         if is_built_in(name):
-            raise RecipeError(f"attack {name}", "an attack of one's own has the name of a built-in one", "Rename it.")
+            raise RecipeError(f"attack {name}", "own attack with the name of a built-in one", "Rename it.")
         if name in RESERVED:
             raise RecipeError(f"attack {name}", "has the name of a column of the ledger", "Rename it.")
         return AttackSpec(name, {name: value}, eps, norm)
     if attack == "nat":
         return AttackSpec(attack, {}, eps, norm)
-    if found := re.fullmatch(r"pgd([1-9]\d*)", attack):
-        steps = int(found[1])
+    if match := re.fullmatch(r"pgd([1-9]\d*)", attack):
+        steps = int(match[1])
         knobs: dict[str, Any] = {"eps": eps, "alpha": _step(eps, steps), "steps": steps}
-        # The library's PGD in l2 draws lengths for the whole batch at once, so that images depend on their company.
+        # The library's PGD in l2 draws lengths for the whole batch at once, so that an image's result would depend on the others.
         return AttackSpec(
             attack, {attack: torchattack("PGD", **knobs) if norm == "linf" else PGD(norm=norm, **knobs)}, eps, norm
         )
@@ -137,7 +146,7 @@ def attack_spec(attack: str | Attack, eps: float, classes: int, norm: Norm = "li
     if attack in NAMES:
         raise RecipeError(f"attack {attack!r}", standard.replaced(classes) or "", "Name aa, or apgd and square.")
     raise RecipeError(
-        f"attack {attack!r}", "validation and evaluation have no such attack", did_you_mean(attack, NAMES)
+        f"attack {attack!r}", "no such attack in validation and evaluation", did_you_mean(attack, NAMES)
     )
 
 
@@ -153,9 +162,9 @@ def _step(eps: float, steps: int) -> float:
 
 
 def passes_per_image(name: str) -> float:
-    """What an attack costs at most per image, in forward passes (a backward pass counts as two): for forecasts."""
-    if found := re.fullmatch(r"pgd(\d+)", name):
-        return 1 + 3.0 * int(found[1])
+    """Cost of an attack for an image that it does not break, in forward passes (a backward pass counts as two)."""
+    if match := re.fullmatch(r"pgd(\d+)", name):
+        return 1 + 3.0 * int(match[1])
     # aa: 100 + 9 x 100 iterations of APGD, 9 x 100 of FAB with two gradients each, 5,000 queries.
     parts = {"apgd-t": 3.0 * 900, "fab-t": 7.0 * 900, "square": 5000.0}
     return {"nat": 1.0, "cw": 61.0, "apgd": 301.0, "aa": 300 + sum(parts.values()), **parts}.get(name, 100.0)

@@ -1,4 +1,4 @@
-"""Two evaluations of the same images, image by image."""
+"""Comparison of two evaluations of the same images, image by image."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class ComparedAttack:
 
 
 def compare(a: StoredEvaluation, b: StoredEvaluation) -> tuple[list[ComparedAttack], list[str]]:
-    """(a row for natural accuracy, for each attack that both had, and for the worst case; what must be said with them).
+    """(rows for natural accuracy, each attack that both ran, and the worst case; notes on what limits the comparison).
 
-    Raises RunError where the two have no image in common, or the same place holds different images.
+    Raises RunError: the two have no image in common, or other images at the same place.
     """
     first, second = _common(a, b)
     columns: dict[str, tuple[Tensor, Tensor]] = {"natural": (a.ledger.right[first], b.ledger.right[second])}

@@ -1,4 +1,4 @@
-"""May a reading of a file be believed?
+"""May the way a checkpoint was read be believed?
 
 A reading that fits the shapes may still have another activation, pool, stride or normalisation than the network that
 was trained, and then its numbers are wrong by points while everything looks in order.
@@ -27,10 +27,12 @@ WIDEST = 0.08  # interval that says enough
 def reading_doubts(
     best: Score, ranked: Sequence[Score], part: Split, accuracies: Mapping[str, float], usual: bool = False
 ) -> list[str]:
-    """What speaks against the reading that fits best, in sentences; nothing does where the list is empty.
+    """What speaks against the best reading of a checkpoint, in sentences; an empty list if nothing does.
 
-    ranked: the readings that were scored. accuracies: those that the file says its network has, in [0, 1], by name.
-    usual: is it the reading that one would try first? With an accuracy that agrees, it need only be the best then.
+    best: the score of the reading. ranked: the scores of all readings that were compared. part: all labelled images.
+    accuracies: that the file says its network has, in [0, 1], by name.
+    usual: whether it is the likeliest reading by names and shapes; if then an accuracy agrees, it need only be better than
+    the others.
     """
     found = list(_of_itself(best, part, MISFIT if usual else MISFIT_OF_RARE))
     if accuracies and not _agreeing(best, accuracies, CERTAIN):
@@ -50,7 +52,7 @@ def reading_doubts(
 
 
 def compare_stored_accuracies(best: Score, accuracies: Mapping[str, float]) -> Iterator[str]:
-    """How the accuracies that the file tells compare with the measured one, in sentences."""
+    """How the accuracies in the file compare with the measured one, in sentences."""
     for name, value in accuracies.items():
         more = "" if _agreeing(best, {name: value}, CERTAIN) else ": MORE THAN CHANCE EXPLAINS"
         yield f"the file says {name} {100 * value:.1f} %, {_measured(best)}{more}"

@@ -1,4 +1,4 @@
-"""What labelled images, and the statistics that BatchNorm keeps, say of one network or of two.
+"""Evidence on candidate networks: labelled images, and the statistics that BatchNorm keeps.
 
 docs/reading-checkpoints.md tells why these tests, and what they found on networks of known structure.
 """
@@ -52,7 +52,7 @@ class Moments:
 
 @contextmanager
 def batchnorm_misfit(model: nn.Module) -> Iterator[Moments]:
-    """Watch what reaches the model's BatchNorms."""
+    """Record the statistics of what reaches the model's BatchNorms, in each pass within the context."""
     moments = Moments()
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     hooks = [m.register_forward_pre_hook(lambda m, given: moments.see(m, given)) for m in norms]
@@ -89,13 +89,13 @@ def recalibrated(logits: Tensor, y: Tensor) -> tuple[Tensor, float]:
 
 
 def predict_differently(a: Tensor, b: Tensor) -> bool:
-    """Do two readings answer otherwise on more than 1 % of the images (and on two at least)? Classes said, [N]."""
+    """Whether two networks predict other classes on more than 1 % of the images, and on 2 at least; a, b: classes, [N]."""
     differ = int((a != b).sum())
     return differ >= 2 and differ > SAME * len(a)
 
 
 def excludes(a: Tensor, b: Tensor) -> bool:
-    """Do recalibrated cross-entropies [N] leave no doubt that a is likelier than b?"""
+    """Whether recalibrated cross-entropies a, b, [N] each, leave no doubt that a's network is likelier than b's."""
     more = b - a
     gap, error = more.mean().item(), more.std().item() / math.sqrt(len(more))
     return gap >= GAP and gap >= SIGMAS * error

@@ -32,7 +32,11 @@ def write_examples(folder: Path, ledger: Ledger, originals: Mapping[int, Tensor]
 
 
 def add_examples(folder: Path, ledger: Ledger, originals: Tensor, stored: dict[int, str], last: bool) -> None:
-    """Write the examples that are not `stored`, position -> hash, and then are; with the last ones, the one file."""
+    """Write the examples that the folder does not have yet.
+
+    folder: of the evaluation. ledger: with its examples. originals: clean images, [N, C, H, W]. stored: examples that the
+    folder has, position -> hash; the new ones are added. last: write all into the one file.
+    """
     new = sorted(ledger.examples.keys() - stored.keys())
     if last or not (folder / WHOLE).exists():
         write_examples(folder, ledger, originals)
@@ -43,9 +47,9 @@ def add_examples(folder: Path, ledger: Ledger, originals: Tensor, stored: dict[i
 
 
 def load_examples(folder: Path) -> dict[int, tuple[Tensor, Tensor]]:
-    """Place in the data set -> (example, original), of all that there are.
+    """All examples of an evaluation: place in the data set -> (adversarial image, clean image).
 
-    Raises RunError for a file that is missing or damaged.
+    Raises RunError: a file is missing or damaged.
     """
     found: dict[int, tuple[Tensor, Tensor]] = {}
     for path in (folder / WHOLE, *_parts(folder)):

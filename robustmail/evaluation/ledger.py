@@ -1,4 +1,4 @@
-"""One row per image: what the model says of it, and which attack broke it first."""
+"""The ledger: a row per image, with the model's prediction, what each attack did to it, and which broke it first."""
 
 from __future__ import annotations
 
@@ -18,19 +18,27 @@ __all__ = ["BROKE", "RESERVED", "STOOD", "UNTRIED", "Ledger", "read_rows", "row_
 
 UNTRIED, STOOD, BROKE = 0, 1, 2
 WORDS = {UNTRIED: "", STOOD: "stood", BROKE: "broke"}
-FIXED = ("index", "label", "predicted", "margin", "broken_by", "broken_as", "distance")
+FIRST = ("index", "label", "predicted", "margin", "broken_by", "broken_as", "distance")
 LAST = ("rounded", "image", "example", "seal")
-RESERVED = (*FIXED, *LAST, "natural", "worst case")  # of which no attack may have the name
+RESERVED = (*FIRST, *LAST, "natural", "worst case")  # names that an attack cannot have
 
 
 @dataclass
 class Ledger:
     """What is known of each of N images; all tensors are [N], on the CPU.
 
-    index: place in the data set. margin: p_y - max_{j != y} p_j of the clean image, in [-1, 1]. stages: what each
-    attack that was tried did to it. broken_by: the first attack that broke it ("natural" where no attack was needed,
-    "" while it stands); broken_as: the class predicted then, or -1; distance: how far that example lies, in pixels
-    of [0, 1]. rounded: whether it is still broken when the example is rounded to 8 bits.
+    index: place in the data set.
+    label: the true class.
+    predicted: class predicted for the clean image.
+    margin: p_y - max_{j != y} p_j of the clean image, in [-1, 1].
+    stages: by the name of each stage that was run, [N] int8: UNTRIED, STOOD or BROKE.
+    broken_by: the stage that broke the image first; "natural" if it is misclassified without an attack, "" while it
+    stands.
+    broken_as: class predicted for that stage's example; -1 without one.
+    distance: of that example from the image, in pixels of [0, 1]; NaN without one.
+    rounded: [N] int8: BROKE if the example, rounded to 8 bits, still breaks the image; UNTRIED without one.
+    examples: position in the ledger -> adversarial image [C, H, W] float32.
+    seconds: by stage, and "natural" for the clean pass.
     """
 
     index: Tensor
@@ -42,9 +50,7 @@ class Ledger:
     broken_as: Tensor = field(default_factory=lambda: torch.empty(0))
     distance: Tensor = field(default_factory=lambda: torch.empty(0))
     rounded: Tensor = field(default_factory=lambda: torch.empty(0))
-    """[N] int8: does the example still break the image when it is rounded to 8 bits? UNTRIED where there is none"""
     examples: dict[int, Tensor] = field(default_factory=dict)
-    """position -> the adversarial image, [C, H, W] float32"""
     seconds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -60,48 +66,67 @@ class Ledger:
 
     @property
     def right(self) -> Tensor:
-        """[N] bool: is the image classified correctly as it is?"""
+        """[N] bool: whether the clean image is classified correctly."""
         return self.predicted == self.label
 
     @property
     def stands(self) -> Tensor:
-        """[N] bool: has nothing that was tried broken it?"""
+        """[N] bool: whether the image is classified correctly and no stage that was run broke it."""
         return torch.tensor([by == "" for by in self.broken_by], dtype=torch.bool)
 
     def standing(self, stages: Iterable[str]) -> Tensor:
-        """[N] bool: right, and broken by none of these stages."""
+        """[N] bool: whether the image is classified correctly and none of these stages broke it."""
         mask = self.right.clone()
         for stage in stages:
             mask &= self.outcome(stage) != BROKE
         return mask
 
     def outcome(self, stage: str) -> Tensor:
-        """[N] int8: UNTRIED, STOOD or BROKE."""
+        """[N] int8: what a stage did to each image, UNTRIED, STOOD or BROKE."""
         if stage not in self.stages:
             self.stages[stage] = torch.full((len(self),), UNTRIED, dtype=torch.int8)
         return self.stages[stage]
 
-    def enter(self, stage: str, tried: Tensor, broke: Tensor, said: Tensor, far: Tensor, found: Tensor | None) -> None:
-        """A stage has tried the images at positions `tried`, [T]: which broke, what the model said, how far, and
-        the images themselves (None: not kept)."""
+    def enter(
+        self,
+        stage: str,
+        tried: Tensor,
+        is_broken: Tensor,
+        predicted: Tensor,
+        distance: Tensor,
+        x_adv: Tensor | None,
+    ) -> None:
+        """Enter what a stage did to some images; all of it or, if a signal arrives meanwhile, nothing.
+
+        stage: its name.
+        tried: [T], positions of the images in the ledger.
+        is_broken: [T] bool.
+        predicted: [T], classes of the adversarial images.
+        distance: [T], of these from the clean images.
+        x_adv: [T, C, H, W], the adversarial images; None to keep none.
+        """
         outcome = self.outcome(stage).clone()
-        outcome[tried] = torch.where(broke, BROKE, STOOD).to(torch.int8)
-        by, examples = [*self.broken_by], {**self.examples}
-        as_, distance = self.broken_as.clone(), self.distance.clone()
-        for k in broke.nonzero().flatten().tolist():
-            at = int(tried[k])
-            if by[at]:
+        outcome[tried] = torch.where(is_broken, BROKE, STOOD).to(torch.int8)
+        broken_by, examples = [*self.broken_by], {**self.examples}
+        broken_as, distances = self.broken_as.clone(), self.distance.clone()
+        for k in is_broken.nonzero().flatten().tolist():
+            i = int(tried[k])
+            if broken_by[i]:
                 continue
-            by[at], as_[at], distance[at] = stage, said[k], far[k]
-            if found is not None:
-                examples[at] = found[k]
-        # One call into C, before or after which a signal may arrive, not within: no batch is entered by halves.
+            broken_by[i], broken_as[i], distances[i] = stage, predicted[k], distance[k]
+            if x_adv is not None:
+                examples[i] = x_adv[k]
+        # One call into C: a signal can arrive before or after it, but not within.
         self.__dict__.update(
-            stages={**self.stages, stage: outcome}, broken_by=by, broken_as=as_, distance=distance, examples=examples
+            stages={**self.stages, stage: outcome},
+            broken_by=broken_by,
+            broken_as=broken_as,
+            distance=distances,
+            examples=examples,
         )
 
     def take(self, positions: Tensor) -> Ledger:
-        """The rows at some positions, as a ledger of their own."""
+        """A new ledger of the rows at `positions`, [M]."""
         where = positions.tolist()
         return Ledger(
             self.index[positions], self.label[positions], self.predicted[positions], self.margin[positions],
@@ -113,7 +138,7 @@ class Ledger:
 
 
 def concatenate(parts: list[Ledger]) -> Ledger:
-    """The rows of several ledgers in the order of their index."""
+    """One ledger of the rows of several, sorted by index."""
     stages = list(dict.fromkeys(stage for part in parts for stage in part.stages))
     columns = {f.name: torch.cat([getattr(part, f.name) for part in parts]) for f in fields(Ledger)
                if f.name in ("index", "label", "predicted", "margin", "broken_as", "distance", "rounded")}  # fmt: skip
@@ -128,17 +153,20 @@ def concatenate(parts: list[Ledger]) -> Ledger:
 
 
 def write_rows(ledger: Ledger, images: Sequence[str], examples: Mapping[int, str], context: str) -> str:
-    """ledger.csv; `images`: the hashes of the clean ones, [N]; `examples`: those of the examples, by position;
-    `context`: what every row's seal covers besides the row."""
+    """The text of ledger.csv.
+
+    ledger: the rows. images: hashes of the clean images, [N]. examples: hashes of the adversarial images, by position.
+    context: what the seal of each row covers besides the row.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*FIXED, *ledger.stages, *LAST])
+    writer.writerow([*FIRST, *ledger.stages, *LAST])
     words = [[WORDS[code] for code in codes.tolist()] for codes in (*ledger.stages.values(), ledger.rounded)]
     columns = (ledger.index, ledger.label, ledger.predicted, ledger.margin, ledger.broken_as, ledger.distance)
-    for i, (index, label, said, margin, as_, far) in enumerate(zip(*map(Tensor.tolist, columns), strict=True)):
+    for i, (index, label, predicted, margin, broken_as, distance) in enumerate(zip(*map(Tensor.tolist, columns), strict=True)):
         by, example = ledger.broken_by[i], examples.get(i, "")
         row = [
-            index, label, said, f"{margin:.9g}", by, as_ if by else "", f"{far:.9g}" if example else "",
+            index, label, predicted, f"{margin:.9g}", by, broken_as if by else "", f"{distance:.9g}" if example else "",
             *(column[i] for column in words), images[i], example,
         ]  # fmt: skip
         writer.writerow([*row, row_seal(row, context)])
@@ -146,30 +174,30 @@ def write_rows(ledger: Ledger, images: Sequence[str], examples: Mapping[int, str
 
 
 def row_seal(row: Iterable[Any], context: str) -> str:
-    """A hash of a row and of what it was found with; it betrays a change, it does not prove who made it."""
+    """A hash of a row and its context. It betrays a change; it does not prove who wrote the row."""
     return hashlib.blake2b("|".join([*map(str, row), context]).encode(), digest_size=8).hexdigest()
 
 
 def rows_as_text(rows: list[dict[str, str]]) -> str:
-    """ledger.csv of rows as `read_rows` returns them, byte for byte as robustmail writes it."""
+    """The text of ledger.csv of rows as `read_rows` returns them, byte for byte as `write_rows` writes it."""
     return "".join(f"{','.join(cells)}\n" for cells in (rows[0], *(row.values() for row in rows)))
 
 
 def read_rows(who: str, text: str) -> tuple[Ledger, list[dict[str, str]]]:
-    """The ledger of a CSV text, without its examples, and its rows as they are written.
+    """(the ledger without examples, its rows as text) of a text of ledger.csv.
 
-    Raises RunError, naming the row, for one that cannot be read.
+    who: the file, for errors. text: its content. Raises RunError, naming the row: it cannot be read.
     """
     try:
         rows = list(csv.DictReader(io.StringIO(text)))
     except csv.Error as error:
         raise RunError(who, f"cannot be read ({error})") from error
     header = text.partition("\n")[0].split(",")
-    if not rows or tuple(header[: len(FIXED)]) != FIXED or tuple(header[-len(LAST) :]) != LAST:
+    if not rows or tuple(header[: len(FIRST)]) != FIRST or tuple(header[-len(LAST) :]) != LAST:
         raise RunError(who, "is no ledger, or an empty one")
-    stages = header[len(FIXED) : -len(LAST)]
+    stages = header[len(FIRST) : -len(LAST)]
     codes = {word: code for code, word in WORDS.items()}
-    columns: dict[str, list[Any]] = {name: [] for name in (*FIXED, *stages, "rounded")}
+    columns: dict[str, list[Any]] = {name: [] for name in (*FIRST, *stages, "rounded")}
     for k, row in enumerate(rows):
         try:
             if None in row or None in row.values():

@@ -1,4 +1,4 @@
-"""What a network expects its input to be: the conventions there are, and which of them fits, by trying."""
+"""How a network wants its images normalised: the usual normalisations, and which of them fits labelled images."""
 
 from __future__ import annotations
 
@@ -45,92 +45,100 @@ NORMALIZATIONS: dict[str, Normalize | None] = {
     "mnist": ((0.1307,), (0.3081,)),
     "bytes": ((0.0,), (1 / 255,)),  # 0 ... 255
 }
-GLANCE, FEW = 16, 64  # images for a first and a second look
-CLOSE = 2  # networks of which more than one convention is looked at again
-PROBE_IMAGES, SLICE = 256, 32  # images in all, and in a pass
-MANY = 8  # networks, above which a glance comes first
-UNLIKE = ("none", "half", "bytes", "cifar10", "mnist")  # conventions that stand for all in a glance
+FIRST_IMAGES, SECOND_IMAGES, PROBE_IMAGES = 16, 64, 256  # in three rounds of the shortlist
+MAX_TIED = 2  # networks of which the third round scores more than one normalisation
+MAX_NETWORKS = 8  # with more, the first round sorts out networks
+FIRST_NORMALIZATIONS = ("none", "half", "bytes", "cifar10", "mnist")  # unlike each other: they stand for all in that round
 
 
 @dataclass(frozen=True)
 class Score:
-    """How one way of reading a checkpoint does on some labelled images."""
+    """How a network under a normalisation does on N labelled images.
+
+    network, normalization: their names. model: the two together. right: [N] bool, classified correctly. loss: [N],
+    cross-entropy. logits: [N, classes]. misfit: nats between the statistics of what reaches the BatchNorms and those that
+    they keep; None without BatchNorm.
+    """
 
     network: str
     normalization: str
     model: Classifier
     right: Tensor
-    """[N] bool"""
     loss: Tensor
-    """[N] cross-entropy"""
     logits: Tensor
-    """[N, classes]"""
     misfit: float | None = None
-    """nats between what reaches the BatchNorms and their statistics"""
 
     @property
     def accuracy(self) -> float:
+        """Share of the images that are classified correctly."""
         return self.right.double().mean().item()
 
     def on(self, part: Split) -> Score:
-        """The same on other images."""
+        """The score of the same pair on other images."""
         return score(self.network, self.normalization, self.model, part)
 
 
 def parse_normalization(text: str, channels: int) -> Normalize | None:
-    """`cifar10`, `none`, `0.5/0.5` or `0.49,0.48,0.45/0.25,0.24,0.26` (mean/std). Raises ModelError."""
+    """(mean, std) of a text; None for `none`.
+
+    text: a name in NORMALIZATIONS, or mean/std as `0.5/0.5` or `0.49,0.48,0.45/0.25,0.24,0.26`. channels: of the images.
+    Raises ModelError: another text, another number of channels, or a std that is not positive.
+    """
     who = f"--normalize {text}"
     if text in NORMALIZATIONS:
-        found = NORMALIZATIONS[text]
+        pair = NORMALIZATIONS[text]
     elif re.fullmatch(r"[-+\d.eE,\s]+/[-+\d.eE,\s]+", text):
         try:
             mean, std = (tuple(float(v) for v in half.split(",")) for half in text.split("/"))
         except ValueError as error:
-            raise ModelError(who, "is no mean/std", "Write e.g. 0.5,0.5,0.5/0.25,0.25,0.25.") from error
-        found = (mean, std)
+            raise ModelError(who, "not a mean/std", "Write e.g. 0.5,0.5,0.5/0.25,0.25,0.25.") from error
+        pair = (mean, std)
     else:
         raise ModelError(who, "no such convention", did_you_mean(text, NORMALIZATIONS) + " Or write mean/std.")
-    if found is not None:
-        if {len(found[0]), len(found[1])} - {1, channels}:
+    if pair is not None:
+        if {len(pair[0]), len(pair[1])} - {1, channels}:
             raise ModelError(who, f"needs one mean and one std for each of {channels} channels")
-        if min(found[1]) <= 0:
+        if min(pair[1]) <= 0:
             raise ModelError(who, "a standard deviation must be positive")
-    return found
+    return pair
 
 
 def usual_normalizations(channels: int) -> dict[str, Normalize | None]:
-    """The conventions that images of so many channels can have."""
+    """The usual normalisations of images with so many channels, by name."""
     return {name: c for name, c in NORMALIZATIONS.items() if c is None or len(c[0]) in (1, channels)}
 
 
 def format_normalization(normalize: Normalize | None) -> str:
-    """`none`, or mean/std as --normalize takes it."""
+    """A name in NORMALIZATIONS, or mean/std as --normalize takes it."""
     if normalize is None:
         return "none"
     name = next((name for name, known in NORMALIZATIONS.items() if known == normalize), None)
     return name or "/".join(",".join(f"{v:.6g}" for v in half) for half in normalize)
 
 
-def shortlist(networks: dict[str, nn.Module], conventions: dict[str, Normalize | None], part: Split) -> list[Score]:
-    """Every network under every convention, on a few images; the better ones on more, the likelier network first.
+def shortlist(networks: dict[str, nn.Module], normalizations: dict[str, Normalize | None], part: Split) -> list[Score]:
+    """The better pairs of a network and a normalisation with their scores on `part`, the likelier network first.
 
-    What fails or gives NaN has no score.
+    All pairs are scored on a few images first, and the better ones on more. What fails or returns NaN has no score.
+    networks: candidates by name, likeliest first. normalizations: candidates by name. part: labelled images.
     """
     names = list(networks)
-    if len(names) > MANY:
-        some = [c for c in conventions if c in UNLIKE] or list(conventions)
-        glance = _ranked(score_all(((n, c) for n in names for c in some), networks, conventions, part.first(GLANCE)))
-        expected = sorted((s for s in glance if s.misfit is not None), key=lambda s: s.misfit or 0.0)
-        names = list(dict.fromkeys([names[0], *(s.network for s in expected)]))[: MANY // 2]
-        names = list(dict.fromkeys([*names, *(s.network for s in glance)]))[:MANY]
-    few = _ranked(score_all(((n, c) for n in names for c in conventions), networks, conventions, part.first(FEW)))
-    its_best = {s.network: s for s in reversed(few)}
-    close = [n for n in networks if n in its_best and _tie(few[0], its_best[n])][:CLOSE]
-    pairs = [(s.network, s.normalization) for s in (*few[:1], *its_best.values())]
-    pairs += [(s.network, s.normalization) for s in few if s.network in close and _tie(few[0], s)]
+    if len(names) > MAX_NETWORKS:
+        first = [c for c in normalizations if c in FIRST_NORMALIZATIONS] or list(normalizations)
+        pairs = [(network, normalization) for network in names for normalization in first]
+        scores = _ranked(score_all(pairs, networks, normalizations, part.first(FIRST_IMAGES)))
+        by_misfit = sorted((s for s in scores if s.misfit is not None), key=lambda s: s.misfit or 0.0)
+        names = list(dict.fromkeys([names[0], *(s.network for s in by_misfit)]))[: MAX_NETWORKS // 2]
+        names = list(dict.fromkeys([*names, *(s.network for s in scores)]))[:MAX_NETWORKS]
+    pairs = [(network, normalization) for network in names for normalization in normalizations]
+    scores = _ranked(score_all(pairs, networks, normalizations, part.first(SECOND_IMAGES)))
+    best_of = {s.network: s for s in reversed(scores)}
+    tied = [n for n in networks if n in best_of and _tie(scores[0], best_of[n])][:MAX_TIED]
+    pairs = [(s.network, s.normalization) for s in (*scores[:1], *best_of.values())]
+    pairs += [(s.network, s.normalization) for s in scores if s.network in tied and _tie(scores[0], s)]
     order = list(networks)
     pairs = sorted(dict.fromkeys(pairs), key=lambda pair: order.index(pair[0]))
-    return list(score_all(pairs, networks, conventions, part))
+    return list(score_all(pairs, networks, normalizations, part))
 
 
 def _ranked(scores: Iterable[Score]) -> list[Score]:
@@ -141,29 +149,30 @@ def _ranked(scores: Iterable[Score]) -> list[Score]:
 def score_all(
     pairs: Iterable[tuple[str, str]],
     networks: dict[str, nn.Module],
-    conventions: dict[str, Normalize | None],
+    normalizations: dict[str, Normalize | None],
     part: Split,
 ) -> Iterator[Score]:
-    """How each pair of a network and a convention does; what fails or gives NaN has no score."""
-    for network, convention in pairs:
-        model = Classifier(networks[network], conventions[convention]).eval()
+    """The scores of pairs (network, normalisation) on `part`; what fails or returns NaN has none."""
+    for network, normalization in pairs:
+        model = Classifier(networks[network], normalizations[normalization]).eval()
         try:
-            yield score(network, convention, model, part)
+            yield score(network, normalization, model, part)
         except (RuntimeError, ValueError, IndexError, NonFiniteError):  # another size or number of channels
             continue
 
 
 def best_fit(scores: Sequence[Score], part: Split) -> tuple[Score, list[Score], list[Score]]:
-    """(the one that fits, those that cannot be told from it, all of them best first; scored anew where they were tied).
+    """(the best score, those that are statistically tied with it, all scores from best to worst).
 
-    Those whose BatchNorms expect other statistics than they meet fall behind. Of the others the most accurate wins;
-    among those whose accuracy cannot be told apart, on all of `part`, the likelier network, and
-    of its conventions the one of the least cross-entropy. Raises ModelError where nothing had a score.
+    Scores whose BatchNorms expect other statistics than they get come last. Of the rest the most accurate is best. Those
+    whose accuracies are tied are scored again on all of `part`; if they still are, the likelier network is best, under the
+    normalisation with the least cross-entropy.
+    scores: the likelier network first. Raises ModelError: there is no score.
     """
     if not scores:
         raise ModelError("probe", "no way of reading the file takes these images", "Pass --model and --normalize.")
     fitted = _distinct([s for s in scores if _fits(s, scores)])
-    ranked = [*_ranked(fitted), *_ranked(s for s in scores if not any(s is other for other in fitted))]
+    ranked = [*_ranked(fitted), *_ranked(s for s in scores if not any(s is fit for fit in fitted))]
     close = [s for s in fitted if _tie(ranked[0], s)]
     if len(close) > 1 and len(part.y) > len(ranked[0].right):
         again = [s.on(part) for s in close]
@@ -172,23 +181,22 @@ def best_fit(scores: Sequence[Score], part: Split) -> tuple[Score, list[Score], 
     close = [s for s in _ranked(close) if _tie(ranked[0], s)]
     best = min(close, key=lambda s: s.loss.mean().item())
     for network in dict.fromkeys(s.network for s in scores):  # the likelier reading has the benefit of the doubt
-        mine = min((s for s in close if s.network == network), key=lambda s: s.loss.mean().item(), default=None)
-        if mine is not None and not _is_worse(mine, best):
-            best = mine
+        own_best = min((s for s in close if s.network == network), key=lambda s: s.loss.mean().item(), default=None)
+        if own_best is not None and not _is_worse(own_best, best):
+            best = own_best
             break
     rivals = [s for s in close if s is not best and not _is_worse(s, best)]
     return best, rivals, ranked
 
 
 def _distinct(scores: Sequence[Score]) -> list[Score]:
-    """Without those that answer as a likelier network does, but for a percent of the images."""
-    kept: list[Score] = []
+    """The scores without those that predict the same as a likelier network."""
+    distinct: list[Score] = []
     for score in scores:
-        if not any(
-            s.network != score.network and s.normalization == score.normalization and _alike(s, score) for s in kept
-        ):
-            kept.append(score)
-    return kept
+        rivals = [s for s in distinct if s.network != score.network and s.normalization == score.normalization]
+        if not any(_predict_alike(rival, score) for rival in rivals):
+            distinct.append(score)
+    return distinct
 
 
 def _fits(score: Score, scores: Sequence[Score]) -> bool:
@@ -196,7 +204,7 @@ def _fits(score: Score, scores: Sequence[Score]) -> bool:
 
 
 def has_larger_misfit(score: Score, other: Score) -> bool:
-    """Do the BatchNorms say that the other is the one, and not this?"""
+    """Whether the BatchNorms say that `other` is read correctly and `score` is not."""
     return score.misfit is not None and other.misfit is not None and score.misfit > 3 * other.misfit + 0.003
 
 
@@ -210,31 +218,34 @@ def _tie(a: Score, b: Score) -> bool:
 
 
 def _is_worse(a: Score, b: Score) -> bool:
-    """Is the cross-entropy of a larger than b's by more than two standard errors?"""
+    """Whether the cross-entropy of a is larger than that of b by more than two standard errors."""
     more = (a.loss - b.loss).double()
     return bool(more.mean() > 2 * more.std() / len(more) ** 0.5)
 
 
-def _alike(a: Score, b: Score) -> bool:
-    """Do two answer the same, but for a percent of the images?"""
+def _predict_alike(a: Score, b: Score) -> bool:
+    """Whether two predict the same classes, but for a percent of the images."""
     return len(a.right) == len(b.right) and not predict_differently(a.logits.argmax(1), b.logits.argmax(1))
 
 
-def score(network: str, convention: str, model: Classifier, part: Split) -> Score:
-    """How a model does on some images. Raises ValueError where it gives no logits for their labels."""
-    room, answers = batch_sizer(model, None), []
+def score(network: str, normalization: str, model: Classifier, part: Split) -> Score:
+    """The score of a model on labelled images; network, normalization: their names.
 
-    def said(x: Tensor) -> Tensor:
-        with exact_inference(model, room.pass_size) as view, torch.no_grad():
+    Raises ValueError: the model returns no finite logits for these labels. Raises whatever the model raises.
+    """
+    sizer, batches = batch_sizer(model, None), []
+
+    def infer(x: Tensor) -> Tensor:
+        with exact_inference(model, sizer.pass_size) as view, torch.no_grad():
             logits: Tensor = view(x)
         return logits
 
     with batchnorm_misfit(model) as moments:
         for start in range(0, len(part.y), PROBE_IMAGES):
             x, y = image_batch(model, part, slice(start, start + PROBE_IMAGES))
-            logits = room.with_oom_retry(partial(said, x))
+            logits = sizer.with_oom_retry(partial(infer, x))
             if not logits.isfinite().all() or logits.ndim != 2 or logits.shape[1] <= int(y.max()):
                 raise ValueError("no logits for these labels")
-            answers.append(logits.cpu())
-    logits, y = torch.cat(answers), part.y.cpu()
-    return Score(network, convention, model, logits.argmax(1) == y, ce(logits, y), logits, moments.misfit)
+            batches.append(logits.cpu())
+    logits, y = torch.cat(batches), part.y.cpu()
+    return Score(network, normalization, model, logits.argmax(1) == y, ce(logits, y), logits, moments.misfit)

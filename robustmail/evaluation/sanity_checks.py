@@ -1,14 +1,14 @@
-"""Is the number believable? What a handful of images tell about gradients that hide rather than a model that resists.
+"""Can the number be believed? Measurements on a sample of images that reveal masked gradients and other faults.
 
-Two halves: `measure` asks the model, on a sample; `judge` reads what was measured and the ledger, and has no model. So
-shards and merged results are judged alike. Each flag is explained in docs/believing.md under its name.
+`measure` runs the model on a sample. `judge` reads these measurements and the ledger and needs no model, so that shards
+and merged results are judged alike. docs/believing.md explains each check under its name.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -21,105 +21,157 @@ from robustmail.evaluation.attack_specs import AttackSpec, attack_spec
 from robustmail.evaluation.evaluator import clean_pass, image_batch, run_attack
 from robustmail.evaluation.exact_inference import BatchSizer, exact_inference
 from robustmail.evaluation.ledger import BROKE, UNTRIED, Ledger
+from robustmail.evaluation.results import Check
 from robustmail.evaluation.statistics import paired, wilson
 from robustmail.functional import ce
 from robustmail.norms import MAX_EPS, Norm
 from robustmail.records import AttackProgress
 
-__all__ = ["SAMPLE", "Check", "judge", "light", "measure"]
+__all__ = ["SAMPLE", "Check", "Measurements", "curve", "judge", "light", "measure"]
 
-SAMPLE = 128  # images that are examined
+SAMPLE = 128  # images that are measured: the first ones of the data set
 LIGHTS = ("grey", "green", "yellow", "red")
 
 # Thresholds; docs/believing.md says where they come from.
+RANDOM_LOGITS = 1e-4  # difference of logits between two passes, as a share of the largest
+BATCH_DEPENDENT_LOGITS = 1e-3  # the same beside other images
 ZERO_GRADIENTS = 0.05  # share of images whose gradient is exactly zero, or not finite
 HUGE = 0.5  # an L-inf ball in which every image can be made grey
 STANDS_HUGE = 0.05  # share of images that may stand there
 BLACK_BOX = (0.02, 0.05)  # share of images that only the black box breaks: yellow, red
 GAP = (8.0, 12.0)  # points between the best PGD and the strongest: yellow, red
 OVERLOOKED = (0.02, 0.10)  # share of images that only the checks' own attacks break: yellow, red
+MIN_IMAGES = 3  # fewer images do not turn on a light
 NO_HELP, MUCH_BETTER = 0.5, 10.0  # points: ten times the steps, and a targeted attack
 ROUNDING = 5.0  # points that 8 bits may be better
-TARGETED = "apgd-t"  # the stage of AutoAttack that PGD's weakness does not touch
+TARGETED = "apgd-t"  # the stage of AutoAttack that does not have PGD's weakness
 OF_PGD = ("pgd-to-strongest-gap", "more-steps-do-not-help")  # checks of what PGD alone can do here
 CURVE = (0.25, 0.5, 1.0, 1.5, 2.0, 4.0)  # of eps
 
 
 @dataclass(frozen=True)
-class Check:
-    """One check: what was measured, and what it means where the light is not green."""
+class Measurements:
+    """What the checks need of what `measure` yields last. Shares are in [0, 1], of the n images of the sample.
 
-    name: str
-    light: str
-    measured: str
-    meaning: str = ""
+    n: images in the sample.
+    differs: largest difference of logits between two passes on the same images, as a share of the largest logit.
+    changes_its_mind: share of images whose class differs between these passes.
+    by_company: as `differs`, for the same images beside other ones.
+    alters_images: whether the model writes into its input.
+    probabilities: whether its outputs are probabilities.
+    zero_gradients: share of images whose gradient is zero or not finite.
+    pgd10, pgd100, targeted: shares that stand under two lengths of PGD and a short targeted attack.
+    black_box: share that only 300 random queries broke.
+    broken: places in the data set of all images that these attacks broke.
+    huge: an eps at which no image can stand; None if no attack takes so large a one.
+    curve: images that stand under PGD at several eps.
+    doubts: what speaks against the way the checkpoint was read, in sentences.
+    """
+
+    n: int
+    differs: float
+    changes_its_mind: float
+    by_company: float
+    alters_images: bool
+    probabilities: bool
+    zero_gradients: float
+    pgd10: float
+    pgd100: float
+    targeted: float
+    black_box: float
+    broken: list[int]
+    huge: float | None
+    curve: list[dict[str, Any]]
+    doubts: list[str]
+
+    @classmethod
+    def of(cls, measured: dict[str, Any]) -> Measurements:
+        """The measurements in a results.json. Raises KeyError: one is missing."""
+        values = {"doubts": [], **measured}
+        return cls(**{field.name: values[field.name] for field in fields(cls)})
 
 
 def measure(
-    model: nn.Module, part: Split, known: Ledger, eps: float, norm: Norm, seed: int, room: BatchSizer
+    model: nn.Module, part: Split, known: Ledger, eps: float, norm: Norm, seed: int, sizer: BatchSizer
 ) -> Iterator[AttackProgress | dict[str, Any]]:
-    """Examine the first images of a set; the last thing yielded is what was measured, plain numbers.
+    """Measure on the first SAMPLE images what the checks need: yields progress, and at last the measurements as plain
+    values (see `Measurements`).
 
-    `known`: what an evaluation has found already on images of the set; none of its stages is run again.
+    model, part: the model and all images of the data set.
+    known: the evaluation's ledger; stages in it are not run again on its images.
+    eps, norm, seed: of the evaluation.
+    sizer: batch sizes.
     """
     part = part.first(SAMPLE)
-    sample = clean_pass(model, part, room)
+    sample = clean_pass(model, part, sizer)
     n = len(sample)
-    found: dict[str, Any] = {
-        "n": n, **room.with_oom_retry(lambda: _outputs(model, part.first(64), room.pass_size)),
-        "zero_gradients": room.with_oom_retry(lambda: _zero_gradients(model, part, room.pass_size)),
-    }  # fmt: skip
-    for name, what in {
-        "pgd10": attack_spec("pgd10", eps, 10, norm), "pgd100": attack_spec("pgd100", eps, 10, norm),
-        "margin": attack_spec("cw", eps, 10, norm), "targeted": _targeted(eps, norm, found["classes"]),
-    }.items():  # fmt: skip
-        _recall(sample, known, list(what.stages))
-        yield from run_attack(model, part, sample, what, seed, room, keep_examples=False)
-        found[name] = int(sample.standing(what.stages).sum()) / n
+    results: dict[str, Any] = {
+        "n": n,
+        **sizer.with_oom_retry(lambda: _outputs(model, part.first(64), sizer.pass_size)),
+        "zero_gradients": sizer.with_oom_retry(lambda: _zero_gradients(model, part, sizer.pass_size)),
+    }
+    specs = {
+        "pgd10": attack_spec("pgd10", eps, 10, norm),
+        "pgd100": attack_spec("pgd100", eps, 10, norm),
+        "margin": attack_spec("cw", eps, 10, norm),
+        "targeted": _targeted(eps, norm, results["classes"]),
+    }
+    for name, spec in specs.items():
+        _recall(sample, known, list(spec.stages))
+        yield from run_attack(model, part, sample, spec, seed, sizer, keep_examples=False)
+        results[name] = int(sample.standing(spec.stages).sum()) / n
     rest = sample.standing(list(sample.stages)).nonzero().flatten()
-    black = AttackSpec("square", {"square": _square(eps, norm)}, eps, norm)
-    left = sample.take(rest)
-    yield from run_attack(model, Split(part.x[rest], part.y[rest]), left, black, seed, room, keep_examples=False)
-    found["black_box"] = int((left.outcome("square") == BROKE).sum()) / n
-    broken = ~sample.standing(list(sample.stages))
-    broken[rest] |= left.outcome("square") == BROKE
-    found["broken"] = sample.index[broken].tolist()  # places in the data set, for a shard holds only some of them
-    most = MAX_EPS[norm]
+    square = AttackSpec("square", {"square": _square(eps, norm)}, eps, norm)
+    survivors = sample.take(rest)
+    yield from run_attack(model, Split(part.x[rest], part.y[rest]), survivors, square, seed, sizer, keep_examples=False)
+    broken_by_square = survivors.outcome("square") == BROKE
+    results["black_box"] = int(broken_by_square.sum()) / n
+    is_broken = ~sample.standing(list(sample.stages))
+    is_broken[rest] |= broken_by_square
+    results["broken"] = sample.index[is_broken].tolist()  # places in the data set: a shard has only some of them
+    max_eps = MAX_EPS[norm]
     huge = HUGE if norm == "linf" else HUGE * math.sqrt(part.x[0].numel())
-    found["huge"] = huge if huge <= most else None  # no attack takes so large a budget
+    results["huge"] = huge if huge <= max_eps else None  # no attack takes so large an eps
     points = [{"eps": 0.0, "correct": int(sample.right.sum())}]
-    for radius in sorted({*(min(factor * eps, most) for factor in CURVE), *([huge] if huge <= most else [])}):
+    for radius in sorted({*(min(factor * eps, max_eps) for factor in CURVE), *([huge] if huge <= max_eps else [])}):
         attack = PGD(eps=radius, alpha=2.5 * radius / 20, steps=20, norm=norm)
-        what = AttackSpec("curve", {f"pgd20 at {radius:.3g}": attack}, radius, norm)
-        yield from run_attack(model, part, sample, what, seed, room, keep_examples=False)
-        points.append({"eps": radius, "correct": int(sample.standing(what.stages).sum())})
-    yield {**found, "curve": points}
+        spec = AttackSpec("curve", {f"pgd20 at {radius:.3g}": attack}, radius, norm)
+        yield from run_attack(model, part, sample, spec, seed, sizer, keep_examples=False)
+        points.append({"eps": radius, "correct": int(sample.standing(spec.stages).sum())})
+    yield {**results, "curve": points}
 
 
 def _recall(sample: Ledger, known: Ledger, stages: list[str]) -> None:
-    """Take over what the evaluation has found of the same images; the same attack would find the same."""
-    place = {index: i for i, index in enumerate(known.index.tolist())}
-    pairs = [(i, place[index]) for i, index in enumerate(sample.index.tolist()) if index in place]
+    """Copy outcomes of the same images from the evaluation's ledger: the same attack would have the same outcomes."""
+    position = {index: i for i, index in enumerate(known.index.tolist())}
+    pairs = [(i, position[index]) for i, index in enumerate(sample.index.tolist()) if index in position]
     for stage in stages:
         if stage in known.stages and pairs:
-            here, there = torch.tensor(pairs).T
-            sample.outcome(stage)[here] = known.stages[stage][there]
+            in_sample, in_known = torch.tensor(pairs).T
+            sample.outcome(stage)[in_sample] = known.stages[stage][in_known]
 
 
 def judge(measured: dict[str, Any] | None, ledger: Ledger, pgd: list[str], classes: int) -> dict[str, Any]:
-    """The light, the gap in points, and every check as a flag or as passed; plain values.
+    """The light, the gap in points, and all checks, as results.json has them.
 
-    pgd: the stages that are PGD on the cross-entropy. classes: of the model, whichever of them are among the labels.
+    measured: what `measure` yielded last; None if it was not run.
+    ledger: the evaluation's.
+    pgd: the stages that are PGD on the cross-entropy.
+    classes: of the model, whichever of them are among the labels.
     """
     gap = _gap(ledger, pgd)
-    checks = [*_of_ledger(ledger, gap, classes), *(_of_sample(measured, ledger) if measured else [])]
+    checks = list(_ledger_checks(ledger, gap, classes))
+    if measured:
+        checks += _sample_checks(Measurements.of(measured), ledger)
     if TARGETED in ledger.stages:  # then the number that is quoted is not PGD's
         checks = [_milder(check) if check.name in OF_PGD else check for check in checks]
-    flags = [asdict(check) for check in checks if check.light != "green"]
-    passed = [asdict(replace(check, meaning="")) for check in checks if check.light == "green"]
-    said = light(checks) if measured and ledger.stages else "grey"  # without an attack there is nothing to believe
-    gap_said = None if gap is None else round(gap[0], 2)
-    return {"light": said, "gap": gap_said, "flags": flags, "examined": passed}
+    colour = light(checks) if measured and ledger.stages else "grey"  # without an attack there is nothing to believe
+    return {
+        "light": colour,
+        "gap": None if gap is None else round(gap[0], 2),
+        "flags": [asdict(check) for check in checks if check.light != "green"],
+        "examined": [asdict(replace(check, meaning="")) for check in checks if check.light == "green"],
+    }
 
 
 def _milder(check: Check) -> Check:
@@ -127,12 +179,12 @@ def _milder(check: Check) -> Check:
 
 
 def light(checks: list[Check]) -> str:
-    """The worst of the lights."""
+    """The worst light of the checks: "green", "yellow" or "red"; "grey" without checks."""
     return max((check.light for check in checks), key=LIGHTS.index, default="grey")
 
 
 def curve(measured: dict[str, Any]) -> dict[str, Any]:
-    """The measured curve with its intervals."""
+    """Accuracy by eps as results.json has it: the measured points with 95 % intervals."""
     n = measured["n"]
     points = []
     for point in measured["curve"]:
@@ -142,22 +194,23 @@ def curve(measured: dict[str, Any]) -> dict[str, Any]:
 
 
 def _outputs(model: nn.Module, part: Split, size: int) -> dict[str, Any]:
-    """Is the answer the same when asked twice, and in other company; is it probabilities; are the images left alone?"""
+    """Whether outputs repeat, also beside other images; whether they are probabilities; whether the input is
+    unchanged."""
     x, _ = image_batch(model, part, slice(None))
     given = x.clone()
     with exact_inference(model, size) as view, torch.no_grad():
-        once = view(given)
-        altered = not torch.equal(given, x)
-        again, others = view(x.clone()), view(x[::2].clone())
-    scale = once.abs().amax().clamp(min=1e-9)
-    sums = once.sum(1)
+        first = view(given)
+        alters_images = not torch.equal(given, x)
+        second, beside_others = view(x.clone()), view(x[::2].clone())
+    scale = first.abs().amax().clamp(min=1e-9)
+    sums = first.sum(1)
     return {
-        "classes": once.shape[1],
-        "differs": ((once - again).abs().amax() / scale).item(),
-        "changes_its_mind": (once.argmax(1) != again.argmax(1)).float().mean().item(),
-        "by_company": ((once[::2] - others).abs().amax() / scale).item(),
-        "alters_images": altered,
-        "probabilities": bool(once.min() >= 0 and once.max() <= 1 and (sums - 1).abs().max() < 1e-3),
+        "classes": first.shape[1],
+        "differs": ((first - second).abs().amax() / scale).item(),
+        "changes_its_mind": (first.argmax(1) != second.argmax(1)).float().mean().item(),
+        "by_company": ((first[::2] - beside_others).abs().amax() / scale).item(),
+        "alters_images": alters_images,
+        "probabilities": bool(first.min() >= 0 and first.max() <= 1 and (sums - 1).abs().max() < 1e-3),
     }
 
 
@@ -165,11 +218,11 @@ def _zero_gradients(model: nn.Module, part: Split, size: int) -> float:
     """Share of the images at which the gradient of the cross-entropy is exactly zero, or not finite."""
     x, y = image_batch(model, part, slice(None))
     zero = []
-    for some, label in zip(x.split(size), y.split(size), strict=True):
+    for images, labels in zip(x.split(size), y.split(size), strict=True):
         with exact_inference(model, size) as view:
-            some = some.clone().requires_grad_()
-            logits = view(some)
-            (gradient,) = torch.autograd.grad(ce(logits, label).sum(), some)
+            images = images.clone().requires_grad_()
+            logits = view(images)
+            (gradient,) = torch.autograd.grad(ce(logits, labels).sum(), images)
             largest = gradient.flatten(1).abs().amax(1)  # NaN where any is
             zero.append(((largest == 0) | ~largest.isfinite()).cpu())
     return torch.cat(zero).float().mean().item()
@@ -185,87 +238,135 @@ def _targeted(eps: float, norm: Norm, classes: int) -> AttackSpec:
 
 
 def _square(eps: float, norm: Norm) -> Any:
-    named = {"linf": "Linf", "l2": "L2"}[norm]
-    return torchattack("Square", norm=named, eps=eps, n_queries=300, loss="margin", resc_schedule=True)
+    norm_name = {"linf": "Linf", "l2": "L2"}[norm]
+    return torchattack("Square", norm=norm_name, eps=eps, n_queries=300, loss="margin", resc_schedule=True)
 
 
 def _gap(ledger: Ledger, pgd: list[str]) -> tuple[float, float] | None:
-    """(points between the best PGD and the worst case, lower end of its interval); None without a PGD, or
-    with nothing beside it."""
+    """(points between the best PGD and the worst case, lower end of their 95 % interval); None without PGD, or if no
+    other attack was run."""
     if not pgd or set(ledger.stages) == set(pgd):
         return None
     best = min(pgd, key=lambda stage: int(ledger.standing([stage]).sum()))
     stands, worst = ledger.standing([best]), ledger.stands
-    found = paired(len(ledger), int((stands & ~worst).sum()), int((worst & ~stands).sum()))
-    return 100 * found.difference, 100 * found.low
+    difference = paired(len(ledger), int((stands & ~worst).sum()), int((worst & ~stands).sum()))
+    return 100 * difference.difference, 100 * difference.low
 
 
-def _of_ledger(ledger: Ledger, gap: tuple[float, float] | None, classes: int) -> Iterator[Check]:
+# The checks
+
+
+def _ledger_checks(ledger: Ledger, gap: tuple[float, float] | None, classes: int) -> Iterator[Check]:
+    """Checks that need the ledger only."""
     n, right = len(ledger), int(ledger.right.sum())
     low, _ = wilson(right, n)
-    yield Check("chance-accuracy", "green" if low > 1 / classes else "red",
-               f"{100 * right / n:.1f} % of the clean images are right, chance is {100 / classes:.1f} %",
-               "the weights, the architecture or the input convention are likely wrong")  # fmt: skip
+    yield Check(
+        "chance-accuracy",
+        _red_if(low <= 1 / classes),
+        f"{100 * right / n:.1f} % of the clean images are right, chance is {100 / classes:.1f} %",
+        "the weights, the architecture or the input convention are likely wrong",
+    )
     if gap is not None:
-        level = _level(gap[0] if gap[1] > GAP[0] / 2 else 0.0, *GAP)
-        yield Check("pgd-to-strongest-gap", level, f"PGD leaves {gap[0]:.1f} points more standing than all attacks do",
-                   "PGD flatters this model; quote the strongest attack only")  # fmt: skip
+        points, interval_low = gap
+        yield Check(
+            "pgd-to-strongest-gap",
+            _level(points if interval_low > GAP[0] / 2 else 0.0, *GAP),
+            f"PGD leaves {points:.1f} points more standing than all attacks do",
+            "PGD flatters this model; quote the strongest attack only",
+        )
     if (ledger.rounded != UNTRIED).any():
         gain = 100 * int((ledger.rounded != BROKE).logical_and(ledger.rounded != UNTRIED).sum()) / n
-        yield Check("eight-bit", _level(gain, ROUNDING, math.inf),
-                   f"{gain:.1f} points of the broken images are no longer broken when the example is rounded to 8 bits",
-                   "as files, these images resist better than the number says")  # fmt: skip
+        yield Check(
+            "eight-bit",
+            _level(gain, ROUNDING, math.inf),
+            f"{gain:.1f} points of the broken images are no longer broken when the example is rounded to 8 bits",
+            "as files, these images resist better than the number says",
+        )
 
 
-def _of_sample(found: dict[str, Any], ledger: Ledger) -> Iterator[Check]:
-    n = found["n"]
-    for doubt in found.get("doubts", []):
+def _sample_checks(m: Measurements, ledger: Ledger) -> Iterator[Check]:
+    """Checks that need measurements on the sample."""
+    for doubt in m.doubts:
         yield Check("doubtful-reading", "yellow", doubt, "the network or its input convention may be another one")
-    yield Check("randomised-output", "red" if found["differs"] > 1e-4 else "green",
-               f"asked twice, logits differ by {100 * found['differs']:.2g} % of the largest, and the class for "
-               f"{100 * found['changes_its_mind']:.1f} % of the images",
-               "one attack on one draw says little; attack the average of many")  # fmt: skip
-    random = found["differs"] > 1e-4
-    yield Check("batch-dependent-output", "red" if found["by_company"] > 1e-3 and not random else "green",
-               f"beside other images, logits differ by {100 * found['by_company']:.2g} % of the largest",
-               "an image's class depends on those beside it, as in train mode; put the model in eval mode")  # fmt: skip
-    yield Check("alters-its-images", "red" if found["alters_images"] else "green",
-               f"the model {'writes into' if found['alters_images'] else 'leaves alone'} the images it is given",
-               "attacks go on from images that are not theirs; let the model copy them")  # fmt: skip
-    yield Check("probabilities", "red" if found["probabilities"] else "green",
-               "outputs are probabilities" if found["probabilities"] else "outputs are no probabilities",
-               "a loss on top of a softmax has hardly a gradient; return logits")  # fmt: skip
-    zero = found["zero_gradients"]
-    yield Check("zero-gradients", "red" if zero > ZERO_GRADIENTS else "green",
-               f"the gradient is zero or not finite at {100 * zero:.1f} % of {n} images",
-               "attacks that follow the gradient cannot move there")  # fmt: skip
-    black = found["black_box"]
-    yield Check("black-box-beats-white-box", _level(black, *BLACK_BOX) if black * n >= 3 else "green",
-               f"300 random queries broke {100 * black:.1f} % of {n} images that no gradient attack did",
-               "gradients do not lead where the model is weak")  # fmt: skip
-    both, missed = _overlooked(found, ledger)
-    yield Check("overlooked", _level(missed / both, *OVERLOOKED) if missed >= 3 else "green",
-               f"short attacks of this check broke {missed} images that stand in the evaluation, of {both}",
-               "the attacks chosen are too weak here; take aa")  # fmt: skip
-    gained, better = 100 * (found["pgd10"] - found["pgd100"]), 100 * (found["pgd100"] - found["targeted"])
-    lost = paired(n, max(0, round(n * better / 100)), 0)
-    masked = gained <= NO_HELP and better >= MUCH_BETTER and 100 * lost.low > MUCH_BETTER / 2
-    yield Check("more-steps-do-not-help", "red" if masked else "green",
-               f"ten times the steps of PGD gain {gained:.1f} points, a targeted attack {better:.1f}",
-               "PGD is stuck, not the model strong")  # fmt: skip
-    if found["huge"] is None:
-        return
-    stands = next(point["correct"] for point in found["curve"] if point["eps"] == found["huge"]) / n
-    yield Check("huge-eps", "red" if stands > STANDS_HUGE else "green",
-               f"{100 * stands:.1f} % of {n} images stand at eps {found['huge']:.3g}, where nothing can",
-               "the attack is failing: in so large a ball every image can be made any other")  # fmt: skip
+    yield from _output_checks(m)
+    yield Check(
+        "zero-gradients",
+        _red_if(m.zero_gradients > ZERO_GRADIENTS),
+        f"the gradient is zero or not finite at {100 * m.zero_gradients:.1f} % of {m.n} images",
+        "attacks that follow the gradient cannot move there",
+    )
+    yield Check(
+        "black-box-beats-white-box",
+        _level(m.black_box, *BLACK_BOX) if m.black_box * m.n >= MIN_IMAGES else "green",
+        f"300 random queries broke {100 * m.black_box:.1f} % of {m.n} images that no gradient attack did",
+        "gradients do not lead where the model is weak",
+    )
+    n_common, n_missed = _overlooked(m, ledger)
+    yield Check(
+        "overlooked",
+        _level(n_missed / n_common, *OVERLOOKED) if n_missed >= MIN_IMAGES else "green",
+        f"short attacks of this check broke {n_missed} images that stand in the evaluation, of {n_common}",
+        "the attacks chosen are too weak here; take aa",
+    )
+    by_steps, by_target = 100 * (m.pgd10 - m.pgd100), 100 * (m.pgd100 - m.targeted)
+    difference = paired(m.n, max(0, round(m.n * by_target / 100)), 0)
+    is_stuck = by_steps <= NO_HELP and by_target >= MUCH_BETTER and 100 * difference.low > MUCH_BETTER / 2
+    yield Check(
+        "more-steps-do-not-help",
+        _red_if(is_stuck),
+        f"ten times the steps of PGD gain {by_steps:.1f} points, a targeted attack {by_target:.1f}",
+        "PGD is stuck, not the model strong",
+    )
+    if m.huge is not None:
+        standing = next(point["correct"] for point in m.curve if point["eps"] == m.huge) / m.n
+        yield Check(
+            "huge-eps",
+            _red_if(standing > STANDS_HUGE),
+            f"{100 * standing:.1f} % of {m.n} images stand at eps {m.huge:.3g}, where nothing can",
+            "the attack is failing: in so large a ball every image can be made any other",
+        )
 
 
-def _overlooked(found: dict[str, Any], ledger: Ledger) -> tuple[int, int]:
-    """(images of the sample that the ledger has, those of them that stand in it and that the checks broke)."""
-    sampled = ledger.index < found["n"]  # the sample is the first images of the set
-    broken = torch.isin(ledger.index, torch.tensor(found["broken"], dtype=torch.int64))
-    return max(1, int(sampled.sum())), int((broken & ledger.stands).sum()) if ledger.stages else 0
+def _output_checks(m: Measurements) -> Iterator[Check]:
+    """Checks of the model's outputs."""
+    is_random = m.differs > RANDOM_LOGITS
+    yield Check(
+        "randomised-output",
+        _red_if(is_random),
+        f"asked twice, logits differ by {100 * m.differs:.2g} % of the largest, and the class for "
+        f"{100 * m.changes_its_mind:.1f} % of the images",
+        "one attack on one draw says little; attack the average of many",
+    )
+    yield Check(
+        "batch-dependent-output",
+        _red_if(m.by_company > BATCH_DEPENDENT_LOGITS and not is_random),
+        f"beside other images, logits differ by {100 * m.by_company:.2g} % of the largest",
+        "an image's class depends on those beside it, as in train mode; put the model in eval mode",
+    )
+    yield Check(
+        "alters-its-images",
+        _red_if(m.alters_images),
+        f"the model {'writes into' if m.alters_images else 'leaves alone'} the images it is given",
+        "attacks go on from images that are not theirs; let the model copy them",
+    )
+    yield Check(
+        "probabilities",
+        _red_if(m.probabilities),
+        "outputs are probabilities" if m.probabilities else "outputs are no probabilities",
+        "a loss on top of a softmax has hardly a gradient; return logits",
+    )
+
+
+def _overlooked(m: Measurements, ledger: Ledger) -> tuple[int, int]:
+    """(images both of the sample and of the ledger, those of them that stand in the ledger but that the checks
+    broke)"""
+    in_sample = ledger.index < m.n  # the sample is the first images of the data set
+    broken = torch.isin(ledger.index, torch.tensor(m.broken, dtype=torch.int64))
+    return max(1, int(in_sample.sum())), int((broken & ledger.stands).sum()) if ledger.stages else 0
+
+
+def _red_if(is_red: bool) -> str:
+    return "red" if is_red else "green"
 
 
 def _level(value: float, yellow: float, red: float) -> str:

@@ -35,13 +35,16 @@ MARGIN = 1e-3
 
 @dataclass(frozen=True)
 class Verified:
-    """What was held up: so many images, so many examples; `close`: rows too close to call on this machine."""
+    """The result of `verify`.
+
+    images, examples: how many were checked. close: rows whose logits are too close to decide on this machine. unchecked:
+    what no file can prove, in sentences.
+    """
 
     images: int
     examples: int
     close: int
     unchecked: tuple[str, ...] = ()
-    """what no file can prove, in sentences"""
 
 
 def verify(
@@ -54,14 +57,20 @@ def verify(
     factory: str | None = None,
     device: str = "auto",
 ) -> Verified:
-    """Re-judge an evaluation in two forward passes.
+    """Check an evaluation made by somebody else, in two forward passes: no attack is run again.
 
-    images: as `evaluate` takes data. checkpoint, data, factory: the weights, the images, and the model's
-    file.py:factory. What the folder names is not opened: only weights inside of it and built-in data need not be
-    passed. device: where to judge; a `model` stays where it is.
+    A folder does not decide what is opened: only weights inside of it and built-in data need not be passed.
 
-    Raises RunError, with the whole command, where something has to be passed; and, naming the row, where the weights,
-    the data, an image, an example, its distance, a verdict, eps or a number in results.json is not what it was.
+    folder: of the evaluation.
+    model: the model, if it is in memory; it takes images in [0, 1] and stays on its device.
+    images: the images and labels, as `evaluate` takes data.
+    checkpoint: file of the weights.
+    data: the images by name or path, as `load_data` takes them.
+    factory: file.py:factory that builds the network.
+    device: "auto", "cpu", "cuda", ...; where the checkpoint is loaded.
+
+    Raises RunError, with the command to use: something has to be passed. Raises RunError, naming the row: weights, data,
+    an image, an example, its distance, a prediction, eps or a number in results.json is not what it was.
     """
     held = read_evaluation(Path(folder), strict=True)
     spec = held.results["spec"]
@@ -82,7 +91,7 @@ def verify(
 
 
 def _wanted(held: StoredEvaluation, model: bool, data: bool, checkpoint: Path | None, factory: str | None) -> list[str]:
-    """What the folder names, and the caller neither passed nor may leave to it."""
+    """What the folder names and does not contain, so that the caller has to pass it."""
     spec, found = held.results["spec"], []
     if not model and spec["checkpoint"] and checkpoint is None:
         found.append(f"the weights {spec['checkpoint']}")
@@ -151,7 +160,7 @@ def _verify(held: StoredEvaluation, subject: LoadedModel, data: TestSet, moved: 
 
 
 def _check_told(held: StoredEvaluation, subject: LoadedModel, data: TestSet) -> None:
-    """Is what the results say of the model and the images what they are?"""
+    """Whether the results describe the model and the images as they are (raises RunError)."""
     results, expected = held.results, describe_data(data, subject.classes)
     if data.given is None or data.given != results["spec"]["data_given"]:  # brought along, under whatever name
         expected |= {name: results["data"][name] for name in ("name", "class_names")}
@@ -169,7 +178,7 @@ def _check_told(held: StoredEvaluation, subject: LoadedModel, data: TestSet) -> 
 
 
 def _unchecked(held: StoredEvaluation) -> Iterator[str]:
-    """What must be taken on trust."""
+    """What cannot be checked, in sentences."""
     yield "that images which stand were attacked at all, with these settings: only attacking them again can tell"
     if held.results["measured"]:
         yield "what the model was asked for the light, and the curve of accuracy by eps"
@@ -179,7 +188,7 @@ def _unchecked(held: StoredEvaluation) -> Iterator[str]:
 
 
 def _check_sums(held: StoredEvaluation, classes: int) -> None:
-    """Do the numbers of results.json follow from the ledger, and the ledger's columns from one another?"""
+    """Whether results.json follows from the ledger, and the ledger's columns from one another (raises RunError)."""
     results, ledger = held.results, held.ledger
     path = str(held.folder / "results.json")
     if not results["complete"]:
@@ -213,7 +222,7 @@ def _check_sums(held: StoredEvaluation, classes: int) -> None:
 
 
 def _check_tried(held: StoredEvaluation, row: AttackResult) -> None:
-    """Was every image that stood tried by every stage?"""
+    """Whether every stage tried every image that stood before it (raises RunError)."""
     for k, stage in enumerate(row.stages):
         skipped = held.ledger.standing(row.stages[:k]) & (held.ledger.outcome(stage) == UNTRIED)
         if skipped.any():

@@ -216,7 +216,7 @@ BAD = {
     "splits": (dict.fromkeys(("train", "test"), Rows("image", "label")), r"pass one of them, as data\['test'\]"),
     "empty": (Pictures(images=[]), "the Pictures is empty"),
     "broken": (Broken(), "the Broken fails after 0 items .FileNotFoundError: 17.png"),
-    "a name": ("cifar10", r"Pass open_data\('cifar10'\)"),
+    "a name": ("cifar10", r"Pass load_data\('cifar10'\)"),
     "a number": (7, "data are a int"),
 }  # fmt: skip
 
@@ -251,7 +251,7 @@ def test_verify_takes_what_evaluate_takes(victim, tmp_path):
         verify(tmp_path, model, TensorDataset(part.x.float(), part.y))
 
 
-def test_what_open_data_returns_is_data(victim):
+def test_what_load_data_returns_is_data(victim):
     found = load_data("digits").first(20)
     linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     assert len(evaluate(linear, found, "nat").ledger) == 20

@@ -19,15 +19,16 @@ from robustmail.attacks.per_image_noise import per_image_noise
 from robustmail.data.dataset import Split
 from robustmail.errors import AttackError, ModelError, RecipeError, RunError
 from robustmail.evaluation import compare as compared
-from robustmail.evaluation import runner as folders
+from robustmail.evaluation import runner
 from robustmail.evaluation.compare import compare
+from robustmail.evaluation.evaluator import attack_result
 from robustmail.evaluation.exact_inference import BatchSizer, exact_inference
 from robustmail.evaluation.ledger import BROKE, STOOD
 from robustmail.evaluation.merge import merge_shards
 from robustmail.evaluation.model_loading import LoadedModel
 from robustmail.evaluation.runner import run_evaluation
 from robustmail.evaluation.statistics import paired
-from robustmail.evaluation.storage import clear, read_evaluation, write_pngs
+from robustmail.evaluation.storage import clear, eight_bit, read_evaluation, with_seal, write_pngs
 from robustmail.evaluation.task import EvaluationTask
 from robustmail.evaluation.verify import verify
 from robustmail.norms import distances, tolerance
@@ -227,11 +228,11 @@ def test_when_memory_runs_out_the_batch_is_halved_and_the_verdicts_stay(hardened
 
 
 def test_room_shrinks_to_one_slice_before_the_slice_itself():
-    room = BatchSizer(torch.device("cpu"), 100)
+    sizer = BatchSizer(torch.device("cpu"), 100)
     sizes = []
     for _ in range(4):
-        room.shrink(MemoryError())
-        sizes.append((room.batch, room.pass_size))
+        sizer.shrink(MemoryError())
+        sizes.append((sizer.batch, sizer.pass_size))
     assert sizes == [(50, 8), (25, 8), (12, 8), (8, 8)]
 
 
@@ -361,7 +362,7 @@ def test_a_number_that_does_not_follow_from_the_ledger_is_found(copy, hardened, 
     (copy / "results.json").write_text(json.dumps(results))
     with pytest.raises(RunError, match="its seal is broken: it was altered"):
         verify(copy, hardened, hand)
-    (copy / "results.json").write_text(json.dumps(folders.sealed(results)))  # by somebody who knows how it is sealed
+    (copy / "results.json").write_text(json.dumps(with_seal(results)))  # by somebody who knows how it is sealed
     with pytest.raises(RunError, match=r"does not follow from the ledger|do not fit the ledger"):
         verify(copy, hardened, hand)
 
@@ -414,8 +415,8 @@ def test_a_verdict_forged_with_a_seal_of_its_own_is_found_by_judging_again(copy,
     ledger.enter("pgd10", torch.tensor([at]), torch.tensor([True]), torch.tensor([(int(ledger.label[at]) + 1) % 10]),
                  torch.tensor([0.0]), clean[None])  # fmt: skip
     forged = task(hardened, hand)
-    rows = [folders.verdict(ledger, what, 0) for what in forged.attack_specs]
-    folders._save(forged, copy, ledger, rows, held.results["measured"], 1.0, complete=True)
+    rows = [attack_result(ledger, what, 0) for what in forged.attack_specs]
+    runner._save(forged, copy, ledger, rows, held.results["measured"], 1.0, complete=True)
     with pytest.raises(RunError, match=rf"\(image {at}\): the model says"):
         verify(copy, hardened, hand)
 
@@ -424,7 +425,7 @@ def resealed(folder: Path, change) -> None:
     """Edit results.json as somebody would who knows how it is sealed."""
     results = json.loads((folder / "results.json").read_text())
     change(results)
-    (folder / "results.json").write_text(json.dumps(folders.sealed(results)))
+    (folder / "results.json").write_text(json.dumps(with_seal(results)))
 
 
 def renamed(results) -> None:
@@ -583,8 +584,8 @@ def test_an_example_recorded_as_its_true_class_is_no_break_however_near(copy, ha
         ledger.broken_as[at] = ledger.label[at]
         ledger.distance[at] = float((example - hand.part.x[at].float() / 255).abs().max())
         forged = task(hardened, hand)
-        rows = [folders.verdict(ledger, what, 0) for what in forged.attack_specs]
-        folders._save(forged, copy, ledger, rows, held.results["measured"], 1.0, complete=True)
+        rows = [attack_result(ledger, what, 0) for what in forged.attack_specs]
+        runner._save(forged, copy, ledger, rows, held.results["measured"], 1.0, complete=True)
         with pytest.raises(RunError, match=rf"\(image {at}\): its example is recorded as .* its true class"):
             verify(copy, hardened, hand)
 
@@ -595,13 +596,13 @@ def test_in_l2_rounded_examples_stay_in_the_ball_where_nearest_bytes_would_not(s
     x = torch.randint(64, 192, (16, 3, 16, 16), generator=rng) / 255
     delta = torch.randn(x.shape, generator=rng)
     found = (x + 0.5 * delta / delta.flatten(1).norm(dim=1)[:, None, None, None]).clamp(0, 1)
-    bytes_ = folders.eight_bit(x, found, 0.5, "l2")
+    bytes_ = eight_bit(x, found, 0.5, "l2")
     assert torch.equal((bytes_ * 255).round() / 255, bytes_)
     assert distances(x, bytes_, "l2").max() <= 0.5 + tolerance(0.5)
     assert distances(x, bytes_, "l2").min() >= 0.49, "and not far inside, or files would look robust"
     assert (distances(x, (found * 255).round() / 255, "l2") > 0.5 + tolerance(0.5)).any(), "or the test tells nothing"
     grey = x + 0.4 / 255  # of no whole 255ths: nothing is promised but whole bytes
-    whole = folders.eight_bit(grey.clamp(0, 1), found, 0.5, "l2")
+    whole = eight_bit(grey.clamp(0, 1), found, 0.5, "l2")
     assert torch.equal((whole * 255).round() / 255, whole)
     assert whole.min() >= 0
     assert whole.max() <= 1

@@ -131,7 +131,10 @@ def test_every_check_has_a_section_in_the_documentation(hardened, hand):
 
 
 def test_the_light_is_that_of_the_worst_check():
-    assert sanity_checks.light([Check("a", "green", ""), Check("b", "yellow", ""), Check("c", "green", "")]) == "yellow"
+    assert (
+        sanity_checks.light([Check("a", "green", "", ""), Check("b", "yellow", "", ""), Check("c", "green", "", "")])
+        == "yellow"
+    )
 
 
 def test_chance_is_that_of_the_models_classes_not_of_the_labels_at_hand():
