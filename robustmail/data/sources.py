@@ -235,7 +235,8 @@ def _read_npz(who: str, path: Path) -> dict[str, Any]:
 def as_split(who: str, x: Any, y: Any, floats: bool = False) -> Split:
     """Arrays as a Split.
 
-    who: the data, for errors. x: images [N, H, W, C], [N, C, H, W] or [N, H, W]. y: labels [N] or [N, 1]. floats: whether
+    who: the data, for errors. x: images [N, H, W, C], [N, C, H, W] or [N, H, W]. y: labels [N] or [N, 1]. floats:
+    whether
     images may be floats in [0, 1]. Raises DataError: other types, shapes or ranges.
     """
     if floats and np.issubdtype(x.dtype, np.floating):

@@ -19,7 +19,8 @@ PAIRS = (("x_test", "y_test"), ("x", "y"), ("images", "labels"), ("data", "targe
 class TestSet:
     """Labelled images to evaluate on.
 
-    name: of the data. part: images and labels in the data set's own order, uint8 or floats in [0, 1]. classes: number of
+    name: of the data. part: images and labels in the data set's own order, uint8 or floats in [0, 1]. classes:
+    number of
     classes. class_names: one per class, if known. given: what was passed to --data. notes: how they were read, if that
     could have been otherwise, in sentences.
     """
@@ -41,7 +42,8 @@ class TestSet:
         return replace(self, part=self.part.first(n))
 
     def class_warning(self, whole: TestSet) -> str:
-        """A warning if the first n images have far fewer classes than the whole set, else ""; whole: the set they are of."""
+        """A warning if the first n images have far fewer classes than the whole set, else ""; whole: the set they
+        are of."""
         n, classes, all_classes = len(self.part.y), len(self.part.y.unique()), len(whole.part.y.unique())
         if 2 * classes >= min(n, all_classes):
             return ""

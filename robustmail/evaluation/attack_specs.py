@@ -30,7 +30,8 @@ PER_IMAGE = ("PGD", "APGD", "APGDT", "FAB", "Square")  # of torchattacks: `per_i
 class AttackSpec(NamedTuple):
     """What a name stands for.
 
-    name: of the attack. stages: attacks by name, each run on the images that the ones before left standing. eps, norm: the
+    name: of the attack. stages: attacks by name, each run on the images that the ones before left standing. eps,
+    norm: the
     ball. note: what differs from the attack that usually has this name, if anything.
     """
 
@@ -63,11 +64,13 @@ class AttackSpec(NamedTuple):
         return is_known or (isinstance(attack, PGD) and not attack.noise)
 
     def uses_logits_only(self, stage: str) -> bool:
-        """Whether a stage uses only the model's logits and their gradients, as all attacks of robustmail and of libraries do."""
+        """Whether a stage uses only the model's logits and their gradients, as all attacks of robustmail and of
+        libraries do."""
         return type(self.stages[stage]).__module__.startswith("robustmail.attacks")
 
     def must_stay_in_ball(self, stage: str) -> bool:
-        """Whether it is an error if a stage leaves the ball. Not for a library's minimum-norm attack: its examples outside
+        """Whether it is an error if a stage leaves the ball. Not for a library's minimum-norm attack: its examples
+        outside
         the ball do not count."""
         return hasattr(self.stages[stage], "eps") or not self.uses_logits_only(stage)
 
@@ -82,7 +85,8 @@ def is_built_in(name: str) -> bool:
 
 
 def check_eps(eps: float, norm: Norm) -> None:
-    """Refuse an eps that is not a positive, finite number or larger than any distance of images (raises RecipeError)."""
+    """Refuse an eps that is not a positive, finite number or larger than any distance of images (raises
+    RecipeError)."""
     if not isinstance(eps, (int, float)) or isinstance(eps, bool) or not math.isfinite(eps):
         raise RecipeError(f"eps={eps!r}", "is no finite number", "Write 8/255.")
     check_budget("evaluate", norm, eps=eps)
@@ -97,7 +101,9 @@ def check_custom(spec: AttackSpec) -> None:
         if norm_of(attack) == spec.norm and eps is not None and eps < spec.eps * (1 - 1e-6):
             own, wanted = describe(eps), describe(float(spec.eps))
             wrong = f"its eps is smaller than the evaluation's {wanted}, so its result would overstate robustness"
-            raise RecipeError(f"attack {stage} (given eps={own})", wrong, f"Give it eps={wanted}, or evaluate at {own}.")
+            raise RecipeError(
+                f"attack {stage} (given eps={own})", wrong, f"Give it eps={wanted}, or evaluate at {own}."
+            )
 
 
 def attack_spec(attack: str | Attack, eps: float, classes: int, norm: Norm = "linf") -> AttackSpec:
@@ -106,7 +112,8 @@ def attack_spec(attack: str | Attack, eps: float, classes: int, norm: Norm = "li
     nat: no attack.
     pgdN: N iterations of PGD on the cross-entropy from a random start. Its step is max(eps / 10, 2.5 eps / N), at most
     eps: Madry's rule for few iterations (2/255 at 10).
-    cw: 20 iterations of PGD on the margin max_{j != y} z_j - z_y, which papers on robustness call CW. Its step is eps / 10:
+    cw: 20 iterations of PGD on the margin max_{j != y} z_j - z_y, which papers on robustness call CW. Its step is
+    eps / 10:
     the 0.003 at eps 0.031 of the authors' evaluation.
     cw-art: Carlini and Wagner's attack as in ART, which searches for the nearest example and is slow.
     apgd: APGD-CE, 100 iterations. apgd-t, fab-t, square: the other stages of AutoAttack, each alone.
@@ -128,7 +135,8 @@ def attack_spec(attack: str | Attack, eps: float, classes: int, norm: Norm = "li
     if match := re.fullmatch(r"pgd([1-9]\d*)", attack):
         steps = int(match[1])
         knobs: dict[str, Any] = {"eps": eps, "alpha": _step(eps, steps), "steps": steps}
-        # The library's PGD in l2 draws lengths for the whole batch at once, so that an image's result would depend on the others.
+        # The library's PGD in l2 draws lengths for the whole batch at once, so that an image's result would depend
+        # on the others.
         return AttackSpec(
             attack, {attack: torchattack("PGD", **knobs) if norm == "linf" else PGD(norm=norm, **knobs)}, eps, norm
         )
@@ -145,9 +153,7 @@ def attack_spec(attack: str | Attack, eps: float, classes: int, norm: Norm = "li
         return AttackSpec(attack, {stage: stages[stage]}, eps, norm)
     if attack in NAMES:
         raise RecipeError(f"attack {attack!r}", standard.replaced(classes) or "", "Name aa, or apgd and square.")
-    raise RecipeError(
-        f"attack {attack!r}", "no such attack in validation and evaluation", did_you_mean(attack, NAMES)
-    )
+    raise RecipeError(f"attack {attack!r}", "no such attack in validation and evaluation", did_you_mean(attack, NAMES))
 
 
 def _nearest(norm: Norm) -> Any:

@@ -31,7 +31,8 @@ def reading_doubts(
 
     best: the score of the reading. ranked: the scores of all readings that were compared. part: all labelled images.
     accuracies: that the file says its network has, in [0, 1], by name.
-    usual: whether it is the likeliest reading by names and shapes; if then an accuracy agrees, it need only be better than
+    usual: whether it is the likeliest reading by names and shapes; if then an accuracy agrees, it need only be
+    better than
     the others.
     """
     found = list(_of_itself(best, part, MISFIT if usual else MISFIT_OF_RARE))

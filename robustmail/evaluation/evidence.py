@@ -89,7 +89,8 @@ def recalibrated(logits: Tensor, y: Tensor) -> tuple[Tensor, float]:
 
 
 def predict_differently(a: Tensor, b: Tensor) -> bool:
-    """Whether two networks predict other classes on more than 1 % of the images, and on 2 at least; a, b: classes, [N]."""
+    """Whether two networks predict other classes on more than 1 % of the images, and on 2 at least; a, b: classes,
+    [N]."""
     differ = int((a != b).sum())
     return differ >= 2 and differ > SAME * len(a)
 

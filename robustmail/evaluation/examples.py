@@ -34,7 +34,8 @@ def write_examples(folder: Path, ledger: Ledger, originals: Mapping[int, Tensor]
 def add_examples(folder: Path, ledger: Ledger, originals: Tensor, stored: dict[int, str], last: bool) -> None:
     """Write the examples that the folder does not have yet.
 
-    folder: of the evaluation. ledger: with its examples. originals: clean images, [N, C, H, W]. stored: examples that the
+    folder: of the evaluation. ledger: with its examples. originals: clean images, [N, C, H, W]. stored: examples
+    that the
     folder has, position -> hash; the new ones are added. last: write all into the one file.
     """
     new = sorted(ledger.examples.keys() - stored.keys())

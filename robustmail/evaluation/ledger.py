@@ -163,7 +163,9 @@ def write_rows(ledger: Ledger, images: Sequence[str], examples: Mapping[int, str
     writer.writerow([*FIRST, *ledger.stages, *LAST])
     words = [[WORDS[code] for code in codes.tolist()] for codes in (*ledger.stages.values(), ledger.rounded)]
     columns = (ledger.index, ledger.label, ledger.predicted, ledger.margin, ledger.broken_as, ledger.distance)
-    for i, (index, label, predicted, margin, broken_as, distance) in enumerate(zip(*map(Tensor.tolist, columns), strict=True)):
+    for i, (index, label, predicted, margin, broken_as, distance) in enumerate(
+        zip(*map(Tensor.tolist, columns), strict=True)
+    ):
         by, example = ledger.broken_by[i], examples.get(i, "")
         row = [
             index, label, predicted, f"{margin:.9g}", by, broken_as if by else "", f"{distance:.9g}" if example else "",

@@ -48,7 +48,13 @@ NORMALIZATIONS: dict[str, Normalize | None] = {
 FIRST_IMAGES, SECOND_IMAGES, PROBE_IMAGES = 16, 64, 256  # in three rounds of the shortlist
 MAX_TIED = 2  # networks of which the third round scores more than one normalisation
 MAX_NETWORKS = 8  # with more, the first round sorts out networks
-FIRST_NORMALIZATIONS = ("none", "half", "bytes", "cifar10", "mnist")  # unlike each other: they stand for all in that round
+FIRST_NORMALIZATIONS = (
+    "none",
+    "half",
+    "bytes",
+    "cifar10",
+    "mnist",
+)  # unlike each other: they stand for all in that round
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,8 @@ class Score:
     """How a network under a normalisation does on N labelled images.
 
     network, normalization: their names. model: the two together. right: [N] bool, classified correctly. loss: [N],
-    cross-entropy. logits: [N, classes]. misfit: nats between the statistics of what reaches the BatchNorms and those that
+    cross-entropy. logits: [N, classes]. misfit: nats between the statistics of what reaches the BatchNorms and those
+    that
     they keep; None without BatchNorm.
     """
 
@@ -81,7 +88,8 @@ class Score:
 def parse_normalization(text: str, channels: int) -> Normalize | None:
     """(mean, std) of a text; None for `none`.
 
-    text: a name in NORMALIZATIONS, or mean/std as `0.5/0.5` or `0.49,0.48,0.45/0.25,0.24,0.26`. channels: of the images.
+    text: a name in NORMALIZATIONS, or mean/std as `0.5/0.5` or `0.49,0.48,0.45/0.25,0.24,0.26`. channels: of the
+    images.
     Raises ModelError: another text, another number of channels, or a std that is not positive.
     """
     who = f"--normalize {text}"
@@ -164,8 +172,10 @@ def score_all(
 def best_fit(scores: Sequence[Score], part: Split) -> tuple[Score, list[Score], list[Score]]:
     """(the best score, those that are statistically tied with it, all scores from best to worst).
 
-    Scores whose BatchNorms expect other statistics than they get come last. Of the rest the most accurate is best. Those
-    whose accuracies are tied are scored again on all of `part`; if they still are, the likelier network is best, under the
+    Scores whose BatchNorms expect other statistics than they get come last. Of the rest the most accurate is best.
+    Those
+    whose accuracies are tied are scored again on all of `part`; if they still are, the likelier network is best,
+    under the
     normalisation with the least cross-entropy.
     scores: the likelier network first. Raises ModelError: there is no score.
     """

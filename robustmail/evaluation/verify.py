@@ -37,7 +37,8 @@ MARGIN = 1e-3
 class Verified:
     """The result of `verify`.
 
-    images, examples: how many were checked. close: rows whose logits are too close to decide on this machine. unchecked:
+    images, examples: how many were checked. close: rows whose logits are too close to decide on this machine.
+    unchecked:
     what no file can prove, in sentences.
     """
 
@@ -69,7 +70,8 @@ def verify(
     factory: file.py:factory that builds the network.
     device: "auto", "cpu", "cuda", ...; where the checkpoint is loaded.
 
-    Raises RunError, with the command to use: something has to be passed. Raises RunError, naming the row: weights, data,
+    Raises RunError, with the command to use: something has to be passed. Raises RunError, naming the row: weights,
+    data,
     an image, an example, its distance, a prediction, eps or a number in results.json is not what it was.
     """
     held = read_evaluation(Path(folder), strict=True)

@@ -257,7 +257,9 @@ def test_an_attack_of_ones_own_cannot_take_the_name_of_a_column(victim, name):
 def test_an_attack_that_keeps_to_a_smaller_ball_is_not_quoted_for_a_larger(victim):
     model, part = victim
     for weak in (PGD(eps=1 / 255, alpha=1 / 255, steps=1), torchattack("FGSM", eps=1 / 255)):
-        with pytest.raises(RecipeError, match=r"\(given eps=1/255\): its eps is smaller than the evaluation's 8/255.*Give"):
+        with pytest.raises(
+            RecipeError, match=r"\(given eps=1/255\): its eps is smaller than the evaluation's 8/255.*Give"
+        ):
             evaluate(model, part, ("nat", weak), eps=8 / 255)
     other_norm = PGD(eps=1 / 255, alpha=1 / 255, steps=1, norm="l2")
     assert len(evaluate(model, part, (other_norm,), eps=8 / 255)) == 1, "in l2 it is no smaller"
