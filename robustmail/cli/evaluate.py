@@ -264,10 +264,12 @@ def report(
 
     A row per folder, a column per attack. With --format html it writes report.html into each folder instead.
     """
-    from robustmail.report.export import export
+    from robustmail.report.export import check_format, export
     from robustmail.report.page import write_page
     from robustmail.runtime.files import atomic_write_text
 
+    if form != "html":
+        check_format(form)
     _check_evaluations(folders)
     if form == "html":
         if out is not None:

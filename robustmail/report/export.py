@@ -16,7 +16,7 @@ from robustmail.report.tables import TextTable, as_latex, as_markdown, as_table
 from robustmail.runtime.untrusted import printable
 from robustmail.text import format_eps
 
-__all__ = ["FORMATS", "export"]
+__all__ = ["FORMATS", "check_format", "export"]
 
 Setting = Callable[[Results], str]
 SETTINGS: dict[str, Setting] = {
@@ -38,12 +38,17 @@ def export(folders: Sequence[Path], format: str, width: int | None = None) -> st
 
     Raises RunError: unknown format; a results.json is missing or damaged.
     """
-    if format not in FORMATS:
-        raise RunError(f"export {format!r}", "no such format", did_you_mean(format, FORMATS))
+    check_format(format)
     results = {str(folder): read_results(folder) for folder in folders}
     if format == "table":
         return as_table(_text_table(results), width)
     return FORMATS[format](results)
+
+
+def check_format(format: str) -> None:
+    """Refuse a format that is not a key of `FORMATS` (raises RunError)."""
+    if format not in FORMATS:
+        raise RunError(f"export {format!r}", "no such format", did_you_mean(format, FORMATS))
 
 
 def _csv(results: dict[str, Results]) -> str:
