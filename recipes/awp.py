@@ -5,7 +5,7 @@ Wu et al., "Adversarial Weight Perturbation Helps Robust Generalization", NeurIP
 attack runs in train mode, ours in eval mode unless attack_mode=train.
 
     robustmail run awp
-    robustmail run awp perturb.gamma=0.005 --out runs/awp_gamma_0.005
+    robustmail run awp perturbation.gamma=0.005 --out runs/awp_gamma_0.005
     robustmail run awp:wrn                                             the paper's WRN-32-10 (Table 3)
 """
 

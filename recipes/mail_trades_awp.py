@@ -4,7 +4,7 @@ Not in the paper: the best combination that we can offer of what it compares. AW
 moving average of the weights, which is what is validated, kept and evaluated.
 
     robustmail run mail_trades_awp
-    robustmail run mail_trades_awp ema=None perturb.gamma=0.01 --out runs/mail_trades_awp_no_ema
+    robustmail run mail_trades_awp ema=None perturbation.gamma=0.01 --out runs/mail_trades_awp_no_ema
     robustmail run mail_trades_awp:wrn
 """
 

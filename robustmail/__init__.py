@@ -1,6 +1,6 @@
 """robustmail: train networks against adversarial attacks, and decide which examples the training listens to.
 
-Everything public is here, and loaded when first used: `import robustmail` alone costs nothing.
+All public names are here. Each is imported when it is first used, so `import robustmail` alone does not import torch.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOME = {
+_NAMES = {  # by module; type checkers read the imports above instead
     "attacks.art": ["art"],
     "attacks.autoattack": ["AutoAttack"],
     "attacks.lm_pgd": ["LMPGD"],
@@ -66,15 +66,15 @@ _HOME = {
     "train.state": ["State"],
     "weighters": ["Discrete", "Sigmoid", "Tanh"],
 }
-_MODULE = {name: module for module, names in _HOME.items() for name in names}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
 
-__all__ = sorted(_MODULE)
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULE:
+    if name not in _MODULES:
         raise AttributeError(f"module 'robustmail' has no attribute {name!r}")
-    return getattr(import_module(f"robustmail.{_MODULE[name]}"), name)
+    return getattr(import_module(f"robustmail.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,7 +1,7 @@
-"""Speed, side by side: robustmail, the plain loop as papers publish it, torchattacks and ART, on the machine at hand.
+"""Speed of robustmail, the plain loop as papers publish it, torchattacks and ART, on this machine.
 
-Everybody gets the same network, batch, budget, steps and threads, and in each repeat everybody has a turn, so that a
-ratio compares what was measured within the same minute.
+All contenders get the same network, batch, eps, steps and threads. Each repeat runs every contender once, so that a
+ratio compares times measured within the same minute.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from robustmail.runtime.deferred import DeferredReads, defer_reads
 from robustmail.runtime.devices import pick_device
 from robustmail.runtime.provenance import provenance
 from robustmail.runtime.rng import fork_rng
-from robustmail.train.train_step import make_update, train_step
+from robustmail.train.train_step import train_step
 from robustmail.weighters import Sigmoid
 
 __all__ = ["bench"]
@@ -42,40 +42,51 @@ EPS, ALPHA, BETA = 8 / 255, 2 / 255, 5.0
 
 
 class Contender(NamedTuple):
-    """Somebody who does a task once when called."""
+    """One implementation of a task."""
 
     task: str
-    who: str
-    turn: Callable[[], object]
+    name: str
+    run: Callable[[], object]
+    """does the task once"""
     passes: int | None
-    """of the batch, a forward as one, that the task needs"""
+    """forward and backward passes of the batch that the task needs; None if it depends on the images"""
 
 
 def bench(
     model: str = "cifar_resnet18", batch: int = 128, repeats: int = 3, steps: int = 10, targeted_steps: int = 3,
     precision: Precision = "auto", device: str = "auto", progress: Callable[[str], object] = lambda _: None,
 ) -> BenchReport:  # fmt: skip
-    """Measure every contender in every task, `repeats` times in turn after one turn to warm up.
+    """Time every contender in every task, after one run to warm up.
 
-    Random images of 3 x 32 x 32: speed does not depend on what is in them. Raises ModelError, DeviceError.
+    model: a timm name, ours included.
+    batch: images [batch, 3, 32, 32], random, for speed does not depend on their content.
+    repeats: timed runs of each contender.
+    steps: of PGD. targeted_steps: of targeted APGD.
+    precision: of robustmail's training.
+    device: as `pick_device` takes it.
+    progress: called with a line of text before each run.
+
+    Raises ModelError, DeviceError.
     """
-    where = pick_device(device)
-    x, y = torch.rand(batch, 3, 32, 32, device=where), torch.randint(10, (batch,), device=where)
+    chosen = pick_device(device)
+    x, y = torch.rand(batch, 3, 32, 32, device=chosen), torch.randint(10, (batch,), device=chosen)
     contenders = list(_contenders(model, x, y, steps, targeted_steps, precision))
-    machine = {"fp32": _rate(torch.float32, where), "bf16": _rate(torch.bfloat16, where)}
-    seconds: dict[Contender, list[float]] = {who: [] for who in contenders}
+    machine = {"fp32": _rate(torch.float32, chosen), "bf16": _rate(torch.bfloat16, chosen)}
+    seconds: dict[Contender, list[float]] = {contender: [] for contender in contenders}
     for repeat in range(repeats + 1):
-        for who in contenders:
-            progress(f"{'warming up' if not repeat else f'repeat {repeat} of {repeats}'}: {who.task}, {who.who}")
-            taken = _timed(who.turn, where)
+        phase = f"repeat {repeat} of {repeats}" if repeat else "warming up"
+        for contender in contenders:
+            progress(f"{phase}: {contender.task}, {contender.name}")
+            duration = _timed(contender.run, chosen)
             if repeat:
-                seconds[who].append(taken)
+                seconds[contender].append(duration)
     work = flops(build(model, 10, 3), torch.rand(1, 3, 32, 32))
-    said = compute_models(made := build(model, 10, 3).to(where), choose_precision(precision, made, x), "eval", x).said
+    network = build(model, 10, 3).to(chosen)
+    compute = compute_models(network, choose_precision(precision, network, x), "eval", x)
     settings = {"model": model, "batch": batch, "repeats": repeats, "eps": EPS, "alpha": ALPHA, "steps": steps,
-                "targeted_steps": targeted_steps, "forward_flops": work, "precision": said,
+                "targeted_steps": targeted_steps, "forward_flops": work, "precision": compute.said,
                 "threads": torch.get_num_threads()}  # fmt: skip
-    return BenchReport(settings, machine, _rows(seconds, batch, work, max(machine.values())), provenance(where))
+    return BenchReport(settings, machine, _rows(seconds, batch, work, max(machine.values())), provenance(chosen))
 
 
 def _contenders(
@@ -118,21 +129,20 @@ def _contenders(
     task = f"APGD-T, {targeted} steps"
     fast = torchattack("APGDT", **apgdt)
     with torch.no_grad():
-        own = plain(x).argmax(1)  # what is wrong already is not attacked
-    yield Contender(task, "torchattacks, our view", lambda: fast(view, x, own), None)
-    yield Contender(task, PLAIN, lambda: _library_apgdt(plain, x, own, apgdt), None)
+        predicted = plain(x).argmax(1)  # as labels, so that every image is attacked
+    yield Contender(task, "torchattacks, our view", lambda: fast(view, x, predicted), None)
+    yield Contender(task, PLAIN, lambda: _library_apgdt(plain, x, predicted, apgdt), None)
 
 
 def _our_step(recipe: Recipe, x: Tensor, y: Tensor) -> Callable[[], object]:
     model = _network(str(recipe.model)).to(x.device)
-    form = compute_models(model, choose_precision(recipe.precision, model, x), recipe.attack_mode, x)
-    now, optimizer = recipe.at(0), SGD()(model.parameters())
+    compute = compute_models(model, choose_precision(recipe.precision, model, x), recipe.attack_mode, x)
+    recipe, optimizer = recipe.at(0), SGD()(model.parameters())
 
     def turn() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        # As in `fit`: on a GPU nothing is looked at before the step is over.
+        # As in `fit`: on a GPU no value is read before the step is over.
         with fork_rng(), backends(), defer_reads(DeferredReads() if x.is_cuda else None):
-            train_step(now, model, x, y, (0, 0), make_update(now, optimizer), form)
+            train_step(recipe, model, x, y, (0, 0), optimizer, compute)
 
     return turn
 
@@ -200,7 +210,7 @@ def _margin(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def _on_view(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> Tensor:
-    """The shortest loop there is, on the model as our attacks get it."""
+    """The plain PGD loop on robustmail's view of the model."""
     with model_view(model) as view:
         return _plain_pgd(view, x, y, steps)
 
@@ -209,8 +219,8 @@ def _library_attack(which: str) -> Callable[..., Tensor]:
     import torchattacks
 
     def attack(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> Tensor:
-        found: Tensor = getattr(torchattacks, which)(model, eps=EPS, alpha=ALPHA, steps=steps)(x, y)
-        return found
+        x_adv: Tensor = getattr(torchattacks, which)(model, eps=EPS, alpha=ALPHA, steps=steps)(x, y)
+        return x_adv
 
     return attack
 
@@ -219,15 +229,15 @@ def _library_apgdt(model: nn.Module, x: Tensor, y: Tensor, knobs: dict[str, Any]
     import torchattacks
 
     with fork_rng():
-        found: Tensor = torchattacks.APGDT(model, **knobs)(x, y)
-    return found.detach()
+        x_adv: Tensor = torchattacks.APGDT(model, **knobs)(x, y)
+    return x_adv.detach()
 
 
 def _art_trainer(name: str, x: Tensor, y: Tensor, steps: int, trades: bool) -> Callable[[], object]:
-    """ART's own trainers on one batch: Madry's, and TRADES with the attack ART gives it."""
-    from robustmail.attacks.art import _evasion
+    """A step of ART's own trainers: Madry's, or TRADES with ART's attack."""
+    from robustmail.attacks.art import import_evasion
 
-    evasion, model = _evasion(), _plain(name)
+    evasion, model = import_evasion(), _plain(name)
     from art.defences import trainer
     from art.estimators.classification import PyTorchClassifier
 
@@ -239,15 +249,15 @@ def _art_trainer(name: str, x: Tensor, y: Tensor, steps: int, trades: bool) -> C
     attack = evasion.ProjectedGradientDescent(
         classifier, eps=EPS, eps_step=ALPHA, max_iter=steps, num_random_init=1, batch_size=len(x), verbose=False
     )
-    made = (
+    art_trainer = (
         trainer.AdversarialTrainerTRADESPyTorch(classifier, attack, beta=BETA)
         if trades else trainer.AdversarialTrainer(classifier, attack, ratio=1.0)
     )  # fmt: skip
     images, labels = x.cpu().numpy(), F.one_hot(y, 10).cpu().numpy()
 
     def turn() -> None:
-        with contextlib.redirect_stderr(io.StringIO()), fork_rng():  # progress bars
-            made.fit(images, labels, batch_size=len(x), nb_epochs=1)
+        with contextlib.redirect_stderr(io.StringIO()), fork_rng():  # hides progress bars
+            art_trainer.fit(images, labels, batch_size=len(x), nb_epochs=1)
 
     return turn
 
@@ -274,17 +284,19 @@ def _timed(turn: Callable[[], object], device: torch.device) -> float:
 
 
 def _rate(dtype: torch.dtype, device: torch.device, n: int = 2048) -> float:
-    """GFLOP/s of a square matrix product, the best of some."""
+    """GFLOP/s of a product of two n x n matrices, the best of eight."""
     a, b = torch.rand(n, n, dtype=dtype, device=device), torch.rand(n, n, dtype=dtype, device=device)
     return max(2 * n**3 / _timed(lambda: a @ b, device) for _ in range(8)) / 1e9
 
 
 def _rows(seconds: dict[Contender, list[float]], batch: int, work: int, rate: float) -> list[BenchRow]:
     rows = []
-    for who, taken in seconds.items():
-        (plain,) = (s for other, s in seconds.items() if (other.task, other.who) == (who.task, PLAIN))
+    for contender, taken in seconds.items():
+        (plain,) = (s for other, s in seconds.items() if (other.task, other.name) == (contender.task, PLAIN))
         ratios = [theirs / ours for theirs, ours in zip(plain, taken, strict=True)]
-        gflops = None if who.passes is None else who.passes * work * batch / median(taken) / 1e9
-        rows.append(BenchRow(who.task, who.who, taken, batch / median(taken), median(ratios), min(ratios), max(ratios),
-                        gflops, None if gflops is None else gflops / rate))  # fmt: skip
+        gflops = None if contender.passes is None else contender.passes * work * batch / median(taken) / 1e9
+        share = None if gflops is None else gflops / rate
+        speed = batch / median(taken)
+        spread = median(ratios), min(ratios), max(ratios)
+        rows.append(BenchRow(contender.task, contender.name, taken, speed, *spread, gflops, share))
     return rows

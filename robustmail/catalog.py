@@ -1,4 +1,4 @@
-"""Which plugins and recipes exist, read from source text and package metadata: nothing is imported."""
+"""The plugins and recipes that exist, read from source text and package metadata without an import."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ SENTENCE = re.compile(r"(?<!Eq|al|\.\.)\. (?=[A-Z])")
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of plugin: its singular names a recipe's field and the laws, its plural names what lists it."""
+    """A kind of plugin. Its singular is the key in KINDS, the name of the recipe's field and of its set of laws."""
 
     plural: str
-    """of modules, of `robustmail list`, and of the entry point group `robustmail.<plural>`"""
+    """the name in `robustmail list` and in the entry point group `robustmail.<plural>`"""
     modules: tuple[str, ...]
-    """where ours are"""
+    """modules of robustmail that define plugins of this kind"""
     is_method: bool = False
-    """part of the method: has laws, and may be a schedule"""
+    """whether it is part of the method: then it has laws, and its field may hold a schedule"""
 
 
 KINDS: dict[str, Kind] = {
@@ -41,14 +41,15 @@ KINDS: dict[str, Kind] = {
     "schedule": Kind("schedules", ("schedules",)),
     "model": Kind("models", ("models.resnet", "models.wide_resnet", "models.small")),
 }
-"""The kinds of plugins, by their singular."""
+"""The kinds of plugins by their singular: the one table of them."""
 
 PLURALS = {kind.plural: kind for kind in KINDS.values()}
+"""The same kinds by their plural."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing that a recipe can name."""
+    """A plugin: its name, the first sentence of its docstring, and its module or its entry point."""
 
     name: str
     summary: str
@@ -58,31 +59,33 @@ class Entry:
 
 @functools.cache
 def catalog_entries(plural: str) -> dict[str, Entry]:
-    """Everything of a kind by name: ours, then what installed packages offer."""
-    found: dict[str, Entry] = {}
+    """The plugins of a kind by name: ours first, then those of installed packages.
+
+    plural: a key of PLURALS, such as "margins".
+    """
+    entries: dict[str, Entry] = {}
     for module in PLURALS[plural].modules:
-        found |= {name: Entry(name, text, f"robustmail.{module}") for name, text in _public(module).items()}
+        entries |= {name: Entry(name, text, f"robustmail.{module}") for name, text in _public(module).items()}
     for point in entry_points(group=f"robustmail.{plural}"):
         package = point.dist.name if point.dist else point.value
-        found.setdefault(point.name, Entry(point.name, f"from {package}", point=point))
-    return found
+        entries.setdefault(point.name, Entry(point.name, f"from {package}", point=point))
+    return entries
 
 
 def module_of_name() -> dict[str, str]:
-    """{public name: module} of all our own plugins."""
-    return {
-        e.name: e.module for kind in PLURALS if kind != "models" for e in catalog_entries(kind).values() if e.module
-    }
+    """The module of each of robustmail's own plugins but models, by the plugin's name."""
+    entries = [e for plural in PLURALS if plural != "models" for e in catalog_entries(plural).values()]
+    return {e.name: e.module for e in entries if e.module}
 
 
 def recipe_files() -> dict[str, Path]:
-    """The built-in recipes by name: beside the package in a checkout, inside it in a wheel."""
+    """Paths of the built-in recipes by name; they lie beside the package in a checkout, inside it in a wheel."""
     folder = HERE / "recipes" if (HERE / "recipes").is_dir() else HERE.parent / "recipes"
     return {path.stem: path for path in sorted(folder.glob("*.py"))}
 
 
 def summary(path: Path) -> str:
-    """The first line of a file's docstring."""
+    """The first line of a Python file's docstring, or ""."""
     return (ast.get_docstring(ast.parse(path.read_bytes())) or "").split("\n")[0]
 
 

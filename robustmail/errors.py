@@ -1,14 +1,14 @@
-"""Every error a user can meet, with one shape: who (given what): what is wrong. What to do.
+"""All errors that a user can meet. Their messages have one form: who (given what): what is wrong. What to do.
 
 RobustmailError
 ├── RecipeError        a recipe file, field or override
 ├── PluginError        an attack, margin, weighter or objective that breaks its contract
-├── AttackError        an attack that left its ball or was fed something that is no image
-├── DataError          a data set that is missing, damaged or not what it says
+├── AttackError        an attack that left its ball, or got something that is not an image
+├── DataError          a data set that is missing, damaged or inconsistent
 ├── ModelError         a model that does not exist or does not fit
-├── DeviceError        a device that is not there
-├── RunError           a run folder that is taken, finished or of another recipe
-│   └── InUseError     another process is working in it
+├── DeviceError        a device that this machine does not have
+├── RunError           a run folder that is in use, finished, or of another recipe
+│   └── InUseError     a folder that another process is working in
 └── NonFiniteError     training or an attack met NaN or infinity
 """
 
@@ -37,10 +37,15 @@ __all__ = [
 
 
 class RobustmailError(Exception):
-    """`who`: `wrong`. `todo`"""
+    """Base class of all errors here; its text is `who`: `wrong`. `todo`
 
-    told = False
-    """does another process of the same run say it?"""
+    who: what is wrong, with the value that was given: "PGD (given eps=8)".
+    wrong: what is wrong with it, without a full stop.
+    todo: what to do, a sentence, or "".
+    """
+
+    is_reported_by_peer = False
+    """whether another process of the same run prints this error"""
 
     def __init__(self, who: str, wrong: str, todo: str = "") -> None:
         self.who, self.wrong, self.todo = who, wrong, todo
@@ -59,11 +64,11 @@ class PluginError(RobustmailError):
 
 
 class AttackError(RobustmailError):
-    """An attack was given something that is no image, or left its ball or the box."""
+    """An attack got something that is not an image, or left its ball or [0, 1]."""
 
 
 class DataError(RobustmailError):
-    """A data set is missing, damaged, or not what it says."""
+    """A data set is missing, damaged or inconsistent."""
 
 
 class ModelError(RobustmailError):
@@ -71,23 +76,23 @@ class ModelError(RobustmailError):
 
 
 class DeviceError(RobustmailError):
-    """The device asked for is not there."""
+    """This machine does not have the device that was asked for."""
 
 
 class RunError(RobustmailError):
-    """A run folder is taken, finished, or belongs to another recipe."""
+    """A run folder is in use, finished, or belongs to another recipe."""
 
 
 class InUseError(RunError):
-    """Another process is working in a folder."""
+    """Another process is working in the folder."""
 
 
 class NonFiniteError(RobustmailError):
-    """Training or an attack met NaN or infinity."""
+    """A loss, a gradient or logits were NaN or infinite."""
 
 
 class Stopped(KeyboardInterrupt):
-    """Somebody asked the process to stop; what was worth saving is saved."""
+    """The process was asked to stop by the signal `signum`, and has saved its state."""
 
     def __init__(self, signum: int) -> None:
         self.signum = signum
@@ -95,15 +100,18 @@ class Stopped(KeyboardInterrupt):
 
 
 def asked_to_stop(error: BaseException) -> bool:
-    """Was it the user who stopped the process? Everything else that somebody's code raises is that code's error, be it
-    SystemExit, GeneratorExit, or, where Ctrl-C raises `Stopped` as on the command line, a plain KeyboardInterrupt."""
+    """Whether the error means that the user stopped the process, so that it must be raised again.
+
+    Anything else is the error of the code that raised it, SystemExit and GeneratorExit included; also a plain
+    KeyboardInterrupt, if Ctrl-C raises `Stopped` instead, as on the command line.
+    """
     if type(error) is KeyboardInterrupt:
         return signal.getsignal(signal.SIGINT) is signal.default_int_handler
     return isinstance(error, KeyboardInterrupt)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A sentence that offers the nearest of `known`, and lists them all where they are few."""
+    """A sentence with the nearest name in `known`; or with all of them, if none is near and there are 30 at most."""
     known = sorted(set(known))
     lowered = {k.lower(): k for k in known}
     near = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.6)
@@ -113,6 +121,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def in_brief(error: BaseException) -> str:
-    """Somebody else's error as a part of one line: its kind, and the first 160 characters of what it says, if any."""
-    said = " ".join(str(error).split())[:160]
-    return f"{type(error).__name__}{': ' if said else ''}{said}"
+    """The error as part of one line: its type, and the first 160 characters of its text."""
+    text = " ".join(str(error).split())[:160]
+    return f"{type(error).__name__}{': ' if text else ''}{text}"

@@ -1,7 +1,7 @@
-"""A recipe is a tree of frozen dataclasses; this module reads, checks, changes and prints such trees.
+"""Trees of frozen dataclasses, such as a recipe: their fields are read, checked, changed and printed here.
 
-Everything that needs to know how a value is made of parts (overrides, schedules, `show`, the comparison of two
-recipes) goes through here, so that a plugin needs to be nothing but a callable or a frozen dataclass.
+Overrides, schedules, `show` and the comparison of two recipes all use this module, so a plugin need not be more than a
+callable or a frozen dataclass.
 """
 
 from __future__ import annotations
@@ -17,23 +17,24 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from robustmail.errors import RecipeError
-from robustmail.plugin_calls import _maker, is_third_party, plugin_name
+from robustmail.plugin_calls import definition_of, is_third_party, plugin_name
 from robustmail.schedules import Schedule, Stairs
 
 T = TypeVar("T")
-_SEEN: dict[Any, dict[str, Any]] = {}
 
 
 def field_values(value: Any) -> dict[str, Any]:
-    """The named fields that a dataclass instance was made from; nothing for anything else."""
+    """The fields of a dataclass instance that are parameters, by name; {} for anything else."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
     return {}
 
 
 def map_schedules(value: T, change: Callable[[Any], Any]) -> T:
-    """Rebuild a tree with `change` applied to every schedule in it, and to those that it finds in their stead; the
-    very same object where none changed."""
+    """Return `value` with every schedule replaced by `change(schedule)`, recursively, also inside the replacements.
+
+    Returns `value` itself if nothing changed.
+    """
     if isinstance(value, Schedule):
         changed = typing.cast(T, change(value))
         return changed if changed is value else map_schedules(changed, change)
@@ -45,7 +46,7 @@ def map_schedules(value: T, change: Callable[[Any], Any]) -> T:
 
 
 def iter_schedules(value: Any) -> Iterator[Schedule]:
-    """Every schedule in the tree, and in the steps of stairs."""
+    """Yield every schedule in the tree, also those in the steps of `Stairs`."""
     if isinstance(value, Schedule):
         yield value
     inside = value.steps if isinstance(value, Stairs) else {} if isinstance(value, Schedule) else field_values(value)
@@ -54,11 +55,12 @@ def iter_schedules(value: Any) -> Iterator[Schedule]:
 
 
 def check_types(value: Any) -> None:
-    """Compare every field of a dataclass instance with its annotation; for use in `__post_init__`.
+    """Check every field of a dataclass instance against its annotation; for use in `__post_init__`.
 
-    Raises RecipeError, naming the field, what was given and what was expected.
+    Raises RecipeError with the field, the value given and the type expected.
     """
-    hints = type_hints(type(value))
+    cls: type = type(value)
+    hints = type_hints(cls)
     for name, part in field_values(value).items():
         if not matches_type(part, hints[name]):
             given = f"{describe_head(value)} (given {name}={describe(part)})"
@@ -67,7 +69,7 @@ def check_types(value: Any) -> None:
 
 
 def check_range(value: Any, low: float = 0.0, **fields: Any) -> None:
-    """Refuse numbers below `low`, and infinite ones; schedules and None pass (raises RecipeError)."""
+    """Check that numbers are finite and at least `low`; skips schedules and None. Raises RecipeError."""
     for name, number in fields.items():
         if isinstance(number, (int, float)) and not (low <= number and math.isfinite(number)):
             given = f"{describe_head(value)} (given {name}={describe(number)})"
@@ -75,7 +77,7 @@ def check_range(value: Any, low: float = 0.0, **fields: Any) -> None:
 
 
 def matches_type(value: Any, hint: Any) -> bool:
-    """Does `value` fit the annotation `hint`? A schedule fits everywhere: its values are checked when they come."""
+    """Whether `value` has the type `hint`. A schedule matches any hint: its values are checked when they are used."""
     if hint is Any or isinstance(value, Schedule):
         return True
     origin, args = typing.get_origin(hint), typing.get_args(hint)
@@ -91,13 +93,13 @@ def matches_type(value: Any, hint: Any) -> bool:
         return number and not isinstance(value, bool)
     if hint is None or hint is type(None):
         return value is None
-    if origin is not None:  # Callable[...]: a class makes its own instances
+    if origin is not None:  # Callable[...]: a class returns its own instances
         return callable(value) and (not isinstance(value, type) or issubclass(value, args[-1]))
     return isinstance(value, hint) and not (isinstance(value, type) and getattr(hint, "_is_protocol", False))
 
 
 def type_name(hint: Any) -> str:
-    """The annotation in a user's words."""
+    """The type as text, with its article: "a whole number", "'eval' or 'train'"."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return " or ".join(type_name(a) for a in args)
@@ -111,7 +113,7 @@ def type_name(hint: Any) -> str:
 
 
 def describe(value: Any) -> str:
-    """One line of source that makes the value again: `TRADES(beta=5.0)`, `8/255`, `pm_adv`."""
+    """The value as one line of source: `TRADES(beta=5.0)`, `8/255`, `pm_adv`."""
     if isinstance(value, Stairs):
         return "Stairs({" + ", ".join(f"{k}: {describe(v)}" for k, v in value.steps.items()) + "})"
     if isinstance(value, float) and len(repr(value)) > 8 and round(value * 255) / 255 == value:
@@ -126,12 +128,15 @@ def describe(value: Any) -> str:
         return f"{plugin_name(value)}({', '.join(given + knobs)})"
     if callable(value):
         return plugin_name(value)
-    text = repr(value)  # an address in it would be another one each time
+    text = repr(value)  # without an address, which differs in each process
     return text if " at 0x" not in text else f"{plugin_name(value)}({', '.join(_captured_texts(value))})"
 
 
 def flatten(value: Any, path: str = "") -> dict[str, str]:
-    """{"weight.slope": "2.0", ...}: every leaf with its path; own functions carry a hash of their source."""
+    """All leaves of the tree as text, by path: {"weighter.slope": "2.0", ...}.
+
+    Plugins of the user's own carry a hash of their source.
+    """
     named = field_values(value)
     if named and not isinstance(value, Schedule):
         flat = {path: describe_head(value)} if path else {}
@@ -142,13 +147,13 @@ def flatten(value: Any, path: str = "") -> dict[str, str]:
 
 
 def fingerprint(value: Any) -> str:
-    """What tells one plugin from another, in a line: its name, its knobs, a hash of its source if it is foreign."""
-    head, *knobs = flatten(value, "it").items()  # under a path, for a dataclass says what it is only there
-    return ", ".join([head[1], *(f"{path.removeprefix('it.')}={text}" for path, text in knobs)])
+    """A line that differs for different plugins: name, fields, and, for the user's own, a hash of the source."""
+    head, *leaves = flatten(value, "it").items()  # with a path, since only then the name of a dataclass is included
+    return ", ".join([head[1], *(f"{path.removeprefix('it.')}={text}" for path, text in leaves)])
 
 
 def describe_head(value: Any) -> str:
-    """The name of a dataclass value with what it was given by position, without its fields."""
+    """The name of a dataclass value with its positional arguments, without its fields: torchattack('PGD')."""
     given = getattr(value, "__given__", ())
     return plugin_name(value) + (f"({', '.join(map(repr, given))})" if given else "") + _source_hash(value)
 
@@ -156,17 +161,17 @@ def describe_head(value: Any) -> str:
 def _source_hash(value: Any) -> str:
     if not is_third_party(value):
         return ""
-    said = _captured_texts(value)
+    texts = _captured_texts(value)
     try:
-        target = _maker(value.func if isinstance(value, functools.partial) else value)
-        said.insert(0, f"source {hashlib.sha256(inspect.getsource(target).encode()).hexdigest()[:8]}")
+        target = definition_of(value.func if isinstance(value, functools.partial) else value)
+        texts.insert(0, f"source {hashlib.sha256(inspect.getsource(target).encode()).hexdigest()[:8]}")
     except (OSError, TypeError):
         pass
-    return f" ({'; '.join(said)})" if said else ""
+    return f" ({'; '.join(texts)})" if texts else ""
 
 
 def _captured(value: Any) -> dict[str, Any]:
-    """What a plugin that is no dataclass carries beside its source: arguments, attributes, the variables around it."""
+    """Values that a plugin other than a dataclass holds: bound arguments, attributes, variables of its closure."""
     if isinstance(value, functools.partial):
         return {"of": value.func, **{str(i): part for i, part in enumerate(value.args)}, **value.keywords}
     if inspect.isfunction(value):
@@ -176,7 +181,7 @@ def _captured(value: Any) -> dict[str, Any]:
 
 
 def _captured_texts(value: Any) -> list[str]:
-    """The same in words: numbers, texts and plugins as they are written, of anything else the type."""
+    """The captured values as text: numbers, strings and plugins as source, of anything else the type."""
     known = (int, float, str, tuple, type(None))
 
     def text(part: Any) -> str:
@@ -186,11 +191,10 @@ def _captured_texts(value: Any) -> list[str]:
     return [f"{name}={text(part)}" for name, part in _captured(value).items()]
 
 
+@functools.cache
 def type_hints(cls: Any) -> dict[str, Any]:
-    """The annotations of a dataclass's fields, each Any where one of them cannot be read."""
-    if cls not in _SEEN:
-        try:
-            _SEEN[cls] = typing.get_type_hints(cls)
-        except NameError:  # an annotation that is there for type checkers alone
-            _SEEN[cls] = {f.name: Any for f in dataclasses.fields(cls)}
-    return _SEEN[cls]
+    """The types of a dataclass's fields, by name; all Any if one of the annotations cannot be evaluated."""
+    try:
+        return typing.get_type_hints(cls)
+    except NameError:  # a name that is imported under TYPE_CHECKING only
+        return {f.name: Any for f in dataclasses.fields(cls)}

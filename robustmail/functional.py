@@ -1,4 +1,4 @@
-"""Per-example maths on logits: cross-entropy, divergence, gaps. [B, classes] in, [B] out, float32 at least."""
+"""Losses and margins of single examples: logits or probabilities [B, classes] -> [B], in float32 or float64."""
 
 from __future__ import annotations
 
@@ -10,31 +10,34 @@ __all__ = ["ce", "gap", "kl", "precise", "true_class"]
 
 
 def precise(values: Tensor) -> Tensor:
-    """The same numbers in float32 at least: losses and weights are never computed in half precision."""
+    """Cast half precision to float32, keep float32 and float64: losses and weights need at least float32."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def ce(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy -log p_y, [B]."""
+    """Cross-entropy -log p_y, [B]; logits: [B, classes], y: [B] int64."""
     return F.cross_entropy(precise(logits), y, reduction="none")
 
 
 def kl(logits_p: Tensor, logits_q: Tensor) -> Tensor:
-    """KL(p || q) = sum_k p_k (log p_k - log q_k), [B].
+    """KL(p || q) = sum_k p_k (log p_k - log q_k), [B]; both logits: [B, classes].
 
-    Both logarithms come from log_softmax, so value and gradient stay finite where a probability underflows: the usual
-    xlogy form has a gradient of 0 * inf there, the NaN that TRADES code meets on recent torch.
+    Both logarithms come from log_softmax, so value and gradient stay finite where a probability underflows. The usual
+    form with xlogy has a gradient of 0 * inf there: the NaN of TRADES code on recent torch.
     """
     log_p, log_q = precise(logits_p).log_softmax(1), precise(logits_q).log_softmax(1)
     return (log_p.exp() * (log_p - log_q)).sum(1)
 
 
 def true_class(scores: Tensor, y: Tensor) -> Tensor:
-    """The score of the true class, [B]."""
+    """s_y, the score of the true class, [B]; scores: [B, classes], y: [B] int64."""
     return scores.gather(1, y[:, None]).squeeze(1)
 
 
 def gap(scores: Tensor, y: Tensor) -> Tensor:
-    """s_y - max_{j != y} s_j, [B]: the probabilistic margin on probabilities (Eq. 4), the logit margin on logits."""
+    """s_y - max_{j != y} s_j, [B]; scores: [B, classes], y: [B] int64.
+
+    On probabilities it is the probabilistic margin (MAIL, Eq. 4), on logits the logit margin.
+    """
     rival = scores.scatter(1, y[:, None], float("-inf")).amax(1)
     return true_class(scores, y) - rival

@@ -1,6 +1,6 @@
 """How far each example is from being misclassified: step -> [B], low = needs help.
 
-A margin looks at a detached step: nothing that it does reaches the gradient or a BatchNorm statistic.
+A margin gets a detached step, so it changes neither a gradient nor a BatchNorm statistic.
 """
 
 from __future__ import annotations
@@ -25,40 +25,39 @@ def pm_nat(step: Step) -> Tensor:
 
 
 def pm_dif(step: Step) -> Tensor:
-    """What the attack took from the true class by its first success: p_y(x) - p_y(x^(t)), in [-1, 1] (Eq. 7).
+    """Drop of the true class's probability until the attack first succeeds: p_y(x) - p_y(x^(t)), in [-1, 1] (Eq. 7).
 
-    t is the first misclassified iterate, or the last where there is none. The paper states the range [0, 1]; it is
-    negative where the attack raised p_y. Needs an attack that keeps a trace.
+    t is the first misclassified iterate, or the last iterate if none is. The paper states the range [0, 1]; the value
+    is negative where the attack raised p_y. Raises PluginError if the attack kept no trace.
     """
     trace = _trace(step, "pm_dif")
     t = trace.first_wrong
     last = precise(true_class(step.probs_adv, step.y))
     p_path = trace.p_true.to(last.dtype)
-    crossed = t < len(p_path)
-    at_crossing = p_path.gather(0, t.clamp(max=len(p_path) - 1)[None]).squeeze(0)
-    return true_class(step.probs_nat, step.y) - at_crossing.where(crossed, last)
+    is_broken = t < len(p_path)
+    at_t = p_path.gather(0, t.clamp(max=len(p_path) - 1)[None]).squeeze(0)
+    return true_class(step.probs_nat, step.y) - at_t.where(is_broken, last)
 
 
 def lps(step: Step) -> Tensor:
-    """Least number of attack steps until the prediction is wrong, 0 ... K; K if never (the paper's LPS).
+    """Least number of attack steps until the prediction is wrong, 0 ... K; K if it never is (the paper's LPS).
 
-    Needs an attack that keeps a trace.
+    Raises PluginError if the attack kept no trace.
     """
     return _trace(step, "lps").first_wrong.float()
 
 
 def kappa(step: Step) -> Tensor:
-    """How many of the iterates 0 ... K-1 are classified correctly, 0 ... K: LPS as GAIRAT's code counts it.
+    """Number of iterates 0 ... K-1 that are classified correctly, 0 ... K: LPS as GAIRAT's code counts it.
 
-    It equals `lps` unless an example is crossed and comes back. Needs an attack that keeps a trace.
+    It equals `lps` unless an example is misclassified at one iterate and correct again at a later one.
+    Raises PluginError if the attack kept no trace.
     """
     return _trace(step, "kappa").correct.float().sum(0)
 
 
-def _trace(step: Step, who: str) -> Trace:
+def _trace(step: Step, margin: str) -> Trace:
     if step.trace is None:
-        raise PluginError(
-            who, "the attack kept no trace of its steps",
-            "Use attack=PGD(...), which keeps one; for TRADES with loss='kl', start='gaussian'.",
-        )  # fmt: skip
+        todo = "Use attack=PGD(...), which keeps one; for TRADES with loss='kl', start='gaussian'."
+        raise PluginError(margin, "the attack kept no trace of its steps", todo)
     return step.trace

@@ -1,6 +1,6 @@
-"""What is minimised: step -> per-example losses, split into the part that weights act on and the rest.
+"""What is minimised: step -> per-example losses, split into the term that weights multiply and the rest.
 
-Each also says its loss as a formula, for `robustmail show`; a plugin may, and need not.
+`formula` is the loss as text for `robustmail show`; a plugin may leave it out.
 """
 
 from __future__ import annotations
@@ -31,11 +31,16 @@ class AT:
 class TRADES:
     """TRADES: plain = CE(x), weighted = beta * KL(p(x) || p(x')) (Zhang et al. 2019; MAIL-TRADES: Eq. 10).
 
-    The gradient flows through both arguments. beta: 5 in MAIL, 6 in TRADES' own script.
-    weigh: what weights act on: "kl" as in MAIL; "nat", the cross-entropy, as in GAIRAT's removed script; or "both".
-    reverse: KL(p(x') || p(x)), as MAIL's Eq. 10 prints it and no code has it.
-    natural_passes: TRADES' own script runs the natural images through twice: the same loss and gradient, one more
-    update of BatchNorm's statistics.
+    The gradient flows through both arguments of KL.
+
+    beta: factor of KL, at least 0; 5 in MAIL, 6 in TRADES' own script.
+    weigh: the term that weights multiply: "kl" as in MAIL; "nat", the cross-entropy, as in GAIRAT's removed script; or
+        "both".
+    reverse: use KL(p(x') || p(x)), as MAIL prints it in Eq. 10; no published code does.
+    natural_passes: forward passes of the natural images. TRADES' own script has 2: the same loss and gradient, but
+        BatchNorm's statistics are updated once more.
+
+    Raises RecipeError for a field of the wrong type or range.
     """
 
     beta: float = 5.0
@@ -49,21 +54,23 @@ class TRADES:
 
     @property
     def formula(self) -> tuple[str, str]:
-        """(weighted, plain), for people."""
+        """The terms (weighted, plain) as text."""
         divergence = f"{self.beta:g} KL({'adv || nat' if self.reverse else 'nat || adv'})"
-        return {
-            "kl": (divergence, "CE(nat)"), "nat": ("CE(nat)", divergence), "both": (f"(CE(nat) + {divergence})", ""),
-        }[self.weigh]  # fmt: skip
+        if self.weigh == "both":
+            return f"(CE(nat) + {divergence})", ""
+        return (divergence, "CE(nat)") if self.weigh == "kl" else ("CE(nat)", divergence)
 
     def __call__(self, step: Step) -> Terms:
-        natural = step.logits_nat  # first: the order of the forwards is the order of BatchNorm's updates
-        adversarial = step.logits_adv
-        natural_kl = natural if self.natural_passes == 1 else step.again().logits_nat
-        pair = (adversarial, natural_kl) if self.reverse else (natural_kl, adversarial)
-        entropy, divergence = ce(natural, step.y), self.beta * kl(*pair)
+        nat = step.logits_nat  # first: the order of the forward passes is the order of BatchNorm's updates
+        adv = step.logits_adv
+        nat_kl = nat if self.natural_passes == 1 else step.again().logits_nat
+        entropy = ce(nat, step.y)
+        divergence = self.beta * (kl(adv, nat_kl) if self.reverse else kl(nat_kl, adv))
         if self.weigh == "both":
             return Terms(weighted=entropy + divergence)
-        return Terms(divergence, entropy) if self.weigh == "kl" else Terms(entropy, divergence)
+        if self.weigh == "kl":
+            return Terms(weighted=divergence, plain=entropy)
+        return Terms(weighted=entropy, plain=divergence)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +78,8 @@ class MART:
     """MART: weighted = BCE(x'), plain = beta * KL(p(x) || p(x')) * (1 - p_y(x)) (Wang et al. 2020).
 
     BCE = -log p'_y - log(1.0001 - max_{k != y} p'_k); the small constants are those of the authors' code. MAIL-MART
-    weights the BCE alone. beta: 5 for ResNet-18 and 6 for WRN in MART's scripts; 6 in the MAIL paper.
+    weights the BCE alone. beta: at least 0; 5 for ResNet-18 and 6 for WRN in MART's scripts, 6 in the MAIL paper.
+    Raises RecipeError for a field of the wrong type or range.
     """
 
     beta: float = 5.0
@@ -82,7 +90,7 @@ class MART:
 
     @property
     def formula(self) -> tuple[str, str]:
-        """(weighted, plain), for people."""
+        """The terms (weighted, plain) as text."""
         return "BCE(adv)", f"{self.beta:g} KL(nat || adv) (1 - p_y(nat))"
 
     def __call__(self, step: Step) -> Terms:

@@ -16,7 +16,7 @@ __all__ = ["SGD", "Optimizer"]
 
 @runtime_checkable
 class Optimizer(Protocol):
-    """Makes a torch optimiser; its fields are read anew at each step."""
+    """parameters -> a torch optimiser. Each step sets the torch optimiser's options from this value's fields."""
 
     @property
     def lr(self) -> float: ...
@@ -26,8 +26,16 @@ class Optimizer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class SGD:
-    """Stochastic gradient descent with momentum; weight decay on every parameter, BatchNorm and biases included,
-    as in the paper's code and all of its relatives."""
+    """Stochastic gradient descent with momentum and weight decay: torch.optim.SGD.
+
+    lr: learning rate, at least 0.
+    momentum: at least 0.
+    weight_decay: at least 0; acts on every parameter, BatchNorm and biases included, as in the code of MAIL and of the
+        methods that it builds on.
+    nesterov: use Nesterov's momentum.
+
+    Raises RecipeError for a field of the wrong type or range, or nesterov=True without momentum.
+    """
 
     lr: float = 0.01
     momentum: float = 0.9
@@ -38,11 +46,15 @@ class SGD:
         check_types(self)
         check_range(self, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
         if self.nesterov and self.momentum == 0:
-            raise RecipeError("SGD (given nesterov=True, momentum=0)", "Nesterov's step needs a momentum")
+            raise RecipeError("SGD (given nesterov=True, momentum=0)", "Nesterov's momentum with momentum=0")
 
     def __call__(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         parameters = list(parameters)
         return torch.optim.SGD(
-            parameters, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov,
+            parameters,
+            lr=self.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            nesterov=self.nesterov,
             fused=all(p.is_cuda for p in parameters) or None,  # one kernel for all parameters
-        )  # fmt: skip
+        )

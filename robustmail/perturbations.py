@@ -1,4 +1,4 @@
-"""Attacks on the weights, as contexts around the loss's backward pass and the optimiser's step."""
+"""Perturbations of the weights: contexts around the loss's backward pass and the optimiser's step."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class AWP:
     """Adversarial weight perturbation: theta_l + gamma * (||theta_l|| / ||g_l||) * g_l for each conv and linear
     weight l, where g is the gradient of the loss (Wu et al. 2020).
 
-    Inside the context the weights are perturbed; on leaving it the perturbation is taken off again, and what the
-    optimiser did in between stays. BatchNorm parameters and biases are left alone, BatchNorm statistics do not see
-    the ascent pass. gamma: 0.01 for AT, 0.005 for TRADES in the authors' scripts; 0 switches it off, so a warm-up
-    is `gamma=Stairs({0: 0.0, 10: 0.005})`.
+    Inside the context the weights are perturbed; on leaving it the perturbation is subtracted again, and what the
+    optimiser did in between stays. BatchNorm parameters and biases are not perturbed; BatchNorm statistics do not see
+    the ascent pass. gamma: at least 0; 0.01 for AT, 0.005 for TRADES in the authors' scripts; 0 switches it off, so a
+    warm-up is `gamma=Stairs({0: 0.0, 10: 0.005})`. Raises RecipeError for a gamma that is no such number.
     """
 
     gamma: float = 0.005
@@ -38,23 +38,23 @@ class AWP:
         if self.gamma == 0:
             yield
             return
-        weights = [p for name, p in model.named_parameters() if p.ndim > 1 and "weight" in name and p.requires_grad]
-        gradients = _ascent(model, loss, weights)
-        original = [w.detach().clone() for w in weights]
+        params = [p for name, p in model.named_parameters() if p.ndim > 1 and "weight" in name and p.requires_grad]
+        gradients = _ascent(model, loss, params)
+        original = [p.detach().clone() for p in params]
         with torch.no_grad():
-            for w, g in zip(weights, gradients, strict=True):
-                w.add_(g * (self.gamma * w.norm() / (g.norm() + 1e-20)))
-        perturbed = [w.detach().clone() for w in weights]
+            for p, g in zip(params, gradients, strict=True):
+                p.add_(g * (self.gamma * p.norm() / (g.norm() + 1e-20)))
+        perturbed = [p.detach().clone() for p in params]
         try:
             yield
         finally:
             with torch.no_grad():
-                for w, before, shifted in zip(weights, original, perturbed, strict=True):
-                    # Exactly `before` where nothing stepped, also if the ascent's gradient was NaN.
-                    untouched = (w == shifted) | shifted.isnan()
-                    w.copy_(before.where(untouched, before + (w - shifted)))
+                for p, before, shifted in zip(params, original, perturbed, strict=True):
+                    # Exactly `before` where the optimiser changed nothing, also if the ascent's gradient was NaN.
+                    is_unchanged = (p == shifted) | shifted.isnan()
+                    p.copy_(before.where(is_unchanged, before + (p - shifted)))
 
 
-def _ascent(model: nn.Module, loss: Callable[[], Tensor], weights: list[nn.Parameter]) -> tuple[Tensor, ...]:
+def _ascent(model: nn.Module, loss: Callable[[], Tensor], params: list[nn.Parameter]) -> tuple[Tensor, ...]:
     with restored(model.buffers()):
-        return all_reduce_sum(*torch.autograd.grad(loss(), weights, allow_unused=True, materialize_grads=True))
+        return all_reduce_sum(*torch.autograd.grad(loss(), params, allow_unused=True, materialize_grads=True))

@@ -1,4 +1,4 @@
-"""The one place where a plugin is called and its error is reported."""
+"""How plugins are called and their errors reported, and where a plugin comes from."""
 
 from __future__ import annotations
 
@@ -11,32 +11,36 @@ from typing import Any, TypeVar
 from robustmail.errors import PluginError, RobustmailError, asked_to_stop, did_you_mean
 
 __all__ = [
-    "T",
-    "plugin_error",
-    "call_plugin",
     "PACKAGE",
-    "plugin_name",
-    "source_location",
+    "T",
+    "call_plugin",
+    "definition_of",
     "error_location",
     "is_third_party",
+    "plugin_error",
+    "plugin_name",
+    "source_location",
 ]
 
-
+PACKAGE = str(Path(__file__).parent)
 T = TypeVar("T")
 
 
 def plugin_error(kind: str, plugin: Any, wrong: str, todo: str = "") -> PluginError:
-    """The error of a plugin that breaks its contract, with its name and place."""
+    """The error of a plugin that breaks its contract: with its kind, name and source location."""
     return PluginError(f"{kind} {plugin_name(plugin)} ({source_location(plugin)})", wrong, todo)
 
 
 def call_plugin(kind: str, plugin: Callable[..., T], *args: Any) -> T:
-    """Call a plugin; should it fail, in whatever way, the error names it and its line (raises PluginError)."""
+    """Return plugin(*args).
+
+    Raises PluginError, with the plugin's name and the line that failed, for any exception that is not ours.
+    """
     try:
         return plugin(*args)
     except RobustmailError:
         raise
-    except BaseException as error:  # SystemExit, too, or the process would end as if all were well
+    except BaseException as error:  # SystemExit too: without this the process would end without an error message
         if asked_to_stop(error):
             raise
         near = did_you_mean(error.name, dir(error.obj)) if isinstance(error, AttributeError) and error.name else ""
@@ -46,18 +50,15 @@ def call_plugin(kind: str, plugin: Callable[..., T], *args: Any) -> T:
         ) from error  # fmt: skip
 
 
-PACKAGE = str(Path(__file__).parent)
-
-
 def plugin_name(value: Any) -> str:
-    """The name that a user would type: a function's own, or that of a dataclass."""
+    """The name that a user types: that of a function, or of a value's class."""
     value = value.func if isinstance(value, functools.partial) else value
     return str(getattr(value, "__label__", None) or getattr(value, "__name__", None) or type(value).__name__)
 
 
 def source_location(value: Any) -> str:
-    """`file.py:12` of a plugin's source, or its module where there is none to show."""
-    target = _maker(value)
+    """`file.py:12` of a plugin's source, or its module if there is no source."""
+    target = definition_of(value)
     try:
         return f"{inspect.getsourcefile(target)}:{inspect.getsourcelines(target)[1]}"
     except (OSError, TypeError):
@@ -65,20 +66,21 @@ def source_location(value: Any) -> str:
 
 
 def error_location(error: BaseException) -> str:
-    """`file.py:12`: the innermost line of an error that is neither an installed package's nor ours; or nothing."""
-    trace, found = error.__traceback__, ""
+    """`file.py:12`: the innermost line of the user's own code in an error's traceback, or ""."""
+    trace, location = error.__traceback__, ""
     while trace:
         file = trace.tb_frame.f_code.co_filename
         if "site-packages" not in file and not file.startswith((PACKAGE, "<frozen")):
-            found = f"{file}:{trace.tb_lineno}"
+            location = f"{file}:{trace.tb_lineno}"
         trace = trace.tb_next
-    return found
+    return location
 
 
 def is_third_party(plugin: Any) -> bool:
-    """Is a plugin somebody's own, rather than robustmail's?"""
-    return callable(plugin) and str(_maker(plugin).__module__).split(".")[0] not in ("robustmail", "builtins")
+    """Whether a plugin is neither robustmail's nor a builtin."""
+    return callable(plugin) and str(definition_of(plugin).__module__).split(".")[0] not in ("robustmail", "builtins")
 
 
-def _maker(value: Any) -> Any:
+def definition_of(value: Any) -> Any:
+    """The function, or the class, whose source defines a plugin."""
     return value if inspect.isfunction(value) or inspect.isclass(value) else type(value)

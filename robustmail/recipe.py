@@ -1,4 +1,4 @@
-"""A recipe says what to do, as a frozen value: which data, model, attack, loss, weights, and for how long."""
+"""A recipe is a frozen value with everything that a run does: data, model, attack, loss, weights, length."""
 
 from __future__ import annotations
 
@@ -28,38 +28,55 @@ from robustmail.step import Attack, Margin, Objective, Perturbation, Step, Terms
 __all__ = ["Loss", "Recipe"]
 
 METHOD = [name for name, kind in KINDS.items() if kind.is_method]
-"""fields that are plugins of the method, and may be schedules"""
+"""The fields that hold plugins of the method. Each may be a schedule."""
 
 
 class Loss(NamedTuple):
-    """The batch's loss and what went into it: total = mean(weights * weighted + plain)."""
+    """The loss of a batch and its parts: total = mean(weights * weighted + plain)."""
 
     total: Tensor
+    """scalar, with a graph"""
     terms: Terms
     margin: Tensor | None = None
-    """[B], or None where nothing is weighted"""
+    """[B]; None without a weighter and during the burn-in"""
     weights: Tensor | None = None
-    """[B], or None where nothing is weighted"""
+    """[B]; None without a weighter and during the burn-in"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What to train, and how; a value that can be compared, printed and derived from.
+    """What to train and how, as a value that can be compared, printed and changed with `but`.
 
-    data: where images come from, e.g. cifar10(). model: a timm name, ours included, or a function
-    (classes, channels) -> nn.Module. normalize: (mean, std) per channel inside the model, or None as in the paper.
-    attack, objective, margin, weighter, perturbation: the method. burn_in: epochs with all weights one.
-    eps: budget of validation and evaluation, by default the attack's own. attack_mode: mode of BatchNorm and dropout
-    while attacking. validate: the attack that picks the best epoch on images held out of the training set.
-    ema: decay d of an exponential moving average of the weights, which is then what is validated, kept and evaluated.
-    The update after t others keeps min(d, (1 + t) / (10 + t)) of the average, so that short runs forget their random
-    start; BatchNorm's statistics are copied. The live weights are validated beside it, and it is said where they are
-    better.
-    evaluate: what is run on the test set at the end, on the weights that `select` names; test_size: on the first so
-    many test images only. precision: of training alone, evaluation is always exact: "fp32"; "bf16", in autocast and
-    with a folded twin for attacks; or "auto", what suits device and model.
-    Fields of attack, objective, weighter, perturbation and optimizer may be schedules such as Stairs, and so may
+    data: a source of images, called without arguments, e.g. cifar10().
+    model: a timm name (our networks are registered there), or a function (classes, channels) -> nn.Module.
+    attack: (model, x, y) -> adversarial images to train on; an attack object of torchattacks or ART is converted.
+    objective: step -> per-example losses, e.g. TRADES(beta=5.0).
+    margin: step -> [B], how far each example is from being misclassified; needs a weighter.
+    weighter: margin [B] -> weights [B]; needs a margin. Without the two every weight is one.
+    burn_in: epochs at the start in which every weight is one.
+    perturbation: perturbs the model's parameters while the loss is computed, e.g. AWP(gamma=0.005).
+    epochs: number of epochs, at least 1.
+    batch: images per step, over all processes; the last batch of an epoch may be smaller.
+    optimizer: parameters -> a torch optimiser, e.g. SGD(lr=0.1).
+    ema: decay d in (0, 1) of an exponential moving average of the parameters, which is then validated, saved and
+        evaluated; None for no average. Update number t + 1 keeps min(d, (1 + t) / (10 + t)) of the average, so that a
+        short run forgets its random start. BatchNorm's statistics are copied. The live parameters are validated too,
+        and a note tells where they are better.
+    normalize: (mean, std) per channel, applied inside the model; None, as in the paper, for images in [0, 1].
+    eps: radius of the ball in validation and evaluation, in pixels of [0, 1]; None for the attack's own.
+    attack_mode: mode of BatchNorm and dropout during the attack, "eval" or "train".
+    validate: the attack that chooses the best epoch, on images held out of the training set.
+    evaluate: the attacks that are run on the test set at the end.
+    select: the weights that are evaluated: "best" on the validation images, or "last".
+    test_size: evaluate on the first so many test images; None for all.
+    device: "auto", "cpu", "cuda", "cuda:1", ...
+    precision: of training alone, since evaluation is always exact: "fp32"; "bf16", autocast for the loss and a folded
+        model for attacks; or "auto", which chooses by device and model.
+    seed: seeds initial weights, held-out images, order, augmentation and attacks; at least 0.
+
+    The fields of attack, objective, weighter, perturbation and optimizer may be schedules such as Stairs, and so may
     attack, objective, margin, weighter and perturbation themselves.
+    Raises RecipeError for a field of the wrong type or range, and for fields that contradict each other.
     """
 
     data: Callable[[], Any]
@@ -83,7 +100,7 @@ class Recipe:
     test_size: int | None = None
     device: str = "auto"
     precision: Precision = "auto"
-    seed: int = 1
+    seed: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "attack", adopted(self.attack))
@@ -95,7 +112,7 @@ class Recipe:
         self._check_method()
 
     def but(self, **changes: Any) -> Recipe:
-        """The same recipe with some fields changed. Raises RecipeError for a field that does not exist."""
+        """A copy with some fields changed. Raises RecipeError for a field that does not exist, or a wrong value."""
         fields = field_values(self)
         for name in changes:
             if name not in fields:
@@ -103,21 +120,22 @@ class Recipe:
         return dataclasses.replace(self, **changes)
 
     def at(self, epoch: float) -> Recipe:
-        """The recipe in force at a 0-based epoch: schedules resolved, no weights during the burn-in."""
-        now = self._resolved(epoch)
-        return dataclasses.replace(now, margin=None, weighter=None) if epoch < self.burn_in else now
+        """The recipe at a 0-based epoch: schedules replaced by their values; no weighter during the burn-in."""
+        recipe = self._resolved(epoch)
+        return dataclasses.replace(recipe, margin=None, weighter=None) if epoch < self.burn_in else recipe
 
     def change_points(self) -> list[int]:
-        """The epochs, 0 first, at which something new begins."""
-        turns = {0, self.burn_in, *(turn for s in iter_schedules(self) for turn in s.change_points())}
-        return sorted(turn for turn in turns if turn < self.epochs)
+        """The epochs, in order and 0 first, at which the burn-in ends or a schedule changes its value at once."""
+        points = {0, self.burn_in, *(epoch for s in iter_schedules(self) for epoch in s.change_points())}
+        return sorted(epoch for epoch in points if epoch < self.epochs)
 
     def compute_loss(self, step: Step) -> Loss:
-        """The loss of one batch with its ingredients.
+        """The loss of one batch with its parts.
 
-        The objective goes first: it alone decides which forward passes run in train mode, and in which order. The
-        margin looks second, through a detached window; so it can act through the weights and in no other way.
-        Raises PluginError if a plugin returns something of the wrong shape.
+        The objective is called first: it alone decides which forward passes run in train mode, and in which order. The
+        margin is called second, on a detached step, so it can act through the weights and in no other way. Weights have
+        mean one over the batch of all processes.
+        Raises PluginError if a plugin fails, or returns something of the wrong type or shape.
         """
         terms = call_plugin("objective", self.objective, step)
         if not isinstance(terms, Terms):
@@ -129,27 +147,27 @@ class Recipe:
             _expect_batch("objective", self.objective, terms.plain, len(step.y))
         if self.margin is None or self.weighter is None:
             return Loss(distributed.global_mean(terms.weighted + terms.plain), terms)
-        with torch.no_grad(), _watching(step.model):
+        with torch.no_grad(), _eval_mode(step.model):
             margin = call_plugin("margin", self.margin, step.detached())
             _expect_batch("margin", self.margin, margin, len(step.y))
-            whole = distributed.gather_batch(margin)  # weights have mean one over the batch of all processes
-            weights = call_plugin("weighter", self.weighter, whole)
-            _expect_batch("weighter", self.weighter, weights, len(whole))
+            margin_of_all = distributed.gather_batch(margin)  # of all processes
+            weights = call_plugin("weighter", self.weighter, margin_of_all)
+            _expect_batch("weighter", self.weighter, weights, len(margin_of_all))
             weights = distributed.local_rows(weights)
         return Loss(distributed.global_mean(weights * terms.weighted + terms.plain), terms, margin, weights)
 
     def loss(self, step: Step) -> Tensor:
-        """The loss of one batch: mean(w * weighted + plain), w = weight(margin), detached."""
+        """The loss of one batch, a scalar: mean(w * weighted + plain), w = weighter(margin), detached."""
         return self.compute_loss(step).total
 
     def own_plugins(self) -> dict[str, Any]:
-        """The plugins that are not robustmail's own, by kind."""
-        now = self.at(self.epochs - 1)
-        plugins = {kind: getattr(now, kind) for kind in METHOD}
+        """The user's own plugins (those that robustmail does not ship) in the last epoch, by kind."""
+        recipe = self.at(self.epochs - 1)
+        plugins = {kind: getattr(recipe, kind) for kind in METHOD}
         return {kind: plugin for kind, plugin in plugins.items() if plugin is not None and is_third_party(plugin)}
 
     def _resolved(self, epoch: float) -> Recipe:
-        """Every schedule as at an epoch, the weights included though it lie in the burn-in."""
+        """All schedules evaluated at `epoch`. Unlike `at`, keeps margin and weighter during the burn-in."""
         return map_schedules(self, lambda schedule: schedule.at_epoch(epoch))
 
     @property
@@ -158,7 +176,10 @@ class Recipe:
 
     @property
     def budget(self) -> float:
-        """eps of validation and evaluation: the same for all epochs, the last one's where it is a schedule."""
+        """eps of validation and evaluation, the same in every epoch: that of the last one where it is a schedule.
+
+        Raises RecipeError if neither recipe nor attack has an eps.
+        """
         attack = self._last.attack
         eps = self.eps if self.eps is not None else eps_of(attack)
         if eps is None:
@@ -169,22 +190,24 @@ class Recipe:
 
     @property
     def norm(self) -> Norm:
-        """The norm of validation and evaluation: the attack's, in the last epoch where it is a schedule."""
+        """The norm of validation and evaluation: that of the attack in the last epoch."""
         return norm_of(self._last.attack) or "linf"
 
     @property
     def formula(self) -> str:
-        """The loss in one line, with the weights spelt out on a second where there are any; as in the last epoch."""
-        now = self._last
-        weighted, plain = _said(now.objective, tuple[str, str], (f"{plugin_name(now.objective)}.weighted", "plain"))
-        inner = f"w * {weighted}" if now.weighter else weighted
+        """The loss of the last epoch as text, with further lines for a perturbation and for the weights."""
+        recipe = self._last
+        unknown = (f"{plugin_name(recipe.objective)}.weighted", "plain")
+        weighted, plain = _formula_of(recipe.objective, tuple[str, str], unknown)
+        inner = f"w * {weighted}" if recipe.weighter else weighted
         changes = any(True for part in (self.objective, self.margin, self.weighter) for _ in iter_schedules(part))
         text = f"loss = mean( {inner}{' + ' + plain if plain else ''} ){', in the last epoch' if changes else ''}"
-        if now.perturbation is not None:
+        if recipe.perturbation is not None:
             text += f"\n   at weights perturbed by {describe(self.perturbation)}"
-        if now.weighter is None:
+        if recipe.weighter is None:
             return text
-        weight = _said(now.weighter, str, f"{describe(now.weighter)} of {{m}}").replace("{m}", plugin_name(now.margin))
+        weight = _formula_of(recipe.weighter, str, f"{describe(recipe.weighter)} of {{m}}")
+        weight = weight.replace("{m}", plugin_name(recipe.margin))
         start = f"; from epoch {self.burn_in + 1} on, 1 before" if self.burn_in else ""
         if self.burn_in >= self.epochs:
             start = f"; NEVER USED: burn_in={self.burn_in} covers all {self.epochs} epochs"
@@ -218,31 +241,31 @@ class Recipe:
             given = f"Recipe (given data={describe(self.data)})"
             raise RecipeError(given, "data must be a source, called without arguments", "Write cifar10().") from None
         if (self.margin is None) != (self.weighter is None):
-            missing, there = ("weighter", "margin") if self.weighter is None else ("margin", "weighter")
+            missing, given = ("weighter", "margin") if self.weighter is None else ("margin", "weighter")
             raise RecipeError(
-                f"Recipe (given {there}={describe(getattr(self, there))})",
-                f"a {there} does nothing without a {missing}",
+                f"Recipe (given {given}={describe(getattr(self, given))})",
+                f"a {given} does nothing without a {missing}",
                 f"Add {missing}={'Sigmoid(slope=2.0, bias=0.0)' if missing == 'weighter' else 'pm_adv'}.",
             )
-        # The rehearsal looks at the trace of any attack; what somebody's own calls `steps` is its own business.
-        taken = None if is_third_party(self.attack) else getattr(self.attack, "steps", None)
+        # Of a user's own attack, `steps` may mean anything: the dry run compares the length of its trace instead.
+        attack_steps = None if is_third_party(self.attack) else getattr(self.attack, "steps", None)
         counted = counted_steps(self.weighter)
-        if counted is not None and isinstance(taken, int) and counted != taken:
+        if counted is not None and isinstance(attack_steps, int) and counted != attack_steps:
             raise RecipeError(
-                f"Recipe (given weighter.steps={counted}, attack.steps={taken})",
+                f"Recipe (given weighter.steps={counted}, attack.steps={attack_steps})",
                 "the weighter counts steps of the attack, so the two must be equal",
-                f"Set weighter.steps={taken} too.",
+                f"Set weighter.steps={attack_steps} too.",
             )
 
 
-def _said(plugin: Any, kind: Any, otherwise: Any) -> Any:
-    """The formula that a plugin says, where it is of the kind that is read."""
-    said = getattr(plugin, "formula", None)
-    return said if matches_type(said, kind) else otherwise
+def _formula_of(plugin: Any, hint: Any, default: Any) -> Any:
+    """A plugin's attribute `formula`, if it is of the expected type."""
+    formula = getattr(plugin, "formula", None)
+    return formula if matches_type(formula, hint) else default
 
 
-def _watching(model: Any) -> AbstractContextManager[object]:
-    """A margin that calls the model itself moves none of its statistics."""
+def _eval_mode(model: Any) -> AbstractContextManager[object]:
+    """Eval mode, so that a margin which calls the model itself changes no BatchNorm statistic."""
     return module_mode(model, "eval") if isinstance(model, nn.Module) else nullcontext()
 
 

@@ -1,4 +1,4 @@
-"""What training and evaluation tell the world: plain numbers, no tensors."""
+"""Records that training and evaluation yield for display and logs: plain numbers and text, no tensors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class RunStarted:
-    """A run begins, or goes on at (epoch, step)."""
+    """A run has started, or continues at (epoch, step).
+
+    parameters: number of the model's parameters.
+    steps: training steps per epoch.
+    epoch, step: 0-based epoch to go on with, and number of its steps that are done.
+    note: a warning for the user, or "".
+    """
 
     name: str
     formula: str
@@ -36,7 +42,7 @@ class RunStarted:
     parameters: int
     data: str
     sizes: tuple[int, int, int]
-    """images to train on, to validate on, to test on"""
+    """numbers of images to train on, to validate on, and to test on"""
     device: str
     epochs: int
     steps: int
@@ -49,67 +55,79 @@ class RunStarted:
 
 @dataclass(frozen=True)
 class Forecast:
-    """How long the rest will take, measured on the first steps."""
+    """How long the rest of the run will take, estimated from its first steps."""
 
     training: float
     """seconds, validation included"""
     evaluation: float
     """seconds, at most"""
     per_step: float
+    """seconds"""
     on_cpu: bool
 
 
 @dataclass(frozen=True)
 class WeightStats:
-    """What the weights do to a batch."""
+    """Statistics of the example weights of a batch."""
 
     ess: float
-    """effective sample size (sum w)^2 / sum w^2, as a share of the batch"""
+    """effective sample size (sum w)^2 / sum w^2, as a share of the batch, in (0, 1]"""
     top: float
-    """share of the weighted loss that the heaviest 3 % of the examples carry"""
+    """share of the weighted loss that is due to the 3 % of the examples with the largest weights, 0 ... 1"""
     right: float | None
     """mean weight of examples whose adversarial image is classified correctly; None if there are none"""
     wrong: float | None
-    """mean weight of the others"""
+    """mean weight of the other examples; None if there are none"""
 
 
 @dataclass(frozen=True)
 class StepFinished:
-    """One training step."""
+    """A training step is done."""
 
     epoch: int
+    """0-based"""
     step: int
-    """1 after the first step of the epoch"""
+    """number of the epoch's steps that are done: 1 after its first"""
     images: int
+    """size of the batch, over all processes"""
     lr: float
     loss: float
+    """mean(w * weighted + plain)"""
     weighted: float
+    """mean of w * weighted"""
     plain: float
+    """mean of the objective's plain term"""
     adv: float
     """training accuracy on the adversarial images, 0 ... 1"""
     nat: float | None
-    """the same on the natural images, where they were looked at: by the loss, or at every tenth step in eval mode after
-    the update"""
+    """training accuracy on the natural images: from the logits of the loss, or, at every tenth step, from a pass in
+    eval mode after the update; else None"""
     margin: str
+    """name of the margin in `histogram`"""
     histogram: tuple[int, ...]
+    """numbers of examples by margin, in bins of equal width over `span`"""
     span: tuple[float, float]
+    """the range of the histogram's margins"""
     weights: WeightStats | None
+    """None without a weighter and during the burn-in"""
     seconds: float
 
 
 @dataclass(frozen=True)
 class EpochFinished:
-    """One epoch with its validation: a row of metrics.csv."""
+    """An epoch and its validation are done."""
 
     row: dict[str, Any]
+    """the row of metrics.csv"""
     best: bool
+    """whether this epoch has the best validation accuracy under attack so far"""
     note: str = ""
-    """what should be known of it"""
+    """a warning for the user, or empty"""
 
 
 @dataclass(frozen=True)
 class AttackProgress:
-    """An evaluation under way: `done` of `n` images tried by this stage, `standing` not broken yet."""
+    """Progress of an attack: this stage has tried `done` of `n` images; `standing` images are not broken yet."""
 
     attack: str
     stage: str
@@ -120,7 +138,7 @@ class AttackProgress:
 
 @dataclass(frozen=True)
 class ProgressUpdate:
-    """Something else under way: `done` of `n` images."""
+    """Progress of any other work, named by `what`: `done` of `n` images."""
 
     what: str
     done: int
@@ -129,31 +147,36 @@ class ProgressUpdate:
 
 @dataclass(frozen=True)
 class AttackResult:
-    """The verdict of one attack over the test set."""
+    """Accuracy under one attack: `correct` of `n` images are classified correctly.
+
+    accuracy: correct / n.
+    settings: stage -> the attack as text.
+    """
 
     name: str
     correct: int
     n: int
     accuracy: float
     low: float
-    """lower end of the 95 % Wilson interval"""
+    """lower end of the 95 % Wilson interval of the accuracy"""
     high: float
+    """upper end"""
     seconds: float
     settings: dict[str, str] = field(default_factory=dict)
     stages: list[str] = field(default_factory=list)
-    """what it consists of: columns of the ledger"""
+    """the attacks that it consists of, each a column of the ledger"""
 
 
 ATTACKED = {
     "name": str, "correct": int, "n": int, "accuracy": float, "low": float, "high": float, "seconds": float,
     "settings?": {"*": str}, "stages?": [str],
 }  # fmt: skip
-"""`AttackResult` as it stands in a results.json, for `untrusted.check_shape`"""
+"""The shape of an `AttackResult` in a results.json, for `untrusted.check_shape`"""
 
 
 @dataclass(frozen=True)
 class RunFinished:
-    """The run is over."""
+    """A run is finished."""
 
     folder: str
     rows: tuple[AttackResult, ...]
@@ -161,16 +184,16 @@ class RunFinished:
     epoch: int
     """the 0-based epoch whose weights were evaluated"""
     before: bool = False
-    """it had been finished before, and nothing was done"""
+    """whether it was finished already, so that nothing was done"""
     burn_in: int = 0
-    """how many epochs came before the first in which examples had weights"""
+    """number of epochs before the first one with example weights"""
     note: str = ""
-    """what should be known of the weights"""
+    """a warning about the weights, or empty"""
 
 
 @dataclass(frozen=True)
 class CellStarted:
-    """A grid of runs goes on with one of them."""
+    """A run of a grid has started, or continues."""
 
     name: str
     number: int
@@ -180,52 +203,53 @@ class CellStarted:
 
 @dataclass(frozen=True)
 class CellFinished:
-    """One run of a grid is over, well or not."""
+    """A run of a grid has ended."""
 
     name: str
     error: str
-    """the line that says why it failed; empty where it did not"""
+    """the message of the error that ended it; empty if it succeeded"""
     done: int
     of: int
 
 
 @dataclass(frozen=True)
 class WaitingForFolder:
-    """A run of a grid waits for a process, say one that a killed command left behind, that works in its folder."""
+    """A run of a grid waits until another process, such as one left by a killed command, leaves its folder."""
 
     folder: str
 
 
 PLAIN = "plain loop"
-"""the contender of a benchmark that all others are compared with"""
+"""The contender of a benchmark that all others are compared with"""
 
 
 @dataclass(frozen=True)
 class BenchRow:
-    """One contender in one task, over the repeats."""
+    """Timings of one contender in one task, over the repeats."""
 
     task: str
     who: str
     seconds: list[float]
+    """one number per repeat"""
     images_per_second: float
     """median"""
     ratio: float
-    """of the plain loop's seconds to its own within a repeat: median, lowest and highest"""
+    """seconds of the plain loop / seconds of this contender, within a repeat: the median; low and high: the extremes"""
     low: float
     high: float
     gflops: float | None
-    """useful ones a second: what the method needs, whatever is done besides; None where that depends on the images"""
+    """useful GFLOP per second: those that the method needs; None if their number depends on the images"""
     share: float | None
-    """of what the machine's matrix product does in bf16, or fp32 where that is faster"""
+    """gflops / those of a matrix product on this machine, in bf16 or fp32, whichever is faster"""
 
 
 @dataclass(frozen=True)
 class BenchReport:
-    """What was measured, and where."""
+    """Result of a benchmark."""
 
     settings: dict[str, Any]
     machine: dict[str, float]
-    """GFLOP/s of a matrix product"""
+    """GFLOP/s of a matrix product, by precision"""
     rows: list[BenchRow]
     provenance: dict[str, Any]
 

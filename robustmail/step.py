@@ -1,4 +1,4 @@
-"""The vocabulary of a plugin author: what an attack returns, and what margins and objectives look at."""
+"""The types that a plugin author meets: what an attack returns, what margins and objectives get, the five protocols."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = [
 
 
 class Trace(NamedTuple):
-    """What an attack of K steps saw at each iterate, before it moved on."""
+    """The model's predictions at each of the K iterates from which an attack took a step."""
 
     correct: Tensor
     """[K, B] bool: was the iterate classified correctly?"""
@@ -27,12 +27,12 @@ class Trace(NamedTuple):
 
     @property
     def first_wrong(self) -> Tensor:
-        """The first iterate that is misclassified, 0 ... K-1, and K where there is none; [B] int64."""
+        """Index of the first misclassified iterate, 0 ... K-1, or K if there is none; [B] int64."""
         return self.correct.long().cumprod(0).sum(0)
 
 
 class Adversarial(NamedTuple):
-    """What an attack found."""
+    """Result of an attack: the adversarial images and, if the attack keeps one, its trace."""
 
     x: Tensor
     """[B, C, H, W] in [0, 1]"""
@@ -49,9 +49,12 @@ class Terms(NamedTuple):
 
 
 class Step:
-    """One batch at one setting of the weights; each of its logits is computed at most once.
+    """One batch at one state of the model's parameters; each of its logits is computed at most once, when first used.
 
-    `x`, `x_adv`: [B, C, H, W] in [0, 1]; `y`: [B] int64; `trace`: what the attack saw, or None.
+    model: images [B, C, H, W] -> logits [B, classes].
+    x, x_adv: natural and adversarial images, [B, C, H, W] in [0, 1].
+    y: labels, [B] int64.
+    trace: the attack's trace, or None if it keeps none.
     """
 
     def __init__(self, model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, trace: Trace | None = None) -> None:
@@ -79,19 +82,21 @@ class Step:
         return _softmax(self.logits_adv)
 
     def has(self, which: str) -> bool:
-        """Are the logits of "nat" or "adv" there already, so that looking at them costs nothing?"""
+        """Whether the logits of "nat" or "adv" are computed already."""
         return which in self._logits
 
     def again(self, model: nn.Module | None = None) -> Step:
-        """The same batch with nothing computed: for when the weights have moved (AWP)."""
+        """The same batch with no logits computed: for parameters that have changed (AWP), or another model."""
         return Step(model or self.model, self.x, self.y, self.x_adv, self.trace)
 
     def detached(self) -> Step:
-        """A window on this step: what was computed, without its graph; what was not is computed
-        in eval mode and forgotten here, so that looking moves no BatchNorm statistic and no gradient."""
-        window = DetachedStep(self.model, self.x, self.y, self.x_adv, self.trace)
-        window._logits = {which: logits.detach() for which, logits in self._logits.items()}
-        return window
+        """A copy for margins, which changes neither a gradient nor a BatchNorm statistic.
+
+        It has this step's logits so far without their graph, and computes others in eval mode, for itself alone.
+        """
+        step = DetachedStep(self.model, self.x, self.y, self.x_adv, self.trace)
+        step._logits = {which: logits.detach() for which, logits in self._logits.items()}
+        return step
 
     def _forward(self, which: str) -> Tensor:
         if which not in self._logits:
@@ -103,26 +108,28 @@ class Step:
 
 
 class DetachedStep(Step):
+    """A step whose logits have no graph; missing ones are computed in eval mode."""
+
     def _compute(self, images: Tensor) -> Tensor:
         with torch.no_grad(), module_mode(self.model, "eval"):
             return super()._compute(images)
 
 
-def logits_of(said: Any) -> Tensor:
-    """The logits of what a network returned: it itself, or its `logits`, as Hugging Face's networks have it.
+def logits_of(output: Any) -> Tensor:
+    """The logits in what a network returned: the tensor itself, or its `logits` (Hugging Face's networks).
 
-    Raises ModelError for anything else, a tuple for one.
+    Raises ModelError for any other output, such as a tuple.
     """
-    found = said.get("logits") if isinstance(said, Mapping) else getattr(said, "logits", said)
-    if isinstance(found, Tensor):
-        return found
-    wrong = f"returned {type(said).__name__}, expected logits [B, classes], or an output that has .logits"
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
+    if isinstance(logits, Tensor):
+        return logits
+    wrong = f"returned {type(output).__name__}, expected logits [B, classes], or an output that has .logits"
     raise ModelError("the model", wrong, "Return the logits alone, or wrap it in a module that does.")
 
 
 @contextmanager
 def restored(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Put tensors back to what they were, as BatchNorm's statistics after a pass that they shall not see."""
+    """Restore the tensors' values on exit; used to keep BatchNorm's statistics unchanged by a forward pass."""
     before = [(tensor, tensor.detach().clone()) for tensor in tensors]
     try:
         yield
@@ -133,17 +140,17 @@ def restored(tensors: Iterable[Tensor]) -> Iterator[None]:
 
 
 class module_mode:
-    """Put every module of `model` in "train" or "eval" mode inside a with block, then each back in its own."""
+    """Context: every module of `model` in "train" or "eval" mode; on exit each module gets its own mode back."""
 
     def __init__(self, model: nn.Module, which: str) -> None:
         self.model, self.which = model, which
 
     def __enter__(self) -> None:
-        self._was = [(module, module.training) for module in self.model.modules()]
+        self._modes = [(module, module.training) for module in self.model.modules()]
         self.model.train(self.which == "train")
 
     def __exit__(self, *_: object) -> None:
-        for module, training in self._was:
+        for module, training in self._modes:
             module.training = training
 
 
@@ -156,7 +163,7 @@ class Attack(Protocol):
 
 @runtime_checkable
 class Margin(Protocol):
-    """step -> [B]: how far each example is from being misclassified; low = needs help."""
+    """step -> [B]: how far each example is from being misclassified; low = needs help. Gets a detached step."""
 
     def __call__(self, step: Step, /) -> Tensor: ...
 
@@ -170,27 +177,27 @@ class Weighter(Protocol):
 
 @runtime_checkable
 class Objective(Protocol):
-    """step -> the per-example losses, split into what is weighted and what is not."""
+    """step -> per-example losses, split into the term that weights multiply and the rest."""
 
     def __call__(self, step: Step, /) -> Terms: ...
 
 
 @runtime_checkable
 class Perturbation(Protocol):
-    """(model, loss) -> a context in which the weights are perturbed; `loss()` computes the batch's loss anew."""
+    """(model, loss) -> a context in which the parameters are perturbed; `loss()` computes the batch's loss again."""
 
     def __call__(self, model: nn.Module, loss: Callable[[], Tensor], /) -> AbstractContextManager[None]: ...
 
 
-def counted_steps(weight: object) -> int | None:
-    """K of a weight whose margins are numbers of the attack's steps, 0 ... K, as it says by `counted_steps`."""
-    steps = getattr(weight, "counted_steps", None)
+def counted_steps(weighter: object) -> int | None:
+    """K of a weighter whose margins count the attack's steps, 0 ... K: its attribute `counted_steps`, or None."""
+    steps = getattr(weighter, "counted_steps", None)
     return steps if isinstance(steps, int) else None
 
 
-def means_one(weight: object) -> bool:
-    """Has a weight mean one over a batch? All but those that say `mean_one = False`."""
-    return getattr(weight, "mean_one", True) is not False
+def means_one(weighter: object) -> bool:
+    """Whether a weighter's weights have mean one over a batch: true unless its attribute `mean_one` is False."""
+    return getattr(weighter, "mean_one", True) is not False
 
 
 def _softmax(logits: Tensor) -> Tensor:

@@ -1,30 +1,40 @@
-"""Numbers as a person reads them."""
+"""Numbers and names as text for people."""
 
 from __future__ import annotations
 
-__all__ = ["plural", "percent", "duration", "fraction"]
+import math
+
+__all__ = ["plural", "percent", "duration", "format_eps"]
 
 
 def plural(n: int, thing: str) -> str:
-    """A number with its noun: 1 image, 2,000 images."""
+    """Format a number with its noun: 1 image, 2,000 images."""
     return f"{n:,} {thing}{'s' * (n != 1)}"
 
 
 def percent(share: float) -> str:
-    """0.4321 -> 43.2 %"""
+    """Format a share in [0, 1]: 0.4321 -> 43.2 %."""
     return f"{100 * share:.1f} %"
 
 
 def duration(seconds: float) -> str:
-    """4000 -> 1 h 7 min"""
+    """Format seconds: 4000 -> 1 h 7 min."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def fraction(eps: float) -> str:
-    """0.0313725 -> 8/255; 0.031 stays 0.031, which is another budget."""
+def format_eps(eps: float | None, norm: str = "") -> str:
+    """Format an eps or a distance: (8/255, "linf") -> 8/255 Linf; 0.031 -> 0.031, which is another budget.
+
+    In l-inf, halves and quarters of 1/255 are fractions too. All else has three digits; None is "unknown".
+    """
+    if eps is None:
+        return "unknown"
     short = f"{eps:.3g}"
-    whole = round(eps * 255)
-    return f"{whole}/255" if eps != float(short) and abs(eps * 255 - whole) < 2e-3 else short
+    parts = 4 if norm == "linf" else 1
+    levels = round(eps * 255 * parts) / parts
+    is_short = math.isclose(eps, float(short), rel_tol=2e-6)  # also after rounding to float32
+    is_fraction = not is_short and levels > 0 and abs(eps * 255 - levels) < 2e-3
+    return f"{f'{levels:g}/255' if is_fraction else short} {norm.capitalize()}".strip()

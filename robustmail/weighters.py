@@ -1,7 +1,7 @@
 """Weights from margins: [B] -> [B], not negative, falling as the margin grows.
 
-They are computed as logarithms and normalised by softmax: w_i = M u_i / sum_j u_j has mean one over the batch at
-hand (short last batch included) and stays finite where every u_i underflows.
+Normalisation is a softmax of log u: w_i = B u_i / sum_j u_j has mean one over the batch, also over a short last batch,
+and stays finite where every u_i underflows.
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ __all__ = ["Discrete", "Sigmoid", "Tanh"]
 class Sigmoid:
     """MAIL's weight: u = sigmoid(-slope * (margin - bias)) (Eq. 8), then mean one over the batch (Algorithm 1).
 
-    slope > 0: how sharply help goes to low margins; bias: the margin at which u = 1/2.
-    scale: None normalises to mean one, as in the paper; a number multiplies u by it instead: 3.0 is what the
-    authors' code does. On `lps` with K = 10, Sigmoid(slope=1, bias=lam + 5) is GAIRAT's "Sigmoid" variant.
+    slope: how sharply the weight falls with the margin, at least 0; with 0 every weight is equal.
+    bias: the margin at which u = 1/2.
+    scale: None normalises to mean one, as in the paper; a number multiplies u instead, 3.0 in the authors' code.
+
+    On `lps` with K = 10, Sigmoid(slope=1, bias=lam + 5) is GAIRAT's "Sigmoid" variant.
+    Raises RecipeError for a field of the wrong type or range.
     """
 
     slope: float
@@ -44,7 +47,7 @@ class Sigmoid:
 
     @property
     def formula(self) -> str:
-        """The weight of a margin {m}, for people."""
+        """The weight as text; the placeholder {m} stands for the margin."""
         shift = f" {'-' if self.bias > 0 else '+'} {abs(self.bias):g}" if self.bias else ""
         u = f"sigmoid(-{self.slope:g} ({{m}}{shift}))" if shift else f"sigmoid(-{self.slope:g} {{m}})"
         return f"u / mean(u), u = {u}" if self.scale is None else f"{self.scale:g} {u}"
@@ -58,7 +61,8 @@ class Sigmoid:
 class Tanh:
     """GAIRAT's weight: u = (1 + tanh(lam + 5 (1 - 2 kappa / K))) / 2, then mean one over the batch.
 
-    lam: -1 in GAIRAT; infinity gives every example the weight one. steps: K of the attack that counts kappa.
+    lam: -1 in GAIRAT; infinity gives every example the weight one. steps: K, the steps of the attack whose `kappa`
+    is the margin; at least 1. Raises RecipeError for a field of the wrong type or range.
     """
 
     lam: float = -1.0
@@ -75,7 +79,7 @@ class Tanh:
 
     @property
     def formula(self) -> str:
-        """The weight of a margin {m}, for people."""
+        """The weight as text; the placeholder {m} stands for the margin."""
         return f"u / mean(u), u = (1 + tanh({self.lam:g} + 5 (1 - 2 {{m}} / {self.steps}))) / 2"
 
     def __call__(self, margin: Tensor) -> Tensor:
@@ -87,7 +91,7 @@ class Tanh:
 class Discrete:
     """GAIRAT's "Discrete" weight: u = (K + 1 - kappa) / (K + 1), then mean one over the batch.
 
-    steps: K of the attack that counts kappa.
+    steps: K, the steps of the attack whose `kappa` is the margin; at least 1. Raises RecipeError for less.
     """
 
     steps: int = 10
@@ -103,7 +107,7 @@ class Discrete:
 
     @property
     def formula(self) -> str:
-        """The weight of a margin {m}, for people."""
+        """The weight as text; the placeholder {m} stands for the margin."""
         return f"u / mean(u), u = ({self.steps + 1} - {{m}}) / {self.steps + 1}"
 
     def __call__(self, margin: Tensor) -> Tensor:

@@ -259,7 +259,7 @@ def test_check_passes_lawful_plugins_and_says_so(tmp_path: Path, monkeypatch, ca
     file = tmp_path / "mine.py"
     file.write_text("from robustmail import Step\n\ndef doubt(s: Step):\n    return s.probs_adv.amax(1)\n")
     code, said, _ = run(monkeypatch, capsys, "check", str(file))
-    assert (code, said) == (0, "doubt: a lawful margin, 13 laws tried\n")
+    assert (code, said) == (0, "doubt: margin, passes all 13 laws\n")
     assert run(monkeypatch, capsys, "check", f"{file}:doubt")[0] == 0
 
 
@@ -267,8 +267,8 @@ def test_check_says_which_laws_the_plugins_of_a_recipe_keep(tmp_path: Path, monk
     file = recipe_with_margin(tmp_path, "s.probs_adv.amax(1)")
     code, said, _ = run(monkeypatch, capsys, "check", str(file))
     assert code == 0
-    assert said.startswith(f"{file}: rehearsed in its 4 phases (")
-    assert said.endswith("; sureness keeps all 13 laws of margins\n")
+    assert said.startswith(f"{file}: dry run passed in 4 phases (")
+    assert said.endswith("; margin sureness passes all 13 laws\n")
 
 
 @dataclass(frozen=True)

@@ -45,9 +45,9 @@ GAIRAT = {
 
 @pytest.fixture(params=[torch.float32, torch.float64], ids=str)
 def step(request) -> Step:
-    made = Step(None, None, torch.tensor(Y), None)
-    made._logits = {w: torch.tensor(z, dtype=request.param) for w, z in (("nat", NAT), ("adv", ADV))}
-    return made
+    step = Step(None, None, torch.tensor(Y), None)
+    step._logits = {w: torch.tensor(z, dtype=request.param) for w, z in (("nat", NAT), ("adv", ADV))}
+    return step
 
 
 def close(value, expected):
@@ -103,10 +103,10 @@ def test_losses_and_gradients_stay_finite_where_a_probability_underflows(objecti
 
 
 def test_kappa_feeds_gairat_from_a_traced_attack(small, batch):
-    found = PGD(steps=10)(small, *batch)
-    counted = kappa(Step(small, *batch, found.x, found.trace))
+    result = PGD(steps=10)(small, *batch)
+    counted = kappa(Step(small, *batch, result.x, result.trace))
     assert ((counted >= 0) & (counted <= 10)).all()
-    assert found.trace.correct.shape == (10, 8)
+    assert result.trace.correct.shape == (10, 8)
 
 
 def test_trades_variants_of_the_disagreeing_papers(step):

@@ -1,1 +1,1 @@
-"""Attacks: two adapters over libraries (torchattacks, ART), and what neither has: a PGD that keeps a trace."""
+"""Attacks: adapters for torchattacks and ART, AutoAttack at its reference settings, and PGDs that keep a trace."""

@@ -1,4 +1,4 @@
-"""The Adversarial Robustness Toolbox's evasion attacks as attacks of a recipe: a second opinion, not a fast one."""
+"""Adapter for the Adversarial Robustness Toolbox: its evasion attacks as attacks of a recipe; slow, but independent."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import inspect
 import logging.config
 from dataclasses import dataclass
 from typing import Any, ClassVar
-from unittest import mock
 
 import numpy as np
 import torch
@@ -22,17 +21,17 @@ from robustmail.step import Adversarial
 
 __all__ = ["art"]
 
-# ART's own: a progress bar, 32 images at a time whatever the batch, and no random start for PGD is left as it is.
-QUIETER = {"verbose": False, "batch_size": None}
+DEFAULTS = {"verbose": False, "batch_size": None}
+"""What differs from ART's defaults: no progress bar, and the whole batch at once instead of 32 images at a time."""
 
 
 def art(name: str, /, **knobs: Any) -> Any:
     """The evasion attack `name` of ART with its own knobs: art("AutoProjectedGradientDescent", eps=8/255).
 
     Returns a frozen value, called as (model, x, y) -> Adversarial. Its fields are ART's parameters with ART's
-    defaults, except `verbose=False` and `batch_size=None`, which is the whole batch. ART's defaults are weak or for
-    other data (PGD: eps 0.3, no random start): read `robustmail show`.
-    Same guard and same errors as `torchattack`.
+    defaults, except `verbose=False` and `batch_size=None`, which is the whole batch. Many of ART's defaults are weak
+    or made for other data (PGD: eps 0.3, no random start); `robustmail show` prints them.
+    The model is protected as by `torchattack`, and the same errors are raised.
     """
     return build_attack(_knob_class(name), knobs)
 
@@ -57,18 +56,18 @@ class _Art:
             knobs = field_values(self)
             if "batch_size" in knobs:
                 knobs["batch_size"] = knobs["batch_size"] or len(x)
-            # ART moves the model to the current CUDA device, whichever that is.
+            # ART moves the model to the current CUDA device, so that must be the device of x.
             with torch.cuda.device(x.device if x.device.type == "cuda" else -1):
-                found = self._generate(who, view, x, y, knobs)
-            return Adversarial(check_result(who, view, x, found, getattr(self, "eps", None), norm_of(self)))
+                x_adv = self._generate(who, view, x, y, knobs)
+            return Adversarial(check_result(who, view, x, x_adv, getattr(self, "eps", None), norm_of(self)))
 
     def _generate(self, who: str, view: ModelView, x: Tensor, y: Tensor, knobs: dict[str, Any]) -> Tensor:
         try:
             attack = self._target(_classifier(view, x), **knobs)
-            found = attack.generate(x.detach().cpu().numpy(), y=y.cpu().numpy())
-        except (ValueError, TypeError, NotImplementedError) as error:  # how ART refuses a knob
-            raise AttackError(who, f"ART refused: {error}") from error
-        return torch.from_numpy(found).to(x)
+            x_adv = attack.generate(x.detach().cpu().numpy(), y=y.cpu().numpy())
+        except (ValueError, TypeError, NotImplementedError) as error:  # what ART raises for a wrong knob
+            raise AttackError(who, f"refused by ART: {error}") from error
+        return torch.from_numpy(x_adv).to(x)
 
 
 def _classifier(view: nn.Module, x: Tensor) -> Any:
@@ -88,15 +87,18 @@ def _classifier(view: nn.Module, x: Tensor) -> Any:
 
 @functools.cache
 def _knob_class(name: str) -> type:
-    classes = {n: c for n, c in vars(_evasion()).items() if inspect.isclass(c)}
+    classes = {key: value for key, value in vars(import_evasion()).items() if inspect.isclass(value)}
     target = library_class("art", "ART", classes, name)
-    return knob_class(
-        _Art, "art", target, {n: d for n, d in QUIETER.items() if n in inspect.signature(target).parameters}
-    )
+    parameters = inspect.signature(target).parameters
+    return knob_class(_Art, "art", target, {key: value for key, value in DEFAULTS.items() if key in parameters})
 
 
-def _evasion() -> Any:
-    # `import art` configures logging, which closes the log files of whoever opened some before.
-    with mock.patch.object(logging.config, "dictConfig"):
+def import_evasion() -> Any:
+    """Import art.attacks.evasion without letting ART configure logging, which would close open log files."""
+    configure = logging.config.dictConfig
+    logging.config.dictConfig = lambda config: None
+    try:
         import art.attacks.evasion
+    finally:
+        logging.config.dictConfig = configure
     return art.attacks.evasion

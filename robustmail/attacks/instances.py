@@ -1,4 +1,4 @@
-"""Attacks of torchattacks and ART as people hold them, bound to a model: turned into values of this toolkit."""
+"""Convert attack objects of torchattacks and ART, which are bound to a model, to values of a recipe."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from robustmail.errors import RecipeError
 __all__ = ["adopted"]
 
 LIBRARIES = {"torchattacks.attack": ("torchattacks", torchattack), "art.attacks.attack": ("ART", art)}
-ALIASES = {"rho": "thr_decr", "resc_schedule": "rescale_schedule"}  # parameters that torchattacks keeps otherwise
-SILENT = ("verbose", "summary_writer")  # parameters that change nothing but what is printed
+ALIASES = {"rho": "thr_decr", "resc_schedule": "rescale_schedule"}  # parameter -> attribute in torchattacks
+SILENT = ("verbose", "summary_writer")  # parameters that change only what is printed
 OF_THE_MODEL = ("model", "model_name", "device", "_attacks", "_attack", "_estimator", "_summary_writer_arg",
                 "_summary_writer", "verbose")  # fmt: skip
 PLAIN = (bool, int, float, str, type(None), np.generic)
@@ -24,72 +24,74 @@ WRAP = "Write a function (model, x, y) -> images instead, which makes it for tha
 
 
 def adopted(attack: Any) -> Any:
-    """An instance of torchattacks' or ART's classes as the value with its settings; anything else as it is.
+    """Return torchattack(...) or art(...) with the settings of an attack object of these libraries; else `attack`.
 
-    The model that it is bound to is not looked at: the attack is made for whatever model it then attacks.
-    Raises RecipeError, with the line to write, for a class in place of an instance, and for an instance that holds
-    what the value cannot say: targets, a training mode, a normalisation, a changed attribute.
+    The model that the object is bound to is ignored: the value attacks any model.
+    Raises RecipeError, with the line to write, for a class instead of an object, and for an object with settings that
+    the value does not have: targets, a training mode, a normalisation, a changed attribute.
     """
     cls = attack if isinstance(attack, type) else type(attack)
-    if (found := _library(cls)) is None:
+    if (library_and_adapter := _library(cls)) is None:
         return attack
-    library, value_of = found
+    library, adapter = library_and_adapter
     who = f"attack {cls.__name__}"
     if cls.__module__.split(".")[0] != library.lower():
         raise RecipeError(who, f"is a class of one's own on one of {library}, whose settings are not known", WRAP)
     if isinstance(attack, type):
         knobs = ", eps=8/255, ..." if "eps" in inspect.signature(cls).parameters else ""
         raise RecipeError(
-            who, f"is a class of {library}, not an attack", f"Write {value_of.__name__}({cls.__name__!r}{knobs})."
+            who, f"is a class of {library}, not an attack", f"Write {adapter.__name__}({cls.__name__!r}{knobs})."
         )
-    for wrong, todo in _held(attack):
+    for wrong, todo in _unsupported(attack):
         raise RecipeError(who, wrong, todo)
     settings = dict(_settings(who, attack))
-    value = value_of(cls.__name__, **settings)
-    again = cls(attack.model if hasattr(attack, "model") else attack.estimator, **settings)
-    for name, kept in vars(attack).items():
-        if name not in OF_THE_MODEL and not _alike(kept, vars(again).get(name)):
+    value = adapter(cls.__name__, **settings)
+    rebuilt = cls(attack.model if hasattr(attack, "model") else attack.estimator, **settings)
+    for name, attribute in vars(attack).items():
+        if name not in OF_THE_MODEL and not _is_same(attribute, vars(rebuilt).get(name)):
             raise RecipeError(who, f"its {name} is no setting that can be taken over", WRAP)
     return value
 
 
 def _library(cls: type) -> tuple[str, Any] | None:
-    """(name of the library whose attack a class is, what makes a value of it); None for anything else."""
+    """(name of the library, its adapter) for a class of attacks of torchattacks or ART; None for any other class."""
     return next((LIBRARIES[base.__module__] for base in cls.__mro__ if base.__module__ in LIBRARIES), None)
 
 
 def _settings(who: str, attack: Any) -> Iterator[tuple[str, Any]]:
-    """(parameter of its class, value) as an instance keeps them; what it made of a default itself is left to it."""
+    """Yield (parameter, value) of an attack object; not those that it derived from a default itself."""
     for parameter in list(inspect.signature(type(attack)).parameters.values())[1:]:
         name = parameter.name
         if name in SILENT:
             continue
         holders = [holder for holder in (attack, getattr(attack, "_attack", None)) if holder is not None]
-        kept = [getattr(h, n) for h in holders for n in (name, ALIASES.get(name, name)) if hasattr(h, n)]
-        if not kept and name == "n_classes" and hasattr(attack, "n_target_classes"):
-            kept = [attack.n_target_classes + 1]
-        if not kept:
+        values = [getattr(h, n) for h in holders for n in (name, ALIASES.get(name, name)) if hasattr(h, n)]
+        if not values and name == "n_classes" and hasattr(attack, "n_target_classes"):
+            values = [attack.n_target_classes + 1]
+        if not values:
             raise RecipeError(who, f"does not keep its {name}", WRAP)
-        if isinstance(kept[0], PLAIN):
-            yield name, kept[0].item() if isinstance(kept[0], np.generic) else kept[0]
-        elif isinstance(kept[0], (tuple, list)) and all(isinstance(part, PLAIN) for part in kept[0]):
-            yield name, tuple(kept[0])
+        value = values[0]
+        if isinstance(value, PLAIN):
+            yield name, value.item() if isinstance(value, np.generic) else value
+        elif isinstance(value, (tuple, list)) and all(isinstance(part, PLAIN) for part in value):
+            yield name, tuple(value)
 
 
-def _held(attack: Any) -> Iterator[tuple[str, str]]:
-    """(what is wrong, what to do) of each thing that an instance was told beside its parameters."""
+def _unsupported(attack: Any) -> Iterator[tuple[str, str]]:
+    """Yield (what is wrong, what to do) for each setting beside its parameters that a value does not have."""
     estimator = getattr(attack, "estimator", None)
     if getattr(attack, "targeted", False) or getattr(attack, "attack_mode", "default") != "default":
         yield "is targeted, and labels here are the true ones", WRAP
     if getattr(attack, "_model_training", False):
-        yield "was told to attack in training mode", "Leave that out; in a recipe it is attack_mode='train'."
-    told = getattr(attack, "normalization_used", None) or {}
-    inside = getattr(estimator, "preprocessing", None)
-    mean, std = (told.get(n, getattr(inside, n, plain)) for n, plain in (("mean", 0.0), ("std", 1.0)))
+        yield "attacks in training mode", "Leave that out; in a recipe it is attack_mode='train'."
+    normalization = getattr(attack, "normalization_used", None) or {}
+    preprocessing = getattr(estimator, "preprocessing", None)
+    defaults = (("mean", 0.0), ("std", 1.0))
+    mean, std = (normalization.get(name, getattr(preprocessing, name, default)) for name, default in defaults)
     if np.any(np.asarray(mean) != 0) or np.any(np.asarray(std) != 1):
-        said = ", ".join(str(tuple(round(float(v), 6) for v in np.ravel(part))) for part in (mean, std))
-        todo = f"Leave that out, and evaluate Classifier(model, ({said})), which takes images in [0, 1]."
-        yield "was told how images are normalised", todo
+        texts = ", ".join(str(tuple(round(float(v), 6) for v in np.ravel(part))) for part in (mean, std))
+        todo = f"Leave that out, and evaluate Classifier(model, ({texts})), which takes images in [0, 1]."
+        yield "normalises images itself", todo
     clip = getattr(estimator, "clip_values", None)
     if clip is not None and (span := np.ravel(clip).tolist()) != [0, 1]:
         yield f"its classifier takes images in {span}", "Images are in [0, 1] here, and so is eps."
@@ -97,12 +99,12 @@ def _held(attack: Any) -> Iterator[tuple[str, str]]:
         yield "its classifier has defences, which would be left out", "Put them into the model."
 
 
-def _alike(kept: Any, made: Any) -> bool:
-    """Are two attributes the same, as far as can be told?"""
-    if isinstance(kept, PLAIN):
-        return isinstance(made, PLAIN) and bool(kept == made)
-    if isinstance(kept, (tuple, list)):
-        return isinstance(made, (tuple, list)) and len(kept) == len(made) and all(map(_alike, kept, made))
-    if callable(kept) and hasattr(kept, "__qualname__"):
-        return bool(getattr(made, "__qualname__", None) == kept.__qualname__)
-    return type(kept) is type(made) and _library(type(kept)) is None
+def _is_same(a: Any, b: Any) -> bool:
+    """Whether two attributes are equal; of objects that cannot be compared, only the types are."""
+    if isinstance(a, PLAIN):
+        return isinstance(b, PLAIN) and bool(a == b)
+    if isinstance(a, (tuple, list)):
+        return isinstance(b, (tuple, list)) and len(a) == len(b) and all(map(_is_same, a, b))
+    if callable(a) and hasattr(a, "__qualname__"):
+        return bool(getattr(b, "__qualname__", None) == a.__qualname__)
+    return type(a) is type(b) and _library(type(a)) is None

@@ -1,7 +1,7 @@
-"""How a class of an attack library becomes a value of a recipe: a frozen dataclass with one field per knob.
+"""From a class of an attack library to a value of a recipe: a frozen dataclass with one field per knob (parameter).
 
-The fields, their order and their defaults are read from the library's own signature, so that a misspelt knob is an
-error, `robustmail show` prints everything that will be run, and `attack.eps=4/255` is an override like any other.
+Fields, order and defaults come from the signature of the library's class. So a misspelt knob is an error,
+`robustmail show` prints every setting, and `attack.eps=4/255` is an override like any other.
 """
 
 from __future__ import annotations
@@ -20,14 +20,17 @@ COUNTS = re.compile(r"^n_|^nb_|steps|iter|restarts|queries|size|classes|random_i
 
 
 def library_class(label: str, library: str, classes: Mapping[str, type], name: str) -> type:
-    """The class called `name`, or a PluginError that offers the nearest."""
+    """Return the class called `name`. Raises PluginError, with the nearest name, if there is none."""
     if name not in classes:
         raise PluginError(f"{label}({name!r})", f"{library} has no such attack", did_you_mean(str(name), classes))
     return classes[name]
 
 
 def knob_class(base: type, label: str, target: type, defaults: Mapping[str, Any]) -> type:
-    """A frozen dataclass on `base` with the parameters of `target`, some with other `defaults`."""
+    """Make a frozen dataclass, derived from `base`, whose fields are the parameters of `target`.
+
+    defaults: defaults that differ from those of `target`; the types of these fields are not checked.
+    """
     fields: list[tuple[str, Any, Any]] = []
     for p in list(inspect.signature(target).parameters.values())[1:]:  # the first is the model
         default = defaults.get(p.name, p.default)
@@ -41,7 +44,7 @@ def knob_class(base: type, label: str, target: type, defaults: Mapping[str, Any]
 
 
 def build_attack(cls: Callable[..., Any], knobs: Mapping[str, Any]) -> Any:
-    """Build the value, or say which knob does not exist or is missing."""
+    """Return cls(**knobs). Raises RecipeError for a knob that does not exist, or is required and missing."""
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     who = f"{cls.__label__}({cls.__given__[0]!r})"  # type: ignore[attr-defined]
     for name in knobs:
@@ -49,12 +52,12 @@ def build_attack(cls: Callable[..., Any], knobs: Mapping[str, Any]) -> Any:
             raise RecipeError(who, f"no knob {name!r}", did_you_mean(name, fields))
     for f in fields.values():
         if f.default is dataclasses.MISSING and f.name not in knobs:
-            raise RecipeError(who, f"the knob {f.name!r} has no default", f"Add {f.name}=....")
+            raise RecipeError(who, f"knob {f.name!r} required", f"Add {f.name}=....")
     return cls(**knobs)
 
 
 def _kind(p: inspect.Parameter) -> Any:
-    """The type of a knob, as far as its annotation or default tells."""
+    """Type of a knob, inferred from its annotation, default and name; Any if unknown."""
     if isinstance(p.default, (bool, str)):
         return type(p.default)
     if "float" in str(p.annotation) and isinstance(p.default, (int, float)):

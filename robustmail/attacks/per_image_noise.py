@@ -1,8 +1,8 @@
-"""Noise that belongs to an image, not to its place in a batch.
+"""Noise that depends on the image, not on its place in a batch.
 
-Libraries draw one random tensor for a whole batch, so that a verdict depends on the company an image is attacked in.
-Inside `per_image_noise` every image gets noise of its own, a function of (where, the image's own bytes, how many draws
-it has seen): the same in a batch of 1 or 500, in another order, in another process.
+Libraries draw one random tensor for a whole batch, so the result for an image depends on the other images of its batch.
+Inside `per_image_noise` each image has its own noise, a function of (where, the image's bytes, number of its draws so
+far): the same in a batch of 1 or 500, in another order, in another process.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ Draw = Callable[..., Tensor]
 
 
 class Noise:
-    """The generators of one attack: one for each image it has met, and one that all share."""
+    """Generators of one attack: one for each image, by its content, and one that all images share."""
 
     def __init__(self, where: tuple[int | str, ...]) -> None:
         self.where = where
         self.shared = generator(*where)
-        self.own: dict[bytes, torch.Generator] = {}
+        self.by_image: dict[bytes, torch.Generator] = {}
 
     def of(self, image: Tensor) -> torch.Generator:
-        """The generator of an image, which goes on where it was."""
+        """The generator of an image [C, H, W], in the state after its last draw."""
         digest = hashlib.blake2b(image.detach().cpu().contiguous().numpy().tobytes(), digest_size=16).digest()
-        if digest not in self.own:
-            self.own[digest] = generator(*self.where, digest.hex())
-        return self.own[digest]
+        if digest not in self.by_image:
+            self.by_image[digest] = generator(*self.where, digest.hex())
+        return self.by_image[digest]
 
 
 _CURRENT: ContextVar[Noise | None] = ContextVar("noise", default=None)
@@ -44,9 +44,11 @@ _CURRENT: ContextVar[Noise | None] = ContextVar("noise", default=None)
 
 @contextmanager
 def per_image_noise(x: Tensor, *where: int | str) -> Iterator[None]:
-    """Every draw of a whole image inside the block is its image's own; x: the batch under attack, [B, C, H, W].
+    """Inside the context, torch.rand, torch.randn, their _like forms and uniform_ draw separately for each image.
 
-    A draw of one number per channel, or of a few for the whole batch (Square's windows), is the same for all images.
+    x: the batch under attack, [B, C, H, W]. where: seed and purpose, which together with the image's bytes seed its
+    generator. Draws of another shape, of one number per channel or of a part of the batch (Square's windows), are the
+    same for all images.
     """
     noise = Noise(where)
     token = _CURRENT.set(noise)
@@ -58,7 +60,10 @@ def per_image_noise(x: Tensor, *where: int | str) -> Iterator[None]:
 
 
 def own_noise(attack: Any) -> Any:
-    """Tell a torchattacks object, which drops fooled images from its batch, to draw for just those it still attacks."""
+    """Let a torchattacks object draw noise for the images that it still attacks, as it drops broken ones on the way.
+
+    Returns the same object, changed only inside `per_image_noise`.
+    """
     noise = _CURRENT.get()
     if noise is not None and hasattr(attack, "attack_single_run"):
         single_run = attack.attack_single_run
@@ -76,11 +81,11 @@ def _patched(noise: Noise, x: Tensor) -> AbstractContextManager[None]:
 
     def draw(how: Draw, shape: tuple[int, ...], like: Tensor | None, **_: Any) -> Tensor:
         if len(shape) == 4 and shape[0] == len(generators) and shape[-1] > 1:
-            drawn = torch.stack([how(shape[1:], generator=own) for own in generators])
-        elif len(shape) == 4:  # of a part of the batch, which part is not known
-            drawn = how((1, *shape[1:]), generator=noise.shared).expand(shape).clone()
+            values = torch.stack([how(shape[1:], generator=own) for own in generators])
+        elif len(shape) == 4:  # for a part of the batch, it is not known which
+            values = how((1, *shape[1:]), generator=noise.shared).expand(shape).clone()
         else:
-            drawn = how(shape, generator=noise.shared)
-        return drawn if like is None else drawn.to(like)
+            values = how(shape, generator=noise.shared)
+        return values if like is None else values.to(like)
 
     return patched_random(draw)

@@ -1,8 +1,7 @@
-"""Projected gradient ascent that keeps a trace: what LPS and PM_dif read, and what no library returns."""
+"""Projected gradient descent that keeps the trace which the margins `lps` and `pm_dif` read; no library returns one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,24 +16,27 @@ from robustmail.step import Adversarial, Trace
 
 __all__ = ["PGD"]
 
-Going = slice | Tensor
-
 
 @dataclass(frozen=True, kw_only=True)
 class PGD:
     """x <- clip(x + alpha * sign(gradient)), `steps` times, clipped to the eps-ball and to [0, 1] (Madry et al. 2018).
 
-    eps, alpha: in pixels of [0, 1]; norm "l2" steps along gradient / ||gradient|| instead of its sign.
-    loss: "ce" (AT), "kl" from the natural prediction (TRADES; ignores labels), or "margin" = max_{j != y} z_j - z_y
-    (the CW loss of robustness papers).
-    start: "uniform" in the ball (in l2, of images of d numbers, eps U(0, 1)^(1/d) away in a random direction);
-    "gaussian", x + 0.001 N(0, 1), which "kl" needs, its gradient being zero at x; "unit", x + U(0, 1), which is MAIL's
-    Algorithm 1 to the letter; "none".
-    patience: None takes every step. A number tau makes it FAT's friendly attack (Zhang et al. 2020): an example stops
-    at the iterate at which it is wrong for the tau-plus-first time; tau >= steps never stops one.
+    eps: radius of the ball, in pixels of [0, 1].
+    alpha: length of a step, in pixels of [0, 1].
+    steps: number of gradient steps, at least 1.
+    norm: "linf", or "l2", which steps along gradient / ||gradient|| instead of its sign.
+    loss: "ce" (AT); "kl", the divergence from the natural prediction, which ignores the labels (TRADES); or "margin",
+        max_{j != y} z_j - z_y (the CW loss of robustness papers).
+    start: "uniform" in the ball (in l2, for images of d numbers: eps U(0, 1)^(1/d) in a random direction); "gaussian",
+        x + 0.001 N(0, 1), which "kl" needs because its gradient is zero at x; "unit", x + U(0, 1), as MAIL's
+        Algorithm 1 is printed; or "none", x itself.
+    patience: None takes every step. A number tau >= 0 makes it FAT's friendly attack (Zhang et al. 2020): an example
+        stops at its (tau + 1)-th misclassified iterate; with tau >= steps none ever stops.
     noise: omega of FAT's code: omega N(0, 1) is added at each step.
-    The last iterate is returned, as in all training code, with a trace of iterates 0 ... steps - 1, in which an
-    example that has stopped stays where it is.
+
+    Returns the last iterate, as all training code does, with a trace of iterates 0 ... steps - 1. In the trace, an
+    example that has stopped keeps the values of its last iterate.
+    Raises RecipeError for an invalid field; AttackError and NonFiniteError as `check_images` and `check_result`.
     """
 
     eps: float = 8 / 255
@@ -49,44 +51,69 @@ class PGD:
     def __post_init__(self) -> None:
         check_types(self)
         check_budget("PGD", self.norm, eps=self.eps, alpha=self.alpha, noise=self.noise)
-        check_counts("PGD", steps=self.steps, patience=1 if self.patience == 0 else self.patience)
+        check_counts("PGD", steps=self.steps)
+        check_counts("PGD", minimum=0, patience=self.patience)
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Adversarial:
         check_images("PGD", x)
         with model_view(model) as view:
-            loss, x_adv = self._loss(view, x, y), self._start(x)
-            correct = torch.zeros(self.steps, len(y), dtype=torch.bool, device=x.device)
-            p_true = torch.zeros(self.steps, len(y), dtype=x.dtype, device=x.device)
-            going: Going = slice(None)  # all of them, or the indices of those that have not stopped
-            left = torch.full_like(y, self.steps if self.patience is None else self.patience)
-            for k in range(self.steps):
-                if k:
-                    correct[k], p_true[k] = correct[k - 1], p_true[k - 1]  # those that have stopped
-                iterate = x_adv[going].detach().requires_grad_()
-                logits = view(iterate)
-                (gradient,) = torch.autograd.grad(loss(logits, going), iterate)
-                correct[k, going] = logits.detach().argmax(1) == y[going]
-                p_true[k, going] = true_class(logits.detach().softmax(1), y[going]).to(x.dtype)
-                moved = self._move(x[going], iterate.detach(), gradient)
-                if self.patience is None:
-                    x_adv = moved
-                    continue
-                going, keep = _patient(going, correct[k], left)
-                if not len(going):
-                    correct[k + 1 :], p_true[k + 1 :] = correct[k], p_true[k]
-                    break
-                x_adv[going] = moved[keep]
-            return Adversarial(check_result("PGD", view, x, x_adv, self.eps, self.norm), Trace(correct, p_true))
+            target = self._target(view, x, y)
+            run = self._run if self.patience is None else self._run_with_patience
+            x_adv, trace = run(view, x, y, target, self._start(x))
+            return Adversarial(check_result("PGD", view, x, x_adv, self.eps, self.norm), trace)
 
-    def _loss(self, view: ModelView, x: Tensor, y: Tensor) -> Callable[[Tensor, Going], Tensor]:
-        # Sums, not means: a mean over the batch underflows in half precision, and the step does not see the scale.
+    def _run(self, view: ModelView, x: Tensor, y: Tensor, target: Tensor, x_adv: Tensor) -> tuple[Tensor, Trace]:
+        correct, p_true = [], []
+        for _ in range(self.steps):
+            x_adv = x_adv.detach().requires_grad_()
+            logits = view(x_adv)
+            (gradient,) = torch.autograd.grad(self._loss(logits, target), x_adv)
+            correct.append(_is_correct(logits, y))
+            p_true.append(_p_true(logits, y, x.dtype))
+            x_adv = self._move(x, x_adv.detach(), gradient)
+        return x_adv, Trace(torch.stack(correct), torch.stack(p_true))
+
+    def _run_with_patience(
+        self, view: ModelView, x: Tensor, y: Tensor, target: Tensor, x_adv: Tensor
+    ) -> tuple[Tensor, Trace]:
+        assert self.patience is not None
+        correct = torch.zeros(self.steps, len(y), dtype=torch.bool, device=x.device)
+        p_true = torch.zeros(self.steps, len(y), dtype=x.dtype, device=x.device)
+        active = torch.arange(len(y), device=x.device)  # indices of the examples that have not stopped
+        patience = torch.full_like(y, self.patience)
+        for k in range(self.steps):
+            if k:
+                correct[k], p_true[k] = correct[k - 1], p_true[k - 1]  # stays so for examples that have stopped
+            iterate = x_adv[active].detach().requires_grad_()
+            logits = view(iterate)
+            (gradient,) = torch.autograd.grad(self._loss(logits, target[active]), iterate)
+            correct[k, active] = _is_correct(logits, y[active])
+            p_true[k, active] = _p_true(logits, y[active], x.dtype)
+            moved = self._move(x[active], iterate.detach(), gradient)
+            goes_on = correct[k, active] | (patience[active] > 0)
+            patience[active] -= (~correct[k, active]).long()
+            active = active[goes_on]
+            if not len(active):
+                correct[k + 1 :], p_true[k + 1 :] = correct[k], p_true[k]
+                break
+            x_adv[active] = moved[goes_on]
+        return x_adv, Trace(correct, p_true)
+
+    def _target(self, view: ModelView, x: Tensor, y: Tensor) -> Tensor:
+        """What `_loss` compares logits with: the natural logits [B, classes] for "kl", else the labels [B]."""
+        if self.loss != "kl":
+            return y
+        with torch.no_grad():
+            logits_nat: Tensor = view(x)
+        return logits_nat
+
+    def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        # A sum, not a mean: a mean over the batch underflows in half precision, and the step does not see the scale.
         if self.loss == "kl":
-            with torch.no_grad():
-                natural = view(x)
-            return lambda logits, going: kl(natural[going], logits).sum()
+            return kl(target, logits).sum()
         if self.loss == "margin":
-            return lambda logits, going: -gap(logits, y[going]).sum()
-        return lambda logits, going: ce(logits, y[going]).sum()
+            return -gap(logits, target).sum()
+        return ce(logits, target).sum()
 
     def _move(self, x: Tensor, iterate: Tensor, gradient: Tensor) -> Tensor:
         step = self.alpha * self._direction(gradient)
@@ -122,13 +149,12 @@ class PGD:
         return (x + delta).clamp(0, 1)
 
 
-def _patient(going: Going, correct: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
-    """(indices that go on, which of `going` they are); an example that is wrong uses up one unit of its patience."""
-    indices = torch.arange(len(correct), device=correct.device)[going]
-    wrong = ~correct[indices]
-    keep = ~(wrong & (left[indices] == 0))
-    left[indices] -= wrong.long()
-    return indices[keep], keep
+def _is_correct(logits: Tensor, y: Tensor) -> Tensor:
+    return logits.detach().argmax(1) == y
+
+
+def _p_true(logits: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
+    return true_class(logits.detach().softmax(1), y).to(dtype)
 
 
 def _length(images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""torchattacks' classes as attacks of a recipe."""
+"""Adapter for torchattacks: its classes as attacks of a recipe."""
 
 from __future__ import annotations
 
@@ -20,26 +20,28 @@ from robustmail.step import Adversarial
 
 __all__ = ["torchattack"]
 
-# None means: decided at the call. torchattacks' defaults start every batch from the same noise, and assume 10 classes.
-DECIDED_LATER = {"seed": None, "n_classes": None}
-MISLEADING = {
-    "AutoAttack": "runs 10 iterations where AutoAttack has 100, so its name is not earned. Use AutoAttack(eps=8/255)",
-    "MultiAttack": "takes attacks that are bound to a model. List several names in `evaluate` instead",
+# None: chosen at the call. torchattacks' own defaults start every batch from the same noise, and assume 10 classes.
+DEFAULTS = {"seed": None, "n_classes": None}
+
+REFUSED = {
+    "AutoAttack": ("10 instead of 100 iterations, so not the standard AutoAttack", "Use AutoAttack(eps=8/255)."),
+    "MultiAttack": ("made of attacks that are bound to a model", "List several names in `evaluate` instead."),
 }
+"""Classes that are not offered: name -> (what is wrong, what to do)."""
 
 
 def torchattack(name: str, /, **knobs: Any) -> Any:
     """The attack `name` of torchattacks with its own knobs: torchattack("TPGD", eps=8/255, alpha=2/255, steps=10).
 
     Returns a frozen value, called as (model, x, y) -> Adversarial. Its fields are torchattacks' parameters with
-    torchattacks' defaults, except that `seed=None` draws one from the global generator at each call and
-    `n_classes=None` asks the model (ten at most, as AutoAttack's reference code).
-    The model is lent through `model_view`: eval mode unless told otherwise, no mark left on it or on the generators.
-    Raises PluginError for an unknown name, RecipeError for a knob that does not exist or fit, AttackError for images
-    outside [0, 1] or a result outside the ball, NonFiniteError for NaN logits.
+    torchattacks' defaults, with two exceptions: `seed=None` draws a seed from the global generator at each call, and
+    `n_classes=None` takes the number of classes from the model (ten at most, as in AutoAttack's reference code).
+    The attack sees the model through `model_view`: in eval mode, and with no lasting change to model or generators.
+    Raises PluginError for an unknown name; RecipeError for a knob that does not exist or has a wrong value;
+    AttackError for images outside [0, 1] or a result outside the ball; NonFiniteError for NaN or infinite logits.
     """
-    if name in MISLEADING:
-        raise PluginError(f"torchattack({name!r})", *MISLEADING[name].split(". "))
+    if name in REFUSED:
+        raise PluginError(f"torchattack({name!r})", *REFUSED[name])
     return build_attack(_knob_class(name), knobs)
 
 
@@ -60,9 +62,9 @@ class _Torchattack:
         who = f"torchattack({self.__given__[0]!r})"
         check_images(who, x)
         with model_view(model) as view:
-            attack = own_noise(_mended(self._target(view, **self._knobs(who, view, x))))
-            found = attack(x.detach().contiguous(), y.long())  # FAB wants plain strides
-            return Adversarial(check_result(who, view, x, found, getattr(self, "eps", None), norm_of(self)))
+            attack = own_noise(_repaired(self._target(view, **self._knobs(who, view, x))))
+            x_adv = attack(x.detach().contiguous(), y.long())  # FAB cannot take channels-last strides
+            return Adversarial(check_result(who, view, x, x_adv, getattr(self, "eps", None), norm_of(self)))
 
     def _knobs(self, who: str, view: ModelView, x: Tensor) -> dict[str, Any]:
         knobs = field_values(self)
@@ -72,14 +74,17 @@ class _Torchattack:
             with torch.no_grad():
                 classes = view(x[:2]).shape[1]
             if self.__given__[0] == "APGDT" and classes < 4:
-                raise AttackError(who, f"the targeted DLR loss needs 4 classes, the model has {classes}")
+                raise AttackError(who, f"targeted DLR loss needs 4 classes, the model has {classes}")
             knobs["n_classes"] = min(knobs["n_classes"] or 10, classes)
         return knobs
 
 
-def _mended(attack: Any) -> Any:
-    """torchattacks' APGD-T, run by its APGD on the targeted loss: the same but for two faults of the former, which in
-    l2 steps by the first image's length for all, and keeps a graph of the clean images alive."""
+def _repaired(attack: Any) -> Any:
+    """Let torchattacks' APGD run its APGD-T, on the targeted loss; returns every other attack as it is.
+
+    The result is the same, without two faults of torchattacks.APGDT: its l2 steps have the first image's length for
+    all images, and it keeps a graph of the clean images alive.
+    """
     import torchattacks
 
     if isinstance(attack, torchattacks.APGDT):
@@ -99,10 +104,11 @@ def _mended(attack: Any) -> Any:
 def _knob_class(name: str) -> type:
     import torchattacks
 
+    base = torchattacks.attack.Attack
     classes = {
-        n: c
-        for n, c in vars(torchattacks).items()
-        if inspect.isclass(c) and issubclass(c, torchattacks.attack.Attack) and n not in ("Attack", *MISLEADING)
+        key: value
+        for key, value in vars(torchattacks).items()
+        if inspect.isclass(value) and issubclass(value, base) and value is not base and key not in REFUSED
     }
     target = library_class("torchattack", "torchattacks", classes, name)
-    return knob_class(_Torchattack, "torchattack", target, DECIDED_LATER)
+    return knob_class(_Torchattack, "torchattack", target, DEFAULTS)

@@ -1,4 +1,4 @@
-"""What every attack shares: a safe view of the model on the way in, a check of its images on the way out."""
+"""What all attacks share: a protected view of the model, and checks of their input and result."""
 
 from __future__ import annotations
 
@@ -21,19 +21,25 @@ __all__ = ["eps_of", "ModelView", "call_model", "check_images", "check_result", 
 
 
 def call_model(model: nn.Module, x: Tensor) -> Tensor:
-    """The logits that a model gives of images. Raises ModelError for one that returns none, or leaves by sys.exit."""
+    """Return the logits of images [B, C, H, W], [B, classes].
+
+    Raises ModelError if the model returns anything else than `logits_of` accepts, or calls sys.exit.
+    """
     try:
-        said = model(x)
+        output = model(x)
     except BaseException as error:
         if isinstance(error, Exception) or asked_to_stop(error):
             raise
-        wrong = f"leaves with {in_brief(error)}"  # and the process would end as if all were well
+        wrong = f"leaves with {in_brief(error)}"  # without this the process would end with the model's own exit code
         raise ModelError("the model", wrong, "Raise an error instead.") from error
-    return logits_of(said)
+    return logits_of(output)
 
 
 class ModelView(nn.Module):
-    """The model as an attack sees it: float32 logits, and modes that no library can flip."""
+    """The model as an attack sees it: float32 logits, and train and eval modes that no library can change.
+
+    finite: scalar bool, whether all logits so far were finite; None before the first forward pass.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -42,30 +48,29 @@ class ModelView(nn.Module):
         self.finite: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if (
-            x.requires_grad
-        ):  # libraries call .view on gradients, which a channels-last network returns with other strides
+        """[B, C, H, W] in [0, 1] -> logits [B, classes], float32 or float64"""
+        if x.requires_grad:  # libraries call .view on the gradient, whose strides would be channels-last
             x = x.view_as(x)
             x.register_hook(Tensor.contiguous)
         logits = precise(call_model(self.model, x))
         finite = logits.detach().isfinite().all()
-        self.finite = finite if self.finite is None else self.finite & finite  # read once, by `check_result`
+        self.finite = finite if self.finite is None else self.finite & finite  # `check_result` reads it
         return logits
 
     def train(self, mode: bool = True) -> ModelView:
-        """Do nothing: libraries put the model in eval and then all of it in train; its modes are ours to set."""
+        """Do nothing: libraries would put all modules in train mode after the attack. `model_view` sets the modes."""
         return self
 
 
 @contextmanager
 def model_view(model: nn.Module, which: str = "eval") -> Iterator[ModelView]:
-    """Lend the model to an attack; whatever it does, and also if it fails, leave no mark.
+    """Yield the model for an attack, and restore it and the global generators on exit, also after an error.
 
-    Inside: all modules in eval (or "train") mode, parameters that need no gradient, gradients enabled, the global
-    generators forked. Afterwards modes (of each module), `.grad`, `requires_grad`, buffers and generators are as
-    they were. A noise that an attack draws is thus a function of the generator's state, which a caller must move on
-    (as `fit` does) to get another one. Lending a view again is free and changes nothing. A twin follows the live
-    weights here, each time it is lent.
+    Inside the context: all modules in "eval" (or "train") mode, parameters without gradients, gradients enabled, the
+    global generators forked. On exit: mode of each module, `.grad`, `requires_grad`, buffers and generators as before.
+    So an attack's noise depends only on the state of the generators: a caller that wants other noise must advance or
+    reseed them, as `fit` does. A ModelView passed as `model` is yielded unchanged. A FoldedModel is refreshed from the
+    live weights first.
     """
     if isinstance(model, ModelView):
         yield model
@@ -86,20 +91,20 @@ def model_view(model: nn.Module, which: str = "eval") -> Iterator[ModelView]:
                 p.grad = None
             yield ModelView(model)
         finally:
-            for p, needed, grad in parameters:
-                p.requires_grad_(needed)
+            for p, requires_grad, grad in parameters:
+                p.requires_grad_(requires_grad)
                 p.grad = grad
 
 
 def eps_of(attack: object) -> float | None:
-    """The ball that an attack says it keeps to: its `eps`, where that is a number."""
+    """The radius of an attack's ball: its attribute `eps`, if that is a number; else None."""
     eps = getattr(attack, "eps", None)
     eps = eps.item() if isinstance(eps, Tensor) and eps.numel() == 1 else eps
     return float(eps) if isinstance(eps, Real) and not isinstance(eps, bool) else None
 
 
 def check_images(who: str, x: Tensor) -> None:
-    """Refuse a batch that is not images in [0, 1] (raises AttackError)."""
+    """Check that x is floats [B, C, H, W] in [0, 1], at least one image. Raises AttackError."""
     if x.ndim != 4 or 0 in x.shape or not x.is_floating_point():
         raise AttackError(
             who,
@@ -107,7 +112,7 @@ def check_images(who: str, x: Tensor) -> None:
             "Divide bytes by 255.",
         )
 
-    def judge(span: list[float]) -> None:
+    def check(span: list[float]) -> None:
         low, high = span
         if not (low >= -ROUNDING and high <= 1 + ROUNDING):
             raise AttackError(
@@ -116,33 +121,39 @@ def check_images(who: str, x: Tensor) -> None:
                 "Give the model a `normalize` instead of normalising its input.",
             )
 
-    read_later(torch.stack(x.detach().aminmax()), judge)
+    read_later(torch.stack(x.detach().aminmax()), check)
 
 
-def check_result(who: str, view: ModelView, x: Tensor, found: Tensor, eps: float | None, norm: str | None) -> Tensor:
-    """The attack's images, detached, in x's dtype; checked to be finite, in the box and in the ball around x.
+def check_result(who: str, view: ModelView, x: Tensor, x_adv: Tensor, eps: float | None, norm: str | None) -> Tensor:
+    """Return the attack's images, detached, in the dtype and on the device of x, clamped to [0, 1].
 
-    Raises NonFiniteError if the model returned NaN or infinity meanwhile, AttackError if an image broke out.
+    who: the attack's name in error messages.
+    view: the view that the attack used; it knows whether all logits were finite.
+    x, x_adv: the original and the adversarial images, [B, C, H, W].
+    eps, norm: the ball around x, checked up to rounding; with None for either it is not checked.
+
+    Raises NonFiniteError if the model returned NaN or infinity; AttackError for another shape, or images outside
+    [0, 1] or outside the ball.
     """
-    if found.shape != x.shape:
-        raise AttackError(who, f"returned images of shape {list(found.shape)} for {list(x.shape)}")
-    found = found.detach().to(x)
+    if x_adv.shape != x.shape:
+        raise AttackError(who, f"returned images of shape {list(x_adv.shape)} for {list(x.shape)}")
+    x_adv = x_adv.detach().to(x)
     ok = view.finite if view.finite is not None else torch.ones((), dtype=torch.bool, device=x.device)
 
-    def judge(facts: list[float]) -> None:
-        finite, low, high, far = facts
+    def check(values: list[float]) -> None:
+        finite, low, high, distance = values
         if not finite:
             raise NonFiniteError(
                 who, "the model returned NaN or infinite logits", "Lower the learning rate, or look for a broken layer."
             )
         if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # also true of NaN
             raise AttackError(who, f"left the box: pixels span [{low:.4g}, {high:.4g}], not [0, 1]")
-        if eps is not None and norm is not None and not far <= eps + tolerance(eps):
+        if eps is not None and norm is not None and not distance <= eps + tolerance(eps):
             raise AttackError(
                 who,
-                f"left its ball: an image lies {far * 255:.2f}/255 away in {norm}, eps is {eps * 255:.2f}/255",
-                "It bounds something else than the distance; take an attack that keeps to eps.",
+                f"left its ball: an image lies {distance * 255:.2f}/255 away in {norm}, eps is {eps * 255:.2f}/255",
+                "Use an attack whose eps bounds the distance.",
             )
 
-    read_later(torch.stack([ok.to(x), *found.aminmax(), max_distance(x, found, norm)]), judge, ok)
-    return found.clamp(0, 1)
+    read_later(torch.stack([ok.to(x), *x_adv.aminmax(), max_distance(x, x_adv, norm)]), check, ok)
+    return x_adv.clamp(0, 1)

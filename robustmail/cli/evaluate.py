@@ -1,252 +1,276 @@
-"""The verbs that judge: inspect, eval, verify, compare, merge, report. Nothing heavy is imported early."""
+"""The verbs about evaluations: eval, inspect, verify, compare, merge, report. Heavy modules are imported when used."""
 
 from __future__ import annotations
 
 import json
-import os
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from robustmail.cli.options import (
+    AcceptReading,
+    AsJson,
+    Batch,
+    Data,
+    Device,
+    Eps,
     File,
     Folder,
     Folders,
+    Fresh,
+    MaxImages,
+    Model,
+    Normalize,
+    NormName,
     Plain,
+    Probe,
+    Seed,
     Weights,
-    _shard,
-    _weights_of,
-    attack_of,
-    name_of,
-    once,
-    opened,
-    positive,
+    check_count,
+    command_line,
+    open_inputs,
+    parse_attack,
+    parse_shard,
+    result_name,
+    split_names,
+    stop_exit,
+    wants_plain,
+    weights_file,
 )
-from robustmail.errors import RecipeError, RunError
+from robustmail.errors import RecipeError, RunError, Stopped
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from robustmail.evaluation.task import EvaluationTask
     from robustmail.runtime.signals import Signals
 
 __all__ = ["add_to"]
 
-STANDARD = "nat,pgd100,cw,apgd,aa"
+DEFAULT_ATTACKS = "nat,pgd100,cw,apgd,aa"
 
 
 def add_to(app: typer.Typer) -> None:
-    """Give the command line these verbs."""
+    """Add these verbs to the command line."""
     app.command("eval")(eval_)
     for verb in (inspect, verify, compare, merge, report):
         app.command()(verb)
 
 
-def inspect(
-    file: File,
-    weights: Weights = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Say what a checkpoint is, without running any code in it: format, weights, architecture, normalisation.
-
-    The exit code is 1 for weights that cannot be used, such as ones with NaN.
-    """
-    from robustmail.checkpoints import inspect_checkpoint as examine
-
-    found = examine(_weights_of(file), weights)
-    print(json.dumps(found.as_dict(), indent=2) if as_json else "\n".join(found.lines()))
-    if found.checkpoint.problems:
-        raise typer.Exit(1)
-
-
 def eval_(
     file: File,
-    model: Annotated[str | None, typer.Option(help="A timm name or file.py:factory.  [default: inferred]")] = None,
-    data: Annotated[str | None, typer.Option(help="As a recipe's data=, or an npz file, or an image folder.")] = None,
-    attacks: Annotated[str | None, typer.Option(help=f"Names, or file.py:attack.  [default: {STANDARD}]")] = None,
-    eps: Annotated[str | None, typer.Option(help="Budget in pixels of [0, 1].  [default: 8/255, in l2 0.5]")] = None,
-    norm: Annotated[str | None, typer.Option(help="linf or l2.  [default: linf]")] = None,
-    n: Annotated[int | None, typer.Option(help="Only the first so many images.")] = None,
-    normalize: Annotated[str | None, typer.Option(help="cifar10, imagenet, ..., mean/std or none.")] = None,
-    probe: Annotated[bool, typer.Option("--probe", help="Find the normalisation that fits, on 256 images.")] = False,
-    accept_reading: Annotated[bool, typer.Option("--accept-reading", help="Evaluate a doubtful reading.")] = False,
+    model: Model = None,
+    data: Data = None,
+    attacks: Annotated[
+        str | None, typer.Option(help=f"Names and file.py:attack, with commas.  [default: {DEFAULT_ATTACKS}]")
+    ] = None,
+    eps: Eps = None,
+    norm: NormName = None,
+    n: MaxImages = None,
+    normalize: Normalize = None,
+    probe: Probe = False,
+    accept_reading: AcceptReading = False,
     weights: Weights = None,
-    out: Annotated[Path | None, typer.Option(help="Where results go.  [default: evals/NAME]")] = None,
-    seed: Annotated[int, typer.Option(help="Of the attacks' noise.")] = 0,
-    batch: Annotated[int | None, typer.Option(help="Images under attack at once; changes no verdict.")] = None,
-    shard: Annotated[str | None, typer.Option(help="K/N: only the K-th of N parts; robustmail merge joins.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
-    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew, deleting what is in the folder.")] = False,
-    png: Annotated[bool, typer.Option("--png", help="Save the examples as 8-bit PNG files too.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results.  [default: evals/NAME]")] = None,
+    seed: Seed = 0,
+    batch: Batch = None,
+    shard: Annotated[
+        str | None, typer.Option(help="K/N: only the K-th of N parts of the images; see robustmail merge.")
+    ] = None,
+    device: Device = "auto",
+    fresh: Fresh = False,
+    png: Annotated[bool, typer.Option("--png", help="Write the adversarial examples as 8-bit PNG files, too.")] = False,
     plain: Plain = False,
 ) -> None:
-    """Attack a checkpoint and say how many images stand; the same command again continues."""
+    """Attack a checkpoint and measure its robust accuracy.
+
+    The same command again resumes a stopped evaluation. With more attacks at the end of --attacks it adds them.
+    """
     from datetime import timedelta
 
-    from rich.console import Console
-
-    from robustmail.evaluation.storage import write_pngs
     from robustmail.evaluation.task import EvaluationTask
     from robustmail.runtime import distributed
     from robustmail.runtime.signals import Signals
-    from robustmail.train.run import Stopped
 
-    def prepared() -> tuple[EvaluationTask, Path]:
-        """The task of this process, and the folder of what all of them find."""
-        subject, chosen, budget, measure = opened(file, data, n, model, normalize, weights, probe, device, eps, norm,
-                                                  accept_reading)  # fmt: skip
+    def make_task() -> tuple[EvaluationTask, Path]:
+        """The task of this process, and the folder for the results of all processes."""
+        inputs = open_inputs(file, data, n, model, normalize, weights, probe, device, eps, norm, accept_reading)
         if (processes := distributed.world_size()) > 1 and shard:
             raise RecipeError(f"--shard {shard}", "torchrun's processes are the shards already", "Leave it out.")
-        part = (distributed.rank() + 1, processes) if processes > 1 else _shard(shard)
-        names = tuple(attack_of(name) for name in once("--attacks", STANDARD if attacks is None else attacks, STANDARD))
-        command = shlex.join(["robustmail", *sys.argv[1:]])
-        task = EvaluationTask(subject, chosen, names, budget, measure, seed, part, positive("--batch", batch), command)
-        whole = out or Path("evals") / name_of(subject)
-        return task, _share(whole, *part) if shard and out is None else whole
+        part = (distributed.rank() + 1, processes) if processes > 1 else parse_shard(shard)
+        names = split_names("--attacks", DEFAULT_ATTACKS if attacks is None else attacks, DEFAULT_ATTACKS)
+        specs = tuple(map(parse_attack, names))
+        task = EvaluationTask(inputs.model, inputs.data, specs, inputs.eps, inputs.norm, seed, part,
+                              check_count("--batch", batch), command_line())  # fmt: skip
+        whole = out or Path("evals") / result_name(inputs.model)
+        return task, _shard_folder(whole, *part) if shard and out is None else whole
 
     signals, folder = Signals(), out
     try:
         with signals.caught():
-            # Days of patience: one process may be done long before another.
-            with distributed.process_group(device, patience=timedelta(days=7)):
-                task, folder = distributed.alike(prepared)
-                _attack(task, folder, fresh, plain, signals)
-                leads = distributed.is_main_process()
-            if leads:
-                _show(Console(), folder, shard=bool(shard) and task.shard != (1, 1))
-                if png:
-                    print(f"{write_pngs(folder)} PNG files in {folder / 'png'}")
+            with distributed.process_group(device, patience=timedelta(days=7)):  # shards may differ by days
+                task, folder = distributed.alike(make_task)
+                _evaluate(task, folder, fresh, plain, signals)
+                is_main = distributed.is_main_process()
+            if is_main:
+                _show(folder, is_shard=bool(shard) and task.shard != (1, 1), png=png)
     except Stopped as stop:
-        _say_stopped(stop.signum, folder)
-        raise typer.Exit(128 + stop.signum) from None
+        has_begun = folder is not None and folder.exists()
+        raise stop_exit(stop, f"the same command resumes in {folder}" if has_begun else "nothing was begun") from None
 
 
-def _say_stopped(signum: int, folder: Path | None) -> None:
-    from signal import Signals
-
-    from robustmail.runtime import distributed
-
-    if distributed.speaks():
-        begun = folder is not None and folder.exists()
-        said = f"the same command goes on from {folder}" if begun else "nothing was begun"
-        print(f"robustmail: stopped by {Signals(signum).name}; {said}", file=sys.stderr)
-
-
-def _attack(task: EvaluationTask, folder: Path, fresh: bool, plain: bool, signals: Signals) -> None:
-    """Evaluate into a folder; several processes into one each, which the first of them puts together."""
+def _evaluate(task: EvaluationTask, folder: Path, fresh: bool, plain: bool, signals: Signals) -> None:
+    """Evaluate into a folder. Under torchrun every process fills a folder of its own, and the first merges them."""
     from robustmail.evaluation.merge import merge_shards
     from robustmail.evaluation.runner import open_shard, open_whole
     from robustmail.runtime import distributed
 
     if (processes := distributed.world_size()) == 1:
-        _attack_and_show(task, folder, fresh, plain, signals)
+        _run_and_show(task, folder, fresh, plain, signals)
         return
     if distributed.from_main_process(lambda: open_whole(task, folder, fresh)):
         return
-    parts = [_share(folder, k + 1, processes) for k in range(processes)]
-    mine = parts[distributed.rank()]
-    distributed.alike(lambda: open_shard(task, mine, folder, fresh))
-    _attack_and_show(task, mine, False, plain, signals)
-    distributed.all_gather_lists([mine])  # nobody goes on before all are done
-    distributed.from_main_process(lambda: merge_shards(parts, folder, again=True))
+    shard_folders = [_shard_folder(folder, k + 1, processes) for k in range(processes)]
+    own_folder = shard_folders[distributed.rank()]
+    distributed.alike(lambda: open_shard(task, own_folder, folder, fresh))
+    _run_and_show(task, own_folder, False, plain, signals)
+    distributed.all_gather_lists([own_folder])  # wait for all processes
+    distributed.from_main_process(lambda: merge_shards(shard_folders, folder, again=True))
 
 
-def _attack_and_show(task: EvaluationTask, folder: Path, fresh: bool, plain: bool, signals: Signals) -> None:
+def _run_and_show(task: EvaluationTask, folder: Path, fresh: bool, plain: bool, signals: Signals) -> None:
     from contextlib import closing
 
     from rich.console import Console
 
     from robustmail.evaluation.runner import run_evaluation
-    from robustmail.report.dashboard import choose_watch
+    from robustmail.report.dashboard import choose_evaluation_view
     from robustmail.runtime import distributed
 
-    with closing(run_evaluation(task, folder, fresh)) as records:  # at whatever moment it is stopped, it saves
+    with closing(run_evaluation(task, folder, fresh)) as records:  # closing saves, whenever it is stopped
         if not distributed.is_main_process():
             for _ in records:
                 signals.check()
             return
         for text in task.subject.notes:
             print(text)
-        with choose_watch(Console(), plain or bool(os.environ.get("CI"))) as show:
+        with choose_evaluation_view(Console(), wants_plain(plain)) as show:
             for record in records:
                 show(record)
                 signals.check()
 
 
-def _share(whole: Path, number: int, of: int) -> Path:
+def _shard_folder(whole: Path, number: int, of: int) -> Path:
     return whole.with_name(f"{whole.name}-shard-{number}-of-{of}")
+
+
+def _show(folder: Path, is_shard: bool, png: bool = False) -> None:
+    """Print the results of an evaluation, write its page and, with `png`, its examples as images."""
+    from rich.console import Console
+
+    from robustmail.evaluation.results import read_results
+    from robustmail.evaluation.storage import write_pngs
+    from robustmail.report.page import write_page
+    from robustmail.report.tables import evaluation_table
+    from robustmail.runtime.untrusted import verify_command
+
+    results = read_results(folder).raw
+    Console().print(evaluation_table(results, folder))
+    print(f"{write_page(folder)}: the same with pictures. Ledger, examples and results are beside it")
+    print(f"Check the stored examples: {verify_command(folder, results['spec'])}")
+    if is_shard:
+        print("This is one shard. To merge all: robustmail merge DIR... --out DIR")
+    if png:
+        print(f"{write_pngs(folder)} PNG files in {folder / 'png'}")
+
+
+def inspect(file: File, weights: Weights = None, as_json: AsJson = False) -> None:
+    """Describe a checkpoint without running any code in it.
+
+    Prints its format, state_dicts, architecture and normalization. The exit code is 1 for weights that cannot be
+    used, such as weights with NaN.
+    """
+    from robustmail.checkpoints import inspect_checkpoint
+
+    inspection = inspect_checkpoint(weights_file(file), weights)
+    print(json.dumps(inspection.as_dict(), indent=2) if as_json else "\n".join(inspection.lines()))
+    if inspection.checkpoint.problems:
+        raise typer.Exit(1)
 
 
 def verify(
     folder: Folder,
-    checkpoint: Annotated[Path | None, typer.Option(help="The weights, if they lie outside of the folder.")] = None,
-    data: Annotated[str | None, typer.Option(help="The data, if they are a file, a folder or your own.")] = None,
-    model: Annotated[str | None, typer.Option(help="The file.py:factory that made the network, if one did.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    checkpoint: Annotated[Path | None, typer.Option(help="The weights, where they are not in the folder.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="The data, where they are not built in: an npz file, an image folder, ...")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The file.py:factory of the model, where one was used.")] = None,
+    device: Device = "auto",
 ) -> None:
-    """Judge an evaluation's stored examples again; anything that was altered is found, and its row named."""
-    from robustmail.evaluation.verify import verify as check
+    """Check an evaluation: classify its stored examples again.
 
-    found = check(folder, checkpoint=checkpoint, data=data, factory=model, device=device)
-    close = f"; {found.close} too close to call on this machine" if found.close else ""
-    print(f"{folder}: in order. {found.images} images, {found.examples} examples judged again{close}")
-    print("not to be told from files: " + "; ".join(found.unchecked))
+    No attack is run. An altered example or number is an error that names the row.
+    """
+    from robustmail.evaluation.verify import verify as verify_evaluation
+
+    result = verify_evaluation(folder, checkpoint=checkpoint, data=data, factory=model, device=device)
+    close = f"; {result.close} too close to call on this machine" if result.close else ""
+    print(f"{folder}: in order. {result.images} images, {result.examples} examples classified again{close}")
+    print("cannot be verified from files: " + "; ".join(result.unchecked))
 
 
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="A", help="An evaluation's folder.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Another's, on the same images.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    first: Annotated[Path, typer.Argument(metavar="A", help="The folder of an evaluation.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another one, on the same images.")],
+    as_json: AsJson = False,
 ) -> None:
-    """Compare two evaluations image by image: the difference, its interval, and whether it is one."""
+    """Compare two evaluations image by image.
+
+    Prints for each attack the paired difference in accuracy, its 95 % interval and McNemar's exact p.
+    """
     from dataclasses import asdict
 
     from rich.console import Console
 
-    from robustmail.evaluation.compare import compare as pair
+    from robustmail.evaluation.compare import compare as compare_evaluations
     from robustmail.evaluation.storage import read_evaluation
     from robustmail.report.tables import comparison_table
 
-    rows, notes = pair(read_evaluation(first, strict=True), read_evaluation(second, strict=True))
+    evaluations = (read_evaluation(folder, strict=True) for folder in (first, second))
+    rows, notes = compare_evaluations(*evaluations)
     if as_json:
-        print(
-            json.dumps({"rows": [{**asdict(r), "paired": r.paired._asdict()} for r in rows], "notes": notes}, indent=2)
-        )
+        as_dicts = [{**asdict(row), "paired": row.paired._asdict()} for row in rows]
+        print(json.dumps({"rows": as_dicts, "notes": notes}, indent=2))
         return
     Console().print(comparison_table(rows, str(first), str(second), notes))
 
 
 def merge(
-    folders: Folders,
-    out: Annotated[Path, typer.Option(help="A new folder for the whole.")],
+    shards: Annotated[list[Path], typer.Argument(metavar="DIR...", help="The folders of all shards.")],
+    out: Annotated[Path, typer.Option(help="A new folder for the whole evaluation.")],
 ) -> None:
-    """Join the shards of one evaluation."""
-    from rich.console import Console
+    """Merge the shards of an evaluation, made by eval --shard."""
+    from robustmail.evaluation.merge import merge_shards
 
-    from robustmail.evaluation.merge import merge_shards as join
-
-    join(folders, out)
-    _show(Console(), out, shard=False)
+    merge_shards(shards, out)
+    _show(out, is_shard=False)
 
 
 def report(
     folders: Folders,
     form: Annotated[str, typer.Option("--format", help="table, csv, markdown, latex, json or html.")] = "table",
-    out: Annotated[Path | None, typer.Option(help="A file instead of the terminal.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A file to write to, instead of the terminal.")] = None,
 ) -> None:
-    """Print results as a table, CSV, Markdown, LaTeX or JSON, or write each folder's page."""
-    from robustmail.evaluation.results import read_results
-    from robustmail.report.export import export
+    """Print a table that compares evaluations or runs.
+
+    A row per folder, a column per attack. With --format html it writes report.html into each folder instead.
+    """
+    from robustmail.report.export import check_format, export
     from robustmail.report.page import write_page
     from robustmail.runtime.files import atomic_write_text
 
-    for folder in folders:  # nothing is shown of an evaluation whose files are missing or do not agree
-        there = (folder / "results.json").exists() and read_results(folder).raw.get("kind") == "evaluation"
-        if there or (folder / "ledger.csv").exists():
-            _sound(folder)
+    if form != "html":
+        check_format(form)
+    _check_evaluations(folders)
     if form == "html":
         if out is not None:
             raise RunError(f"--out {out}", "a page goes into its evaluation's own folder", "Leave --out away.")
@@ -260,22 +284,11 @@ def report(
         atomic_write_text(out, text)
 
 
-def _sound(folder: Path) -> None:
-    """Refuse a folder whose files are damaged (raises RunError, naming the row)."""
+def _check_evaluations(folders: list[Path]) -> None:
+    """Raise RunError, naming the row, where an evaluation's files are missing, damaged or do not agree."""
+    from robustmail.evaluation.results import read_results
     from robustmail.evaluation.storage import read_evaluation
 
-    read_evaluation(folder, strict=True)
-
-
-def _show(console: Console, folder: Path, shard: bool) -> None:
-    from robustmail.evaluation.results import read_results
-    from robustmail.report.page import write_page
-    from robustmail.report.tables import evaluation_table
-    from robustmail.runtime.untrusted import verify_command
-
-    results = read_results(folder).raw
-    console.print(evaluation_table(results, folder))
-    print(f"{write_page(folder)}: the same with pictures. Ledger, examples and results are beside it")
-    print(f"Judge the examples again: {verify_command(folder, results['spec'])}")
-    if shard:
-        print("This is one shard: robustmail merge DIR... --out DIR puts them together")
+    for folder in folders:
+        read_results(folder)
+        read_evaluation(folder, strict=True)

@@ -1,41 +1,55 @@
-"""The verbs about margins: margins (is a margin worth a training run?) and figure (the paper's, redrawn)."""
+"""The verbs about margins: margins (is a margin worth a training run?) and figure (the paper's, for other models)."""
 
 from __future__ import annotations
 
-import os
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from robustmail.cli.options import File, Plain, Weights, attack_of, name_of, once, opened, positive
-from robustmail.errors import DataError, PluginError, RecipeError, did_you_mean
+from robustmail.cli.options import (
+    Batch,
+    Data,
+    Device,
+    Eps,
+    EvaluationInputs,
+    File,
+    Fresh,
+    MaxImages,
+    Model,
+    Normalize,
+    NormName,
+    Plain,
+    Probe,
+    Seed,
+    Weights,
+    check_count,
+    command_line,
+    open_inputs,
+    parse_attack,
+    result_name,
+    split_names,
+    stop_exit,
+    wants_plain,
+)
+from robustmail.errors import DataError, PluginError, RecipeError, Stopped, did_you_mean
+
+if TYPE_CHECKING:
+    from robustmail.margin_lab.measure import MarginTask
+    from robustmail.margin_lab.paper_figures import FigureInputs
 
 __all__ = ["add_to"]
 
 T = TypeVar("T")
 MARGINS = "pm_adv,pm_nat,pm_dif,lps"
-WHICH = ("1a", "1b", "1c", "2", "4")
-
-Model = Annotated[str | None, typer.Option(help="A timm name or file.py:factory.  [default: inferred]")]
-Data = Annotated[str | None, typer.Option(help="As a recipe's data=, or an npz file, or an image folder.")]
-Eps = Annotated[str | None, typer.Option(help="Budget in pixels of [0, 1].  [default: 8/255, in l2 0.5]")]
-Norm = Annotated[str | None, typer.Option(help="linf or l2.  [default: linf]")]
-N = Annotated[int | None, typer.Option(help="Only the first so many images.")]
-Normalize = Annotated[str | None, typer.Option(help="cifar10, imagenet, ..., mean/std or none.")]
-Probe = Annotated[bool, typer.Option("--probe", help="Find the normalisation that fits, on 256 images.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of the attacks' noise.")]
-Batch = Annotated[int | None, typer.Option(help="Images under attack at once; changes no number.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Begin anew, deleting what is in the folder.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")]
+ATTACKS = "pgd100,cw,apgd"  # DEFAULT_ATTACKS of margin_lab.measure, which imports torch
+FIGURES = ("1a", "1b", "1c", "2", "4")
 
 
 def add_to(app: typer.Typer) -> None:
-    """Give the command line these verbs."""
+    """Add these verbs to the command line."""
     for verb in (margins, figure):
         app.command()(verb)
 
@@ -43,158 +57,179 @@ def add_to(app: typer.Typer) -> None:
 def margins(
     file: File,
     data: Data = None,
-    margins: Annotated[str, typer.Option(help="Names, or file.py:margin.")] = MARGINS,
-    against: Annotated[str | None, typer.Option(help="Attacks that decide who is broken.  [default: pgd100,cw,apgd]")]
-    = None,
-    n: N = None,
+    margins: Annotated[str, typer.Option(help="Names and file.py:margin, with commas.")] = MARGINS,
+    against: Annotated[
+        str | None, typer.Option(help=f"Attacks that decide which examples are broken.  [default: {ATTACKS}]")
+    ] = None,
+    n: MaxImages = None,
     eps: Eps = None,
-    norm: Norm = None,
-    steps: Annotated[int, typer.Option(min=1, help="Of the training attack, PGD, and of every path.")] = 10,
+    norm: NormName = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the training attack, PGD, and of every path.")] = 10,
     model: Model = None,
     normalize: Normalize = None,
     probe: Probe = False,
     weights: Weights = None,
-    out: Annotated[Path | None, typer.Option(help="Where results go.  [default: lab/NAME]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results.  [default: lab/NAME]")] = None,
     seed: Seed = 0,
     batch: Batch = None,
     device: Device = "auto",
     fresh: Fresh = False,
     plain: Plain = False,
-) -> None:  # fmt: skip
-    """Measure margins on a checkpoint: continuous? free of the path? true? what do they hide, and what do they cost?"""
+) -> None:
+    """Measure margins on a checkpoint, before training with them.
+
+    For each margin: is it continuous? does it depend on the attack's path? does it predict which examples stronger
+    attacks break? which of these does it miss? how many passes does it add to a training step?
+    """
+    from robustmail.margin_lab.measure import MarginTask, measure_costs
+
+    by_name = _load_margins(margins)
+    inputs = open_inputs(file, data, n, model, normalize, weights, probe, device, eps, norm)
+    names = split_names("--against", ATTACKS if against is None else against, ATTACKS)
+    attacks = tuple(map(parse_attack, names))
+    task = MarginTask(inputs.model, inputs.data, by_name, inputs.eps, inputs.norm, attacks, steps, seed,
+                      check_count("--batch", batch))  # fmt: skip
+    measure_costs(task)  # refuses a margin that breaks its contract, before any folder is made
+    _measure(task, out or Path("lab") / result_name(inputs.model), fresh, plain)
+
+
+def _measure(task: MarginTask, folder: Path, fresh: bool, plain: bool) -> None:
+    """Measure margins into a folder, draw the pictures and print the tables."""
     from rich.console import Console
 
-    from robustmail.margin_lab.measure import (
-        AGAINST,
-        MarginTask,
-        make_task,
-        measure_margins,
-        same_measurement,
-        save_lab,
-    )
+    from robustmail.margin_lab.measure import check_same_measurement, measure_margins, save_lab
     from robustmail.report.margin_figures import PICTURES, draw_lab
     from robustmail.report.margin_tables import lab_table, read_lab
-    from robustmail.report.style import pictures
+    from robustmail.report.style import picture_paths
     from robustmail.runtime.files import folder_lock, make_folder, remove
 
-    chosen = _margins(margins)
-    subject, images, budget, measure = opened(file, data, n, model, normalize, weights, probe, device, eps, norm)
-    usual = ",".join(AGAINST)
-    names = tuple(attack_of(name) for name in once("--against", usual if against is None else against, usual))
-    task = MarginTask(subject, images, chosen, budget, measure, names, steps, seed, positive("--batch", batch))
-    make_task(task)
-    folder = out or Path("lab") / name_of(subject)
-    results = ["margins.json", "provenance.json", *(path.name for name in PICTURES for path in pictures(folder / name))]
-    make_folder(folder, (*results, "lock"), "lab")
+    pictures = [path.name for name in PICTURES for path in picture_paths(folder / name)]
+    files = ["margins.json", "provenance.json", *pictures]
+    make_folder(folder, (*files, "lock"), "lab")
     with folder_lock(folder):
         if fresh:
-            remove(folder, results)
+            remove(folder, files)
         if (folder / "margins.json").exists():
-            same_measurement(task, read_lab(folder), folder)
-        print("\n".join([*subject.notes, task.forecast]))
-        save_lab(
-            _stamped(
-                subject.device, folder / "provenance.json", lambda: _watched(measure_margins(task), plain, folder)
-            ),
-            folder,
+            check_same_measurement(task, read_lab(folder), folder)
+        print("\n".join([*task.subject.notes, task.forecast]))
+        measured = _with_provenance(
+            task.subject.device, folder / "provenance.json", lambda: _last(measure_margins(task), plain, folder)
         )
-        found = read_lab(folder)
-        drawn = draw_lab(found, folder)
-    Console().print(lab_table(found))
+        save_lab(measured, folder)
+        lab = read_lab(folder)
+        drawn = draw_lab(lab, folder)
+    Console().print(lab_table(lab))
     print(f"{folder / 'margins.json'}: every number and every image's value. {len(drawn)} pictures beside it")
 
 
 def figure(
-    which: Annotated[str, typer.Argument(metavar="FIGURE", help=f"One of {', '.join(WHICH)}, as in the paper.")],
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Checkpoints or runs; several for 1c.")],
+    which: Annotated[str, typer.Argument(metavar="FIGURE", help=f"The paper's figure: {', '.join(FIGURES)}.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Checkpoints or runs; several only for 1c.")],
     data: Data = None,
-    n: N = None,
+    n: MaxImages = None,
     eps: Eps = None,
-    norm: Norm = None,
+    norm: NormName = None,
     model: Model = None,
     normalize: Normalize = None,
     probe: Probe = False,
     weights: Weights = None,
-    out: Annotated[Path | None, typer.Option(help="Where figures go.  [default: figures/NAME]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the figures.  [default: figures/NAME]")] = None,
     seed: Seed = 0,
     batch: Batch = None,
     device: Device = "auto",
     plain: Plain = False,
 ) -> None:
-    """Redraw a figure of the paper from a checkpoint: PNG, SVG, and the numbers in it."""
-    from robustmail.margin_lab.paper_figures import FigureInputs, save_figure
-    from robustmail.margin_lab.paper_figures import compute_figure as compute
-    from robustmail.report.figures import draw_figure
-    from robustmail.report.style import pictures
-    from robustmail.runtime.files import folder_lock, make_folder
+    """Redraw a figure of the paper for a checkpoint.
 
-    if which not in WHICH:
-        raise RecipeError(f"figure {which}", "the paper has it not, or it shows no data", did_you_mean(which, WHICH))
+    Writes it as PNG and SVG, and all numbers in it as JSON.
+    """
+    from robustmail.margin_lab.paper_figures import FigureInputs
+
+    if which not in FIGURES:
+        wrong = "not available: the paper has no such figure, or it shows no data"
+        raise RecipeError(f"figure {which}", wrong, did_you_mean(which, FIGURES))
     if len(files) > 1 and which != "1c":
         raise RecipeError(f"figure {which}", f"shows one model, not {len(files)}", "Pass one, or draw figure 1c.")
-    read = [opened(file, data, n, model, normalize, weights, probe, device, eps, norm) for file in files]
-    subjects = [subject for subject, *_ in read]
-    _, images, budget, measure = read[0]
-    if any((of.part.y.shape, e, m) != (images.part.y.shape, budget, measure) for _, of, e, m in read[1:]):
-        raise DataError("figure 1c", "the models would not be attacked alike", "Pass --data, --eps and --norm.")
-    sitter = FigureInputs(subjects, images, budget, measure, seed, positive("--batch", batch))
-    folder = out or Path("figures") / name_of(subjects[0])
-    drawings = [path.name for name in WHICH for path in pictures(folder / f"figure-{name}")]
-    numbers = [f"{kind}-{name}.json" for name in WHICH for kind in ("figure", "provenance")]
-    make_folder(folder, (*drawings, *numbers, "lock"), "figure")
+    several = [open_inputs(file, data, n, model, normalize, weights, probe, device, eps, norm) for file in files]
+    first = several[0]
+    if any(_attacked_unlike(first, inputs) for inputs in several[1:]):
+        wrong = "models that would not be attacked alike"
+        raise DataError("figure 1c", wrong, "Pass --data, --eps and --norm.")
+    models = [inputs.model for inputs in several]
+    figure_inputs = FigureInputs(models, first.data, first.eps, first.norm, seed, check_count("--batch", batch))
+    _draw(which, figure_inputs, out or Path("figures") / result_name(models[0]), plain)
+
+
+def _draw(which: str, inputs: FigureInputs, folder: Path, plain: bool) -> None:
+    """Compute a figure from `FigureInputs`, write its files and print its caption."""
+    from robustmail.margin_lab.paper_figures import compute_figure, save_figure
+    from robustmail.report.figures import draw_figure
+    from robustmail.report.style import picture_paths
+    from robustmail.runtime.files import folder_lock, make_folder
+
+    pictures = [path.name for name in FIGURES for path in picture_paths(folder / f"figure-{name}")]
+    numbers = [f"{kind}-{name}.json" for name in FIGURES for kind in ("figure", "provenance")]
+    make_folder(folder, (*pictures, *numbers, "lock"), "figure")
     with folder_lock(folder):
-        said = [text for subject in subjects for text in subject.notes]
-        print("\n".join(said), end="\n" * bool(said))
-        found = _stamped(subjects[0].device, folder / f"provenance-{which}.json",
-                         lambda: _watched(compute(which, sitter), plain, folder))  # fmt: skip
-        other = _replaced(folder / f"figure-{which}.json", lambda: save_figure(found, folder))
-        drawn = draw_figure(found, folder)
-    if other:
+        for subject in inputs.subjects:
+            for text in subject.notes:
+                print(text)
+        figure = _with_provenance(
+            inputs.subjects[0].device,
+            folder / f"provenance-{which}.json",
+            lambda: _last(compute_figure(which, inputs), plain, folder),
+        )
+        is_replaced = _write_over(folder / f"figure-{which}.json", lambda: save_figure(figure, folder))
+        drawn = draw_figure(figure, folder)
+    if is_replaced:
         print(f"{folder} held another figure {which}, which is replaced")
-    print(found.said)
-    print(", ".join(str(path) for path in drawn) if drawn else "There is nothing to draw; more images may have some.")
+    print(figure.caption)
+    print(", ".join(map(str, drawn)) if drawn else "No image shows what the figure is about; try more images.")
 
 
-def _margins(text: str) -> dict[str, Any]:
-    """The margins of a list, by the name that the table gives them: without their file, where that is clear."""
+def _attacked_unlike(first: EvaluationInputs, other: EvaluationInputs) -> bool:
+    shapes = (first.data.part.y.shape, other.data.part.y.shape)
+    return shapes[0] != shapes[1] or (first.eps, first.norm) != (other.eps, other.norm)
+
+
+def _load_margins(text: str) -> dict[str, Any]:
+    """Load a list of margins; file.py:margin is called `margin`, unless two files have a margin of this name."""
     from robustmail.config.overrides import parse_value
 
-    names = once("--margins", text, MARGINS)
+    names = split_names("--margins", text, MARGINS)
     if files := [name for name in names if name.endswith(".py")]:
-        raise PluginError(f"--margins {files[0]}", "names a file and no margin in it", f"Write {files[0]}:margin.")
-    short = [name.rpartition(".py:")[2] for name in names]
-    found = {}
-    for name, brief in zip(names, short, strict=True):
+        raise PluginError(f"--margins {files[0]}", "a file without the name of a margin", f"Write {files[0]}:margin.")
+    short_names = [name.rpartition(".py:")[2] for name in names]
+    by_name = {}
+    for name, short in zip(names, short_names, strict=True):
         margin = parse_value(name, "margins")
         if not callable(margin):
-            raise PluginError(f"--margins {name}", "is no function of a step", "Name one that takes a step.")
-        found[name if short.count(brief) > 1 else brief] = margin
-    return found
+            raise PluginError(f"--margins {name}", "not a callable", "Name a function that takes a Step.")
+        by_name[name if short_names.count(short) > 1 else short] = margin
+    return by_name
 
 
-def _watched(records: Iterator[Any], plain: bool, folder: Path) -> Any:
-    """The last record; the others are shown."""
+def _last(records: Iterator[Any], plain: bool, folder: Path) -> Any:
+    """Show the progress in `records`; return the last of them, which is the result."""
     from rich.console import Console
 
     from robustmail.records import AttackProgress, AttackResult, ProgressUpdate
-    from robustmail.report.dashboard import choose_watch
+    from robustmail.report.dashboard import choose_evaluation_view
     from robustmail.runtime.signals import Signals
-    from robustmail.train.run import Stopped
 
     last = None
     try:
-        with Signals().caught(), choose_watch(Console(), plain or bool(os.environ.get("CI"))) as show:
+        with Signals().caught(), choose_evaluation_view(Console(), wants_plain(plain)) as show:
             for last in records:
                 if isinstance(last, (AttackProgress, AttackResult, ProgressUpdate)):
                     show(last)
     except Stopped as stop:
-        print(f"robustmail: stopped; nothing was written to {folder}", file=sys.stderr)
-        raise typer.Exit(128 + stop.signum) from None
+        raise stop_exit(stop, f"nothing was written to {folder}") from None
     return last
 
 
-def _replaced(path: Path, write: Callable[[], Any]) -> bool:
-    """Write a file; did it hold something else before?"""
+def _write_over(path: Path, write: Callable[[], Any]) -> bool:
+    """Write a file; return whether it had other content before."""
     from robustmail.runtime.untrusted import read_bytes
 
     before = read_bytes(path) if path.exists() else None
@@ -202,14 +237,13 @@ def _replaced(path: Path, write: Callable[[], Any]) -> bool:
     return before not in (None, path.read_bytes())
 
 
-def _stamped(device: Any, to: Path, work: Callable[[], T]) -> T:
-    """Do some work; `to` says when, for how long and by which command, which no result may depend on."""
+def _with_provenance(device: Any, path: Path, work: Callable[[], T]) -> T:
+    """Do `work`, then write date, seconds and command to `path`: no result may depend on them."""
     from robustmail.runtime.files import atomic_write_json
     from robustmail.runtime.provenance import provenance
 
     began = time.perf_counter()
-    done = work()
-    command = shlex.join(["robustmail", *sys.argv[1:]])
+    result = work()
     seconds = round(time.perf_counter() - began, 2)
-    atomic_write_json(to, {**provenance(device), "seconds": seconds, "command": command})
-    return done
+    atomic_write_json(path, {**provenance(device), "seconds": seconds, "command": command_line()})
+    return result

@@ -1,42 +1,144 @@
-"""Options that several verbs share, and how their texts are read."""
+"""What the verbs share: options, how their texts are read, and how a stopped command ends."""
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import signal
+import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from robustmail.data.testsets import TestSet
-from robustmail.errors import DataError, RecipeError, RobustmailError, RunError
-from robustmail.evaluation.model_loading import LoadedModel
-from robustmail.norms import Norm
+from robustmail.errors import DataError, RecipeError, RobustmailError, RunError, Stopped
 
-__all__ = ["File", "Folder", "Folders", "Plain", "Weights", "opened", "name_of", "once", "attack_of", "positive"]
+if TYPE_CHECKING:
+    from robustmail.data.testsets import TestSet
+    from robustmail.evaluation.model_loading import LoadedModel
+    from robustmail.norms import Norm
+    from robustmail.recipe import Recipe
 
+__all__ = [
+    "AcceptReading",
+    "AsJson",
+    "Batch",
+    "Data",
+    "Device",
+    "Eps",
+    "EvaluationInputs",
+    "Executor",
+    "File",
+    "Folder",
+    "Folders",
+    "Fresh",
+    "Jobs",
+    "MaxImages",
+    "Model",
+    "Normalize",
+    "NormName",
+    "Overrides",
+    "Plain",
+    "Probe",
+    "RecipeName",
+    "Seed",
+    "SubmititParameters",
+    "Weights",
+    "check_count",
+    "command_line",
+    "load_recipe_with",
+    "open_inputs",
+    "parse_attack",
+    "parse_shard",
+    "result_name",
+    "split_names",
+    "stop_exit",
+    "weights_file",
+    "wants_plain",
+]
 
-File = Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint of any kind, or a run's folder.")]
-
-
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="An evaluation's folder.")]
-
-
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A built-in recipe, a file, or FILE:VARIABLE.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[PATH=VALUE]...", help="Changes to the recipe: weighter.slope=5 epochs=30 burn_in=20."),
+]
+File = Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint of any format, or the folder of a run.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of an evaluation.")]
 Folders = Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of evaluations or runs.")]
 
+Model = Annotated[str | None, typer.Option(help="A timm name, or file.py:factory.  [default: inferred]")]
+Weights = Annotated[str | None, typer.Option(help="Which state_dict, where the file has several.")]
+Normalize = Annotated[
+    str | None, typer.Option(help="Of the inputs: cifar10, imagenet, ..., MEAN/STD or none.  [default: inferred]")
+]
+Probe = Annotated[bool, typer.Option("--probe", help="Choose the normalization by accuracy on 256 images.")]
+AcceptReading = Annotated[
+    bool, typer.Option("--accept-reading", help="Go on although the inferred architecture is doubtful.")
+]
+Data = Annotated[
+    str | None, typer.Option(help="A recipe's data=, an npz file or an image folder.  [default: a run's own]")
+]
+MaxImages = Annotated[int | None, typer.Option("--n", help="Use only the first N images.  [default: all]")]
+Eps = Annotated[
+    str | None,
+    typer.Option(help="Radius of the ball, for pixels in [0, 1].  [default: a run's own; else 8/255, in l2 0.5]"),
+]
+NormName = Annotated[str | None, typer.Option("--norm", help="linf or l2.  [default: a run's own; else linf]")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the attacks' random starts.")]
+Batch = Annotated[
+    int | None, typer.Option(help="Images attacked at once; does not change results.  [default: adapted]")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Delete earlier results in the folder and start again.")]
+Plain = Annotated[bool, typer.Option("--plain", help="Print plain lines instead of a live view.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-Plain = Annotated[bool, typer.Option("--plain", help="Plain lines instead of a live view.")]
+Executor = Annotated[
+    str, typer.Option(help="here: one run after another; local or slurm: in parallel, through submitit.")
+]
+Jobs = Annotated[int, typer.Option(min=1, help="Runs at once, with local or slurm.")]
+SubmititParameters = Annotated[
+    list[str] | None, typer.Option("--with", help="A parameter for submitit, as slurm_partition=gpu. Repeatable.")
+]
 
 
-Weights = Annotated[str | None, typer.Option(help="Which of a file's several sets of weights.")]
+class EvaluationInputs(NamedTuple):
+    """What is attacked, and how far: eps in `norm`, for pixels in [0, 1]."""
+
+    model: LoadedModel
+    data: TestSet
+    eps: float
+    norm: Norm
 
 
-def opened(
-    file: Path, data: str | None = None, n: int | None = None, model: str | None = None, normalize: str | None = None,
-    weights: str | None = None, probe: bool = False, device: str = "auto", eps: str | None = None,
-    norm: str | None = None, accept_reading: bool = False,
-) -> tuple[LoadedModel, TestSet, float, Norm]:  # fmt: skip
-    """(model, images, eps, norm) of what the options of `eval` name; what is left out is the file's own, if it says."""
+def load_recipe_with(name: str, overrides: list[str] | None) -> Recipe:
+    """Load a recipe and apply overrides, PATH=VALUE each. Raises RecipeError: no such recipe, or a wrong override."""
+    from robustmail.config.loader import load_recipe
+    from robustmail.config.overrides import apply_overrides
+
+    return apply_overrides(load_recipe(name), overrides or [])
+
+
+def open_inputs(
+    file: Path,
+    data: str | None = None,
+    n: int | None = None,
+    model: str | None = None,
+    normalize: str | None = None,
+    weights: str | None = None,
+    probe: bool = False,
+    device: str = "auto",
+    eps: str | None = None,
+    norm: str | None = None,
+    accept_reading: bool = False,
+) -> EvaluationInputs:
+    """Load the model and the images that the options of `robustmail eval` name; the parameters are its options.
+
+    Data, eps and norm that are not given are those stored in the file, if robustmail wrote it.
+
+    Raises RobustmailError: the file, the data or the device cannot be used, or an option cannot be understood.
+    """
     from dataclasses import replace
 
     from robustmail.checkpoints import check_exists
@@ -44,68 +146,108 @@ def opened(
     from robustmail.evaluation.model_loading import load_model
     from robustmail.runtime.devices import pick_device
 
-    check_exists(path := _weights_of(file))
-    facts = _facts_of(path)
+    check_exists(path := weights_file(file))
+    facts = _training_facts(path)
     if data is None and "source" not in facts:
-        raise DataError(str(file), "does not say which data to attack", "Pass --data cifar10, or an npz file.")
-    everything = load_data(data) if data else open_recorded_data(facts["source"], str(file))
-    chosen = everything.first(positive("--n", n))
-    subject = load_model(path, everything.first(min(1000, len(everything.part.y))), model, normalize, weights, probe,
-                           pick_device(device), accept_reading)  # fmt: skip
-    lacking = chosen.class_warning(everything)
-    subject = replace(subject, notes=(*everything.notes, *subject.notes, *([lacking] if lacking else [])))
-    trained = facts.get("norm") or "linf"
-    measure = _norm(norm or trained)
-    own = facts.get("eps") if measure == trained else None  # a length in one norm says nothing in another
-    budget = _number("--eps", eps) if eps else float(own or {"linf": 8 / 255, "l2": 0.5}[measure])
-    return subject, chosen, budget, measure
+        raise DataError(str(file), "no data stored in it", "Pass --data cifar10, or an npz file.")
+    whole = load_data(data) if data else open_recorded_data(facts["source"], str(file))
+    images = whole.first(check_count("--n", n))
+    first_images = whole.first(min(1000, len(whole.part.y)))  # to choose architecture and normalization by
+    torch_device = pick_device(device)
+    subject = load_model(path, first_images, model, normalize, weights, probe, torch_device, accept_reading)
+    few_classes = images.class_warning(whole)
+    subject = replace(subject, notes=(*whole.notes, *subject.notes, *([few_classes] if few_classes else [])))
+    trained_norm = facts.get("norm") or "linf"
+    chosen_norm = _parse_norm(norm or trained_norm)
+    trained_eps = facts.get("eps") if chosen_norm == trained_norm else None  # an eps holds in its own norm only
+    default_eps = float(trained_eps or {"linf": 8 / 255, "l2": 0.5}[chosen_norm])
+    return EvaluationInputs(subject, images, _parse_number("--eps", eps) if eps else default_eps, chosen_norm)
 
 
-def _weights_of(file: Path) -> Path:
-    """The file itself, or the chosen weights of a run's folder."""
+def weights_file(file: Path) -> Path:
+    """The file itself; of a run's folder, the weights that the run evaluated. Raises RunError: no weights in it."""
     if not file.is_dir():
         return file
-    from robustmail.runtime.untrusted import inside, read_json
+    from robustmail.runtime.untrusted import beside, inside, read_json
 
     try:
-        chosen = read_json(file / "results.json")["weights"]["file"]
+        name = read_json(file / "results.json")["weights"]["file"]
     except (OSError, ValueError, KeyError, TypeError):
-        chosen = "best.safetensors"
-    if (found := inside(file, chosen)) is None:
-        raise RunError(str(file), "is a folder without weights of a run", "Pass a checkpoint file.")
-    return found
+        name = "best.safetensors"
+    if (path := beside(file, name) or inside(file, "best.safetensors")) is None:
+        raise RunError(str(file), "a folder without weights of a run", "Pass a checkpoint file.")
+    return path
 
 
-def _facts_of(path: Path) -> dict[str, Any]:
-    """What a file that robustmail wrote says of its data and budget."""
-    from robustmail.checkpoints import open_checkpoint
-
-    return open_checkpoint(path).facts if path.suffix == ".safetensors" else {}
-
-
-def name_of(subject: LoadedModel) -> str:
-    """A name for a folder of results: the model's own, which for a run's weights is that of the run's two folders."""
+def result_name(subject: LoadedModel) -> str:
+    """The name of a results folder: the model's; for the weights of runs/NAME/SEED it is NAME-SEED."""
     return "-".join(re.sub(r"[^\w.+-]", "_", part) for part in subject.name.split("/") if part)
 
 
-def once(option: str, text: str, usual: str) -> list[str]:
-    """The names in a list with commas, each once (raises RecipeError); usual: what one would write."""
+def split_names(option: str, text: str, example: str) -> list[str]:
+    """Split a list at its commas. Raises RecipeError: no name (the message shows `example`), or one given twice."""
     names = [word.strip() for word in text.split(",") if word.strip()]
     if twice := [name for name in names if names.count(name) > 1]:
         raise RecipeError(option, f"{twice[0]} is named twice")
     if not names:
-        raise RecipeError(option, "names none", f"Write {usual}.")
+        raise RecipeError(option, "no name given", f"Write {example}.")
     return names
 
 
-def attack_of(name: str) -> Any:
-    """The attack of a name: one of one's own from its file, or the name itself."""
+def parse_attack(name: str) -> Any:
+    """Load the attack of file.py:attack; any other name is returned as it is."""
     from robustmail.config.overrides import parse_value
 
     return parse_value(name, "attacks") if ".py:" in name else name
 
 
-def _number(option: str, text: str) -> float:
+def parse_shard(text: str | None) -> tuple[int, int]:
+    """Read K/N as (K, N); (1, 1) where nothing is given. Raises RecipeError: not K/N with 1 <= K <= N."""
+    if text is None:
+        return 1, 1
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise RecipeError(f"--shard {text}", "not K/N with 1 <= K <= N", "Write 1/4, 2/4, 3/4 and 4/4.")
+    return int(match[1]), int(match[2])
+
+
+def check_count(option: str, value: int | None) -> int | None:
+    """Return a count that is None or at least 1. Raises RecipeError: less than 1."""
+    if value is not None and value < 1:
+        raise RecipeError(f"{option} {value}", "less than 1")
+    return value
+
+
+def wants_plain(plain: bool) -> bool:
+    """Whether to print plain lines: asked for, or in continuous integration, where the environment sets CI."""
+    return plain or bool(os.environ.get("CI"))
+
+
+def command_line() -> str:
+    """The command under way, quoted for a shell."""
+    return shlex.join(["robustmail", *sys.argv[1:]])
+
+
+def stop_exit(stop: Stopped, outcome: str) -> typer.Exit:
+    """Report a stop by a signal, and what was saved, on one line; return the exit, with code 128 + signal number.
+
+    Under torchrun only one of the processes reports.
+    """
+    from robustmail.runtime import distributed
+
+    if distributed.speaks():
+        print(f"robustmail: stopped by {signal.Signals(stop.signum).name}; {outcome}", file=sys.stderr)
+    return typer.Exit(128 + stop.signum)
+
+
+def _training_facts(path: Path) -> dict[str, Any]:
+    """The data, eps and norm stored in weights that robustmail wrote; empty for any other file."""
+    from robustmail.checkpoints import open_checkpoint
+
+    return open_checkpoint(path).facts if path.suffix == ".safetensors" else {}
+
+
+def _parse_number(option: str, text: str) -> float:
     from robustmail.config.overrides import parse_value
 
     try:
@@ -113,31 +255,15 @@ def _number(option: str, text: str) -> float:
     except RobustmailError:
         value = None
     if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise RecipeError(f"{option} {text}", "is no number", "Write 8/255.")
+        raise RecipeError(f"{option} {text}", "not a number", "Write 8/255.")
     try:
         return float(value)
     except OverflowError:
-        raise RecipeError(f"{option} {text}", "is no finite number", "Write 8/255.") from None
+        raise RecipeError(f"{option} {text}", "not a finite number", "Write 8/255.") from None
 
 
-def positive(option: str, value: int | None) -> int | None:
-    """A count that is none or at least one (raises RecipeError)."""
-    if value is not None and value < 1:
-        raise RecipeError(f"{option} {value}", "must be at least 1")
-    return value
-
-
-def _norm(text: str) -> Any:
+def _parse_norm(text: str) -> Any:
     norm = text.lower().replace("-", "")
     if norm not in ("linf", "l2"):
         raise RecipeError(f"--norm {text}", "no such norm", "There are: linf, l2.")
     return norm
-
-
-def _shard(text: str | None) -> tuple[int, int]:
-    if text is None:
-        return 1, 1
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not found or not 1 <= int(found[1]) <= int(found[2]):
-        raise RecipeError(f"--shard {text}", "must be K/N with 1 <= K <= N", "Write 1/4, 2/4, 3/4 and 4/4.")
-    return int(found[1]), int(found[2])

@@ -1,20 +1,28 @@
-"""The verbs that make many runs: trials and table. Nothing heavy is imported early."""
+"""The verbs that make many runs: trials and table. Heavy modules are imported when used."""
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robustmail.errors import RecipeError, RobustmailError, asked_to_stop, did_you_mean
+from robustmail.cli.options import (
+    Executor,
+    Jobs,
+    Plain,
+    SubmititParameters,
+    command_line,
+    stop_exit,
+    wants_plain,
+)
+from robustmail.errors import RecipeError, RobustmailError, Stopped, asked_to_stop, did_you_mean
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,37 +31,39 @@ if TYPE_CHECKING:
     from robustmail.runtime.signals import Signals
     from robustmail.trials.execute import Outcome
     from robustmail.trials.fork import Job
+    from robustmail.trials.paper import PaperTable, Scale
     from robustmail.trials.study import Study
 
-__all__ = ["add_to", "elsewhere"]
-
-Executor = Annotated[str, typer.Option(help="here, one run after another; local or slurm, through submitit.")]
-Jobs = Annotated[int, typer.Option(min=1, help="Runs at once, with an executor.")]
-Knobs = Annotated[list[str] | None, typer.Option("--with", help="A parameter of submitit: slurm_partition=gpu.")]
-Plain = Annotated[bool, typer.Option("--plain", help="Plain lines instead of a live view.")]
+__all__ = ["add_to", "perform_in_own_process"]
 
 
 def add_to(app: typer.Typer) -> None:
-    """Give the command line these verbs."""
+    """Add these verbs to the command line."""
     app.command()(trials)
     app.command()(table)
 
 
 def trials(
     words: Annotated[
-        list[str], typer.Argument(metavar="RECIPE... [PATH=VALUE]...", help="Recipes, and overrides for all of them.")
+        list[str],
+        typer.Argument(metavar="RECIPE... [PATH=VALUE]...", help="Recipes, and changes that apply to all of them."),
     ],
     seeds: Annotated[str, typer.Option(help="0:5 for 0, 1, 2, 3, 4; or 1,2,7.")] = "0:5",
     over: Annotated[
-        list[str] | None, typer.Option(help="A row for each value: margin=pm_adv,pm_nat. Repeatable.")
+        list[str] | None,
+        typer.Option(help="A row for each value, as margin=pm_adv,pm_nat. Repeatable: every combination."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The grid's folder.  [default: trials/RECIPES]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the grid.  [default: trials/RECIPES]")] = None,
     executor: Executor = "here",
     jobs: Jobs = 1,
-    knobs: Knobs = None,
+    submitit_parameters: SubmititParameters = None,
     plain: Plain = False,
 ) -> None:
-    """Run recipes x settings x seeds, and say what holds over seeds; the same command again goes on."""
+    """Train recipes with several seeds, and compare their means.
+
+    The grid is recipes x values of --over x seeds. The table has means, standard deviations and 95 % t-intervals over
+    seeds. Epochs that runs have in common are trained once. The same command again makes only the missing runs.
+    """
     from rich.console import Console
 
     from robustmail.report.trial_tables import trials_table
@@ -62,39 +72,67 @@ def trials(
 
     names = [word for word in words if not _is_override(word)]
     if not names:
-        raise RecipeError("trials", "names no recipe", "Write e.g. robustmail trials at mail_at --seeds 0:5.")
+        raise RecipeError("trials", "no recipe given", "Write e.g. robustmail trials at mail_at --seeds 0:5.")
     overrides = [word for word in words if _is_override(word)]
-    wanted = grid.seeds(seeds)
-    _note_one(seeds)
-    folder = out or Path("trials") / "-".join(re.sub(r"\W+", "_", Path(name).name.replace(".py", "")) for name in names)
-    study = Study(grid.cells(names, over or [], overrides, wanted), folder, "trials.json", _command())
-    failed = _carry_out(study, executor, jobs, knobs, Console(), plain)
-    print(trials_table(study.rows(), wanted).rstrip("\n"))
-    _close(study, failed)
+    seed_numbers = grid.seeds(seeds)
+    _warn_of_one_seed(seeds)
+    short_names = [re.sub(r"\W+", "_", Path(name).name.replace(".py", "")) for name in names]
+    folder = out or Path("trials") / "-".join(short_names)
+    study = Study(grid.cells(names, over or [], overrides, seed_numbers), folder, "trials.json", command_line())
+    any_failed = _make_runs(study, executor, jobs, submitit_parameters, Console(), plain)
+    print(trials_table(study.rows(), seed_numbers).rstrip("\n"))
+    _finish(study, any_failed)
 
 
 def table(
     number: Annotated[str, typer.Argument(metavar="1|2|3", help="A table of the MAIL paper.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PATH=VALUE]...", help="For all its runs: data.of='npz(\"mine.npz\")'."),
+        typer.Argument(metavar="[PATH=VALUE]...", help="Changes to all its runs: data.of='npz(\"mine.npz\")'."),
     ] = None,
-    scale: Annotated[str, typer.Option(help="paper, for GPUs; or mini, about two hours on two CPU cores.")] = "paper",
+    scale: Annotated[
+        str, typer.Option(help="paper: for GPUs; mini: small runs, about two hours on two CPU cores.")
+    ] = "paper",
     run: Annotated[bool, typer.Option("--run", help="Make the runs that are missing.")] = False,
     seeds: Annotated[str | None, typer.Option(help="0:5 or 1,2,7.  [default: 0:5, of mini 0:3]")] = None,
-    out: Annotated[Path | None, typer.Option(help="Where the runs are.  [default: tables/SCALE]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the runs.  [default: tables/SCALE]")] = None,
     form: Annotated[str, typer.Option("--format", help="rich, md, csv or latex.")] = "rich",
     executor: Executor = "here",
     jobs: Jobs = 1,
-    knobs: Knobs = None,
+    submitit_parameters: SubmititParameters = None,
     plain: Plain = False,
 ) -> None:
-    """Print a table of the paper with our numbers beside the paper's; with --run, make them."""
+    """Print a table of the paper beside our numbers.
+
+    Without --run nothing is trained, and missing runs have a dash.
+    """
     from rich.console import Console
 
-    from robustmail.report.trial_tables import FORMATS, paper_table
-    from robustmail.trials import grid, paper
-    from robustmail.trials.study import Study
+    from robustmail.report.trial_tables import paper_table
+    from robustmail.trials import grid
+
+    paper, size = _check_table(number, scale, form)
+    seeds = f"0:{size.seeds}" if seeds is None else seeds
+    seed_numbers = grid.seeds(seeds)
+    _warn_of_one_seed(seeds)
+    changes = overrides or []
+    folder = out or Path("tables") / scale
+    words = ["robustmail", "table", number, "--scale", scale, "--seeds", seeds, "--out", str(folder), "--run", *changes]
+    command = shlex.join(words)
+    study = _table_study(number, paper, size, seed_numbers, changes, folder, command)
+    console = Console(stderr=form != "rich")  # so that standard output has the table alone
+    any_failed = _make_runs(study, executor, jobs, submitit_parameters, console, plain) if run else False
+    n = next(iter(study.recipes.values())).test_size
+    text = paper_table(int(number), paper, size, changes, study.rows(), seed_numbers, n, command, form)
+    print(text.rstrip("\n"))
+    if run:
+        _finish(study, any_failed, quiet=form != "rich")
+
+
+def _check_table(number: str, scale: str, form: str) -> tuple[PaperTable, Scale]:
+    """Look up a table and a scale. Raises RecipeError: no such table, scale or format."""
+    from robustmail.report.trial_tables import FORMATS
+    from robustmail.trials import paper
 
     if number not in map(str, paper.TABLES):
         raise RecipeError(f"table {number}", "the paper has no such table of results", "There are: 1, 2, 3.")
@@ -102,30 +140,27 @@ def table(
         raise RecipeError(f"table --scale {scale}", "no such scale", did_you_mean(scale, paper.SCALES))
     if form not in FORMATS:
         raise RecipeError(f"table --format {form}", "no such format", did_you_mean(form, FORMATS))
-    chosen, size = paper.TABLES[int(number)], paper.SCALES[scale]
-    seeds = f"0:{size.seeds}" if seeds is None else seeds
-    wanted = grid.seeds(seeds)
-    _note_one(seeds)
-    folder = out or Path("tables") / scale
-    command = ["robustmail", "table", str(number), "--scale", scale, "--seeds", seeds]
-    command += ["--out", str(folder), "--run", *(overrides or [])]
-    changed = overrides or []
-    cells = grid.of_table(chosen, size, wanted, changed)
-    kin = [cell for other in paper.related_methods(chosen) for cell in grid.of_table(other, size, wanted, changed)]
-    study = Study(cells, folder, f"table-{number}.json", shlex.join(command), kin)
-    console = Console(stderr=form != "rich")  # so that a file takes the table alone
-    failed = _carry_out(study, executor, jobs, knobs, console, plain) if run else False
-    n = next(iter(study.recipes.values())).test_size
-    text = paper_table(int(number), chosen, size, changed, study.rows(), wanted, n, shlex.join(command), form)
-    print(text.rstrip("\n"))
-    if run:
-        _close(study, failed, quiet=form != "rich")
+    return paper.TABLES[int(number)], paper.SCALES[scale]
 
 
-def elsewhere(job: Job, threads: int) -> Outcome:
-    """Do a job in a process of its own, as an executor calls it; a signal saves and stops it."""
+def _table_study(
+    number: str, table: PaperTable, scale: Scale, seeds: Sequence[int], changes: list[str], folder: Path, command: str
+) -> Study:
+    """The runs of a table. Those of related methods in the paper's other tables may share epochs with them."""
+    from robustmail.trials import grid, paper
+    from robustmail.trials.study import Study
+
+    related = [cell for other in paper.related_methods(table) for cell in grid.of_table(other, scale, seeds, changes)]
+    cells = grid.of_table(table, scale, seeds, changes)
+    return Study(cells, folder, f"table-{number}.json", command, related)
+
+
+def perform_in_own_process(job: Job, threads: int) -> Outcome:
+    """Make the run of a job in a process of its own, called by submitit; a signal saves and stops the run.
+
+    threads: for torch on the CPU; 0 for its default.
+    """
     from robustmail.runtime.signals import Signals
-    from robustmail.train.run import Stopped
     from robustmail.trials.execute import Outcome
 
     if threads:
@@ -137,18 +172,17 @@ def elsewhere(job: Job, threads: int) -> Outcome:
         with signals.caught():
             return _perform(job, signals, lambda record: None)
     except Stopped as stop:
-        return Outcome(f"stopped by {signal.Signals(stop.signum).name}; the same command goes on")
+        return Outcome(f"stopped by {signal.Signals(stop.signum).name}; the same command resumes it")
 
 
 def _perform(job: Job, signals: Signals, show: Callable[[Record], Any]) -> Outcome:
-    """Make one run with its log and curves; what goes wrong becomes a line."""
+    """Make one run with its log and curves; an error becomes the one line of the outcome."""
     from robustmail.records import RunStarted
-    from robustmail.report.dashboard import Log
+    from robustmail.report.dashboard import LogFile
     from robustmail.report.figures import draw_curves
-    from robustmail.train.run import Stopped
     from robustmail.trials.execute import Outcome, run_job
 
-    log, steps, began = Log(job.folder / "log.txt"), 0, time.perf_counter()
+    log, steps, began = LogFile(job.folder / "log.txt"), 0, time.perf_counter()
     try:
         for record in run_job(job, signals):
             log(record)
@@ -158,7 +192,7 @@ def _perform(job: Job, signals: Signals, show: Callable[[Record], Any]) -> Outco
             draw_curves(job.folder, job.cell.row)
     except RobustmailError as error:
         return Outcome(str(error))
-    except BaseException as error:  # one run's failure must not end the others
+    except BaseException as error:  # the failure of one run must not end the others
         if asked_to_stop(error):
             raise
         return Outcome(f"unexpected {type(error).__name__}: {' '.join(str(error).split())}")
@@ -167,22 +201,22 @@ def _perform(job: Job, signals: Signals, show: Callable[[Record], Any]) -> Outco
     return Outcome("", steps, time.perf_counter() - began)
 
 
-def _carry_out(
-    study: Study, executor: str, jobs: int, knobs: list[str] | None, console: Console, plain: bool
-) -> bool:  # fmt: skip
-    """Make the missing runs, showing how far it is; did any fail?"""
+def _make_runs(
+    study: Study, executor: str, jobs: int, submitit_parameters: list[str] | None, console: Console, plain: bool
+) -> bool:
+    """Make the missing runs and show the progress; return whether any failed."""
     from robustmail.records import CellFinished
-    from robustmail.report.dashboard import Cells
+    from robustmail.report.dashboard import TrialsProgress
     from robustmail.runtime.signals import Signals
-    from robustmail.train.run import Stopped
     from robustmail.trials import execute
 
-    signals, failed = Signals(), False
-    with Cells(console, plain or bool(os.environ.get("CI"))) as show:
+    signals, any_failed = Signals(), False
+    with TrialsProgress(console, wants_plain(plain)) as show:
         if executor == "here":
             submit = execute.run_here(lambda job: _perform(job, signals, show))
         else:
-            submit = execute.executor(executor, elsewhere, study.out / "jobs", jobs, _parameters(knobs))
+            parameters = _parse_parameters(submitit_parameters)
+            submit = execute.executor(executor, perform_in_own_process, study.out / "jobs", jobs, parameters)
         if not study.missing:
             study.save()
             return False
@@ -191,50 +225,45 @@ def _carry_out(
             with signals.caught():
                 for record in study.carry_out(submit, 1 if executor == "here" else jobs):
                     show(record)
-                    failed = failed or (isinstance(record, CellFinished) and bool(record.error))
+                    any_failed = any_failed or (isinstance(record, CellFinished) and bool(record.error))
         except Stopped as stop:
-            said = f"stopped by {signal.Signals(stop.signum).name}; saved in {study.out}. Go on with: {_command()}"
-            print(f"robustmail: {said}", file=sys.stderr)
-            raise typer.Exit(128 + stop.signum) from None
-    return failed
+            raise stop_exit(stop, f"saved in {study.out}. Resume with: {command_line()}") from None
+    return any_failed
 
 
-def _close(study: Study, failed: bool, quiet: bool = False) -> None:
-    """Say what sharing saved and where everything is; exit with 1 where a run failed."""
+def _finish(study: Study, any_failed: bool, quiet: bool = False) -> None:
+    """Print how much time shared epochs saved and where the results are; exit with code 1 if a run failed."""
     from robustmail.report.trial_tables import saving
 
     if not quiet:
-        if said := saving(study.saved()):
-            print(f"{said}.")
+        if text := saving(study.saved()):
+            print(f"{text}.")
         print(f"{study.file}: every number with its provenance")
-    if failed:
+    if any_failed:
         raise typer.Exit(1)
 
 
-def _parameters(knobs: list[str] | None) -> dict[str, Any]:
+def _parse_parameters(texts: list[str] | None) -> dict[str, Any]:
+    """Read NAME=VALUE texts; a value that is no Python literal is a string."""
     from robustmail.config.overrides import parse_value
 
-    found: dict[str, Any] = {}
-    for text in knobs or []:
+    parameters: dict[str, Any] = {}
+    for text in texts or []:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
-            raise RecipeError(f"--with {text}", "is not name=value", "Write e.g. slurm_partition=gpu.")
+            raise RecipeError(f"--with {text}", "not NAME=VALUE", "Write e.g. slurm_partition=gpu.")
         try:
-            found[name] = parse_value(value)
+            parameters[name] = parse_value(value)
         except RobustmailError:
-            found[name] = value  # a bare word is a text
-    return found
+            parameters[name] = value
+    return parameters
 
 
-def _note_one(seeds: str) -> None:
-    """Say that --seeds 5 is one seed, for it may have been meant as a number of them."""
+def _warn_of_one_seed(seeds: str) -> None:
+    """Note on standard error that --seeds 5 is one seed, because five seeds may have been meant."""
     if seeds.strip().isdecimal() and (n := int(seeds)) > 1:
         print(f"robustmail: one seed, {n}; {n} seeds are 0:{n}", file=sys.stderr)
 
 
 def _is_override(word: str) -> bool:
     return re.match(r"[\w.]+\s*=", word) is not None
-
-
-def _command() -> str:
-    return shlex.join(["robustmail", *sys.argv[1:]])

@@ -1,4 +1,4 @@
-"""From a name to the thing: plugins (ours, installed ones, or in a file) and recipes (built in, or in a file)."""
+"""Load plugins by name (ours, those of installed packages, or from a file) and recipes (built in, or from a file)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ __all__ = ["find_plugin", "load_plugins", "load_recipe", "load_source", "recipe_
 
 
 def find_plugin(name: str, kind: str | None = None) -> Any:
-    """The plugin called `name` (of one kind, or of any), or `file.py:name`.
+    """Return the plugin called `name`, or the attribute that `file.py:name` names.
 
-    Raises PluginError: no such plugin, with the nearest; or one whose package fails to import, with its reason.
+    kind: the plural of its kind, as in `catalog.PLURALS`; None for any kind but models.
+    Raises PluginError: no such plugin, with the nearest name; or its package fails to import. Raises RecipeError for a
+    file that cannot be run.
     """
     if ".py:" in name:
         path, _, attribute = name.rpartition(":")
@@ -30,24 +32,29 @@ def find_plugin(name: str, kind: str | None = None) -> Any:
         if not hasattr(module, attribute):
             raise PluginError(path, f"has no {attribute!r}", did_you_mean(attribute, _public(module)))
         return getattr(module, attribute)
-    kinds = [kind] if kind else [k for k in PLURALS if k != "models"]
-    for entry in (found[name] for k in kinds if name in (found := catalog_entries(k))):
+    plurals = [kind] if kind else [plural for plural in PLURALS if plural != "models"]
+    for plural in plurals:
+        if (entry := catalog_entries(plural).get(name)) is None:
+            continue
         if entry.point is None:
             return getattr(importlib.import_module(entry.module), name)
         try:
             return entry.point.load()
-        except BaseException as error:  # somebody else's package: any failure is a broken plugin, not our crash
+        except BaseException as error:  # a package may fail in any way when it is imported
             if asked_to_stop(error):
                 raise
             raise PluginError(
                 f"plugin {name!r} ({entry.summary})", f"cannot be loaded: {type(error).__name__}: {error}"
             ) from error
-    known = [n for k in kinds for n in catalog_entries(k)]
+    known = [name for plural in plurals for name in catalog_entries(plural)]
     raise PluginError(repr(name), f"no such plugin{' among the ' + kind if kind else ''}", did_you_mean(name, known))
 
 
 def recipe_path(name: str) -> tuple[Path, str]:
-    """(file, variable) of `mail_trades`, `path/to/file.py` or either with `:variable`. Raises RecipeError."""
+    """(file, variable) that `mail_trades`, `path/to/file.py`, or either with `:variable`, stands for.
+
+    Raises RecipeError if there is no such file.
+    """
     file, _, variable = name.partition(":") if not re.match(r"^[A-Za-z]:[\\/]", name) else (name, "", "")
     built_in = recipe_files()
     path = built_in.get(file, Path(file))
@@ -58,46 +65,53 @@ def recipe_path(name: str) -> tuple[Path, str]:
 
 
 def load_recipe(name: str) -> Recipe:
-    """The recipe that a file defines: `mail_trades` (built in), `my/recipe.py`, or `my/recipe.py:another`.
+    """Return the recipe called `mail_trades` (built in), `my/recipe.py`, or `my/recipe.py:variable`.
 
-    Raises RecipeError: no such file, a file that fails (with the line), or one that defines no such recipe.
+    Raises RecipeError: no such file; a file that fails, with the line; or no recipe of that name in it.
     """
     path, variable = recipe_path(name)
     module = load_source(path)
-    found = getattr(module, variable, None)
-    if isinstance(found, Recipe):
-        return found
-    others = [n for n, value in vars(module).items() if isinstance(value, Recipe)]
-    wrong = f"defines no {variable!r}" if found is None else f"{variable!r} is no Recipe but {type(found).__name__}"
-    todo = f"It has {', '.join(others)}: write {name.partition(':')[0]}:{others[0]}." if others else ""
+    value = getattr(module, variable, None)
+    if isinstance(value, Recipe):
+        return value
+    recipes = [key for key, value in vars(module).items() if isinstance(value, Recipe)]
+    wrong = f"defines no {variable!r}" if value is None else f"{variable!r} is no Recipe but {type(value).__name__}"
+    todo = f"It has {', '.join(recipes)}: write {name.partition(':')[0]}:{recipes[0]}." if recipes else ""
     raise RecipeError(str(path), wrong, todo or f"Write {variable} = Recipe(...).")
 
 
 def load_plugins(name: str) -> dict[str, Any]:
-    """The plugins that a file itself defines, or the one of `file.py:name`: functions, and values of its classes.
+    """Return the plugins that a file defines itself, by name; or only the one that `file.py:name` names.
 
-    Nothing for a file that defines recipes; classes that need no knobs stand for their defaults.
+    They are functions, values of the file's classes, and, of each class without required parameters, a new instance.
+    A file that defines a recipe has none. Raises RecipeError as `load_recipe`; PluginError for a class that fails.
     """
     path, variable = recipe_path(name)
     module = load_source(path)
     chosen = {variable: getattr(module, variable, None)} if ":" in name else vars(module)
     if any(isinstance(value, Recipe) for value in chosen.values()):
         return {}
-    found = {n: v for n, v in chosen.items() if not n.startswith("_") and _home(v) == module.__name__ and callable(v)}
-    made = {n: call_plugin("plugin", v) if isinstance(v, type) and _needs_nothing(v) else v for n, v in found.items()}
-    return {n: v for n, v in made.items() if not isinstance(v, type)}
+    plugins = {}
+    for key, value in chosen.items():
+        if key.startswith("_") or _module_of(value) != module.__name__ or not callable(value):
+            continue
+        if isinstance(value, type) and _has_no_required_parameter(value):
+            value = call_plugin("plugin", value)
+        if not isinstance(value, type):
+            plugins[key] = value
+    return plugins
 
 
-def _home(value: Any) -> str:
+def _module_of(value: Any) -> str:
     return str(value.__module__ if hasattr(value, "__qualname__") else type(value).__module__)
 
 
-def _needs_nothing(cls: type) -> bool:
+def _has_no_required_parameter(cls: type) -> bool:
     try:
         inspect.signature(cls).bind()
     except (TypeError, ValueError):
         return False
-    return "__call__" in vars(cls)  # its values are callable
+    return "__call__" in vars(cls)  # only then are its instances plugins
 
 
 def _public(module: types.ModuleType) -> list[str]:
@@ -105,18 +119,17 @@ def _public(module: types.ModuleType) -> list[str]:
 
 
 def field_kind(path: str) -> str | None:
-    """The plugins that a recipe's field takes, by its name."""
+    """The plural of the kind of plugins that a recipe's field holds; None for a field that holds none."""
     return KINDS[path].plural if path in KINDS and path not in ("model", "schedule") else None
 
 
 def known_paths(recipe: Recipe) -> list[str]:
-    """Every path that an override may name."""
+    """Every path that an override may name, such as "attack.eps"."""
 
     def walk(value: Any, prefix: str) -> list[str]:
-        return [
-            p
-            for name, part in field_values(value).items()
-            for p in (f"{prefix}{name}", *walk(part, f"{prefix}{name}."))
-        ]
+        paths = []
+        for name, part in field_values(value).items():
+            paths += [f"{prefix}{name}", *walk(part, f"{prefix}{name}.")]
+        return paths
 
     return walk(recipe, "")

@@ -1,4 +1,4 @@
-"""A Python file as a module: run once for each content, with the files beside it importable while it runs."""
+"""Run a Python file as a module: once per content, with the files of its folder importable while it runs."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ class _Loaded:
 
 
 _LOADED: dict[Path, _Loaded] = {}
-_FOLDERS: dict[Path, frozenset[str]] = {}  # of the files that were run, with the modules that were there before
-_CONTENTS: dict[str, bytes] = {}  # of the neighbours that were imported
+_FOLDERS: dict[Path, frozenset[str]] = {}  # folder of a file that was run -> names of the modules imported before it
+_CONTENTS: dict[str, bytes] = {}  # path of an imported neighbour -> its content at that time
 
 
 def load_source(path: Path) -> types.ModuleType:
-    """The module of a Python file: always the same one, until the file or one that it imports from beside it is edited.
+    """Return the module of a Python file: the same one until the file, or one that it imports from its folder, changes.
 
-    Raises RecipeError: a file that fails (with the line), or one that imports a neighbour of the same name as another
-    file's neighbour in another folder, for of these the process can have but one.
+    Raises RecipeError: a file that cannot be read or fails, with the line; or one that imports a file of its folder
+    whose name is that of an imported file in another folder, since a process can hold only one of the two.
     """
     file, source = path.resolve(), _read(path)
     folder = file.parent
     _FOLDERS.setdefault(folder, frozenset(sys.modules))
-    others = {name: module for f in _FOLDERS if f != folder for name, module in _neighbours(f).items()}
-    for name in (*others, *_edited(folder)):
+    of_other_folders = {name: module for f in _FOLDERS if f != folder for name, module in _neighbours(f).items()}
+    for name in (*of_other_folders, *_edited(folder)):
         del sys.modules[name]
     try:
         known = _LOADED.get(file)
@@ -52,14 +52,14 @@ def load_source(path: Path) -> types.ModuleType:
             return known.module
         module = _run(path, file, source)
     finally:
-        mine = _neighbours(folder)
-        for neighbour in mine.values():
+        neighbours = _neighbours(folder)
+        for neighbour in neighbours.values():
             _CONTENTS.setdefault(_file(neighbour), _content(neighbour))
-        sys.modules.update(others)
-    if both := sorted(mine.keys() & others.keys()):
-        wrong = f"imports {both[0]} from beside it, which in this process is {_file(others[both[0]])}"
+        sys.modules.update(of_other_folders)
+    if both := sorted(neighbours.keys() & of_other_folders.keys()):
+        wrong = f"imports {both[0]} from beside it, which in this process is {_file(of_other_folders[both[0]])}"
         raise RecipeError(str(path), wrong, "Rename one of the two, or use them in two processes.")
-    _LOADED[file] = _Loaded(module, source, mine)
+    _LOADED[file] = _Loaded(module, source, neighbours)
     return module
 
 
@@ -71,7 +71,7 @@ def _read(path: Path) -> bytes:
 
 
 def _neighbours(folder: Path) -> Modules:
-    """What was imported from a folder since its first file was run."""
+    """The modules that were imported from a folder since its first file was run, by name."""
     before = _FOLDERS[folder]
     return {n: m for n, m in sys.modules.copy().items() if n not in before and _lies_in(folder, n, m)}
 
@@ -82,38 +82,38 @@ def _lies_in(folder: Path, name: str, module: object) -> bool:
 
 
 def _edited(folder: Path) -> list[str]:
-    """All neighbours in a folder where one of them is not what was imported, for they may import each other."""
-    mine = _neighbours(folder)
-    now = {_file(module): _content(module) for module in mine.values()}
-    if all(_CONTENTS.get(file, content) == content for file, content in now.items()):
+    """Names of all neighbours of a folder if one of them was edited, since they may import each other; else []."""
+    neighbours = _neighbours(folder)
+    contents = {_file(module): _content(module) for module in neighbours.values()}
+    if all(_CONTENTS.get(file, content) == content for file, content in contents.items()):
         return []
-    for file in now:
+    for file in contents:
         _CONTENTS.pop(file, None)
-    return list(mine)
+    return list(neighbours)
 
 
 def _file(module: object) -> str:
-    """Where a module comes from, or nothing; some entries of sys.modules are no modules."""
+    """The path of a module's file, or ""; some entries of sys.modules are not modules."""
     return str(getattr(module, "__dict__", {}).get("__file__") or "")
 
 
 def _content(module: types.ModuleType) -> bytes:
     file = Path(_file(module))
-    return file.read_bytes() if file.is_file() else b""  # it may be gone by now
+    return file.read_bytes() if file.is_file() else b""  # the file may have been deleted
 
 
 def _run(path: Path, file: Path, source: bytes) -> types.ModuleType:
     try:
         code = compile(importlib.util.decode_source(source), str(path), "exec", dont_inherit=True)
-    except (SyntaxError, ValueError) as error:  # ValueError: bytes that are no text
+    except (SyntaxError, ValueError) as error:  # ValueError: not text in the file's encoding
         line = f":{error.lineno}" if isinstance(error, SyntaxError) and error.lineno else ""
         message = error.msg if isinstance(error, SyntaxError) else "it is not text"
         raise RecipeError(f"{path}{line}", f"not valid Python: {message}") from error
-    mark = hashlib.sha256(os.fsencode(file)).hexdigest()[:8]  # two files of one stem are two modules
-    module = types.ModuleType(f"robustmail_file_{path.stem}_{mark}")
+    path_hash = hashlib.sha256(os.fsencode(file)).hexdigest()[:8]  # two files of one name are two modules
+    module = types.ModuleType(f"robustmail_file_{path.stem}_{path_hash}")
     module.__file__ = str(path)
     before = sys.modules.get(module.__name__)
-    sys.modules[module.__name__] = module  # dataclasses look their module up
+    sys.modules[module.__name__] = module  # dataclasses look up their module there
     linecache.checkcache(str(path))
     importlib.invalidate_caches()
     folder = str(file.parent)
@@ -125,27 +125,27 @@ def _run(path: Path, file: Path, source: bytes) -> types.ModuleType:
         sys.modules.update({module.__name__: before} if before else {})
         if asked_to_stop(error):
             raise
-        raise _told(path, error) from error
+        raise _file_error(path, error) from error
     finally:
         sys.path.remove(folder)
     return module
 
 
-def _told(path: Path, error: BaseException) -> RobustmailError:
-    """The error of a file that fails, with the line in it."""
-    at = f"{path}{_line_in(path, error)}"
+def _file_error(path: Path, error: BaseException) -> RobustmailError:
+    """The error to raise for a file that failed with `error`: with its path and line."""
+    location = f"{path}{_line_in(path, error)}"
     if isinstance(error, RobustmailError):
-        return type(error)(f"{at}: {error.who}", error.wrong, error.todo)
-    return RecipeError(at, f"{type(error).__name__}: {error}", _hint(error))
+        return type(error)(f"{location}: {error.who}", error.wrong, error.todo)
+    return RecipeError(location, f"{type(error).__name__}: {error}", _suggestion(error))
 
 
-def _hint(error: BaseException) -> str:
-    """What a misspelt keyword, name or import was meant to be."""
-    if found := re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)):
-        owner = Recipe if found[1] == "Recipe" else _class(found[1])
-        return did_you_mean(found[2], getattr(owner, "__dataclass_fields__", {}))
-    found = re.search(r"cannot import name '(\w+)' from 'robustmail'", str(error))
-    name = found[1] if found else error.name if isinstance(error, NameError) else None
+def _suggestion(error: BaseException) -> str:
+    """For a misspelt keyword, name or import: the sentence that offers the right one; else ""."""
+    if match := re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)):
+        owner = Recipe if match[1] == "Recipe" else _class(match[1])
+        return did_you_mean(match[2], getattr(owner, "__dataclass_fields__", {}))
+    match = re.search(r"cannot import name '(\w+)' from 'robustmail'", str(error))
+    name = match[1] if match else error.name if isinstance(error, NameError) else None
     return did_you_mean(name, importlib.import_module("robustmail").__all__) if name else ""
 
 
@@ -154,9 +154,9 @@ def _class(name: str) -> Any:
 
 
 def _line_in(path: Path, error: BaseException) -> str:
-    trace, found = error.__traceback__, ""
+    trace, line = error.__traceback__, ""
     while trace:
         if trace.tb_frame.f_code.co_filename == str(path):
-            found = f":{trace.tb_lineno}"
+            line = f":{trace.tb_lineno}"
         trace = trace.tb_next
-    return found
+    return line

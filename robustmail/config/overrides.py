@@ -1,8 +1,7 @@
-"""`weighter.slope=5`: from texts to a changed recipe. Values are read, never evaluated.
+"""Overrides such as `weighter.slope=5` change a recipe. Their values are parsed, never evaluated as Python.
 
-Grammar: literals, arithmetic on numbers (8/255), tuples, lists and mappings of values, names of plugins (pm_nat,
-my.py:doubt) and calls of them with literal arguments (Sigmoid(slope=5, bias=0)). A field that takes a text takes it
-without quotes.
+A value is a literal, arithmetic on numbers (8/255), a tuple, list or mapping of values, the name of a plugin (pm_nat,
+my.py:doubt), or a call of one with literal arguments (Sigmoid(slope=5, bias=0)). A field of type str needs no quotes.
 """
 
 from __future__ import annotations
@@ -33,9 +32,10 @@ ARITHMETIC: dict[type, Callable[..., Any]] = {
 
 
 def apply_overrides(recipe: Recipe, texts: Iterable[str]) -> Recipe:
-    """The recipe with every `path=value` applied, in order.
+    """Return the recipe with every `path=value` in `texts` applied, in order.
 
-    Raises RecipeError or PluginError: no such field (with the nearest), a value that does not fit it.
+    Raises RecipeError: not of this form; no such field, with the nearest name; or a value of the wrong type. Raises
+    PluginError for the name of a plugin that does not exist.
     """
     changes: dict[str, Any] = {}
     for text in texts:
@@ -52,45 +52,47 @@ def apply_overrides(recipe: Recipe, texts: Iterable[str]) -> Recipe:
 
 
 def _set(current: Any, path: list[str], value: str, text: str, recipe: Recipe) -> Any:
+    """Return `current` with the field at `path` changed; text: the whole override, for errors."""
     name, *rest = path
-    named = field_values(current)
-    if name not in named:
-        if named:
-            raise RecipeError(text, f"no field {name!r} in {type(current).__name__}", did_you_mean(name, named))
+    fields = field_values(current)
+    if name not in fields:
+        if fields:
+            raise RecipeError(text, f"no field {name!r} in {type(current).__name__}", did_you_mean(name, fields))
         raise _no_field(text, text.partition("=")[0], recipe)
-    new = _set(named[name], rest, value, text, recipe) if rest else _value(value, type(current), name, text)
+    new = _set(fields[name], rest, value, text, recipe) if rest else _value(value, type(current), name, text)
     return dataclasses.replace(current, **{name: new})
 
 
 def _value(value: str, owner: type, field: str, text: str) -> Any:
-    """Read `value` for a field, with the field's annotation deciding whether bare words are texts."""
+    """Parse `value` for a field of `owner`; the field's type decides whether words without quotes are strings."""
     hint = type_hints(owner).get(field, Any)
-    if hint is not Any and matches_type("text", hint) and ".py:" not in value and re.fullmatch(r"[\w.:/-]+", value):
-        return value
-    if (
-        hint is not Any and not matches_type("text", hint) and matches_type(value, hint)
-    ):  # one of a few words: precision=fp32
-        return value
-    if hint is not Any and matches_type(("text",), hint) and re.fullmatch(r"[\w-]+(\s*,\s*[\w-]+)*,?", value):
-        return tuple(word.strip() for word in value.split(",") if word.strip())
+    if hint is not Any:
+        accepts_any_str = matches_type("some text", hint)
+        if accepts_any_str and ".py:" not in value and re.fullmatch(r"[\w.:/-]+", value):
+            return value
+        if not accepts_any_str and matches_type(value, hint):  # a word of a Literal: precision=fp32
+            return value
+        if matches_type(("some text",), hint) and re.fullmatch(r"[\w-]+(\s*,\s*[\w-]+)*,?", value):
+            return tuple(word.strip() for word in value.split(",") if word.strip())
     try:
-        found = parse_value(value, field_kind(field) if owner is Recipe else None)
+        parsed = parse_value(value, field_kind(field) if owner is Recipe else None)
     except PluginError as error:
         if owner is Recipe and field_kind(field):
             raise PluginError(text, f"{error.who}: {error.wrong}", error.todo) from error
-        wanted = "" if hint is Any else f"{field} must be {type_name(hint)}."
-        raise RecipeError(text, f"{value!r} is neither a literal nor a known name", wanted) from error
+        todo = "" if hint is Any else f"{field} must be {type_name(hint)}."
+        raise RecipeError(text, f"{value!r} is neither a literal nor a known name", todo) from error
     except RecipeError as error:
         raise RecipeError(text, f"{error.who}: {error.wrong}", error.todo) from error
-    if hint is not Any and not matches_type(found, hint):
+    if hint is not Any and not matches_type(parsed, hint):
         raise RecipeError(text, f"{field} must be {type_name(hint)}")
-    return found
+    return parsed
 
 
 def parse_value(text: str, kind: str | None = None) -> Any:
-    """The value that a text stands for; names are looked up among the plugins of a kind, then among all.
+    """Parse a value, by the grammar in the module's docstring.
 
-    Raises RecipeError for what the grammar does not have, PluginError for a name that nothing has.
+    kind: the plural of a kind; names that no plugin has are looked up there too, which is how models are found.
+    Raises RecipeError for anything outside the grammar; PluginError for a name that no plugin has.
     """
     if re.fullmatch(r"[^()'\"]+\.py:\w+", text):
         return _instance(find_plugin(text))
@@ -142,9 +144,9 @@ def _find(name: str, kind: str | None) -> Any:
         return find_plugin(name, kind)
 
 
-def _instance(found: Any) -> Any:
-    """`objective=AT` means AT(): a class of values stands for its defaults."""
-    return _call(found.__name__, found, [], {}) if isinstance(found, type) else found
+def _instance(plugin: Any) -> Any:
+    """`objective=AT` means AT(): a class without parentheses is called without arguments."""
+    return _call(plugin.__name__, plugin, [], {}) if isinstance(plugin, type) else plugin
 
 
 def _call(name: str, target: Any, args: list[Any], knobs: dict[str, Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from robustmail.errors import RunError
@@ -13,7 +14,7 @@ from robustmail.evaluation.task import check_same
 from robustmail.records import AttackResult
 from robustmail.runtime.files import atomic_write_json, atomic_write_text, folder_lock, make_folder
 
-__all__ = ["merge_shards"]
+__all__ = ["merge_into", "merge_shards"]
 
 
 def merge_shards(folders: list[Path], to: Path, again: bool = False) -> None:
@@ -23,6 +24,21 @@ def merge_shards(folders: list[Path], to: Path, again: bool = False) -> None:
     unfinished result of this evaluation, as `open_whole` leaves it.
     Raises RunError: shards of different evaluations or with different attacks, unfinished shards, or not all of them.
     """
+    write = _prepare_merge(folders, to)
+    make_folder(to, FILES, "evaluation")
+    if (to / "results.json").exists() and not again:
+        raise RunError(str(to), "holds results already", "Pass another --out.")
+    with folder_lock(to):
+        write()
+
+
+def merge_into(folders: list[Path], to: Path) -> None:
+    """As `merge_shards`, into a folder that the caller has made and locked."""
+    _prepare_merge(folders, to)()
+
+
+def _prepare_merge(folders: list[Path], to: Path) -> Callable[[], None]:
+    """Check shards and concatenate them; returns a function that writes the merged evaluation."""
     if not folders:
         raise RunError("merge", "nothing to merge", "Name the shards' folders.")
     shards = [read_evaluation(folder, strict=True) for folder in folders]
@@ -30,9 +46,6 @@ def merge_shards(folders: list[Path], to: Path, again: bool = False) -> None:
     ledger = concatenate([shard.ledger for shard in shards])
     position = {int(index): i for i, index in enumerate(ledger.index)}
     rows = sorted((row for shard in shards for row in shard.rows), key=lambda row: int(row["index"]))
-    make_folder(to, FILES, "evaluation")
-    if (to / "results.json").exists() and not again:
-        raise RunError(str(to), "holds results already", "Pass another --out.")
     first = shards[0].results
     measured = next((shard.results["measured"] for shard in shards if shard.results["measured"]), None)
     attacks = [attack_result(ledger, AttackResult(**row), first["spec"]["seed"]) for row in first["attacks"]]
@@ -43,10 +56,13 @@ def merge_shards(folders: list[Path], to: Path, again: bool = False) -> None:
         "provenance": {**first["provenance"], "seconds": seconds, "merged": [str(shard.folder) for shard in shards]},
     }  # fmt: skip
     originals = {position[index]: x for shard in shards for index, x in shard.originals_by_index.items()}
-    with folder_lock(to):
+
+    def write() -> None:
         write_examples(to, ledger, originals)
         atomic_write_text(to / "ledger.csv", rows_as_text(rows))
         atomic_write_json(to / "results.json", with_seal(results))
+
+    return write
 
 
 def _check_shards(shards: list[StoredEvaluation]) -> None:

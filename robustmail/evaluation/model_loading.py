@@ -47,6 +47,7 @@ __all__ = [
     "choose",
     "load_model",
     "reload_model",
+    "trained_model",
 ]
 
 MAX_SHOWN = 5  # normalizations whose accuracies are listed
@@ -144,6 +145,20 @@ def load_model(
     classes = classes_of(loaded, data.part)
     name = _display_name(path, checkpoint)
     return LoadedModel(name, loaded, classes, spec, checkpoint.sha256, tuple(notes), tuple(choice.doubts))
+
+
+def trained_model(model: nn.Module, path: Path, data: TestSet) -> LoadedModel:
+    """A model in memory whose weights a training run has written to `path`, described as `load_model` would do."""
+    checkpoint = open_checkpoint(path)
+    described = {
+        "checkpoint": str(path),
+        "weights": checkpoint.weights,
+        "model": checkpoint.facts["model"],
+        "normalize": format_normalization(checkpoint.normalize),
+        "source": None,
+    }
+    name = _display_name(path, checkpoint)
+    return LoadedModel(name, model, classes_of(model, data.part), described, checkpoint.sha256)
 
 
 def reload_model(

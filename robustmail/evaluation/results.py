@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, TypeVar
 
 from robustmail.errors import RunError, in_brief
 from robustmail.records import ATTACKED, AttackResult
 from robustmail.runtime.untrusted import check_shape, read_json, read_text
-from robustmail.text import fraction, percent, plural
+from robustmail.text import format_eps, percent, plural
 
 __all__ = [
     "LIGHTS",
@@ -23,9 +21,9 @@ __all__ = [
     "Light",
     "Results",
     "Verdict",
-    "budget",
     "read_ledger",
     "read_results",
+    "refuse_old_run",
     "undamaged",
 ]
 
@@ -40,11 +38,12 @@ DAMAGED = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, 
 
 DATA = {"name?": str, "fingerprint?": str, "class_names?": [str]}
 SHAPE = {
-    "complete": bool, "attacks": [ATTACKED], "name?": str, "kind?": str, "spec?": dict, "weights?": dict, "data?": DATA,
-    "worst_case?": ATTACKED, "eight_bit?": ATTACKED,
+    "complete": bool, "attacks": [ATTACKED], "name?": str, "n": int,
+    "spec": {"eps": float, "norm": str, "seed?": int, "model?": str}, "weights?": dict, "data?": DATA,
+    "worst_case?": ATTACKED, "eight_bit?": ATTACKED, "training?": {"epoch": int, "burn_in?": int, "note?": str},
     "provenance?": {"data?": DATA, "recipe?": dict},
 }  # fmt: skip
-"""What is read of a results.json, an evaluation's or a training run's"""
+"""What is read of a results.json, of an evaluation or of the evaluation in which a training run ends"""
 
 
 @dataclass(frozen=True)
@@ -73,10 +72,9 @@ class Results:
     """A results.json, of an evaluation or of a training run."""
 
     name: str
-    kind: str
     complete: bool
     n: int
-    eps: float | None
+    eps: float
     norm: str
     seed: int | None
     shard: tuple[int, int] | None
@@ -89,7 +87,8 @@ class Results:
 
     @classmethod
     def of(cls, raw: dict[str, Any], folder: Path = Path()) -> Results:
-        """Read a parsed results.json; raises RunError where it is not one."""
+        """Read a parsed results.json. Raises RunError: not one, damaged, of an older format."""
+        refuse_old_run(raw, folder / "results.json")
         return undamaged(folder / "results.json", lambda: _results(raw, folder))
 
     @property
@@ -115,7 +114,7 @@ class Results:
     @property
     def setting(self) -> str:
         """`1,000 images, eps 8/255 Linf, seed 0`"""
-        parts = [plural(self.n, "image"), f"eps {budget(self.eps, self.norm)}"]
+        parts = [plural(self.n, "image"), f"eps {format_eps(self.eps, self.norm)}"]
         return ", ".join(parts + ([f"seed {self.seed}"] if self.seed is not None else []))
 
     @property
@@ -128,7 +127,7 @@ class Results:
         if not tried:
             return f"{of} are classified correctly; no attack was run"
         under = _listed(tried) if row is self.worst else row.name
-        return f"{of} stand{'s' * (row.n == 1)} under {under} at eps {budget(self.eps, self.norm)}"
+        return f"{of} stand{'s' * (row.n == 1)} under {under} at eps {format_eps(self.eps, self.norm)}"
 
     @property
     def caveats(self) -> list[str]:
@@ -139,10 +138,6 @@ class Results:
         tried = [row.name for row in self.attacks if row.name != "nat"]
         if tried and "aa" not in tried:
             said.append("An upper bound: aa was not among the attacks.")
-        if tried and not self.worst:
-            said.append(
-                "Attacks were counted one by one; robustmail eval counts the images that stand under all of them."
-            )
         return said + [f"{row.name}: {row.settings['note']}" for row in self.attacks if "note" in row.settings]
 
 
@@ -197,9 +192,12 @@ def read_ledger(folder: Path) -> Ledger | None:
     return undamaged(path, lambda: _ledger(path))
 
 
-def budget(eps: float | None, norm: str) -> str:
-    """(0.0313725, linf) -> 8/255 Linf"""
-    return "unknown" if eps is None else f"{fraction(eps)} {norm.capitalize()}".strip()
+def refuse_old_run(raw: Any, path: Path) -> None:
+    """Refuse the results of a training run from before a run ended in an evaluation (raises RunError)."""
+    weights = raw.get("weights") if isinstance(raw, dict) and "format" not in raw else None
+    if isinstance(weights, dict) and "epoch" in weights:
+        wrong = "was written by an older version of robustmail, in another format"
+        raise RunError(str(path), wrong, "Delete it; the command that made the run evaluates it again.")
 
 
 def undamaged(path: Path, read: Callable[[], T]) -> T:
@@ -217,17 +215,14 @@ def _damaged(path: Path, error: Exception) -> RunError:
 def _results(raw: dict[str, Any], folder: Path) -> Results:
     check_shape(raw, SHAPE, "it")
     attacks = tuple(map(_row, raw["attacks"]))
-    spec, shard, light = raw.get("spec") or {}, raw.get("shard"), raw.get("believable")
-    eps, norm = (float(spec["eps"]), str(spec["norm"])) if "eps" in spec else _attacked_with(attacks)
-    seed = spec.get("seed", (raw.get("provenance") or {}).get("seed"))
+    spec, shard, light = raw["spec"], raw.get("shard"), raw.get("believable")
     return Results(
         name=str(raw.get("name") or "/".join(folder.absolute().parts[-2:])),
-        kind=str(raw.get("kind", "run")),
         complete=bool(raw["complete"]),
-        n=int(raw.get("n", max((row.n for row in attacks), default=0))),
-        eps=eps,
-        norm=norm,
-        seed=None if seed is None else int(seed),
+        n=int(raw["n"]),
+        eps=float(spec["eps"]),
+        norm=str(spec["norm"]),
+        seed=spec.get("seed"),
         shard=(int(shard[0]), int(shard[1])) if shard else None,
         attacks=attacks,
         worst=_row(raw["worst_case"]) if raw.get("worst_case") else None,
@@ -257,13 +252,6 @@ def _light(raw: dict[str, Any]) -> Light:
         for kind, light in (("flags", colour), ("examined", "green"))
     ]
     return Light(colour if colour in LIGHTS else "grey", None if gap is None else float(gap), *checks)
-
-
-def _attacked_with(attacks: tuple[AttackResult, ...]) -> tuple[float | None, str]:
-    """The budget as the attacks of a training run spell it out; its recipe may have none, or one for each epoch."""
-    said = " ".join(text for row in attacks for text in row.settings.values())
-    eps = re.search(r"\beps=([\d./e-]+)", said)
-    return float(Fraction(eps[1])) if eps else None, "l2" if re.search(r"PGDL2|norm='[lL]2'", said) else "linf"
 
 
 def _ledger(path: Path) -> Ledger:

@@ -39,7 +39,7 @@ from robustmail.runtime.files import atomic_write_json, atomic_write_text, folde
 from robustmail.runtime.provenance import provenance
 from robustmail.runtime.untrusted import read_json
 
-__all__ = ["run_evaluation", "open_shard", "open_whole"]
+__all__ = ["continue_evaluation", "open_shard", "open_whole", "run_evaluation"]
 
 SAVE_EVERY = 20.0  # seconds
 
@@ -56,11 +56,18 @@ def run_evaluation(
     """
     make_folder(folder, FILES, "evaluation")
     with folder_lock(folder):
-        stored = _open(task, folder, fresh)
-        if stored and stored.results["complete"]:
-            yield from (AttackResult(**row) for row in stored.results["attacks"])
-            return
-        yield from _evaluate(task, folder, stored)
+        if fresh:
+            clear(folder)
+        yield from continue_evaluation(task, folder)
+
+
+def continue_evaluation(task: EvaluationTask, folder: Path) -> Generator[AttackProgress | AttackResult, None, None]:
+    """As `run_evaluation`, in a folder that the caller has made and locked."""
+    stored = _open(task, folder, fresh=False)
+    if stored and stored.results["complete"]:
+        yield from (AttackResult(**row) for row in stored.results["attacks"])
+        return
+    yield from _evaluate(task, folder, stored)
 
 
 def open_whole(task: EvaluationTask, folder: Path, fresh: bool = False) -> bool:
@@ -137,7 +144,8 @@ def _evaluate(
 
 def _measure(task: EvaluationTask, ledger: Ledger, sizer: BatchSizer) -> Iterator[AttackProgress | dict[str, Any]]:
     """The sanity checks' measurements, which the first shard makes for all."""
-    if task.shard[0] != 1:
+    is_attacked = any(spec.stages for spec in task.attack_specs)
+    if task.shard[0] != 1 or not (is_attacked or task.training is None):  # a run may be evaluated on clean images alone
         return
     for record in measure(task.subject.model, task.data.part, ledger, task.eps, task.norm, task.seed, sizer):
         yield {**record, "doubts": list(task.subject.doubts)} if isinstance(record, dict) else record
@@ -202,7 +210,10 @@ def _save(
         "format": FORMAT, "kind": "evaluation", "complete": complete, "name": task.subject.name, "n": len(ledger),
         "shard": shard_of(task), "spec": task.spec, "weights": task.subject.weights, "data": task.data_info,
         **summarize(ledger, rows, task.subject.classes, measured),
-        "provenance": {**provenance(task.subject.device), "seconds": round(seconds, 2), "command": task.command},
+        **({} if task.training is None else {"training": task.training}),
+        "provenance": {
+            **provenance(task.subject.device), **task.provenance, "seconds": round(seconds, 2), "command": task.command,
+        },
     }  # fmt: skip
     path = folder / "results.json"
     if not path.exists():  # otherwise a kill before the last line would leave a ledger without its spec

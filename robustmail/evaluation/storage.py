@@ -18,6 +18,7 @@ from robustmail.errors import RunError, in_brief
 from robustmail.evaluation.evaluator import accuracy_row, as_floats, worst_case
 from robustmail.evaluation.examples import PARTS, WHOLE, load_examples
 from robustmail.evaluation.ledger import BROKE, UNTRIED, Ledger, read_rows, row_seal, rows_as_text
+from robustmail.evaluation.results import refuse_old_run
 from robustmail.evaluation.sanity_checks import curve, judge
 from robustmail.evaluation.task import context_of
 from robustmail.norms import Norm, distances, tolerance
@@ -139,8 +140,7 @@ def _read_results(folder: Path) -> tuple[dict[str, Any], str]:
     path = folder / "results.json"
     try:
         results = read_json(path)
-        if isinstance(results, dict) and "spec" not in results and results.get("kind", "run") == "run":
-            raise RunError(str(folder), "is a training run, not an evaluation", "robustmail eval it first.")
+        refuse_old_run(results, path)
         if results["format"] != FORMAT:
             age = "an older" if isinstance(results["format"], int) and results["format"] < FORMAT else "another"
             wrong = f"was made by {age} version (format {results['format']}, this one reads {FORMAT})"
@@ -171,11 +171,14 @@ def _check_seals(folder: Path, results: dict[str, Any], context: str, rows: list
         raise RunError(str(folder / "results.json"), "its seal is broken: it was altered")
 
 
-def clear(folder: Path) -> None:
-    """Delete the files of an evaluation, results first, so that they never describe files that are gone."""
+def clear(folder: Path, kind: str = "evaluation") -> None:
+    """Delete the files of an evaluation, results first, so that they never describe files that are gone.
+
+    kind: of the folder; "run" for that of a training run. Raises RunError: a folder of another kind.
+    """
     if not folder.is_dir():
         return
-    check_folder(folder, FILES, "evaluation")
+    check_folder(folder, FILES, kind)
     remove(folder, ("results.json", "ledger.csv", WHOLE, "report.html"))
     shutil.rmtree(folder / PARTS, ignore_errors=True)  # which follows no link
     clear_pngs(folder)

@@ -48,6 +48,8 @@ class EvaluationTask:
     shard: (k, of): only the k-th of `of` parts of the images, counted from 1, in whole blocks of BLOCK images.
     batch: images under attack at once; by default what time and memory allow. No result depends on it.
     command: the command line, for provenance.
+    training: of a training run's weights: epoch, burn_in, chosen_by.
+    provenance: plain values for the results' provenance, beside versions, hardware and time.
     attack_specs: what the attacks stand for.
 
     Raises RecipeError: an unknown attack or a bad eps. Raises RunError: more shards than blocks of images.
@@ -62,6 +64,8 @@ class EvaluationTask:
     shard: tuple[int, int] = (1, 1)
     batch: int | None = None
     command: str = ""
+    training: dict[str, Any] | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
     attack_specs: list[AttackSpec] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -1,1 +1,1 @@
-"""The margin lab: is a margin continuous, independent of the path, and true? Measured, for any margin, on any model."""
+"""The margin lab: measures whether a margin is continuous, independent of the attack path, and predicts robustness."""

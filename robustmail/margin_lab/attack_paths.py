@@ -1,6 +1,6 @@
-"""Attack paths: the same examples attacked from several starts, with several steps, and by another attack.
+"""Attack paths: the same examples attacked from several starts, with several step sizes, and by another attack.
 
-What is kept of a path is all that a margin can read of it: where it ends, and its trace.
+A path holds what a margin can read of an attack: the adversarial examples and the trace.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from robustmail.plugin_calls import call_plugin
 from robustmail.records import ProgressUpdate
 from robustmail.step import Trace
 
-__all__ = ["AttackPath", "PathSpec", "second_path", "path_specs", "run_paths"]
+__all__ = ["AttackPath", "PathSpec", "second_path", "path_specs", "run_path"]
 
 
 @dataclass(frozen=True)
 class PathSpec:
-    """An attack that keeps a trace, and the seed of its start."""
+    """A named attack that records a trace, and the seed of its random start."""
 
     name: str
     attack: Any
@@ -39,29 +39,31 @@ class PathSpec:
 
 @dataclass(frozen=True)
 class AttackPath:
-    """Where an attack ended and what it saw, on the CPU.
+    """The end of an attack and its trace, on the CPU.
 
-    x_adv: [N, C, H, W]; trace: [K, N] each; broken: [N] bool, is the end misclassified?
+    x_adv: adversarial examples, [N, C, H, W].
+    trace: [K, N] each, K = iterates.
+    broken: [N] bool, True where x_adv is misclassified.
     """
 
     x_adv: Tensor
     trace: Trace
     broken: Tensor
 
-    def take(self, which: slice, device: torch.device) -> AttackPath:
-        """The same of some examples, on a device."""
-        trace = Trace(self.trace.correct[:, which].to(device), self.trace.p_true[:, which].to(device))
-        return AttackPath(self.x_adv[which].to(device), trace, self.broken[which].to(device))
+    def take(self, rows: slice, device: torch.device) -> AttackPath:
+        """Select examples and move them to a device."""
+        trace = Trace(self.trace.correct[:, rows].to(device), self.trace.p_true[:, rows].to(device))
+        return AttackPath(self.x_adv[rows].to(device), trace, self.broken[rows].to(device))
 
 
 def path_specs(eps: float, norm: Norm, steps: int, seed: int) -> list[PathSpec]:
-    """The paths, the reference first: the training attack, PGD with steps of eps / 4 (2/255 at 8/255).
+    """List the attack paths to compare; the first is the reference: PGD with step size eps / 4 (2/255 at 8/255).
 
-    Then two other starts, half and double the step, and LM-PGD where there is one (in l-inf); each of `steps` steps, so
-    that all traces have one length.
+    The others: PGD from two other random starts, PGD with half and with double the step size, and in l-inf LM-PGD. All
+    take the same number of steps, so that all traces have the same length.
     """
     pgd = PGD(eps=eps, alpha=eps / 4, steps=steps, norm=norm)
-    found = [
+    specs = [
         PathSpec("PGD", pgd, seed),
         PathSpec("PGD, second start", pgd, seed + 1),
         PathSpec("PGD, third start", pgd, seed + 2),
@@ -69,43 +71,46 @@ def path_specs(eps: float, norm: Norm, steps: int, seed: int) -> list[PathSpec]:
         PathSpec("PGD, double the step", replace(pgd, alpha=eps / 2), seed),
     ]
     if norm == "linf":
-        found.append(PathSpec("LM-PGD", LMPGD(eps=eps, alpha=eps / 4, steps=steps), seed))
-    return found
+        specs.append(PathSpec("LM-PGD", LMPGD(eps=eps, alpha=eps / 4, steps=steps), seed))
+    return specs
 
 
-def run_paths(model: nn.Module, part: Split, plan: PathSpec, room: BatchSizer) -> Iterator[ProgressUpdate | AttackPath]:
-    """Take a path with every example, in exact float32; the last thing yielded is the path.
+def run_path(model: nn.Module, part: Split, spec: PathSpec, sizer: BatchSizer) -> Iterator[ProgressUpdate | AttackPath]:
+    """Attack every example in exact float32; yields progress, then the path.
 
-    A start is noise of the image's own, so that neither the batch nor the rest of the set can change a path.
+    The random start of an image depends on the image and the seed alone, so a path depends neither on the batch size
+    nor on the other images.
     """
-    found: list[AttackPath] = []
-    n, done = len(part.y), 0
-    while done < n:
-        began = time.perf_counter()
-        found.append(room.with_oom_retry(partial(_walk, model, part, plan, done, room)))
-        done += len(found[-1].broken)
-        room.adapt(time.perf_counter() - began)
-        yield ProgressUpdate(plan.name, done, n)
-    trace = Trace(*(torch.cat([getattr(p.trace, name) for p in found], 1) for name in Trace._fields))
-    yield AttackPath(torch.cat([p.x_adv for p in found]), trace, torch.cat([p.broken for p in found]))
+    batches: list[AttackPath] = []
+    n, n_done = len(part.y), 0
+    while n_done < n:
+        start_time = time.perf_counter()
+        batches.append(sizer.with_oom_retry(partial(_attack_batch, model, part, spec, n_done, sizer)))
+        n_done += len(batches[-1].broken)
+        sizer.adapt(time.perf_counter() - start_time)
+        yield ProgressUpdate(spec.name, n_done, n)
+    trace = Trace(*(torch.cat([getattr(path.trace, name) for path in batches], 1) for name in Trace._fields))
+    yield AttackPath(torch.cat([path.x_adv for path in batches]), trace, torch.cat([path.broken for path in batches]))
 
 
 def second_path(reference: AttackPath, other: AttackPath) -> Trace:
-    """Another path's trace for the reference's end: for each example for which both ends are judged alike.
+    """Combine two traces, [K, N]: the other path's where both paths have the same outcome, else the reference's.
 
-    An example that one path breaks and the other does not has no second path to the same fate here; it keeps its own
-    trace, so that a margin is not called path-dependent for telling the two fates apart.
+    If the two attacks end with different outcomes, the reference trace is kept: otherwise a margin that separates the
+    outcomes would look path-dependent.
     """
-    alike = reference.broken == other.broken
-    return Trace(other.trace.correct.where(alike, reference.trace.correct),
-                 other.trace.p_true.where(alike, reference.trace.p_true))  # fmt: skip
+    is_same = reference.broken == other.broken
+    return Trace(
+        other.trace.correct.where(is_same, reference.trace.correct),
+        other.trace.p_true.where(is_same, reference.trace.p_true),
+    )
 
 
-def _walk(model: nn.Module, part: Split, plan: PathSpec, start: int, room: BatchSizer) -> AttackPath:
-    x, y = image_batch(model, part, slice(start, start + room.batch))
-    with exact_inference(model, room.pass_size) as view:
-        with per_image_noise(x, plan.seed, "path"):
-            found = call_plugin("attack", plan.attack, view, x, y)
+def _attack_batch(model: nn.Module, part: Split, spec: PathSpec, start: int, sizer: BatchSizer) -> AttackPath:
+    x, y = image_batch(model, part, slice(start, start + sizer.batch))
+    with exact_inference(model, sizer.pass_size) as view:
+        with per_image_noise(x, spec.seed, "path"):
+            adversarial = call_plugin("attack", spec.attack, view, x, y)
         with torch.no_grad():
-            broken = view(found.x).argmax(1) != y
-    return AttackPath(found.x, found.trace, broken).take(slice(None), torch.device("cpu"))
+            broken = view(adversarial.x).argmax(1) != y
+    return AttackPath(adversarial.x, adversarial.trace, broken).take(slice(None), torch.device("cpu"))

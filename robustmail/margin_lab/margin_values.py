@@ -1,4 +1,4 @@
-"""What margins say of the same examples, one thing changed at a time."""
+"""The values of margins on the same examples, with one thing changed at a time."""
 
 from __future__ import annotations
 
@@ -25,79 +25,97 @@ from robustmail.step import Margin, Step
 from robustmail.train.dry_run import Passes, dry_run
 from robustmail.weighters import Sigmoid
 
-__all__ = ["Values", "margin_cost", "margin_values"]
+__all__ = ["MarginValues", "margin_cost", "margin_values"]
 
-Values = dict[str, npt.NDArray[np.float32]]
-"""What a margin says by what was changed: [1 + changes, N] each, the reference in the first row"""
+MarginValues = dict[str, npt.NDArray[np.float32]]
+"""Values of one margin by what was changed (see `CAUSES`): [1 + variations, N] each, the reference in row 0."""
 
-BATCH = 100  # a margin sees so many at once, whatever fits: it may look at its batch
+BATCH = 100  # fixed, because a margin may depend on its batch
 
 
 def margin_cost(margin: Margin, steps: int, classes: int, shape: tuple[int, int, int]) -> tuple[Cost, Cost]:
-    """(what a margin adds to a training step of AT, what its attack costs), in passes; rehearsed on random images.
+    """Count (the passes that a margin adds to a training step of AT, the passes of the attack), in a dry run.
 
-    Raises PluginError for a margin that fails, returns NaN or anything but one number per example.
+    steps: of the attack, PGD.
+    classes: number of classes.
+    shape: of an image, (C, H, W).
+
+    Raises PluginError: the margin fails, returns NaN, or does not return one number per example.
     """
-    plain = Recipe(data=digits(), model="small_cnn", attack=PGD(steps=steps), objective=AT(), epochs=1)
-    with_margin = plain.but(margin=margin, weighter=Sigmoid(slope=1.0, bias=0.0))
-    base, more = (_passes(recipe, classes, shape) for recipe in (plain, with_margin))
-    return Cost(more.update[0] - base.update[0], more.update[1] - base.update[1]), Cost(*base.attack)
+    without_margin = Recipe(data=digits(), model="small_cnn", attack=PGD(steps=steps), objective=AT(), epochs=1)
+    with_margin = without_margin.but(margin=margin, weighter=Sigmoid(slope=1.0, bias=0.0))
+    before, after = (_count_passes(recipe, classes, shape) for recipe in (without_margin, with_margin))
+    return Cost(after.update[0] - before.update[0], after.update[1] - before.update[1]), Cost(*before.attack)
 
 
-def _passes(recipe: Recipe, classes: int, shape: tuple[int, int, int]) -> Passes:
+def _count_passes(recipe: Recipe, classes: int, shape: tuple[int, int, int]) -> Passes:
     return dry_run(recipe, classes, shape)[0]
 
 
 def margin_values(
     model: nn.Module, part: Split, paths: Sequence[AttackPath], margins: Mapping[str, Margin], seed: int, size: int
-) -> Iterator[ProgressUpdate | dict[str, Values]]:
-    """Ask every margin about every example: as it is, and with one thing changed; at last the answers are yielded.
+) -> Iterator[ProgressUpdate | dict[str, MarginValues]]:
+    """Evaluate every margin on every example and on its controlled variations; yields progress, then the values.
 
-    draw: the same step again, another draw of whatever the margin itself draws. path: the reference's end, which is
-    thus the same to the bit, with the traces of other paths (see `second_path`). end: the ends of other paths, with the
-    reference's trace. both: the other paths as they come. Raises PluginError where a margin fails.
+    The variations:
+        draw: the same step again with new random numbers, for margins that draw some.
+        path: the reference's x_adv, the same bits, with the traces of the other paths (see `second_path`).
+        end: the x_adv of the other paths with the reference's trace.
+        both: x_adv and trace of the other paths.
+
+    model: takes images in [0, 1], returns logits [B, classes].
+    part: the N examples.
+    paths: the attack paths of these examples, the reference first.
+    margins: by name.
+    seed: of the random numbers that a margin draws.
+    size: images in one forward pass (slice of `exact_inference`).
+
+    Raises PluginError: a margin fails or does not return one number per example.
     """
-    answers: dict[str, dict[str, list[npt.NDArray[np.float32]]]] = {m: {c: [] for c in CAUSES} for m in margins}
+    batches: dict[str, dict[str, list[npt.NDArray[np.float32]]]] = {
+        name: {cause: [] for cause in CAUSES} for name in margins
+    }
     for start in range(0, len(part.y), BATCH):
-        which = slice(start, start + BATCH)
-        x, y = image_batch(model, part, which)
-        ways = [path.take(which, x.device) for path in paths]
+        rows = slice(start, start + BATCH)
+        x, y = image_batch(model, part, rows)
+        batch_paths = [path.take(rows, x.device) for path in paths]
         with exact_inference(model, size) as view:
-            for cause, steps in _steps(view, x, y, ways).items():
+            for cause, steps in _variations(view, x, y, batch_paths).items():
                 for step in steps:
                     step.logits_nat, step.logits_adv  # noqa: B018  computed once, for all margins
                 for name, margin in margins.items():
-                    rows = []
-                    for k, step in enumerate(steps):
-                        draw = k if cause == "draw" else 0
-                        rows.append(_ask(name, margin, step, (seed, "margin", start, draw)))
-                    answers[name][cause].append(np.stack(rows))
+                    seeds = [(seed, "margin", start, k if cause == "draw" else 0) for k in range(len(steps))]
+                    values = [_evaluate(margin, step, *parts) for step, parts in zip(steps, seeds, strict=True)]
+                    batches[name][cause].append(np.stack(values))
         yield ProgressUpdate("margins", min(start + BATCH, len(part.y)), len(part.y))
-    yield {name: {cause: np.concatenate(rows, 1) for cause, rows in by.items()} for name, by in answers.items()}
+    yield {
+        name: {cause: np.concatenate(values, 1) for cause, values in by_cause.items()}
+        for name, by_cause in batches.items()
+    }
 
 
-def _steps(view: nn.Module, x: Tensor, y: Tensor, ways: Sequence[AttackPath]) -> dict[str, list[Step]]:
-    """The reference's step and the changed ones, by what is changed."""
-    first, others = ways[0], ways[1:]
+def _variations(view: nn.Module, x: Tensor, y: Tensor, paths: Sequence[AttackPath]) -> dict[str, list[Step]]:
+    """The steps by what is changed; the reference comes first in each list."""
+    first, other_paths = paths[0], paths[1:]
     reference = Step(view, x, y, first.x_adv, first.trace)
     with torch.no_grad():
         return {
             "draw": [reference, reference],
-            "path": [reference, *(Step(view, x, y, first.x_adv, second_path(first, way)) for way in others)],
-            "end": [reference, *(Step(view, x, y, way.x_adv, first.trace) for way in others)],
-            "both": [reference, *(Step(view, x, y, way.x_adv, way.trace) for way in others)],
+            "path": [reference, *(Step(view, x, y, first.x_adv, second_path(first, path)) for path in other_paths)],
+            "end": [reference, *(Step(view, x, y, path.x_adv, first.trace) for path in other_paths)],
+            "both": [reference, *(Step(view, x, y, path.x_adv, path.trace) for path in other_paths)],
         }
 
 
-def _ask(name: str, margin: Margin, step: Step, where: tuple[int | str, ...]) -> npt.NDArray[np.float32]:
-    """[B]: what a margin says, drawing from generators that are a function of `where`."""
-    with fork_rng():  # with gradients: a margin may attack the model itself, whose weights need none here
-        seed_all(*where)
-        value = call_plugin("margin", margin, step.detached())
-    if not isinstance(value, Tensor) or value.shape != step.y.shape:
-        got = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+def _evaluate(margin: Margin, step: Step, *seed: int | str) -> npt.NDArray[np.float32]:
+    """Values of a margin, [B]; its random numbers depend on `seed` alone."""
+    with fork_rng():  # gradients stay on: a margin may attack the model; the parameters need no gradient here
+        seed_all(*seed)
+        values = call_plugin("margin", margin, step.detached())
+    if not isinstance(values, Tensor) or values.shape != step.y.shape:
+        got = f"shape {list(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
         raise plugin_error(
             "margin", margin, f"returned {got} for a batch of {len(step.y)}", "Return one number per example."
         )
-    found: npt.NDArray[np.float32] = value.detach().float().cpu().numpy()
-    return found
+    array: npt.NDArray[np.float32] = values.detach().float().cpu().numpy()
+    return array

@@ -1,10 +1,10 @@
-"""From a model, images and margins to findings: paths are walked, margins asked, the truth found by strong attacks."""
+"""Measure margins on a model: run the attack paths, evaluate the margins, compare with strong attacks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path as File
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,17 +14,16 @@ from robustmail.attacks.torchattacks import torchattack
 from robustmail.data.dataset import data_fingerprint
 from robustmail.data.testsets import TestSet
 from robustmail.errors import DataError, RunError
-from robustmail.evaluation.attack_specs import AttackSpec, attack_spec, check_eps
-from robustmail.evaluation.attack_specs import passes_per_image as passes_of
+from robustmail.evaluation.attack_specs import AttackSpec, attack_spec, check_eps, passes_per_image
 from robustmail.evaluation.evaluator import attack_result, batch_sizer, clean_pass, run_attack, unique_names
 from robustmail.evaluation.ledger import BROKE, Ledger
 from robustmail.evaluation.model_loading import LoadedModel
 from robustmail.evaluation.statistics import wilson
 from robustmail.evaluation.task import describe_data, spec_differences
 from robustmail.fields import describe, fingerprint
-from robustmail.margin_lab.attack_paths import AttackPath, path_specs, run_paths
-from robustmail.margin_lab.margin_values import Values, margin_cost, margin_values
-from robustmail.margin_lab.results import AREAS, CAUSES, Area, Cost, Findings, Lab
+from robustmail.margin_lab.attack_paths import AttackPath, PathSpec, path_specs, run_path
+from robustmail.margin_lab.margin_values import MarginValues, margin_cost, margin_values
+from robustmail.margin_lab.results import AREAS, CAUSES, Area, Cost, Findings, LabResults
 from robustmail.margin_lab.statistics import auroc_behind, continuity, critical_among, hidden, quartiles, spread, truth
 from robustmail.norms import Norm
 from robustmail.records import AttackProgress, AttackResult, ProgressUpdate
@@ -34,25 +33,41 @@ from robustmail.runtime.rng import derive_seed
 from robustmail.step import Attack, Margin
 from robustmail.text import plural
 
-__all__ = ["AGAINST", "MarginTask", "paired_auroc", "measure_margins", "make_task", "same_measurement", "save_lab"]
+__all__ = [
+    "DEFAULT_ATTACKS",
+    "MarginTask",
+    "check_same_measurement",
+    "measure_costs",
+    "measure_margins",
+    "save_lab",
+    "json_floats",
+]
 
-AGAINST = ("pgd100", "cw", "apgd")
+DEFAULT_ATTACKS = ("pgd100", "cw", "apgd")
 FAB_STEPS = 20
-FAR = 8  # FAB looks so many eps away
+FAB_REACH = 8  # FAB searches up to so many eps away
 FORMAT = 1
-CHANGES = 1e-3  # of all ranks: what changes a rank by less, on average, is not called a change
+RANK_TOLERANCE = 1e-3  # a mean change of rank below this share of all ranks counts as none
 
-Found = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
 
 
 @dataclass
 class MarginTask:
-    """What to measure, on what, and with what.
+    """What to measure, and how.
 
-    margins: by name. against: the attacks that decide who is broken, together the strongest at hand. steps: of the
-    training attack and of every path. Raises RecipeError for an unknown attack or a budget of nothing, DataError for
-    too few images.
+    subject: the model.
+    data: the images, at least two.
+    margins: by name.
+    eps: radius of the ball, above 0, in pixels of [0, 1].
+    norm: "linf" or "l2".
+    against: names of attacks, or attacks; an example is broken if any of them breaks it.
+    steps: of the training attack, PGD, and of every path.
+    seed: of the attacks' noise and of the bootstrap.
+    batch: images under attack at once; changes no number.
+
+    Raises RecipeError: unknown attack, or eps not positive. Raises DataError: fewer than two images.
     """
 
     subject: LoadedModel
@@ -60,7 +75,7 @@ class MarginTask:
     margins: Mapping[str, Margin]
     eps: float
     norm: Norm = "linf"
-    against: tuple[str | Attack, ...] = AGAINST
+    against: tuple[str | Attack, ...] = DEFAULT_ATTACKS
     steps: int = 10
     seed: int = 0
     batch: int | None = None
@@ -69,211 +84,246 @@ class MarginTask:
     def __post_init__(self) -> None:
         check_eps(self.eps, self.norm)
         if len(self.data.part.y) < 2:
-            raise DataError(self.data.name, "is one image, and a margin compares", "Pass --n 100 at least.")
+            raise DataError(self.data.name, "one image is not enough to rank margins", "Pass --n 100 or more.")
         classes = self.subject.classes
         self.attacks = unique_names([attack_spec(attack, self.eps, classes, self.norm) for attack in self.against])
 
     @property
-    def nearest(self) -> AttackSpec:
-        """FAB, untargeted, for the smallest distance; it looks far beyond the ball."""
-        reach = min(FAR * self.eps, 1.0 if self.norm == "linf" else 16.0)
-        fab = torchattack("FAB", norm={"linf": "Linf", "l2": "L2"}[self.norm], eps=reach, steps=FAB_STEPS,
-                          n_classes=self.subject.classes, multi_targeted=False)  # fmt: skip
+    def fab(self) -> AttackSpec:
+        """Untargeted FAB, which measures the distance to the boundary; it searches far outside the eps-ball."""
+        reach = min(FAB_REACH * self.eps, 1.0 if self.norm == "linf" else 16.0)
+        fab = torchattack(
+            "FAB",
+            norm={"linf": "Linf", "l2": "L2"}[self.norm],
+            eps=reach,
+            steps=FAB_STEPS,
+            n_classes=self.subject.classes,
+            multi_targeted=False,
+        )
         return AttackSpec("fab", {"fab": fab}, reach, self.norm)
 
     @property
-    def paths(self) -> list[Any]:
+    def paths(self) -> list[PathSpec]:
         """The attack paths, the reference first."""
         return path_specs(self.eps, self.norm, self.steps, self.seed)
 
     @property
     def spec(self) -> dict[str, Any]:
-        """What identifies the measurement, in plain values."""
+        """What identifies the measurement, as plain values."""
         return {
-            **self.subject.spec, "data": self.data.name, "data_given": self.data.given,
-            "margins": list(self.margins), "against": [what.name for what in self.attacks], "steps": self.steps,
-            "eps": self.eps, "norm": self.norm, "n": len(self.data.part.y), "seed": self.seed,
-        }  # fmt: skip
+            **self.subject.spec,
+            "data": self.data.name,
+            "data_given": self.data.given,
+            "margins": list(self.margins),
+            "against": [attack.name for attack in self.attacks],
+            "steps": self.steps,
+            "eps": self.eps,
+            "norm": self.norm,
+            "n": len(self.data.part.y),
+            "seed": self.seed,
+        }
 
     @property
     def settings(self) -> dict[str, str]:
-        """Every attack and margin spelt out."""
-        said = {f"path: {path.name}": f"{describe(path.attack)}, seed {path.seed}" for path in self.paths}
-        said |= {stage: text for what in (*self.attacks, self.nearest) for stage, text in what.settings.items()}
-        return said | {f"margin: {name}": fingerprint(margin) for name, margin in self.margins.items()}
+        """Every attack and margin with all its parameters, as text."""
+        texts = {f"path: {path.name}": f"{describe(path.attack)}, seed {path.seed}" for path in self.paths}
+        texts |= {stage: text for attack in (*self.attacks, self.fab) for stage, text in attack.settings.items()}
+        return texts | {f"margin: {name}": fingerprint(margin) for name, margin in self.margins.items()}
 
     @property
     def forecast(self) -> str:
-        """What is about to be done, and what it costs at most."""
+        """One line: the amount of work, and its cost at most."""
         paths = sum(1 + 3.0 * self.steps if path.name != "LM-PGD" else 11.0 * self.steps for path in self.paths)
-        strong = sum(passes_of(what.name) for what in self.attacks)
+        attacks = sum(passes_per_image(attack.name) for attack in self.attacks)
         fab = FAB_STEPS * (1 + 2.0 * min(self.subject.classes, 10))
         return (
             f"{plural(len(self.data.part.y), 'image')}: {len(self.paths)} attack paths, "
             f"{plural(len(self.margins), 'margin')}, then "
-            f"{', '.join(what.name for what in self.attacks)} and FAB; about {paths + strong + fab:,.0f} forward "
-            "passes an image at most"
+            f"{', '.join(attack.name for attack in self.attacks)} and FAB; at most about "
+            f"{paths + attacks + fab:,.0f} forward passes per image"
         )
 
 
-def make_task(task: MarginTask) -> tuple[dict[str, Cost], Cost]:
-    """(what each margin costs, what the training attack costs); a margin that breaks its contract fails here, before
-    anything expensive (raises PluginError)."""
+def measure_costs(task: MarginTask) -> tuple[dict[str, Cost], Cost]:
+    """Count (the passes of each margin, the passes of the training attack), in a dry run on random images.
+
+    Raises PluginError: a margin breaks its contract; so this is called before anything expensive.
+    """
     c, h, w = task.data.part.x.shape[1:]
-    found = {
+    costs = {
         name: margin_cost(margin, task.steps, task.subject.classes, (c, h, w)) for name, margin in task.margins.items()
     }
-    return {name: mine for name, (mine, _) in found.items()}, next(iter(found.values()))[1]
+    return {name: cost for name, (cost, _) in costs.items()}, next(iter(costs.values()))[1]
 
 
-def measure_margins(task: MarginTask) -> Iterator[AttackProgress | AttackResult | ProgressUpdate | Lab]:
-    """Measure; the last thing yielded is the lab's findings, all else says how far it is.
+def measure_margins(task: MarginTask) -> Iterator[AttackProgress | AttackResult | ProgressUpdate | LabResults]:
+    """Measure; yields progress and the results of attacks, then the results of the measurement.
 
-    Everything is decided in float32, in slices of one size, with noise of each image's own: the same task gives the
-    same findings, whatever the batch. Raises PluginError for a margin that breaks its contract, and what attacks raise.
+    Computed in float32, in slices of one size, with random numbers that depend on image and seed alone: the same task
+    gives the same numbers for every batch size.
+
+    Raises PluginError: a margin breaks its contract. Raises also what an attack raises.
     """
-    costs, attack_cost = make_task(task)
+    costs, attack_cost = measure_costs(task)
     model, part = task.subject.model, task.data.part
-    room = batch_sizer(model, task.batch)
-    ledger = clean_pass(model, part, room)
+    sizer = batch_sizer(model, task.batch)
+    ledger = clean_pass(model, part, sizer)
     paths: list[AttackPath] = []
-    for path in task.paths:
-        for record in run_paths(model, part, path, room):
+    for spec in task.paths:
+        for record in run_path(model, part, spec, sizer):
             if isinstance(record, AttackPath):
                 paths.append(record)
             else:
                 yield record
-    answers: dict[str, Values] = {}
-    for answer in margin_values(model, part, paths, task.margins, task.seed, room.pass_size):
-        if isinstance(answer, ProgressUpdate):
-            yield answer
+    values: dict[str, MarginValues] = {}
+    for update in margin_values(model, part, paths, task.margins, task.seed, sizer.pass_size):
+        if isinstance(update, ProgressUpdate):
+            yield update
         else:
-            answers = answer
-    for what in task.attacks:
-        yield from run_attack(model, part, ledger, what, task.seed, room, keep_examples=False)
-        yield attack_result(ledger, what, task.seed)
-    nearest = clean_pass(model, part, room)
-    yield from run_attack(model, part, nearest, task.nearest, task.seed, room, keep_examples=False)
-    yield _summed(task, _Facts.of(ledger, nearest, paths, task), answers, costs, attack_cost)
+            values = update
+    for attack in task.attacks:
+        yield from run_attack(model, part, ledger, attack, task.seed, sizer, keep_examples=False)
+        yield attack_result(ledger, attack, task.seed)
+    fab_ledger = clean_pass(model, part, sizer)
+    yield from run_attack(model, part, fab_ledger, task.fab, task.seed, sizer, keep_examples=False)
+    outcomes = _Outcomes.of(ledger, fab_ledger, paths, task)
+    yield _lab_results(task, outcomes, values, costs, attack_cost)
 
 
 @dataclass(frozen=True)
-class _Facts:
-    """What is true of the examples, [N] each."""
+class _Outcomes:
+    """What the attacks did to the examples, [N] each."""
 
     label: npt.NDArray[np.int64]
-    right: Bools
+    correct: Bools
+    """without an attack"""
     area: npt.NDArray[np.str_]
     broken: Bools
-    """by any attack or path, or wrong as it is"""
+    """by any attack or path, or misclassified without an attack"""
     critical: Bools
-    distance: Found
-    missed: Bools
+    distance: Floats
+    fab_missed: Bools
     """broken by an attack inside the ball, where FAB found nothing"""
 
     @classmethod
-    def of(cls, ledger: Ledger, nearest: Ledger, paths: list[AttackPath], task: MarginTask) -> _Facts:
-        right, fell = ledger.right.numpy(), paths[0].broken.numpy()
-        area = np.where(~right, "wrong", np.where(fell, "boundary", "safe"))
-        found = (nearest.outcome("fab") == BROKE).numpy()
-        distance = np.where(found, nearest.distance.numpy(), np.float32(task.nearest.eps)).astype(np.float32)
-        distance[~right] = 0.0
+    def of(cls, ledger: Ledger, fab_ledger: Ledger, paths: list[AttackPath], task: MarginTask) -> _Outcomes:
+        correct, broken_in_training = ledger.right.numpy(), paths[0].broken.numpy()
+        area = np.where(~correct, "wrong", np.where(broken_in_training, "boundary", "safe"))
+        broken_by_fab = (fab_ledger.outcome("fab") == BROKE).numpy()
+        distance = np.where(broken_by_fab, fab_ledger.distance.numpy(), np.float32(task.fab.eps)).astype(np.float32)
+        distance[~correct] = 0.0
         broken = ~ledger.stands.numpy() | np.any([path.broken.numpy() for path in paths], axis=0)
-        missed = broken & right & (distance > task.eps * (1 + 1e-4))
-        critical = critical_among(right, fell, broken)
-        return cls(ledger.label.numpy(), right, area, broken, critical, distance, missed)
+        fab_missed = broken & correct & (distance > task.eps * (1 + 1e-4))
+        critical = critical_among(correct, broken_in_training, broken)
+        return cls(ledger.label.numpy(), correct, area, broken, critical, distance, fab_missed)
 
 
-def _summed(
-    task: MarginTask, facts: _Facts, answers: dict[str, Values], costs: dict[str, Cost], attack_cost: Cost
-) -> Lab:  # fmt: skip
+def _lab_results(
+    task: MarginTask, outcomes: _Outcomes, values: dict[str, MarginValues], costs: dict[str, Cost], attack_cost: Cost
+) -> LabResults:
     seed = derive_seed(task.seed, "bootstrap") % 2**32
-    found = [_findings(name, values, facts, costs[name], seed) for name, values in answers.items()]
-    found.sort(key=_worth, reverse=True)
-    found = [_compared(one, found[0], answers, facts, seed) for one in found]
-    masks = {name: facts.area == name for name in AREAS}
-    areas = tuple(_area(name, facts.broken[mask]) for name, mask in masks.items())
-    weights = task.subject.weights
-    return Lab(
-        name=task.subject.name, n=len(facts.label), spec=task.spec, settings=task.settings, areas=areas,
-        critical=int(facts.critical.sum()), fab_missed=int(facts.missed.sum()), findings=tuple(found),
+    findings = [_findings(name, by_cause, outcomes, costs[name], seed) for name, by_cause in values.items()]
+    findings.sort(key=_rank_key, reverse=True)
+    findings = [_compare_with_best(row, findings[0], values, outcomes, seed) for row in findings]
+    return LabResults(
+        name=task.subject.name,
+        n=len(outcomes.label),
+        spec=task.spec,
+        settings=task.settings,
+        areas=tuple(_area(name, outcomes.broken[outcomes.area == name]) for name in AREAS),
+        critical=int(outcomes.critical.sum()),
+        fab_missed=int(outcomes.fab_missed.sum()),
+        findings=tuple(findings),
         attack_cost=attack_cost,
         images={
-            "label": facts.label.tolist(), "area": facts.area.tolist(), "broken": facts.broken.tolist(),
-            "critical": facts.critical.tolist(), "distance": paired_auroc(facts.distance),
+            "label": outcomes.label.tolist(),
+            "area": outcomes.area.tolist(),
+            "broken": outcomes.broken.tolist(),
+            "critical": outcomes.critical.tolist(),
+            "distance": json_floats(outcomes.distance),
         },
-        margins={name: paired_auroc(values["draw"][0]) for name, values in answers.items() if _wrong(values) == ""},
-        weights=weights,
+        margins={
+            name: json_floats(by_cause["draw"][0])
+            for name, by_cause in values.items()
+            if not _nonfinite_message(by_cause)
+        },
+        weights=task.subject.weights,
         data=describe_data(task.data, task.subject.classes),
         provenance={k: v for k, v in provenance(task.subject.device).items() if k != "date"},
-    )  # fmt: skip
+    )
 
 
-def _wrong(values: Values) -> str:
-    """Why a margin cannot be measured, or nothing."""
-    everything = np.concatenate(list(values.values()))
-    bad = int((~np.isfinite(everything)).any(0).sum())
-    return f"NaN or infinite on {bad:,} of {everything.shape[1]:,} images" if bad else ""
+def _nonfinite_message(values: MarginValues) -> str:
+    """Why a margin cannot be measured; empty if it can."""
+    all_values = np.concatenate(list(values.values()))
+    bad = int((~np.isfinite(all_values)).any(0).sum())
+    return f"NaN or infinite on {bad:,} of {all_values.shape[1]:,} images" if bad else ""
 
 
-def _findings(name: str, values: Values, facts: _Facts, cost: Cost, seed: int) -> Findings:
-    """Everything that follows for one margin but the comparison with the others."""
-    if wrong := _wrong(values):
-        return Findings(name, cost, wrong)
+def _findings(name: str, values: MarginValues, outcomes: _Outcomes, cost: Cost, seed: int) -> Findings:
+    """The results for one margin, without the comparison with the best margin."""
+    if message := _nonfinite_message(values):
+        return Findings(name, cost, message)
     margin = values["draw"][0]
     spreads = {cause: spread(values[cause].astype(np.float64)) for cause in CAUSES}
-    safe = facts.area == "safe"
-    right = facts.right
+    correct, broken, distance = outcomes.correct, outcomes.broken, outcomes.distance
     return Findings(
-        name, cost, "", continuity(margin), spreads,
-        path_dependent=spreads["path"].rank > CHANGES, random=spreads["draw"].rank > CHANGES,
-        everywhere=truth(margin, facts.broken, facts.distance, seed),
-        right=truth(margin[right], facts.broken[right], facts.distance[right], seed),
-        areas={name: quartiles(margin[facts.area == name]) for name in AREAS if (facts.area == name).any()},
-        hidden=hidden(margin, safe, facts.critical, seed),
-    )  # fmt: skip
+        name,
+        cost,
+        continuity=continuity(margin),
+        spread=spreads,
+        path_dependent=spreads["path"].rank > RANK_TOLERANCE,
+        random=spreads["draw"].rank > RANK_TOLERANCE,
+        everywhere=truth(margin, broken, distance, seed),
+        right=truth(margin[correct], broken[correct], distance[correct], seed),
+        areas={area: quartiles(margin[outcomes.area == area]) for area in AREAS if (outcomes.area == area).any()},
+        hidden=hidden(margin, outcomes.area == "safe", outcomes.critical, seed),
+    )
 
 
-def _worth(found: Findings) -> tuple[float, float]:
-    """What margins are ranked by: AUROC over all examples, then the correlation with the distance."""
-    if found.everywhere is None:
+def _rank_key(findings: Findings) -> tuple[float, float]:
+    """Margins are ranked by AUROC over all examples, then by the correlation with the distance."""
+    if findings.everywhere is None:
         return -1.0, -1.0
-    first, second = found.everywhere.auroc.value, found.everywhere.distance.value
-    return (-1.0 if first is None else first), (-1.0 if second is None else second)
+    auroc, correlation = findings.everywhere.auroc.value, findings.everywhere.distance.value
+    return (-1.0 if auroc is None else auroc), (-1.0 if correlation is None else correlation)
 
 
-def _compared(one: Findings, best: Findings, answers: dict[str, Values], facts: _Facts, seed: int) -> Findings:
-    if one.wrong:
-        return one
-    mine, others = (answers[which.margin]["draw"][0] for which in (one, best))
-    return replace(one, behind=auroc_behind(others, mine, facts.broken.astype(float), seed))
+def _compare_with_best(
+    findings: Findings, best: Findings, values: dict[str, MarginValues], outcomes: _Outcomes, seed: int
+) -> Findings:
+    if findings.wrong:
+        return findings
+    margin, best_margin = (values[row.margin]["draw"][0] for row in (findings, best))
+    return replace(findings, behind=auroc_behind(best_margin, margin, outcomes.broken.astype(float), seed))
 
 
 def _area(name: str, broken: Bools) -> Area:
-    n, fell = len(broken), int(broken.sum())
-    low, high = wilson(fell, n) if n else (0.0, 1.0)
-    return Area(name, n, fell, low, high)
+    n, n_broken = len(broken), int(broken.sum())
+    low, high = wilson(n_broken, n) if n else (0.0, 1.0)
+    return Area(name, n, n_broken, low, high)
 
 
-def paired_auroc(values: Found) -> list[float]:
-    """float32 numbers in the shortest decimals that mean them."""
+def json_floats(values: Floats) -> list[float]:
+    """Convert float32 values, [N], for JSON: nine significant digits, which restore the same float32 values."""
     return [float(f"{value:.9g}") for value in values]
 
 
-def save_lab(found: Lab, folder: File) -> File:
-    """Write margins.json, the same bytes for the same findings."""
+def save_lab(lab: LabResults, folder: Path) -> Path:
+    """Write margins.json, the same bytes for the same results; returns its path."""
     path = folder / "margins.json"
-    atomic_write_json(path, {"format": FORMAT, **asdict(found)})
+    atomic_write_json(path, {"format": FORMAT, **asdict(lab)})
     return path
 
 
-def same_measurement(task: MarginTask, there: Lab, folder: File) -> None:
-    """Refuse to put one lab into another one's place (raises RunError naming what differs)."""
-    here = {
+def check_same_measurement(task: MarginTask, lab: LabResults, folder: Path) -> None:
+    """Raise RunError if a folder holds the results, `lab`, of another task; the message names what differs."""
+    expected = {
         "spec": task.spec,
         "weights": task.subject.weights,
         "data": {"fingerprint": data_fingerprint(task.data.part)},
     }
-    if said := spec_differences(vars(there), here):
-        raise RunError(str(folder), f"holds another lab ({'; '.join(said[:4])})",
-                       "Pass another --out, or --fresh to begin anew.")  # fmt: skip
+    if differences := spec_differences(vars(lab), expected):
+        raise RunError(
+            str(folder), f"holds another lab ({'; '.join(differences[:4])})", "Pass another --out, or --fresh."
+        )

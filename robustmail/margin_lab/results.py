@@ -1,4 +1,4 @@
-"""What the lab finds: plain numbers, as they are written to JSON and read back; no tensors."""
+"""Results of the margin lab as plain numbers without tensors. Field names are the keys of the JSON files."""
 
 from __future__ import annotations
 
@@ -8,21 +8,34 @@ from typing import Any
 from robustmail.runtime.untrusted import check_shape
 
 __all__ = [
-    "AREAS", "CAUSES", "Area", "Continuity", "Cost", "Estimate", "Figure", "Findings", "Hidden", "Lab", "Per", "Spread",
+    "AREAS",
+    "CAUSES",
+    "Area",
+    "Continuity",
+    "Cost",
+    "Estimate",
+    "Figure",
+    "Findings",
+    "Hidden",
+    "LabResults",
+    "Quartiles",
+    "Spread",
     "Truth",
-]  # fmt: skip
+]
 
 SHAPE = {
     "name": str, "n": int, "spec": {"own?": {"*": str}}, "weights": {"fingerprint": str}, "data": {"fingerprint": str},
 }  # fmt: skip
 """What is compared of a margins.json, which anybody may have written"""
 AREAS = ("wrong", "boundary", "safe")
+"""Examples that are misclassified without an attack, under the training attack, or not by it."""
 CAUSES = ("draw", "path", "end", "both")
+"""What changes between two values of a margin; see `margin_values`."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95 % bootstrap interval; None where it is not defined, as where no example is broken."""
+    """A number with its 95 % bootstrap interval; None where undefined, such as an AUROC without broken examples."""
 
     value: float | None
     low: float | None = None
@@ -31,12 +44,12 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Continuity:
-    """How finely a margin tells examples apart."""
+    """How finely a margin distinguishes examples."""
 
     distinct: int
-    """different values"""
+    """number of distinct values"""
     ties: float
-    """share of the examples whose value another example has too"""
+    """share of the examples that have the same value as another example"""
     largest: float
     """share of the examples that have the most frequent value"""
     verdict: str
@@ -45,31 +58,31 @@ class Continuity:
 
 @dataclass(frozen=True)
 class Spread:
-    """How much a margin of the same example changes when one thing is changed; 0 = not at all."""
+    """How much the margin of an example changes when one thing is changed; 0 = not at all."""
 
     value: float | None
-    """RMS over the examples of the standard deviation over paths, in standard deviations of the margin over examples;
-    None where the margin is constant over examples and not over paths"""
+    """RMS over examples of the standard deviation over paths, divided by the standard deviation over examples; None
+    where the margin is constant over examples and varies over paths"""
     rank: float
-    """mean over the examples of (highest - lowest) rank over the paths, as a share of all examples"""
+    """mean over examples of (highest - lowest rank over the paths) / N"""
 
 
 @dataclass(frozen=True)
 class Truth:
-    """Does a low margin mean that help is needed? Each number over some examples."""
+    """How well a low margin predicts that an example is broken, over n examples."""
 
     n: int
     auroc: Estimate
-    """P(margin of a broken example < margin of one that stands), ties half; 1/2 is guessing"""
+    """P(margin of a broken example < margin of an unbroken one), ties count 1/2; 0.5 is guessing"""
     broken: Estimate
-    """Spearman's rank correlation with standing (1) or being broken (0)"""
+    """Spearman's rank correlation with 1 for unbroken and 0 for broken"""
     distance: Estimate
-    """Spearman's rank correlation with the smallest distance at which the example is broken"""
+    """Spearman's rank correlation with the smallest distance at which FAB breaks the example"""
 
 
 @dataclass(frozen=True)
-class Per:
-    """A margin within an area: its quartiles."""
+class Quartiles:
+    """The quartiles of a margin within an area."""
 
     low: float
     median: float
@@ -78,7 +91,7 @@ class Per:
 
 @dataclass(frozen=True)
 class Hidden:
-    """Critical examples, which stand under the training attack and not under the strongest, and whether they show."""
+    """Where a margin ranks the critical examples: correct under the training attack, broken by a stronger one."""
 
     at_maximum: int
     """examples that have the margin's largest value"""
@@ -86,12 +99,12 @@ class Hidden:
     above_median: int
     """critical examples in the upper half of the ranks"""
     auroc: Estimate
-    """P(margin of a critical example < margin of a safe one that stands under everything)"""
+    """P(margin of a critical example < margin of a safe one that no attack breaks)"""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Passes of the batch through the model that the margin adds to a training step of AT."""
+    """Passes of a batch through the model: those that a margin adds to a training step of AT, or those of an attack."""
 
     forward: int
     backward: int
@@ -99,48 +112,54 @@ class Cost:
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything about one margin. `wrong` says why there is nothing more."""
+    """The results for one margin. `wrong`: why it could not be measured, empty if it could; the rest is then None."""
 
     margin: str
     cost: Cost
     wrong: str = ""
     continuity: Continuity | None = None
     spread: dict[str, Spread] = field(default_factory=dict)
-    """by what was changed: another draw of its own noise, another path to the same end, another end, or both"""
+    """by what was changed, see `CAUSES`"""
     path_dependent: bool | None = None
     random: bool | None = None
     everywhere: Truth | None = None
+    """over all examples"""
     right: Truth | None = None
-    """over the examples that are right as they are"""
+    """over the examples that are classified correctly without an attack"""
     behind: Estimate | None = None
-    """AUROC of the best margin minus this one's, on the same resamples"""
-    areas: dict[str, Per] = field(default_factory=dict)
+    """AUROC of the best margin minus that of this one, on the same resamples"""
+    areas: dict[str, Quartiles] = field(default_factory=dict)
     hidden: Hidden | None = None
 
     @property
     def tied_with_best(self) -> bool:
-        """Can it not be told apart from the best margin at this n?"""
+        """Is the difference to the best margin not significant at this n?"""
         return self.behind is not None and self.behind.low is not None and self.behind.low <= 0
 
 
 @dataclass(frozen=True)
 class Area:
-    """One of the three areas of the paper, and what becomes of its examples under the strongest attack."""
+    """One of the paper's three areas (see `AREAS`) and how many of its examples are broken by any attack."""
 
     name: str
     n: int
     broken: int
     low: float
-    """lower end of the 95 % Wilson interval of the share that is broken; 0 ... 1 where the area is empty"""
+    """lower end of the 95 % Wilson interval of the broken share; the interval is 0 to 1 where the area is empty"""
     high: float
 
 
 @dataclass(frozen=True)
-class Lab:
-    """A measurement of some margins on one model and one set of images.
+class LabResults:
+    """The measurement of several margins on one model and one set of n images; content of margins.json.
 
-    findings: best margin first. images: {name: a value per image}: label, area, broken, distance, critical, and every
-    margin under `margins`. settings: attacks, each spelt out. spec, weights, data, provenance: as in an evaluation.
+    settings: every attack and margin with all its parameters.
+    critical: number of critical examples, see `Hidden`.
+    findings: one entry for each margin, the best first.
+    attack_cost: passes of the training attack.
+    images: {column: a value per image} with the columns label, area, broken, critical and distance.
+    margins: {margin: a value per image}.
+    spec, weights, data, provenance: as in the results of an evaluation.
     """
 
     name: str
@@ -150,7 +169,7 @@ class Lab:
     areas: tuple[Area, ...]
     critical: int
     fab_missed: int
-    """examples that an attack breaks inside the ball and FAB only outside of it: how far FAB's distance is too large"""
+    """examples that an attack breaks inside the eps-ball and FAB only outside: there FAB overestimates the distance"""
     findings: tuple[Findings, ...]
     attack_cost: Cost
     images: dict[str, list[Any]]
@@ -160,22 +179,27 @@ class Lab:
     provenance: dict[str, Any]
 
     @classmethod
-    def of(cls, raw: dict[str, Any]) -> Lab:
-        """Read back what `dataclasses.asdict` and JSON made of one; raises what a missing or odd entry raises."""
+    def of(cls, raw: dict[str, Any]) -> LabResults:
+        """Rebuild from the content of margins.json. Raises LookupError or TypeError: an entry is missing or unknown."""
         check_shape(raw, SHAPE)
-        known = {name: value for name, value in raw.items() if name != "format"}
-        known["areas"] = tuple(Area(**area) for area in raw["areas"])
-        known["findings"] = tuple(map(_findings, raw["findings"]))
-        return cls(**{**known, "attack_cost": Cost(**raw["attack_cost"])})
+        fields = {name: value for name, value in raw.items() if name != "format"}
+        fields["areas"] = tuple(Area(**area) for area in raw["areas"])
+        fields["findings"] = tuple(map(_findings, raw["findings"]))
+        fields["attack_cost"] = Cost(**raw["attack_cost"])
+        return cls(**fields)
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One of the paper's figures, redrawn from a model and images of one's own: everything that is drawn.
+    """The data of one of the paper's figures for another model and other images; content of figure-WHICH.json.
 
-    which: 1a, 1b, 1c, 2 or 4. settings: the attacks that ran, each spelt out. values: what
-    `robustmail.margin_lab.paper_figures` says of each. said: the caption, in sentences.
-    drawable: False where there is no example of what the figure shows.
+    which: 1a, 1b, 1c, 2 or 4.
+    name: of the model or models.
+    n: number of images.
+    settings: every attack that ran with all its parameters.
+    values: what is drawn; each function of `robustmail.margin_lab.paper_figures.FIGURES` documents its keys.
+    caption: in sentences.
+    drawable: False where no image shows what the figure is about.
     """
 
     which: str
@@ -184,23 +208,26 @@ class Figure:
     spec: dict[str, Any]
     settings: dict[str, str]
     values: dict[str, Any]
-    said: str
+    caption: str
     drawable: bool
     provenance: dict[str, Any]
 
 
 def _findings(raw: dict[str, Any]) -> Findings:
-    found = {**raw, "cost": Cost(**raw["cost"])}
+    fields = {**raw, "cost": Cost(**raw["cost"])}
     if raw["wrong"]:
-        return Findings(**found)
+        return Findings(**fields)
     hidden = {**raw["hidden"], "auroc": Estimate(**raw["hidden"]["auroc"])}
-    found |= {
-        "continuity": Continuity(**raw["continuity"]), "hidden": Hidden(**hidden), "behind": Estimate(**raw["behind"]),
+    fields |= {
+        "continuity": Continuity(**raw["continuity"]),
         "spread": {cause: Spread(**spread) for cause, spread in raw["spread"].items()},
-        "everywhere": _truth(raw["everywhere"]), "right": _truth(raw["right"]),
-        "areas": {area: Per(**per) for area, per in raw["areas"].items()},
-    }  # fmt: skip
-    return Findings(**found)
+        "everywhere": _truth(raw["everywhere"]),
+        "right": _truth(raw["right"]),
+        "behind": Estimate(**raw["behind"]),
+        "areas": {area: Quartiles(**quartiles) for area, quartiles in raw["areas"].items()},
+        "hidden": Hidden(**hidden),
+    }
+    return Findings(**fields)
 
 
 def _truth(raw: dict[str, Any]) -> Truth:

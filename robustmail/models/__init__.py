@@ -1,1 +1,1 @@
-"""Networks of the papers, registered in timm, and the Classifier that every network is wrapped in."""
+"""The papers' networks, registered in timm; the Classifier that wraps every network; faster forms of it for attacks."""

@@ -1,4 +1,4 @@
-"""The contract of every model here: images in [0, 1] in, float32 logits out."""
+"""The form of every model in this package: images in [0, 1] -> float32 logits."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ __all__ = ["Classifier", "build", "check_name", "is_network", "example_logits", 
 class Classifier(nn.Module):
     """A network with its normalisation inside: [B, C, H, W] in [0, 1] -> float32 logits [B, classes].
 
-    So eps always means pixels, and attacks and plugins never meet normalisation, memory layout or precision.
-    normalize: (mean, std), one number per channel each, or None.
+    So eps always means pixels, and attacks and plugins need not care about normalisation, memory layout or precision.
+    net: the network, which is moved to channels-last. normalize: (mean, std), one number per channel or one for all;
+    or None.
     """
 
     mean: Tensor
@@ -37,7 +38,7 @@ class Classifier(nn.Module):
         return precise(logits_of(self.net(self.prepare(x))))
 
     def prepare(self, x: Tensor) -> Tensor:
-        """What the network gets of an image: normalised, channels-last."""
+        """The input of the network for images x [B, C, H, W] in [0, 1]: normalised, channels-last."""
         if self.normalize is not None:
             x = (x - self.mean) / self.std
         return x.contiguous(memory_format=torch.channels_last)
@@ -49,9 +50,15 @@ def build(
     channels: int,
     normalize: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Classifier:
-    """A fresh Classifier: a timm name (ours are registered there), or a function (classes, channels) -> nn.Module.
+    """Build a Classifier with newly initialised weights.
 
-    Raises ModelError: no such name (with the nearest), or a normalisation of another number of channels.
+    model: a timm name (our networks are registered there), or a function (classes, channels) -> nn.Module.
+    classes: number of logits.
+    channels: channels of the images.
+    normalize: (mean, std), one number per channel or one for all; or None.
+
+    Raises ModelError for an unknown name, with the nearest one; for a normalisation of another number of channels; or
+    if the network's constructor fails.
     """
     if normalize is not None and {len(normalize[0]), len(normalize[1])} - {1, channels}:
         raise ModelError(f"normalize={normalize}", f"needs one mean and one std for each of {channels} channels")
@@ -64,24 +71,30 @@ def build(
             raise
         name = model if isinstance(model, str) else getattr(model, "__name__", repr(model))
         wrong = f"cannot be built for {classes} classes and {channels} channels: {type(error).__name__}: {error}"
-        raise ModelError(
-            f"model={name}", wrong, "A function of one's own is called as model(classes, channels)."
-        ) from error
+        raise ModelError(f"model={name}", wrong, "A function is called as model(classes, channels).") from error
 
 
 def example_logits(network: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """What tells two forms of a network apart: logits [B, classes], and the gradient of their squares' sum, as x."""
+    """Logits [B, classes], and the gradient of the sum of their squares, in the shape of x.
+
+    Two forms of a network are compared by them.
+    """
     with torch.enable_grad():
         x = x.detach().clone().requires_grad_()
         logits = network(x)
-        (slope,) = torch.autograd.grad(logits.square().sum(), x)
-        return logits.detach(), slope
+        (gradient,) = torch.autograd.grad(logits.square().sum(), x)
+        return logits.detach(), gradient
 
 
 def check_forward(model: Classifier, name: str, images: Tensor, classes: int) -> None:
-    """Refuse a model that cannot be trained on such a batch, [B, C, H, W] in [0, 1], or gives no logits [B, classes].
+    """Check that the model maps a training batch to logits [B, classes], in train mode.
 
-    Raises ModelError, before anything is written; statistics and mode of the model stay.
+    model: checked on `images`; its BatchNorm statistics and modes stay unchanged.
+    name: the model's name in error messages.
+    images: a batch of the training's size, [B, C, H, W] in [0, 1].
+    classes: expected number of logits.
+
+    Raises ModelError if the forward pass fails or the logits have another shape.
     """
     size = " x ".join(map(str, images.shape))
     try:
@@ -96,7 +109,7 @@ def check_forward(model: Classifier, name: str, images: Tensor, classes: int) ->
             todo = "Images come channels-last: write x.flatten(1) or x.reshape(...) in place of x.view(...)."
         raise ModelError(f"model={name}", wrong, todo) from error
     if shape != [len(images), classes]:
-        raise ModelError(f"model={name}", f"returns logits of shape {shape}, expected {[len(images), classes]}")
+        raise ModelError(f"model={name}", f"logits of shape {shape}, expected {[len(images), classes]}")
 
 
 def _network(model: str | Callable[[int, int], nn.Module], classes: int, channels: int) -> nn.Module:
@@ -110,7 +123,7 @@ def _network(model: str | Callable[[int, int], nn.Module], classes: int, channel
 
 
 def is_network(name: str) -> bool:
-    """Does timm's registry, ours included, have that name? Others, as `hf-hub:...`, would be downloaded."""
+    """Whether timm's registry, our networks included, has that name; never true for names that are downloaded."""
     import timm
 
     from robustmail.models import resnet, small, wide_resnet  # noqa: F401  registers ours
@@ -119,7 +132,7 @@ def is_network(name: str) -> bool:
 
 
 def check_name(model: str) -> None:
-    """Refuse a name that timm does not have (raises ModelError, with the nearest)."""
+    """Check that timm, where our networks are registered, has a model of that name. Raises ModelError."""
     import timm
 
     from robustmail.models import resnet, small, wide_resnet
@@ -127,7 +140,7 @@ def check_name(model: str) -> None:
     ours = [*resnet.__all__, *small.__all__, *wide_resnet.__all__]
     if not is_network(model):
         if model.endswith(".py"):
-            raise ModelError(f"model={model!r}", "says no function of the file", f"Write {model}:FUNCTION.")
+            raise ModelError(f"model={model!r}", "no function of the file named", f"Write {model}:FUNCTION.")
         near = did_you_mean(model, ours)
         if not near.startswith("Did"):
             near = did_you_mean(model, timm.list_models())

@@ -1,11 +1,11 @@
-"""The fast form of a network for attacks: frozen, BatchNorm folded into the convolutions, channels-last; in bfloat16
-while training, in float32 where an evaluation searches.
+"""A faster form of a network for attacks: eval mode, fixed weights, BatchNorm folded into the convolutions; in bfloat16
+for training, in float32 for the search of an evaluation.
 
-An attack passes a batch through the network twenty times between two updates of the weights, needs the gradient of
-the image and none other, and wants eval mode. So the weights can be folded, cast and brought into the order that the
-processor likes once a step, and each convolution can add its residual and take its relu while its output is still in
-the cache. On a CPU the passes are oneDNN's fused operators with a backward pass written out below: as a convolution,
-where the stride is one. Elsewhere they are torch's own, on a GPU recorded as CUDA graphs.
+Between two updates of the weights an attack passes a batch through the network about twenty times, in eval mode, and
+needs the gradient of the images only. So once per step the weights are folded, cast and packed in the processor's
+layout, and each convolution adds its residual and applies its relu while its output is still in the cache. On a CPU
+the passes are oneDNN's fused operators, with a backward pass written out below: a convolution, where the stride is one.
+Elsewhere they are torch's own operators, on a GPU captured as CUDA graphs.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from robustmail.step import module_mode
 
 __all__ = ["Autocast", "FoldedModel"]
 
-ADDS = (operator.add, operator.iadd, torch.add)
-RELUS = (F.relu, torch.relu, torch.relu_)
-NOTHINGS = (nn.Identity, nn.Dropout, nn.Dropout2d)  # in eval mode
+ADDITIONS = (operator.add, operator.iadd, torch.add)
+RELUS = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
+IDENTITIES = (nn.Identity, nn.Dropout, nn.Dropout2d)  # in eval mode
 onednn: Any = torch.ops.mkldnn
-# How far the twin's logits, and gradients, may be from the model's, as a share of the largest, before it is refused.
+# Largest accepted error of the folded model's logits, as a share of the model's largest logit.
 CLOSE = {torch.bfloat16: 0.1, torch.float32: 1e-4}
 
 
 class Autocast(nn.Module):
-    """The live model in bfloat16 autocast: what the loss calls, and attacks where there is no twin."""
+    """The live model in bfloat16 autocast: for the loss, and for attacks where the model cannot be folded."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -46,72 +46,76 @@ class Autocast(nn.Module):
 
 
 class FoldedModel(nn.Module):
-    """A model's frozen likeness in eval mode, in bfloat16 or float32; float32 logits, gradients of the image alone.
+    """A copy of a model in eval mode, with BatchNorm folded into its convolutions: float32 logits, gradients of x only.
 
-    It holds weights of its own, made from the model's by `refresh`; its parameters and modes are the model's.
-    Raises ModelError for a network that cannot be folded, with the reason.
+    `refresh` computes its folded weights from the model's; `parameters()` and modes are the model's own.
+    model: the live model. sample: two or more images [B, C, H, W], on which both must agree. dtype: of the
+    convolutions, bfloat16 or float32. Raises ModelError, with the reason, for a network that cannot be folded.
     """
 
     def __init__(self, model: Classifier, sample: Tensor, dtype: torch.dtype = torch.bfloat16) -> None:
         super().__init__()
         self.model, self.dtype = model, dtype
-        self.recorded: CudaGraph | None = None
+        self.cuda_graph: CudaGraph | None = None
         try:
             with module_mode(model, "eval"):
-                self.graph = _folded(model.net, dtype)
+                self.graph = _fold(model.net, dtype)
                 self.refresh()
                 self._compare(sample)
         except ModelError:
             raise
         except Exception as error:  # a network may resist tracing in any way
-            raise ModelError(type(model.net).__name__, f"cannot be folded ({in_brief(error)})") from error
+            raise ModelError(type(model.net).__name__, f"folding failed ({in_brief(error)})") from error
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] in [0, 1] -> [B, classes] float32"""
-        return self.recorded(x) if self.recorded is not None and self.recorded.takes(x) else self._pass(x)
+        if self.cuda_graph is not None and self.cuda_graph.accepts(x):
+            return self.cuda_graph(x)
+        return self._eager(x)
 
-    def record(self, sample: Tensor) -> None:
-        """Record the passes of batches like this one as CUDA graphs; raises ModelError where that fails."""
+    def capture(self, sample: Tensor) -> None:
+        """Capture the passes of batches in the shape of `sample` as CUDA graphs. Raises ModelError if that fails."""
         with module_mode(self.model, "eval"):
-            self.recorded = CudaGraph(self._pass, sample)
+            self.cuda_graph = CudaGraph(self._eager, sample)
         self.addresses = self._addresses()
 
     def refresh(self) -> None:
-        """Follow the live weights and statistics."""
-        if self.recorded is not None and self._addresses() != self.addresses:  # it would go on with the old ones
-            self.recorded = None
-        with module_mode(
-            self.model, "eval"
-        ):  # a spectral norm is estimated anew whenever its weight is read in train mode
+        """Compute the folded weights from the live weights and BatchNorm statistics."""
+        if self.cuda_graph is not None and self._addresses() != self.addresses:  # it would read the old tensors
+            self.cuda_graph = None
+        # In eval mode: reading a weight with spectral norm in train mode would update the estimate of its norm.
+        with module_mode(self.model, "eval"):
             for module in self.graph.modules():
                 if isinstance(module, FoldedConv):
                     module.refresh()
 
-    def _pass(self, x: Tensor) -> Tensor:
+    def _eager(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.graph(self.model.prepare(x))).float()
 
     def _addresses(self) -> list[int]:
         return [tensor.data_ptr() for tensor in (*self.model.parameters(), *self.model.buffers())]
 
     def _compare(self, sample: Tensor) -> None:
-        # Also so that a gradient that cannot be had is met here, not in the first step.
-        (mine, slope), (its, its_slope) = example_logits(self, sample), example_logits(self.model, sample)
+        # A gradient that cannot be computed also fails here, instead of in the first step.
+        logits, gradient = example_logits(self, sample)
+        expected, expected_gradient = example_logits(self.model, sample)
         close, who = CLOSE[self.dtype], type(self.model.net).__name__
-        if not (mine - its).abs().max() <= close * its.abs().max():
-            raise ModelError(who, "gives other logits when folded")
-        # A hook that bends gradients is not in the graph; bfloat16 is too coarse to tell.
-        if self.dtype == torch.float32 and not (slope - its_slope).norm() <= 100 * close * its_slope.norm():
-            raise ModelError(who, "gives other gradients when folded")
+        if not (logits - expected).abs().max() <= close * expected.abs().max():
+            raise ModelError(who, "other logits when folded")
+        # A hook that changes gradients is not in the graph; bfloat16 is too coarse to notice it.
+        error = (gradient - expected_gradient).norm()
+        if self.dtype == torch.float32 and not error <= 100 * close * expected_gradient.norm():
+            raise ModelError(who, "other gradients when folded")
 
 
 class FoldedConv(nn.Module):
-    """relu(bn(conv(x)) + other), where bn, other and relu may be missing, with weights of `dtype`."""
+    """relu(bn(conv(x)) + residual), each of bn, residual and relu optional, with weights of `dtype`."""
 
     def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d | None, dtype: torch.dtype) -> None:
         super().__init__()
         if isinstance(conv.padding, str) or conv.padding_mode != "zeros":
-            raise ModelError(f"a convolution with padding {conv.padding!r}", "cannot be folded")
-        self.source = (conv, bn)  # a tuple hides them: their parameters stay the model's
+            raise ModelError(f"convolution with padding {conv.padding!r}", "not foldable")
+        self.source = (conv, bn)  # in a tuple, so that they are not registered as submodules
         self.geometry = [list(cast("tuple[int, int]", v)) for v in (conv.padding, conv.stride, conv.dilation)]
         self.groups = conv.groups
         self.relu = False
@@ -119,22 +123,23 @@ class FoldedConv(nn.Module):
         self.bias: Tensor | None = None
         self.packed: dict[str, tuple[torch.Size, Tensor]] = {}
 
-    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """[B, in, H, W], and a residual in the shape of the output or None -> [B, out, h, w]"""
         x = x.to(self.weight.dtype)
         if x.device.type == "cpu":
-            return cast(Tensor, _Fused.apply(x, other, self))  # type: ignore[no-untyped-call]
-        return self.plain(x, other)
+            return cast(Tensor, _OneDNNConv.apply(x, residual, self))  # type: ignore[no-untyped-call]
+        return self.forward_torch(x, residual)
 
-    def plain(self, x: Tensor, other: Tensor | None) -> Tensor:
-        """The same in torch's own operators."""
+    def forward_torch(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        """The forward pass in torch's own operators."""
         padding, stride, dilation = self.geometry
         y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, self.groups)
-        y = y if other is None else y + other
+        y = y if residual is None else y + residual
         return y.relu() if self.relu else y
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """scale = gamma / sqrt(var + eps); weight * scale, beta + (bias - mean) * scale."""
+        """weight <- weight * scale, bias <- beta + (bias - mean) * scale, scale = gamma / sqrt(var + eps)."""
         conv, bn = self.source
         weight, bias = conv.weight, conv.bias
         if bn is not None:
@@ -144,24 +149,24 @@ class FoldedConv(nn.Module):
             shift = -bn.running_mean if bias is None else bias - bn.running_mean
             bias = shift * scale + (0 if bn.bias is None else bn.bias)  # type: ignore[assignment]
             weight = weight * scale[:, None, None, None]  # type: ignore[assignment]
-        self.weight.copy_(weight)  # in place: a CUDA graph remembers the address
+        self.weight.copy_(weight)  # in place: a CUDA graph stores the address
         if bias is not None:
             self.bias = bias.detach().to(self.weight.dtype, copy=True) if self.bias is None else self.bias.copy_(bias)
         self.packed.clear()
 
-    def fused(self, x: Tensor, other: Tensor | None) -> Tensor:
+    def forward_onednn(self, x: Tensor, residual: Tensor | None) -> Tensor:
         """The forward pass in one operator of oneDNN."""
         x = x.contiguous(memory_format=torch.channels_last)
         weight = self._pack("forward", x)
-        rest = (weight, self.bias, *self.geometry, self.groups)
-        after = "relu" if self.relu else None
-        if other is None:
-            return cast(Tensor, onednn._convolution_pointwise(x, *rest, after or "none", [], ""))
-        other = other.to(x.dtype)
-        return cast(Tensor, onednn._convolution_pointwise.binary(x, other, *rest, "add", None, after, [], ""))
+        settings = (weight, self.bias, *self.geometry, self.groups)
+        relu = "relu" if self.relu else None
+        if residual is None:
+            return cast(Tensor, onednn._convolution_pointwise(x, *settings, relu or "none", [], ""))
+        residual = residual.to(x.dtype)
+        return cast(Tensor, onednn._convolution_pointwise.binary(x, residual, *settings, "add", None, relu, [], ""))
 
-    def pull_back(self, gradient: Tensor, shape: torch.Size) -> Tensor:
-        """The gradient of x, of `shape`, from that of the convolution's output."""
+    def input_gradient(self, gradient: Tensor, shape: torch.Size) -> Tensor:
+        """The gradient of the input, of `shape`, from the gradient of the convolution's output."""
         padding, stride, dilation = self.geometry
         if self.groups > 1 or dilation != [1, 1]:
             x = gradient.new_empty(shape).contiguous(memory_format=torch.channels_last)
@@ -169,41 +174,45 @@ class FoldedConv(nn.Module):
             settings = (None, stride, padding, dilation, False, [0, 0], self.groups, only_x)
             return cast(Tensor, torch.ops.aten.convolution_backward(gradient, x, self.weight, *settings)[0])
         kernel = self.weight.shape[2:]
-        turned = [kernel[i] - 1 - padding[i] for i in (0, 1)]
-        if stride == [1, 1] and min(turned) >= 0:  # the transpose of a convolution: one with the kernel turned around
-            weight = self._pack("backward", gradient, turned)
-            settings = (None, turned, [1, 1], [1, 1], 1, "none", [], "")  # type: ignore[assignment]
+        full = [kernel[i] - 1 - padding[i] for i in (0, 1)]
+        if stride == [1, 1] and min(full) >= 0:  # the transpose is a convolution with the flipped kernel
+            weight = self._pack("backward", gradient, full)
+            settings = (None, full, [1, 1], [1, 1], 1, "none", [], "")  # type: ignore[assignment]
             return cast(Tensor, onednn._convolution_pointwise(gradient, weight, *settings))
-        # What the kernel did not reach, on the lower and right edge.
+        # Rows and columns at the lower and right edge that the kernel did not reach.
         rest = [shape[i + 2] - (gradient.shape[i + 2] - 1) * stride[i] + 2 * padding[i] - kernel[i] for i in (0, 1)]
         weight = self._pack("strided", gradient, rest)
         settings = (None, padding, rest, stride, dilation, 1, "none", [], "")  # type: ignore[assignment]
         return cast(Tensor, onednn._convolution_transpose_pointwise(gradient, weight, *settings))
 
-    def _pack(self, way: str, x: Tensor, extra: list[int] | None = None) -> Tensor:
-        """The weight in oneDNN's order for inputs like x; the last one is kept, until `refresh`."""
-        if way in self.packed and self.packed[way][0] == x.shape:
-            return self.packed[way][1]
+    def _pack(self, operator: str, x: Tensor, extra: list[int] | None = None) -> Tensor:
+        """The weight in oneDNN's layout for inputs like x, cached until another shape comes or `refresh` is called.
+
+        operator: "forward"; "backward", a convolution with padding `extra`; or "strided", a transposed convolution with
+        output padding `extra`.
+        """
+        if operator in self.packed and self.packed[operator][0] == x.shape:
+            return self.packed[operator][1]
         weight, (padding, stride, dilation) = self.weight, self.geometry
-        if way == "strided":
+        if operator == "strided":
             settings = (padding, extra, stride, dilation, 1, [*x.shape])
             packed = onednn._reorder_convolution_transpose_weight(weight, *settings)
         else:
-            if way == "backward":
+            if operator == "backward":
                 weight = weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
-            around = padding if extra is None else extra
-            packed = onednn._reorder_convolution_weight(weight, around, stride, dilation, self.groups, [*x.shape])
-        self.packed[way] = (x.shape, packed)
+            padding = padding if extra is None else extra
+            packed = onednn._reorder_convolution_weight(weight, padding, stride, dilation, self.groups, [*x.shape])
+        self.packed[operator] = (x.shape, packed)
         return cast(Tensor, packed)
 
 
-class _Fused(torch.autograd.Function):
-    """A FoldedConv on a CPU, with the gradients of x and other."""
+class _OneDNNConv(torch.autograd.Function):
+    """The passes of a FoldedConv on a CPU, with the gradients of x and residual."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, other: Tensor | None, conv: FoldedConv) -> Tensor:
-        y = conv.fused(x, other)
-        ctx.conv, ctx.shape, ctx.adds = conv, x.shape, other is not None
+    def forward(ctx: Any, x: Tensor, residual: Tensor | None, conv: FoldedConv) -> Tensor:
+        y = conv.forward_onednn(x, residual)
+        ctx.conv, ctx.shape, ctx.has_residual = conv, x.shape, residual is not None
         ctx.save_for_backward(y if conv.relu else None)
         return y
 
@@ -214,77 +223,104 @@ class _Fused(torch.autograd.Function):
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         if y is not None:
             gradient = torch.ops.aten.threshold_backward(gradient, y, 0)
-        x = ctx.conv.pull_back(gradient, ctx.shape) if ctx.needs_input_grad[0] else None
-        return x, gradient if ctx.adds else None, None
+        grad_x = ctx.conv.input_gradient(gradient, ctx.shape) if ctx.needs_input_grad[0] else None
+        return grad_x, gradient if ctx.has_residual else None, None
 
 
-def _folded(net: nn.Module, dtype: torch.dtype) -> fx.GraphModule:
-    """The network as a graph in which each convolution has taken in what comes after it.
+def _fold(net: nn.Module, dtype: torch.dtype) -> fx.GraphModule:
+    """Trace the network, and let each convolution do what follows it: BatchNorm, an addition, a relu.
 
-    Everything else stays as it is, a BatchNorm in front of a relu, too; linear layers are left in float32.
+    Everything else stays as it is, also a BatchNorm that follows no convolution; linear layers compute in float32.
     """
-    graph_module = fx.symbolic_trace(net)
-    graph, modules = graph_module.graph, dict(graph_module.named_modules())
-
-    def module(node: Any) -> nn.Module | None:
-        return modules.get(str(node.target)) if isinstance(node, fx.Node) and node.op == "call_module" else None
-
-    def swap(old: fx.Node, new: fx.Node) -> None:
-        old.replace_all_uses_with(new)
-        graph.erase_node(old)
-
-    for node in list(graph.nodes):
-        if isinstance(module(node), NOTHINGS):
-            swap(node, node.args[0])
-    for node in list(graph.nodes):
-        if isinstance(conv := module(node), nn.Conv2d):
-            after = next(iter(node.users)) if len(node.users) == 1 else None
-            bn = module(after)
-            bn = bn if type(bn) is nn.BatchNorm2d and bn.track_running_stats else None
-            name = f"{node.target}_folded".replace(".", "_")
-            if name in modules:
-                raise ModelError(str(node.target), "is used twice, so it cannot be folded")
-            modules[name] = FoldedConv(conv, bn, dtype)
-            graph_module.add_submodule(name, modules[name])
-            node.target = name
-            if bn is not None:
-                swap(cast(fx.Node, after), node)
-        elif isinstance(conv, nn.Linear):
-            with graph.inserting_before(node):
-                node.args = (graph.call_method("float", (node.args[0],)),)
-    for node in list(graph.nodes):
-        if node.target in ADDS and len(node.args) == 2 and not node.kwargs:
-            for mine, other in (node.args, node.args[::-1]):
-                free = isinstance(module(mine), FoldedConv) and len(mine.users) == 1 and len(mine.args) == 1
-                if free and isinstance(other, fx.Node):
-                    with graph.inserting_before(node):
-                        swap(node, graph.call_module(mine.target, (mine.args[0], other)))
-                    graph.erase_node(mine)
-                    break
-    for node in list(graph.nodes):
-        if node.target in RELUS or node.target in ("relu", "relu_") or isinstance(module(node), nn.ReLU):
-            before = node.args[0]
-            if isinstance(folded := module(before), FoldedConv) and len(before.users) == 1:
-                folded.relu = True
-                swap(node, before)
-    graph.eliminate_dead_code()
-    graph.lint()
-    graph_module.delete_all_unused_submodules()
-    graph_module.recompile()
-    _check(graph_module, type(net).__name__)
-    return graph_module
+    traced = fx.symbolic_trace(net)
+    _remove_identities(traced)
+    _fold_batchnorms(traced, dtype)
+    _cast_inputs_of_linear(traced)
+    _fold_additions(traced)
+    _fold_relus(traced)
+    traced.graph.eliminate_dead_code()
+    traced.graph.lint()
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    _check_layers(traced, type(net).__name__)
+    return traced
 
 
-def _check(graph: fx.GraphModule, who: str) -> None:
-    """Refuse what is not made of convolutions, BatchNorm and linear layers: its parts would have to be cast, too."""
-    parts = list(graph.modules())
-    if not any(isinstance(part, FoldedConv) for part in parts):
-        raise ModelError(who, "has no convolutions to fold")
-    for part in parts:
-        strange = not isinstance(part, (nn.BatchNorm2d, nn.Linear)) and any(
-            True for _ in part.parameters(recurse=False)
-        )
-        if strange:
-            foreign = type(part) is not nn.Module and not isinstance(part, fx.GraphModule)
-            what = f"a {type(part).__name__}" if foreign else "parameters of its own"
-            raise ModelError(who, f"has {what}, so it cannot be folded")
+def _remove_identities(traced: fx.GraphModule) -> None:
+    for node in list(traced.graph.nodes):
+        if isinstance(_layer(traced, node), IDENTITIES):
+            _replace(node, node.args[0])
+
+
+def _fold_batchnorms(traced: fx.GraphModule, dtype: torch.dtype) -> None:
+    """Replace every convolution, with the BatchNorm that follows it, by a FoldedConv."""
+    for node in list(traced.graph.nodes):
+        conv = _layer(traced, node)
+        if not isinstance(conv, nn.Conv2d):
+            continue
+        user = next(iter(node.users)) if len(node.users) == 1 else None
+        bn = _layer(traced, user)
+        bn = bn if type(bn) is nn.BatchNorm2d and bn.track_running_stats else None
+        name = f"{node.target}_folded".replace(".", "_")
+        if hasattr(traced, name):
+            raise ModelError(str(node.target), "used twice, so not foldable")
+        traced.add_submodule(name, FoldedConv(conv, bn, dtype))
+        node.target = name
+        if bn is not None:
+            _replace(cast(fx.Node, user), node)
+
+
+def _cast_inputs_of_linear(traced: fx.GraphModule) -> None:
+    for node in list(traced.graph.nodes):
+        if isinstance(_layer(traced, node), nn.Linear):
+            with traced.graph.inserting_before(node):
+                node.args = (traced.graph.call_method("float", (node.args[0],)),)
+
+
+def _fold_additions(traced: fx.GraphModule) -> None:
+    """Let a FoldedConv add the other summand, where its output is used for nothing but the sum."""
+    for node in list(traced.graph.nodes):
+        if node.target not in ADDITIONS or len(node.args) != 2 or node.kwargs:
+            continue
+        for conv, summand in (node.args, node.args[::-1]):
+            is_folded = isinstance(_layer(traced, conv), FoldedConv)
+            if is_folded and len(conv.users) == 1 and len(conv.args) == 1 and isinstance(summand, fx.Node):
+                with traced.graph.inserting_before(node):
+                    _replace(node, traced.graph.call_module(conv.target, (conv.args[0], summand)))
+                traced.graph.erase_node(conv)
+                break
+
+
+def _fold_relus(traced: fx.GraphModule) -> None:
+    """Let a FoldedConv apply the relu, where its output is used for nothing but the relu."""
+    for node in list(traced.graph.nodes):
+        is_relu = node.target in RELUS or isinstance(_layer(traced, node), nn.ReLU)
+        before = node.args[0] if is_relu else None
+        if isinstance(conv := _layer(traced, before), FoldedConv) and len(cast(fx.Node, before).users) == 1:
+            conv.relu = True
+            _replace(node, cast(fx.Node, before))
+
+
+def _layer(traced: fx.GraphModule, node: Any) -> nn.Module | None:
+    """The layer that a node of the graph calls, or None."""
+    if not isinstance(node, fx.Node) or node.op != "call_module":
+        return None
+    return traced.get_submodule(str(node.target))
+
+
+def _replace(old: fx.Node, new: fx.Node) -> None:
+    old.replace_all_uses_with(new)
+    old.graph.erase_node(old)
+
+
+def _check_layers(traced: fx.GraphModule, name: str) -> None:
+    """Refuse parameters outside convolutions, BatchNorm and linear layers: they would have to be cast too."""
+    layers = list(traced.modules())
+    if not any(isinstance(layer, FoldedConv) for layer in layers):
+        raise ModelError(name, "no convolutions to fold")
+    for layer in layers:
+        if isinstance(layer, (nn.BatchNorm2d, nn.Linear)) or not list(layer.parameters(recurse=False)):
+            continue
+        is_container = type(layer) is nn.Module or isinstance(layer, fx.GraphModule)
+        part = "parameters of its own" if is_container else f"a {type(layer).__name__}"
+        raise ModelError(name, f"not foldable because of {part}")

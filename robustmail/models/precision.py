@@ -1,4 +1,4 @@
-"""In which precision a run computes, and in which form attacks and the loss then meet the model: decided here, once."""
+"""The precision of training, chosen once per run, and the forms of the model that attacks and the loss then use."""
 
 from __future__ import annotations
 
@@ -13,40 +13,43 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from robustmail.errors import ModelError
 from robustmail.models.classifier import Classifier
-from robustmail.models.cuda_graphs import enabled
+from robustmail.models.cuda_graphs import use_cuda_graphs
 from robustmail.models.folded import Autocast, FoldedModel
 from robustmail.step import module_mode
 
 __all__ = ["PrecisionChoice", "ComputeModels", "Precision", "backends", "choose_precision", "flops", "compute_models"]
 
 Precision = Literal["auto", "fp32", "bf16"]
-SMALL = 5e6  # FLOPs of one image's forward pass, below which there is too little to save
+SMALL = 5e6  # FLOPs of one image's forward pass, below which bf16 saves too little time
 
 
 class PrecisionChoice(NamedTuple):
-    """What "auto" has become, or what was asked for, and why."""
+    """The precision of a run and the reason for it."""
 
     name: str
     """fp32 or bf16"""
     why: str
+    """the reason, as text"""
 
 
 class ComputeModels(NamedTuple):
-    """The model as a training step calls it; both follow the live weights."""
+    """The forms of the model that a training step calls; both follow the live weights."""
 
     attack: nn.Module
+    """called by attacks"""
     loss: nn.Module
+    """called by the loss"""
     said: str
-    """what they are, for people"""
+    """description of both, as text"""
 
 
-def choose_precision(asked: Precision, model: nn.Module, sample: Tensor) -> PrecisionChoice:
-    """bf16 where the device multiplies it faster than fp32 and the model has enough to multiply; else fp32.
+def choose_precision(requested: Precision, model: nn.Module, sample: Tensor) -> PrecisionChoice:
+    """Return `requested`, or for "auto": bf16 if the device has fast bf16 and the model is large enough, else fp32.
 
-    sample: [B, C, H, W] on the device of the model. The answer is the same each time on the same hardware.
+    sample: [B, C, H, W] on the device of the model. The choice is the same each time on the same hardware.
     """
-    if asked != "auto":
-        return PrecisionChoice(asked, "as asked")
+    if requested != "auto":
+        return PrecisionChoice(requested, "as asked")
     fast, hardware = _bf16_hardware(sample.device)
     if not fast:
         return PrecisionChoice("fp32", hardware)
@@ -58,24 +61,29 @@ def choose_precision(asked: Precision, model: nn.Module, sample: Tensor) -> Prec
 
 
 def compute_models(model: nn.Module, decision: PrecisionChoice, attack_mode: str, sample: Tensor) -> ComputeModels:
-    """The model for attacks and the loss: in fp32 itself, to the bit; in bf16 a folded twin, and itself in autocast.
+    """The model for attacks and for the loss.
 
-    sample: a batch such as will come, [B, C, H, W]: two of it are enough for a twin to be tried on, but a GPU records
-    the passes of all.
-    Where there can be no twin, attacks see what the loss sees, and `said` gives the reason.
+    In fp32 both are `model` itself. In bf16 the loss gets it in autocast, and attacks get a FoldedModel; if the model
+    cannot be folded, attacks get it in autocast too, and `said` gives the reason.
+
+    model: the live model.
+    decision: the precision, as from `choose_precision`.
+    attack_mode: "eval" or "train", the mode of the model during attacks.
+    sample: a batch of the training's size, [B, C, H, W]; two images of it test the folded model, and on a GPU the
+        passes of the whole batch are captured as CUDA graphs.
     """
     settings = "; TF32 off, cuDNN's fastest kernels" if sample.is_cuda else ""  # see `backends`
     if decision.name == "fp32":
         return ComputeModels(model, model, f"fp32 ({decision.why}){settings}")
     if sample.device.type == "cpu":
         _keep_freed_memory()
-    half = Autocast(model)
-    attack, view = _attack_model(model, half, attack_mode, sample)
-    return ComputeModels(attack, half, f"bf16 ({decision.why}); attacks see {view}{settings}")
+    autocast = Autocast(model)
+    attack, description = _attack_model(model, autocast, attack_mode, sample)
+    return ComputeModels(attack, autocast, f"bf16 ({decision.why}); attacks see {description}{settings}")
 
 
 def flops(model: nn.Module, x: Tensor) -> int:
-    """Floating-point operations of one forward pass in eval mode; a multiplication with its addition is two."""
+    """FLOPs of one forward pass of x in eval mode; a multiplication with its addition counts as two."""
     with torch.no_grad(), module_mode(model, "eval"), FlopCounterMode(display=False) as counter:
         model(x)
     return int(counter.get_total_flops())
@@ -83,11 +91,11 @@ def flops(model: nn.Module, x: Tensor) -> int:
 
 @contextmanager
 def backends() -> Iterator[None]:
-    """cuDNN looks for its fastest kernels, and float32 means float32, not TF32, inside; nothing on a CPU."""
-    flags = [
-        (torch.backends.cudnn, "benchmark", True), (torch.backends.cudnn, "allow_tf32", False),
-        (torch.backends.cuda.matmul, "allow_tf32", False),
-    ] if torch.cuda.is_initialized() else []  # fmt: skip
+    """Context: cuDNN looks for its fastest kernels, and float32 is computed without TF32. No effect on a CPU."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    flags = [(cudnn, "benchmark", True), (cudnn, "allow_tf32", False), (matmul, "allow_tf32", False)]
+    if not torch.cuda.is_initialized():
+        flags = []
     before = [getattr(backend, name) for backend, name, _ in flags]
     try:
         for backend, name, value in flags:
@@ -98,24 +106,24 @@ def backends() -> Iterator[None]:
             setattr(backend, name, value)
 
 
-def _attack_model(model: nn.Module, half: Autocast, attack_mode: str, sample: Tensor) -> tuple[nn.Module, str]:
+def _attack_model(model: nn.Module, autocast: Autocast, attack_mode: str, sample: Tensor) -> tuple[nn.Module, str]:
     if attack_mode == "train":
-        return half, "the model in autocast (a twin has no train mode)"
+        return autocast, "the model in autocast (a folded model has no train mode)"
     if not isinstance(model, Classifier):
-        return half, "the model in autocast (only a Classifier has a twin)"
+        return autocast, "the model in autocast (only a Classifier can be folded)"
     try:
-        twin = FoldedModel(model, sample[:2])
+        folded = FoldedModel(model, sample[:2])
     except ModelError as error:
-        return half, f"the model in autocast ({error.who} {error.wrong})"
-    said = "a twin with BatchNorm folded into its convolutions"
-    if not enabled(sample.device):
-        return twin, said
+        return autocast, f"the model in autocast ({error.who}: {error.wrong})"
+    description = "a copy of the model with BatchNorm folded into its convolutions"
+    if not use_cuda_graphs(sample.device):
+        return folded, description
     try:
-        with backends():  # a recording keeps the kernels that were chosen
-            twin.record(sample)
+        with backends():  # a CUDA graph keeps the kernels that were chosen at its capture
+            folded.capture(sample)
     except ModelError as error:
-        return twin, f"{said} (no CUDA graphs: {error.who} {error.wrong})"
-    return twin, f"{said}, in CUDA graphs"
+        return folded, f"{description} (no CUDA graphs: {error.wrong})"
+    return folded, f"{description}, in CUDA graphs"
 
 
 def _bf16_hardware(device: torch.device) -> tuple[bool, str]:
@@ -129,8 +137,10 @@ def _bf16_hardware(device: torch.device) -> tuple[bool, str]:
 
 
 def _keep_freed_memory() -> None:
-    """Tell glibc to keep what was freed for the next batch: else each activation is mapped, zeroed page by page and
-    unmapped at every pass. Where arithmetic is slow this gains nothing that can be measured."""
+    """Let glibc keep freed memory for the next batch, or it maps, zeroes and unmaps each activation at every pass.
+
+    The gain is measurable only where arithmetic is fast.
+    """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library

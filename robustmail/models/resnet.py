@@ -1,4 +1,4 @@
-"""ResNet-18 in its CIFAR form (3x3 stem, no max-pool), post- and pre-activation, at full or narrow width."""
+"""ResNet-18 for CIFAR (3x3 stem, no max-pool), post- and pre-activation, in several widths."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustmail.models.timm_interface import Network, config, make
+from robustmail.models.timm_interface import Network, build_in_timm, config
 
 __all__ = [
     "cifar_preact_resnet18",
@@ -27,17 +27,22 @@ class ResNet(Network):
     """Four stages of two blocks, widths w, 2w, 4w, 8w, strides 1, 2, 2, 2."""
 
     def __init__(
-        self, num_classes: int = 10, in_chans: int = 3, width: int = 64, preact: bool = False,
-        global_pool: str = "avg", drop_rate: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        width: int = 64,
+        preact: bool = False,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+    ) -> None:
         super().__init__(8 * width, num_classes, drop_rate)
         self.conv1 = _conv3(in_chans, width)
         self.bn1 = nn.Identity() if preact else nn.BatchNorm2d(width)
         block = PreActBlock if preact else Block
-        widths = [width, width, 2 * width, 4 * width, 8 * width]
-        for i, (wide_in, wide_out) in enumerate(pairwise(widths), start=1):
-            stage = nn.Sequential(block(wide_in, wide_out, 1 if i == 1 else 2), block(wide_out, wide_out, 1))
-            self.add_module(f"layer{i}", stage)
+        channels = [width, width, 2 * width, 4 * width, 8 * width]
+        for i, (in_channels, out_channels) in enumerate(pairwise(channels), start=1):
+            first = block(in_channels, out_channels, 1 if i == 1 else 2)
+            self.add_module(f"layer{i}", nn.Sequential(first, block(out_channels, out_channels, 1)))
         self.bn = nn.BatchNorm2d(8 * width) if preact else nn.Identity()
         self.preact = preact
 
@@ -53,14 +58,14 @@ class ResNet(Network):
 class Block(nn.Module):
     """relu(bn(conv(relu(bn(conv(x))))) + shortcut(x))"""
 
-    def __init__(self, wide_in: int, wide_out: int, stride: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        self.conv1, self.bn1 = _conv3(wide_in, wide_out, stride), nn.BatchNorm2d(wide_out)
-        self.conv2, self.bn2 = _conv3(wide_out, wide_out), nn.BatchNorm2d(wide_out)
-        same = stride == 1 and wide_in == wide_out
+        self.conv1, self.bn1 = _conv3(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels)
+        self.conv2, self.bn2 = _conv3(out_channels, out_channels), nn.BatchNorm2d(out_channels)
         self.shortcut: nn.Module = nn.Identity()
-        if not same:
-            self.shortcut = nn.Sequential(nn.Conv2d(wide_in, wide_out, 1, stride, bias=False), nn.BatchNorm2d(wide_out))
+        if stride != 1 or in_channels != out_channels:
+            conv = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(out_channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, H, W] -> [B, out, H/stride, W/stride]"""
@@ -69,59 +74,59 @@ class Block(nn.Module):
 
 
 class PreActBlock(nn.Module):
-    """conv(relu(bn(conv(relu(bn(x)))))) + shortcut(x); a shortcut that convolves takes the activated input."""
+    """conv(relu(bn(conv(relu(bn(x)))))) + shortcut(x); a convolution as shortcut gets relu(bn(x)) instead of x."""
 
-    def __init__(self, wide_in: int, wide_out: int, stride: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        self.bn1, self.conv1 = nn.BatchNorm2d(wide_in), _conv3(wide_in, wide_out, stride)
-        self.bn2, self.conv2 = nn.BatchNorm2d(wide_out), _conv3(wide_out, wide_out)
+        self.bn1, self.conv1 = nn.BatchNorm2d(in_channels), _conv3(in_channels, out_channels, stride)
+        self.bn2, self.conv2 = nn.BatchNorm2d(out_channels), _conv3(out_channels, out_channels)
         self.shortcut: nn.Module | None = None
-        if stride != 1 or wide_in != wide_out:
-            self.shortcut = nn.Conv2d(wide_in, wide_out, 1, stride, bias=False)
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, H, W] -> [B, out, H/stride, W/stride]"""
         active = F.relu(self.bn1(x))
-        carried = self.shortcut(active) if self.shortcut else x
-        out: Tensor = carried + self.conv2(F.relu(self.bn2(self.conv1(active))))
+        shortcut = self.shortcut(active) if self.shortcut else x
+        out: Tensor = shortcut + self.conv2(F.relu(self.bn2(self.conv1(active))))
         return out
 
 
-def _conv3(wide_in: int, wide_out: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(wide_in, wide_out, 3, stride, 1, bias=False)
+def _conv3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
 
 
 @register_model
-def cifar_resnet18(pretrained: bool = False, **knobs: Any) -> nn.Module:
+def cifar_resnet18(pretrained: bool = False, **options: Any) -> nn.Module:
     """ResNet-18 of the MAIL, MART and GAIRAT papers: 11,173,962 parameters with 10 classes."""
-    return make(ResNet, "cifar_resnet18", pretrained, **knobs)
+    return build_in_timm(ResNet, "cifar_resnet18", pretrained, **options)
 
 
 @register_model
-def cifar_resnet18_w32(pretrained: bool = False, **knobs: Any) -> nn.Module:
+def cifar_resnet18_w32(pretrained: bool = False, **options: Any) -> nn.Module:
     """ResNet-18 at half the width: a quarter of the work."""
-    return make(ResNet, "cifar_resnet18_w32", pretrained, **{"width": 32, **knobs})
+    return build_in_timm(ResNet, "cifar_resnet18_w32", pretrained, **{"width": 32, **options})
 
 
 @register_model
-def cifar_resnet18_w16(pretrained: bool = False, **knobs: Any) -> nn.Module:
+def cifar_resnet18_w16(pretrained: bool = False, **options: Any) -> nn.Module:
     """ResNet-18 at a quarter of the width, for CPUs: a sixteenth of the work."""
-    return make(ResNet, "cifar_resnet18_w16", pretrained, **{"width": 16, **knobs})
+    return build_in_timm(ResNet, "cifar_resnet18_w16", pretrained, **{"width": 16, **options})
 
 
 @register_model
-def cifar_resnet18_w8(pretrained: bool = False, **knobs: Any) -> nn.Module:
+def cifar_resnet18_w8(pretrained: bool = False, **options: Any) -> nn.Module:
     """ResNet-18 at an eighth of the width, for tests."""
-    return make(ResNet, "cifar_resnet18_w8", pretrained, **{"width": 8, **knobs})
+    return build_in_timm(ResNet, "cifar_resnet18_w8", pretrained, **{"width": 8, **options})
 
 
 @register_model
-def cifar_preact_resnet18(pretrained: bool = False, **knobs: Any) -> nn.Module:
+def cifar_preact_resnet18(pretrained: bool = False, **options: Any) -> nn.Module:
     """Pre-activation ResNet-18 of the AWP and robust-overfitting papers."""
-    return make(ResNet, "cifar_preact_resnet18", pretrained, **{"preact": True, **knobs})
+    return build_in_timm(ResNet, "cifar_preact_resnet18", pretrained, **{"preact": True, **options})
 
 
 @register_model
-def cifar_preact_resnet18_w16(pretrained: bool = False, **knobs: Any) -> nn.Module:
+def cifar_preact_resnet18_w16(pretrained: bool = False, **options: Any) -> nn.Module:
     """Pre-activation ResNet-18 at a quarter of the width, for CPUs."""
-    return make(ResNet, "cifar_preact_resnet18_w16", pretrained, **{"preact": True, "width": 16, **knobs})
+    return build_in_timm(ResNet, "cifar_preact_resnet18_w16", pretrained, **{"preact": True, "width": 16, **options})

@@ -1,4 +1,4 @@
-"""What our networks share to be at home in timm: a configuration, a head, and the way they are built."""
+"""What our networks need to be registered in timm: a configuration, a head, and a factory."""
 
 from __future__ import annotations
 
@@ -7,25 +7,32 @@ from typing import Any
 from timm.models import build_model_with_cfg
 from torch import Tensor, nn
 
-__all__ = ["Network", "config", "make"]
+__all__ = ["Network", "build_in_timm", "config"]
 
 
 def config(**changes: Any) -> dict[str, Any]:
-    """timm's description of a network of ours: images in [0, 1] go in as they are."""
+    """timm's default_cfg of our networks, with `changes`; images in [0, 1] are not normalised."""
     return {
-        "url": "", "num_classes": 10, "input_size": (3, 32, 32), "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0),
-        "first_conv": "conv1", "classifier": "linear", "pool_size": None, **changes,
-    }  # fmt: skip
+        "url": "",
+        "num_classes": 10,
+        "input_size": (3, 32, 32),
+        "mean": (0.0, 0.0, 0.0),
+        "std": (1.0, 1.0, 1.0),
+        "first_conv": "conv1",
+        "classifier": "linear",
+        "pool_size": None,
+        **changes,
+    }
 
 
-def make(cls: type[Network], name: str, pretrained: bool, **knobs: Any) -> nn.Module:
-    """Build through timm's factory, which handles checkpoints, other class counts and other channels."""
-    network: nn.Module = build_model_with_cfg(cls, name, pretrained, **knobs)
+def build_in_timm(cls: type[Network], name: str, pretrained: bool, **options: Any) -> nn.Module:
+    """Build cls(**options) with timm's factory, which handles checkpoints and other numbers of classes and channels."""
+    network: nn.Module = build_model_with_cfg(cls, name, pretrained, **options)
     return network
 
 
 class Network(nn.Module):
-    """The interface that timm expects: features, then global average pooling and a linear head."""
+    """Base of our networks, with the interface that timm expects: features, global average pooling, a linear head."""
 
     def __init__(self, features: int, num_classes: int, drop_rate: float = 0.0) -> None:
         super().__init__()
@@ -35,11 +42,11 @@ class Network(nn.Module):
         self.linear = nn.Linear(features, num_classes)
 
     def get_classifier(self) -> nn.Module:
-        """The last layer."""
+        """The last layer, a nn.Linear."""
         return self.linear
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new last layer for another number of classes."""
+        """Replace the last layer by a new one for another number of classes."""
         self.num_classes = num_classes
         self.linear = nn.Linear(self.num_features, num_classes)
 

@@ -10,7 +10,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustmail.models.timm_interface import Network, config, make
+from robustmail.models.timm_interface import Network, build_in_timm, config
 
 __all__ = ["cifar_wrn16_2", "cifar_wrn28_10", "cifar_wrn32_10", "cifar_wrn34_10"]
 
@@ -21,17 +21,22 @@ class WideResNet(Network):
     """A 16-channel stem and three groups of (depth - 4) / 6 pre-activation blocks, widths 16w, 32w, 64w."""
 
     def __init__(
-        self, num_classes: int = 10, in_chans: int = 3, depth: int = 34, width: int = 10,
-        global_pool: str = "avg", drop_rate: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        depth: int = 34,
+        width: int = 10,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+    ) -> None:
         super().__init__(64 * width, num_classes, drop_rate)
         if (depth - 4) % 6:
             raise ValueError(f"depth must be 6n + 4, not {depth}")
         widths = [16, 16 * width, 32 * width, 64 * width]
         self.conv1 = nn.Conv2d(in_chans, 16, 3, 1, 1, bias=False)
-        for i, (wide_in, wide_out) in enumerate(pairwise(widths), start=1):
-            first = WideBlock(wide_in, wide_out, 1 if i == 1 else 2)
-            rest = [WideBlock(wide_out, wide_out, 1) for _ in range((depth - 4) // 6 - 1)]
+        for i, (in_channels, out_channels) in enumerate(pairwise(widths), start=1):
+            first = WideBlock(in_channels, out_channels, 1 if i == 1 else 2)
+            rest = [WideBlock(out_channels, out_channels, 1) for _ in range((depth - 4) // 6 - 1)]
             self.add_module(f"block{i}", nn.Sequential(first, *rest))
         self.bn1 = nn.BatchNorm2d(64 * width)
         self._initialise()
@@ -52,41 +57,45 @@ class WideResNet(Network):
 
 
 class WideBlock(nn.Module):
-    """Pre-activation basic block; a shortcut that convolves takes the activated input."""
+    """Pre-activation basic block; a convolution as shortcut gets relu(bn(x)) instead of x."""
 
-    def __init__(self, wide_in: int, wide_out: int, stride: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        self.bn1, self.conv1 = nn.BatchNorm2d(wide_in), nn.Conv2d(wide_in, wide_out, 3, stride, 1, bias=False)
-        self.bn2, self.conv2 = nn.BatchNorm2d(wide_out), nn.Conv2d(wide_out, wide_out, 3, 1, 1, bias=False)
-        self.shortcut = nn.Conv2d(wide_in, wide_out, 1, stride, bias=False) if wide_in != wide_out else None
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, 1, 1, bias=False)
+        self.shortcut: nn.Module | None = None
+        if in_channels != out_channels:
+            self.shortcut = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, H, W] -> [B, out, H/stride, W/stride]"""
         active = F.relu(self.bn1(x))
-        carried = self.shortcut(active) if self.shortcut else x
-        out: Tensor = carried + self.conv2(F.relu(self.bn2(self.conv1(active))))
+        shortcut = self.shortcut(active) if self.shortcut else x
+        out: Tensor = shortcut + self.conv2(F.relu(self.bn2(self.conv1(active))))
         return out
 
 
 @register_model
-def cifar_wrn34_10(pretrained: bool = False, **knobs: Any) -> nn.Module:
+def cifar_wrn34_10(pretrained: bool = False, **options: Any) -> nn.Module:
     """WRN-34-10 of TRADES, MART and MAIL's code: 46,160,474 parameters with 10 classes."""
-    return make(WideResNet, "cifar_wrn34_10", pretrained, **knobs)
+    return build_in_timm(WideResNet, "cifar_wrn34_10", pretrained, **options)
 
 
 @register_model
-def cifar_wrn32_10(pretrained: bool = False, **knobs: Any) -> nn.Module:
+def cifar_wrn32_10(pretrained: bool = False, **options: Any) -> nn.Module:
     """The paper's WRN-32-10: the same network as cifar_wrn34_10, its depth counted without the shortcuts."""
-    return make(WideResNet, "cifar_wrn32_10", pretrained, **knobs)
+    return build_in_timm(WideResNet, "cifar_wrn32_10", pretrained, **options)
 
 
 @register_model
-def cifar_wrn28_10(pretrained: bool = False, **knobs: Any) -> nn.Module:
+def cifar_wrn28_10(pretrained: bool = False, **options: Any) -> nn.Module:
     """WRN-28-10, the usual network with extra data."""
-    return make(WideResNet, "cifar_wrn28_10", pretrained, **{"depth": 28, **knobs})
+    return build_in_timm(WideResNet, "cifar_wrn28_10", pretrained, **{"depth": 28, **options})
 
 
 @register_model
-def cifar_wrn16_2(pretrained: bool = False, **knobs: Any) -> nn.Module:
+def cifar_wrn16_2(pretrained: bool = False, **options: Any) -> nn.Module:
     """WRN-16-2, small enough for a CPU."""
-    return make(WideResNet, "cifar_wrn16_2", pretrained, **{"depth": 16, "width": 2, **knobs})
+    return build_in_timm(WideResNet, "cifar_wrn16_2", pretrained, **{"depth": 16, "width": 2, **options})

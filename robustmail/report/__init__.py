@@ -1,1 +1,1 @@
-"""What is left of a run: lines, tables and pictures, made from records and files alone."""
+"""Lines, tables, pages and pictures, made from records and files alone; nothing here needs torch."""

@@ -1,4 +1,4 @@
-"""A live view of a run's records on a terminal; plain lines anywhere else."""
+"""Show records: live views on a terminal, plain lines elsewhere, and a log file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from types import TracebackType
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -35,36 +35,53 @@ from robustmail.report.tables import results_table
 from robustmail.runtime.files import append
 from robustmail.text import percent
 
-__all__ = ["Cells", "Dashboard", "Log", "Plain", "Watch", "choose", "choose_watch"]
+__all__ = [
+    "TrialsProgress",
+    "Dashboard",
+    "LogFile",
+    "PlainLines",
+    "EvaluationProgress",
+    "choose_run_view",
+    "choose_evaluation_view",
+]
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
-BELOW, ABOVE = "dark_orange3", "deep_sky_blue3"  # apart for the colour-blind
-EVERY = 10.0  # seconds between plain lines within an epoch
-Name = partial(TextColumn, markup=False)  # brackets in a name are brackets
+NEGATIVE, POSITIVE = "dark_orange3", "deep_sky_blue3"  # distinct for colour-blind readers
+PLAIN_INTERVAL = 10.0  # seconds between lines about steps and attacks in progress
+NameColumn = partial(TextColumn, markup=False)  # brackets in a name are brackets
 
 
-def choose(console: Console, plain: bool) -> Dashboard | Plain:
-    """The live view on a terminal with colours, plain lines elsewhere."""
+def choose_run_view(console: Console, plain: bool) -> Dashboard | PlainLines:
+    """Choose how to show a run: a live view on a terminal with colours, plain lines elsewhere."""
     live = console.is_terminal and not (plain or console.no_color or console.is_dumb_terminal)
-    return Dashboard(console) if live else Plain(console)
+    return Dashboard(console) if live else PlainLines(console)
 
 
-def choose_watch(console: Console, plain: bool) -> Watch | Plain:
-    """A bar for each stage of an evaluation on a terminal, plain lines elsewhere."""
-    return Watch(console) if console.is_terminal and not (plain or console.is_dumb_terminal) else Plain(console)
+def choose_evaluation_view(console: Console, plain: bool) -> EvaluationProgress | PlainLines:
+    """Choose how to show an evaluation: progress bars on a terminal, plain lines elsewhere."""
+    live = console.is_terminal and not (plain or console.is_dumb_terminal)
+    return EvaluationProgress(console) if live else PlainLines(console)
 
 
-class Watch:
-    """One bar for the stage under way, a line above it for each attack that is done."""
+def _progress_columns() -> list[ProgressColumn]:
+    """Name, bar, how many of how many, a note, and the time left."""
+    return [
+        NameColumn("{task.description}"),
+        BarColumn(None),
+        TextColumn("{task.completed} / {task.total}"),
+        NameColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    ]
+
+
+class EvaluationProgress:
+    """Shows a progress bar for the current stage, and above it a line for each finished attack."""
 
     def __init__(self, console: Console) -> None:
-        self._bars = Progress(
-            Name("{task.description}"), BarColumn(None), TextColumn("{task.completed} / {task.total}"),
-            Name("{task.fields[note]}"), TimeRemainingColumn(), TextColumn("left"),
-            console=console, expand=True, transient=True,
-        )  # fmt: skip
+        self._bars = Progress(*_progress_columns(), console=console, expand=True, transient=True)
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> EvaluationProgress:
         self._bars.start()
         return self
 
@@ -81,29 +98,29 @@ class Watch:
             self._bars.console.print(log_line(record), markup=False, highlight=False)
 
     def _advance(self, name: str, done: int, n: int, note: str) -> None:
-        known = {task.description: task.id for task in self._bars.tasks}
+        bars = {task.description: task.id for task in self._bars.tasks}
         for task in self._bars.tasks:
             self._bars.update(task.id, visible=task.description == name)
-        if name not in known:
-            known[name] = self._bars.add_task(name, total=n, note="")
-        self._bars.update(known[name], completed=done, note=note)
+        if name not in bars:
+            bars[name] = self._bars.add_task(name, total=n, note="")
+        self._bars.update(bars[name], completed=done, note=note)
 
 
-class Cells:
-    """A grid of runs: a bar for all, one for the run under way, and a line for each that is done; without the bars
-    where there is no terminal, but with a line for each epoch and attack."""
+class TrialsProgress:
+    """Shows a grid of runs: a bar for the grid, one for the current run, and a line for each finished run.
+
+    Without a terminal it shows no bars, but a line for each epoch and attack.
+    """
 
     def __init__(self, console: Console, plain: bool) -> None:
         self._console, self._live = console, console.is_terminal and not (plain or console.is_dumb_terminal)
         self._bars = Progress(
-            Name("{task.description}"), BarColumn(None), TextColumn("{task.completed} / {task.total}"),
-            Name("{task.fields[note]}"), TimeRemainingColumn(), TextColumn("left"),
-            console=console, expand=True, transient=True, disable=not self._live,
-        )  # fmt: skip
-        self._all = self._bars.add_task("runs", total=None, note="")
-        self._one = self._bars.add_task("", total=None, note="", visible=False)
+            *_progress_columns(), console=console, expand=True, transient=True, disable=not self._live
+        )
+        self._total_bar = self._bars.add_task("runs", total=None, note="")
+        self._current_bar = self._bars.add_task("", total=None, note="", visible=False)
 
-    def __enter__(self) -> Cells:
+    def __enter__(self) -> TrialsProgress:
         self._bars.start()
         return self
 
@@ -113,33 +130,35 @@ class Cells:
     def __call__(self, record: Record) -> None:
         match record:
             case CellStarted():
-                self._bars.update(self._all, total=record.of, note=record.name)
+                self._bars.update(self._total_bar, total=record.of, note=record.name)
             case CellFinished():
-                self._bars.update(self._all, total=record.of, completed=record.done)
+                self._bars.update(self._total_bar, total=record.of, completed=record.done)
             case RunStarted():
-                self._bars.reset(self._one, total=record.epochs * record.steps, description="training", visible=True)
+                self._bars.reset(
+                    self._current_bar, total=record.epochs * record.steps, description="training", visible=True
+                )
                 self._steps = record.steps
             case StepFinished():
-                self._bars.update(self._one, completed=record.epoch * self._steps + record.step)
+                self._bars.update(self._current_bar, completed=record.epoch * self._steps + record.step)
             case AttackProgress():
-                self._bars.update(self._one, description=record.attack, total=record.n, completed=record.done)
-        said = (
+                self._bars.update(self._current_bar, description=record.attack, total=record.n, completed=record.done)
+        printed = (
             (CellFinished, WaitingForFolder)
             if self._live
             else (CellStarted, CellFinished, EpochFinished, AttackResult, WaitingForFolder)
         )
-        if isinstance(record, said):
+        if isinstance(record, printed):
             self._console.print(log_line(record), markup=False, highlight=False, soft_wrap=True)
 
 
-class Plain:
-    """One line for each epoch and attack, and one every ten seconds in between."""
+class PlainLines:
+    """Prints a line for each epoch and attack, and one every ten seconds in between."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._print = _Thinned(lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True))
+        self._print = _Throttled(lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True))
 
-    def __enter__(self) -> Plain:
+    def __enter__(self) -> PlainLines:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -151,11 +170,11 @@ class Plain:
             self._console.print(results_table(record))
 
 
-class Log:
-    """The same lines with the time of day, appended to a file; opened only once the run has begun."""
+class LogFile:
+    """Appends plain lines with the time to a file, once the run's folder exists."""
 
     def __init__(self, path: Path) -> None:
-        self._write = _Thinned(self._append)
+        self._write = _Throttled(self._append)
         self._path = path
 
     def __call__(self, record: Record) -> None:
@@ -163,35 +182,32 @@ class Log:
             self._write(record)
 
     def _append(self, text: str) -> None:
-        now = time.strftime("%Y-%m-%d %H:%M:%S")
-        append(self._path, "".join(f"{now}  {part}\n" for part in text.splitlines()))
+        timestamp = time.strftime("%Y-%m-%d %H:%M:%S")
+        append(self._path, "".join(f"{timestamp}  {part}\n" for part in text.splitlines()))
 
 
-class _Thinned:
-    """Passes on the line of every record, but of steps and attacks under way only one in a while."""
+class _Throttled:
+    """Passes on the line of every record, but of steps and attacks in progress only one in PLAIN_INTERVAL."""
 
-    def __init__(self, out: Callable[[str], None]) -> None:
-        self._out, self._next = out, 0.0
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write, self._next = write, 0.0
 
     def __call__(self, record: Record) -> None:
         if isinstance(record, (StepFinished, AttackProgress, ProgressUpdate)):
             if time.monotonic() < self._next:
                 return
-            self._next = time.monotonic() + EVERY
-        self._out(log_line(record))
+            self._next = time.monotonic() + PLAIN_INTERVAL
+        self._write(log_line(record))
 
 
 class Dashboard:
-    """Bars, losses, accuracies, the margins' histogram and what the weights do, redrawn four times a second."""
+    """Shows a run: progress bars, losses, accuracies, histogram of margins, weights; four frames a second."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._bars = Progress(
-            Name("{task.description:<7}"), BarColumn(None),
-            Name("{task.fields[note]}"),
-            TimeRemainingColumn(), TextColumn("left"), console=console, expand=True,
-        )  # fmt: skip
-        self._begun: RunStarted | None = None
+        columns = (NameColumn("{task.description:<7}"), BarColumn(None), NameColumn("{task.fields[note]}"))
+        self._bars = Progress(*columns, TimeRemainingColumn(), TextColumn("left"), console=console, expand=True)
+        self._run: RunStarted | None = None
         self._forecast: Forecast | None = None
         self._step: StepFinished | None = None
         self._nat: float | None = None
@@ -227,34 +243,36 @@ class Dashboard:
                 self._console.print(results_table(record))
 
     def _begin(self, record: RunStarted) -> None:
-        self._begun = record
+        self._run = record
         done = record.epoch * record.steps + record.step
-        self._all = self._bars.add_task("run", total=record.epochs * record.steps, completed=done, note="")
-        self._one = self._bars.add_task("epoch", total=record.steps, completed=record.step, note="")
+        self._total_bar = self._bars.add_task("run", total=record.epochs * record.steps, completed=done, note="")
+        self._current_bar = self._bars.add_task("epoch", total=record.steps, completed=record.step, note="")
         self._live.start()
 
     def _advance(self, record: StepFinished) -> None:
-        assert self._begun is not None
+        assert self._run is not None
         self._step = record
         self._nat = record.nat if record.nat is not None else self._nat
         self._speeds.append(record.images / record.seconds)
-        epoch, steps = record.epoch, self._begun.steps
+        epoch, steps = record.epoch, self._run.steps
         speed = sum(self._speeds) / len(self._speeds)
-        self._bars.update(self._all, completed=epoch * steps + record.step, note=f"{epoch + 1}/{self._begun.epochs}")
-        self._bars.update(self._one, completed=record.step, note=f"{record.step}/{steps} {speed:.0f} images/s")
+        self._bars.update(
+            self._total_bar, completed=epoch * steps + record.step, note=f"{epoch + 1}/{self._run.epochs}"
+        )
+        self._bars.update(self._current_bar, completed=record.step, note=f"{record.step}/{steps} {speed:.0f} images/s")
 
     def _attack(self, record: AttackProgress) -> None:
         name = record.attack if record.attack == record.stage else f"{record.attack}: {record.stage}"
         for task in self._bars.tasks:
             self._bars.update(task.id, visible=task.description == name)
-        known = {task.description: task.id for task in self._bars.tasks}
-        if name not in known:
-            known[name] = self._bars.add_task(name, total=record.n, note="")
+        bars = {task.description: task.id for task in self._bars.tasks}
+        if name not in bars:
+            bars[name] = self._bars.add_task(name, total=record.n, note="")
         note = f"{record.standing} of {record.n} stand"
-        self._bars.update(known[name], completed=record.done, note=note)
+        self._bars.update(bars[name], completed=record.done, note=note)
 
     def _render(self) -> RenderableType:
-        if self._begun is None:
+        if self._run is None:
             return Text("")
         parts: list[RenderableType] = [self._header(), self._bars]
         if self._step is not None and not self._attacks:
@@ -269,15 +287,15 @@ class Dashboard:
         return Group(*parts, *(Text(text) for text in self._attacks))
 
     def _header(self) -> RenderableType:
-        begun = self._begun
-        assert begun is not None
-        said = log_line(begun).removeprefix(f"{begun.name}: ")
-        start = said.index(begun.formula)
-        text = Text(said)
-        text.stylize("bold", start, start + len(begun.formula))
+        run = self._run
+        assert run is not None
+        line = log_line(run).removeprefix(f"{run.name}: ")
+        start = line.index(run.formula)
+        text = Text(line)
+        text.stylize("bold", start, start + len(run.formula))
         if self._forecast is not None:
             text.append(f"\n{log_line(self._forecast)}", style="italic")
-        return Panel(text, title=Text(begun.name), title_align="left")
+        return Panel(text, title=Text(run.name), title_align="left")
 
     def _training(self, step: StepFinished) -> RenderableType:
         table = Table.grid(padding=(0, 2))
@@ -292,44 +310,44 @@ class Dashboard:
 
     def _margins(self, step: StepFinished) -> RenderableType:
         low, high = step.span
-        wide, tall = 3 if self._console.width >= 120 else 2, 5
-        width = wide * len(step.histogram)
+        bar_width, height = 3 if self._console.width >= 120 else 2, 5
+        width = bar_width * len(step.histogram)
         top = max(step.histogram) or 1
-        edges = [low + (high - low) * (i + 0.5) / len(step.histogram) for i in range(len(step.histogram))]
+        centres = [low + (high - low) * (i + 0.5) / len(step.histogram) for i in range(len(step.histogram))]
         text = Text()
-        for row in range(tall - 1, -1, -1):
-            for count, middle in zip(step.histogram, edges, strict=True):
-                eighths = min(8, max(0, round(count / top * tall * 8) - row * 8))
-                text.append(BLOCKS[eighths] * wide, style=BELOW if middle < 0 else ABOVE)
+        for row in range(height - 1, -1, -1):
+            for count, centre in zip(step.histogram, centres, strict=True):
+                eighths = min(8, max(0, round(count / top * height * 8) - row * 8))
+                text.append(BLOCKS[eighths] * bar_width, style=NEGATIVE if centre < 0 else POSITIVE)
             text.append("\n")
         scale = f"{low:g}".ljust(width // 2 - 1) + f"{(low + high) / 2:g}"
         text.append(scale.ljust(width - len(f"{high:g}")) + f"{high:g}", style="dim")
         return Panel(text, title=Text(f"margin: {step.margin}"), title_align="left", height=8)
 
     def _weights(self, step: StepFinished) -> RenderableType:
-        begun = self._begun
-        assert begun is not None
+        run = self._run
+        assert run is not None
         if step.weights is None:
-            off = f"BURN-IN until epoch {begun.burn_in}: every example counts one"
-            text = Text(off if step.epoch < begun.burn_in else "every example counts one")
-            text.stylize("reverse" if step.epoch < begun.burn_in else "")
+            is_burn_in = step.epoch < run.burn_in
+            text = Text(f"BURN-IN until epoch {run.burn_in}: " * is_burn_in + "every example has weight one")
+            text.stylize("reverse" if is_burn_in else "")
             return Panel(text, title="weights", title_align="left")
         stats = step.weights
-        mean = {name: "–" if w is None else f"{w:.2f}" for name, w in (("right", stats.right), ("wrong", stats.wrong))}
+        means = {name: "–" if w is None else f"{w:.2f}" for name, w in (("right", stats.right), ("wrong", stats.wrong))}
         text = Text(f"effective sample size {percent(stats.ess)} of the batch")
         text.append(f"\nheaviest 3 % of the examples carry {percent(stats.top)} of the weighted loss")
-        text.append(f"\nmean weight {mean['right']} where still right, {mean['wrong']} where fooled")
+        text.append(f"\nmean weight {means['right']} where still right, {means['wrong']} where fooled")
         return Panel(text, title="weights", title_align="left")
 
     def _history(self) -> RenderableType:
         table = Table(box=None, expand=True, header_style="dim")
         for name in ("epoch", "lr", "loss", "train nat", "train adv", "val nat", "val robust", ""):
             table.add_column(name, justify="right")
-        for done in self._epochs:
-            row = done.row
+        for epoch in self._epochs:
+            row = epoch.row
             nat = percent(row["train_nat"]) if row["train_nat"] != "" else "–"
             table.add_row(
                 str(row["epoch"] + 1), f"{row['lr']:g}", f"{row['train_loss']:.4f}", nat, percent(row["train_adv"]),
-                percent(row["val_nat"]), percent(row["val_rob"]), "best" if done.best else "",
+                percent(row["val_nat"]), percent(row["val_rob"]), "best" if epoch.best else "",
             )  # fmt: skip
         return table

@@ -1,4 +1,4 @@
-"""Images as they are: broken examples beside their originals, as PNGs within the page."""
+"""Adversarial examples and their originals as PNGs inside the page."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from robustmail.runtime.untrusted import check_tensors
 
 __all__ = ["Example", "data_uri", "magnification", "png", "read_examples"]
 
-LARGEST = 160  # pixels; larger images are shrunk, as 36 of them must fit into one page
+MAX_SIDE = 160  # pixels; larger images are shrunk, because a page holds 36
 Pixels = np.ndarray[Any, np.dtype[np.float32]]
 
 
 @dataclass(frozen=True)
 class Example:
-    """A broken image: as it was and as the attack left it, float32 [C, H, W] in [0, 1]."""
+    """A broken image: the original and the adversarial example, float32 [C, H, W] in [0, 1]."""
 
     index: int
     original: Pixels
     broken: Pixels
 
     def distance(self, norm: str) -> float:
-        """How far the attack went."""
-        moved = (self.broken - self.original).ravel()
-        return float(np.linalg.norm(moved) if norm == "l2" else np.abs(moved).max(initial=0))
+        """Size of the perturbation, in l2 for "l2" and in l-inf otherwise."""
+        difference = (self.broken - self.original).ravel()
+        return float(np.linalg.norm(difference) if norm == "l2" else np.abs(difference).max(initial=0))
 
-    def moved(self, scale: int) -> Pixels:
-        """The perturbation, so many times larger, around grey."""
-        moved: Pixels = np.clip(0.5 + scale * (self.broken - self.original), 0, 1)
-        return moved
+    def perturbation(self, scale: int) -> Pixels:
+        """The perturbation, `scale` times larger, around grey, [C, H, W] in [0, 1]."""
+        pixels: Pixels = np.clip(0.5 + scale * (self.broken - self.original), 0, 1)
+        return pixels
 
 
-def read_examples(folder: Path, most: int = 12) -> tuple[list[Example], int]:
-    """At most so many examples, evenly spread over the set, and how many there are.
+def read_examples(folder: Path, max_examples: int = 12) -> tuple[list[Example], int]:
+    """Read (examples evenly spread over the test set, the number of all examples) of an evaluation's folder.
 
-    Raises RunError where the file is damaged.
+    Raises RunError: examples.safetensors is damaged.
     """
     path = folder / "examples.safetensors"
     if not path.exists():
@@ -51,39 +51,38 @@ def read_examples(folder: Path, most: int = 12) -> tuple[list[Example], int]:
 
     try:
         check_tensors(path)
-        with safe_open(path, framework="np") as file:  # reads no more than the images that are shown
+        with safe_open(path, framework="np") as file:  # reads only the chosen images
             index = file.get_tensor("index")
             x, original = file.get_slice("x"), file.get_slice("original")
-            chosen = sorted({round(i) for i in np.linspace(0, len(index) - 1, min(most, len(index)))})
+            chosen = sorted({round(i) for i in np.linspace(0, len(index) - 1, min(max_examples, len(index)))})
             return [Example(int(index[i]), _floats(original[i]), _floats(x[i])) for i in chosen], len(index)
     except (SafetensorError, ValueError, TypeError, IndexError, KeyError, OSError) as error:
         raise RunError(
-            str(path), f"is damaged ({in_brief(error)})",
-            "Restore it, or evaluate again into another folder.",
-        ) from error  # fmt: skip
+            str(path), f"is damaged ({in_brief(error)})", "Restore it, or evaluate again into another folder."
+        ) from error
 
 
 def magnification(examples: list[Example]) -> int:
-    """How many times larger the perturbations can be shown, all of them alike, without leaving [0, 1]."""
+    """The largest whole factor by which all perturbations can be enlarged around grey within [0, 1]."""
     largest = max((example.distance("linf") for example in examples), default=0.0)
     return max(1, int(0.5 / largest + 0.1)) if largest else 1
 
 
 def png(image: Pixels, exact: bool = False) -> str:
-    """An image as a data URI; three channels are colours, any other number is shown as its mean, in grey.
+    """Encode an image, [C, H, W] in [0, 1], as the data URI of a PNG; unless C = 3, the channels' mean in grey.
 
-    exact: shrink by leaving pixels out rather than by averaging, which would blur a perturbation away.
+    exact: a large image is shrunk by dropping pixels; averaging would remove a perturbation.
     """
     pixels = np.round(np.clip(image if len(image) == 3 else image.mean(0, keepdims=True), 0, 1) * 255).astype(np.uint8)
     picture = Image.fromarray(pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels[0])
-    picture.thumbnail((LARGEST, LARGEST), Image.Resampling.NEAREST if exact else Image.Resampling.BOX)
+    picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.NEAREST if exact else Image.Resampling.BOX)
     out = io.BytesIO()
     picture.save(out, "PNG", optimize=True)
     return data_uri(out.getvalue())
 
 
 def data_uri(file: bytes) -> str:
-    """A PNG file as an address that holds it."""
+    """Encode the bytes of a PNG file as a data URI."""
     return f"data:image/png;base64,{base64.b64encode(file).decode()}"
 
 

@@ -1,207 +1,249 @@
-"""The paper's figures, drawn from plain numbers."""
+"""Draw the paper's figures and the training curves with matplotlib, from plain numbers."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from robustmail.margin_lab.results import Figure
-from robustmail.report.style import BLUE, GREY, HATCH, MARKS, ORANGE, VERMILLION, box, dot, patch, remove, sheet, styled
-from robustmail.runtime.files import atomic_write
+from robustmail.report.style import (
+    BLUE,
+    GREY,
+    HATCH,
+    MARKERS,
+    ORANGE,
+    VERMILLION,
+    box_plot,
+    legend_dot,
+    legend_patch,
+    remove_pictures,
+    save_picture,
+    saved_figure,
+    styled_figure,
+)
 from robustmail.runtime.untrusted import read_text
-from robustmail.text import plural
+from robustmail.text import format_eps, plural
 
-__all__ = ["draw_figure", "draw_curves"]
+__all__ = ["draw_curves", "draw_figure"]
 
 
-def draw_figure(found: Figure, folder: Path) -> list[Path]:
+def draw_figure(figure: Figure, folder: Path) -> list[Path]:
     """Draw a figure as PNG and SVG into a folder; returns the files, none where there is nothing to draw.
 
-    What was drawn there before is removed in either case.
+    An older picture of the figure is removed in either case.
     """
-    made: list[Path] = []
-    stem = folder / f"figure-{found.which}"
-    remove(stem)
-    if found.drawable:
-        DRAW[found.which](found, found.values, stem, made)
-    return made
+    files: list[Path] = []
+    stem = folder / f"figure-{figure.which}"
+    remove_pictures(stem)
+    if figure.drawable:
+        DRAW[figure.which](figure, figure.values, stem, files)
+    return files
 
 
-def _stalls(found: Figure, values: dict[str, Any], stem: Path, made: list[Path]) -> None:
-    """The image, the perturbation (grey is none), the attacked image, and the loss on the way there."""
-    image, change = (np.array(values[name]).transpose(1, 2, 0) for name in ("image", "perturbation"))
-    eps, steps = found.spec["eps"], values["steps"]
-    scale = f"grey: 0, white: +{eps:.3g}, black: \N{MINUS SIGN}{eps:.3g}"
-    with sheet(stem, 7.6, 4.4, made) as figure:
-        grid = figure.add_gridspec(2, 3, height_ratios=(1, 1.5))
-        for k, (picture, title) in enumerate((
-            (image, f"image {values['index']}, class {values['label']}"),
-            (0.5 + change / (2 * eps), f"perturbation by LM-PGD\n({scale})"),
-            (image + change, "the two together: misclassified"),
-        )):  # fmt: skip
-            axis = figure.add_subplot(grid[0, k])
+def _pgd_stalls(figure: Figure, values: dict[str, Any], stem: Path, files: list[Path]) -> None:
+    """The image, the perturbation (grey is 0), the attacked image, and the loss of both attacks by step."""
+    image, perturbation = (np.array(values[name]).transpose(1, 2, 0) for name in ("image", "perturbation"))
+    eps, steps = figure.spec["eps"], values["steps"]
+    scale = f"grey: 0, white: +{format_eps(eps)}, black: \N{MINUS SIGN}{format_eps(eps)}"
+    pictures = (
+        (image, f"image {values['index']}, class {values['label']}"),
+        (0.5 + perturbation / (2 * eps), f"perturbation by LM-PGD\n({scale})"),
+        (image + perturbation, "attacked image: misclassified"),
+    )
+    with saved_figure(stem, 7.6, 4.4, files) as page:
+        grid = page.add_gridspec(2, 3, height_ratios=(1, 1.5))
+        for k, (picture, title) in enumerate(pictures):
+            axis = page.add_subplot(grid[0, k])
             axis.imshow(picture.clip(0, 1).squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axis.set_title(title, fontsize=8)
             axis.set_axis_off()
-        axis = figure.add_subplot(grid[1, :])
-        for name, label, style, colour in (("pgd", "PGD", "--", BLUE), ("lm", "LM-PGD", "-", ORANGE)):
+        axis = page.add_subplot(grid[1, :])
+        for name, label, line, colour in (("pgd", "PGD", "--", BLUE), ("lm", "LM-PGD", "-", ORANGE)):
             loss, wrong = values[f"loss_{name}"], values[f"wrong_{name}"]
-            never = f"never wrong in {steps} steps" if wrong > steps else f"wrong from step {wrong}"
-            axis.plot(range(len(loss)), loss, style, color=colour, linewidth=1.8, label=f"{label}: {never}")
+            outcome = f"never wrong in {steps} steps" if wrong > steps else f"wrong from step {wrong}"
+            axis.plot(range(len(loss)), loss, line, color=colour, linewidth=1.8, label=f"{label}: {outcome}")
             if wrong <= steps:
                 axis.plot(wrong, loss[wrong], "D", color=colour, markeredgecolor="black", zorder=3)
         axis.set(xlabel="step of the attack", ylabel="cross-entropy (nats)", xlim=(-0.5, steps + 0.5))
         axis.legend()
-        figure.suptitle(f"PGD stalls and LM-PGD breaks through: {values['found']:,} of {found.n:,} images", fontsize=9)
+        page.suptitle(
+            f"PGD stalls, LM-PGD breaks the image: {values['broken_by_lm']:,} of {plural(figure.n, 'image')}",
+            fontsize=9,
+        )
 
 
-def _critical(found: Figure, values: dict[str, Any], stem: Path, made: list[Path]) -> None:
-    """Histograms of LPS and of PM, the critical images apart, each share of its own group."""
+def _critical_images(figure: Figure, values: dict[str, Any], stem: Path, files: list[Path]) -> None:
+    """Histograms of LPS and of PM, the critical images and the others as shares of their own group."""
     critical, steps = np.array(values["critical"]), values["steps"]
     edges = {"lps": np.arange(steps + 2) - 0.5, "pm": np.linspace(-1, 1, 22)}
-    with sheet(stem, 7.6, 3, made) as figure:
-        for axis, (name, label) in zip(
-            figure.subplots(1, 2), (("lps", f"LPS (steps of PGD-{steps})"), ("pm", "PM_adv (probability)")), strict=True
-        ):
-            middle, wide = (edges[name][1:] + edges[name][:-1]) / 2, np.diff(edges[name])
+    panels = (("lps", f"LPS (steps of PGD-{steps})"), ("pm", "PM_adv (probability)"))
+    with saved_figure(stem, 7.6, 3, files) as page:
+        for axis, (name, label) in zip(page.subplots(1, 2), panels, strict=True):
+            centres, widths = (edges[name][1:] + edges[name][:-1]) / 2, np.diff(edges[name])
             for group, colour, hatch, side in ((~critical, BLUE, "", -1), (critical, ORANGE, HATCH, 1)):
                 share = 100 * np.histogram(np.array(values[name])[group], edges[name])[0] / max(1, group.sum())
-                axis.bar(middle + side * wide * 0.2, share, wide * 0.4, color=colour, edgecolor="black", linewidth=0.4,
-                         hatch=hatch)  # fmt: skip
+                x = centres + side * widths * 0.2
+                axis.bar(x, share, widths * 0.4, color=colour, edgecolor="black", linewidth=0.4, hatch=hatch)
             axis.set(xlabel=label, ylabel="images of each group (%)")
-        figure.axes[0].set_xticks(range(steps + 1))
-        keys = [patch(BLUE, "", f"other images ({int((~critical).sum()):,})"),
-                patch(ORANGE, HATCH, f"critical images ({int(critical.sum()):,})")]  # fmt: skip
-        figure.legend(handles=keys, loc="outside lower center", ncols=2)
+        page.axes[0].set_xticks(range(steps + 1))
+        keys = [
+            legend_patch(BLUE, "", f"other images ({int((~critical).sum()):,})"),
+            legend_patch(ORANGE, HATCH, f"critical images ({int(critical.sum()):,})"),
+        ]
+        page.legend(handles=keys, loc="outside lower center", ncols=2)
 
 
-def _accuracies(found: Figure, values: dict[str, Any], stem: Path, made: list[Path]) -> None:
-    """A pair of bars per model with intervals."""
+def _accuracies(figure: Figure, values: dict[str, Any], stem: Path, files: list[Path]) -> None:
+    """A pair of bars for each model, with intervals."""
     rows = values["rows"]
-    models = list(dict.fromkeys(row["place"] for row in rows))
-    with sheet(stem, max(3.6, 1.8 + 1.2 * len(models)), 3.2, made) as figure:
-        axis = figure.subplots()
-        looks = {"pgd100": ("PGD-100", BLUE, "", -0.2), "cw": ("CW", ORANGE, HATCH, 0.2)}
+    places = list(dict.fromkeys(row["place"] for row in rows))
+    with saved_figure(stem, max(3.6, 1.8 + 1.2 * len(places)), 3.2, files) as page:
+        axis = page.subplots()
+        bars = {"pgd100": ("PGD-100", BLUE, "", -0.2), "cw": ("CW", ORANGE, HATCH, 0.2)}
         for row in rows:
-            _, colour, hatch, side = looks[row["attack"]]
-            at, height = models.index(row["place"]) + side, 100 * row["accuracy"]
-            axis.bar(at, height, 0.38, color=colour, hatch=hatch, edgecolor="black", linewidth=0.6)
-            axis.plot([at, at], [100 * row["low"], 100 * row["high"]], color="black", linewidth=1.2)
-            axis.text(at, 100 * row["high"] + 1, f"{height:.1f}", ha="center", fontsize=8)
+            _, colour, hatch, side = bars[row["attack"]]
+            x, height = places.index(row["place"]) + side, 100 * row["accuracy"]
+            axis.bar(x, height, 0.38, color=colour, hatch=hatch, edgecolor="black", linewidth=0.6)
+            axis.plot([x, x], [100 * row["low"], 100 * row["high"]], color="black", linewidth=1.2)
+            axis.text(x, 100 * row["high"] + 1, f"{height:.1f}", ha="center", fontsize=8)
         names = {row["place"]: row["model"] for row in rows}
-        axis.set_xticks(range(len(models)), [names[place] for place in models])
-        axis.set(ylabel=f"accuracy on {plural(found.n, 'image')} (%)", xlabel="model", ylim=(0, 105))
-        keys = [patch(colour, hatch, name) for name, colour, hatch, _ in looks.values()]
-        figure.legend(handles=keys, loc="outside lower center", ncols=2)
+        axis.set_xticks(range(len(places)), [names[place] for place in places])
+        axis.set(ylabel=f"accuracy on {plural(figure.n, 'image')} (%)", xlabel="model", ylim=(0, 105))
+        keys = [legend_patch(colour, hatch, name) for name, colour, hatch, _ in bars.values()]
+        page.legend(handles=keys, loc="outside lower center", ncols=2)
 
 
-def _along(found: Figure, values: dict[str, Any], stem: Path, made: list[Path]) -> None:
-    """PM of some images along their paths; where each is first wrong is where LPS looks."""
-    steps, shown = values["steps"], values["lps"]
-    reach = min(1.0, 1.3 * max(abs(value) for pm in values["pm"] for value in pm)) or 1.0
-    with sheet(stem, 6.4, 3.4, made) as figure:
-        axis = figure.subplots()
+def _pm_along_paths(figure: Figure, values: dict[str, Any], stem: Path, files: list[Path]) -> None:
+    """PM of several images along their attack paths; the dotted line is their common LPS."""
+    steps, lps = values["steps"], values["lps"]
+    limit = min(1.0, 1.3 * max(abs(value) for pm in values["pm"] for value in pm)) or 1.0
+    with saved_figure(stem, 6.4, 3.4, files) as page:
+        axis = page.subplots()
         axis.axhline(0, color=GREY, linewidth=0.8)
-        axis.axvline(shown, color=GREY, linestyle=":", linewidth=1.2)
-        axis.text(shown + 0.1, reach, f"LPS {shown} for all", va="top", fontsize=8)
+        axis.axvline(lps, color=GREY, linestyle=":", linewidth=1.2)
+        axis.text(lps + 0.1, limit, f"LPS {lps} for all", va="top", fontsize=8)
         for k, (index, pm) in enumerate(zip(values["images"], values["pm"], strict=True)):
-            mark, colour = MARKS[k % len(MARKS)]
-            axis.plot(range(steps + 1), pm, marker=mark, color=colour, linewidth=1, markersize=4,
-                      linestyle="-" if k < len(MARKS) else "--", label=f"image {index}: {pm[-1]:+.2f}")  # fmt: skip
+            marker, colour = MARKERS[k % len(MARKERS)]
+            line = "-" if k < len(MARKERS) else "--"
+            label = f"image {index}: {pm[-1]:+.2f}"
+            axis.plot(range(steps + 1), pm, line, marker=marker, color=colour, linewidth=1, markersize=4, label=label)
         axis.set(
             xlabel=f"iterate of PGD-{steps}",
             ylabel="PM (probability)",
-            ylim=(-1.05 * reach, 1.05 * reach),
+            ylim=(-1.05 * limit, 1.05 * limit),
             xticks=range(steps + 1),
         )
-        figure.legend(loc="outside right upper", title="PM_adv at the end")
+        page.legend(loc="outside right upper", title="PM_adv at the end")
 
 
-def _by_lps(found: Figure, values: dict[str, Any], stem: Path, made: list[Path]) -> None:
+def _pm_by_lps(figure: Figure, values: dict[str, Any], stem: Path, files: list[Path]) -> None:
     """Box plots of PM_nat and PM_adv by LPS."""
     lps, steps = np.array(values["lps"]), values["steps"]
-    with sheet(stem, 8.4, 3.3, made) as figure:
-        axes = figure.subplots(1, 2, sharey=True)
-        for axis, (name, label, colour) in zip(
-            axes, (("pm_nat", "PM_nat", BLUE), ("pm_adv", "PM_adv", ORANGE)), strict=True
-        ):
+    panels = (("pm_nat", "PM_nat", BLUE), ("pm_adv", "PM_adv", ORANGE))
+    with saved_figure(stem, 8.4, 3.3, files) as page:
+        axes = page.subplots(1, 2, sharey=True)
+        for axis, (name, label, colour) in zip(axes, panels, strict=True):
             axis.axhline(0, color=GREY, linewidth=0.8, linestyle=":")
             for k in range(steps + 1):
-                some = np.array(values[name])[lps == k]
-                if len(some) > 4:
-                    box(axis, some, k, colour, upright=True, width=0.6)
+                group = np.array(values[name])[lps == k]
+                if len(group) > 4:
+                    box_plot(axis, group, k, colour, vertical=True, width=0.6)
                 else:  # too few for quartiles
-                    axis.plot([k] * len(some), some, "o", color=colour, markeredgecolor="black", markersize=4)
+                    axis.plot([k] * len(group), group, "o", color=colour, markeredgecolor="black", markersize=4)
             counts = [f"{k}\n({int((lps == k).sum()):,})" for k in range(steps + 1)]
             axis.set_xticks(range(steps + 1), counts, fontsize=7)
-            axis.set(xlabel=f"LPS (steps of PGD-{steps}; number of images)", ylabel=f"{label} (probability)",
-                     xlim=(-0.6, steps + 0.6))  # fmt: skip
+            axis.set(
+                xlabel=f"LPS (steps of PGD-{steps}; number of images)",
+                ylabel=f"{label} (probability)",
+                xlim=(-0.6, steps + 0.6),
+            )
         axes[1].tick_params(labelleft=True)
         keys = [
-            patch("white", "", "quartiles, line: 5 to 95 %"),
-            dot("white", "single images, where there are 4 or fewer"),
+            legend_patch("white", "", "quartiles, line: 5 to 95 %"),
+            legend_dot("white", "single images, where there are 4 or fewer"),
         ]
-        figure.legend(handles=keys, loc="outside lower center", ncols=2)
+        page.legend(handles=keys, loc="outside lower center", ncols=2)
 
 
 DRAW: dict[str, Callable[[Figure, dict[str, Any], Path, list[Path]], None]] = {
-    "1a": _stalls, "1b": _critical, "1c": _accuracies, "2": _along, "4": _by_lps,
-}  # fmt: skip
+    "1a": _pgd_stalls,
+    "1b": _critical_images,
+    "1c": _accuracies,
+    "2": _pm_along_paths,
+    "4": _pm_by_lps,
+}
 
-
-CURVES = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "text.parse_math": False}
+ACCURACY_CURVES = (
+    ("val_nat", "natural, validation", BLUE, "-"),
+    ("train_nat", "natural, training", BLUE, ":"),
+    ("val_rob", "robust, validation", VERMILLION, "-"),
+    ("train_adv", "robust, training", VERMILLION, ":"),
+)
+LOSS_CURVES = (
+    ("train_loss", "total", "black", "-"),
+    ("train_weighted", "weighted part", VERMILLION, "--"),
+    ("train_plain", "plain part", BLUE, ":"),
+)
+WEIGHT_CURVES = (
+    ("train_right", "examples still right", BLUE, "-"),
+    ("train_wrong", "examples fooled", VERMILLION, "--"),
+)
 
 
 def draw_curves(folder: Path, title: str = "") -> Path | None:
-    """Accuracies, loss and weights by epoch; None where no epoch was finished."""
+    """Draw accuracies, loss and mean weights by epoch from a run's metrics.csv as curves.png; returns its path.
+
+    Returns None where no epoch is finished.
+    """
     rows = list(csv.DictReader(io.StringIO(read_text(folder / "metrics.csv"), newline="")))
     if not rows:
         return None
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with styled_figure(10, 3.4) as page:
+        accuracy, loss, weights = page.subplots(1, 3)
+        _plot_columns(accuracy, rows, ACCURACY_CURVES, factor=100)
+        accuracy.set(ylabel="accuracy (%)", ylim=(0, 100))
+        _plot_columns(loss, rows, LOSS_CURVES)
+        loss.set(ylabel="training loss", ylim=(0, None))
+        _plot_columns(weights, rows, WEIGHT_CURVES)
+        weights.axhline(1, color=GREY, linewidth=0.8)
+        weights.set(ylabel="mean weight", ylim=(0, None))
+        has_weights = _mark_burn_in(page.axes, rows)
+        if not has_weights:
+            text = "no weights:\nevery example has weight one"
+            weights.text(0.5, 0.5, text, ha="center", transform=weights.transAxes)
+        for axis in (accuracy, loss, *([weights] if has_weights else [])):
+            axis.legend()
+        page.suptitle(title, x=0.01, ha="left")
+        path = folder / "curves.png"
+        save_picture(page, path)
+    return path
+
+
+def _plot_columns(
+    axis: Any, rows: Sequence[Mapping[str, str]], curves: Sequence[tuple[str, str, str, str]], factor: float = 1.0
+) -> None:
+    """Plot columns of metrics.csv against the epoch; curves: (column, label, colour, line style)."""
     from matplotlib.ticker import MaxNLocator
 
     epochs = [int(row["epoch"]) + 1 for row in rows]
+    for column, label, colour, line in curves:
+        values = [float(row[column]) * factor if row[column] else float("nan") for row in rows]
+        axis.plot(epochs, values, line, color=colour, label=label, marker=".")
+    axis.set_xlabel("epoch")
+    axis.set_xlim(0.5, epochs[-1] + 0.5)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
-    def column(name: str, factor: float = 1.0) -> list[float]:
-        return [float(row[name]) * factor if row[name] else float("nan") for row in rows]
 
-    with styled(CURVES):
-        figure = Figure(figsize=(10, 3.4), layout="constrained", dpi=150)
-        FigureCanvasAgg(figure)
-        accuracy, loss, weights = figure.subplots(1, 3)
-        for name, label, colour, style in (
-            ("val_nat", "natural, validation", BLUE, "-"), ("train_nat", "natural, training", BLUE, ":"),
-            ("val_rob", "robust, validation", VERMILLION, "-"), ("train_adv", "robust, training", VERMILLION, ":"),
-        ):  # fmt: skip
-            accuracy.plot(epochs, column(name, 100), style, color=colour, label=label, marker=".")
-        accuracy.set(ylabel="accuracy (%)", ylim=(0, 100))
-        loss.plot(epochs, column("train_loss"), "-", color="black", label="total", marker=".")
-        loss.plot(epochs, column("train_weighted"), "--", color=VERMILLION, label="weighted part", marker=".")
-        loss.plot(epochs, column("train_plain"), ":", color=BLUE, label="plain part", marker=".")
-        loss.set(ylabel="training loss", ylim=(0, None))
-        weights.plot(epochs, column("train_right"), "-", color=BLUE, label="examples still right", marker=".")
-        weights.plot(epochs, column("train_wrong"), "--", color=VERMILLION, label="examples fooled", marker=".")
-        weights.axhline(1, color=GREY, linewidth=0.8)
-        weights.set(ylabel="mean weight", ylim=(0, None))
-        burn_in = [e for e, row in zip(epochs, rows, strict=True) if row["weights"] == "off"]
-        for axis in (accuracy, loss, weights):
-            axis.set_xlabel("epoch")
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-            axis.set_xlim(0.5, epochs[-1] + 0.5)
-            if burn_in and len(burn_in) < len(epochs):
-                axis.axvspan(0.5, burn_in[-1] + 0.5, color=GREY, alpha=0.15, linewidth=0, label="burn-in")
-        if len(burn_in) == len(epochs):
-            weights.text(0.5, 0.5, "no weights:\nevery example counts one", ha="center", transform=weights.transAxes)
-        for axis in (accuracy, loss, weights):
-            if axis is not weights or len(burn_in) < len(epochs):
-                axis.legend(frameon=False, fontsize=7)
-        figure.suptitle(title, x=0.01, ha="left")
-        path = folder / "curves.png"
-        atomic_write(path, lambda temporary: figure.savefig(temporary, format="png"))
-    return path
+def _mark_burn_in(axes: Sequence[Any], rows: Sequence[Mapping[str, str]]) -> bool:
+    """Shade the epochs without example weights; returns whether any epoch has weights."""
+    burn_in = [int(row["epoch"]) + 1 for row in rows if row["weights"] == "off"]
+    has_weights = len(burn_in) < len(rows)
+    if burn_in and has_weights:
+        for axis in axes:
+            axis.axvspan(0.5, burn_in[-1] + 0.5, color=GREY, alpha=0.15, linewidth=0, label="burn-in")
+    return has_weights

@@ -1,24 +1,24 @@
-"""HTML and SVG from values: whatever is not markup already is escaped, so no name in a file can become markup."""
+"""Build HTML and SVG; every text that is not `Html` is escaped, so no name in a file can become markup."""
 
 from __future__ import annotations
 
 from html import escape
 
-from robustmail.report.log_lines import printable
+from robustmail.runtime.untrusted import printable
 
 __all__ = ["Html", "table", "tag"]
 
-VOID = {"img", "meta", "br", "link"}  # these have no end
+VOID = {"img", "meta", "br", "link"}  # elements without an end tag
 
 
 class Html(str):
-    """Text that is markup already."""
+    """Text that is markup, which `tag` does not escape."""
 
     __slots__ = ()
 
 
 def tag(name: str, /, *inside: object, **attributes: object) -> Html:
-    """`<name attributes>inside</name>`; None is left out, `class_` is class, `aria_label` is aria-label."""
+    """Build `<name attributes>inside</name>`; None is left out, `class_` is class, `aria_label` is aria-label."""
     written = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(printable(str(value)))}"'
         for key, value in attributes.items()
@@ -31,7 +31,7 @@ def tag(name: str, /, *inside: object, **attributes: object) -> Html:
 
 
 def table(caption: str, heads: list[str], rows: list[list[object]], class_: str = "") -> Html:
-    """A table whose rows are headed by their first cell; a head `-graph` is a picture of the numbers beside it."""
+    """Build a table; the first cell of a row is its head. The column `-graph` draws the numbers beside it."""
     names = [("", "graph") if head == "-graph" else (head, None) for head in heads]
     head = tag(
         "tr", *(tag("th", name, scope="col", class_=kind) if name else tag("td", class_=kind) for name, kind in names)

@@ -1,4 +1,4 @@
-"""Records as plain lines: for a pipe, a log file, and whoever reads without colours."""
+"""Records as plain lines, for pipes, log files and terminals without colours."""
 
 from __future__ import annotations
 
@@ -16,19 +16,18 @@ from robustmail.records import (
     StepFinished,
     WaitingForFolder,
 )
-from robustmail.runtime.untrusted import printable
 from robustmail.text import duration, percent, plural
 
-__all__ = ["log_line", "printable"]
+__all__ = ["log_line"]
 
-LONG = 3 * 3600.0  # a CPU run beyond this deserves a word of warning
+LONG_RUN = 3 * 3600.0  # seconds; a longer run on a CPU gets a warning
 
 
 def log_line(record: Record) -> str:
-    """One record in a sentence or a few lines."""
+    """Format a record as one line or a few."""
     match record:
         case RunStarted():
-            return _begun(record)
+            return _run_started(record)
         case Forecast():
             return _forecast(record)
         case StepFinished():
@@ -57,29 +56,30 @@ def log_line(record: Record) -> str:
                 f"{record.correct} of {record.n}, {record.seconds:.1f} s"
             )
         case RunFinished():
-            before = " had been finished before; --fresh begins anew" if record.before else " finished"
-            said = f"{record.folder}:{before}" + (f"\nnote: {record.note}" if record.note else "")
+            state = " had been finished before; --fresh begins anew" if record.before else " finished"
+            line = f"{record.folder}:{state}" + (f"\nnote: {record.note}" if record.note else "")
             if record.epoch >= record.burn_in:
-                return said
+                return line
             burn_in = plural(record.burn_in, "epoch")
             return (
-                f"{said}\nnote: epoch {record.epoch + 1}, whose weights were chosen, lies in the burn-in of {burn_in}: "
-                "no example had been weighted yet"
+                f"{line}\nnote: the selected epoch, {record.epoch + 1}, lies in the burn-in of {burn_in}: "
+                "no example had a weight yet"
             )
         case WaitingForFolder():
-            return f"{record.folder}: another process is working in it; waiting for it"
+            return f"{record.folder}: another process is working in it; waiting"
         case CellStarted():
             return f"{record.number} of {record.of}: {record.name}"
         case CellFinished():
             return f"{record.name}: FAILED: {record.error}" if record.error else f"{record.name}: done"
 
 
-def _begun(record: RunStarted) -> str:
+def _run_started(record: RunStarted) -> str:
     train, validation, test = record.sizes
-    where = f", going on at epoch {record.epoch + 1}, step {record.step + 1}" if record.epoch or record.step else ""
-    where = ", trained already" if record.epoch == record.epochs else where
+    position = f", going on at epoch {record.epoch + 1}, step {record.step + 1}" if record.epoch or record.step else ""
+    position = ", trained already" if record.epoch == record.epochs else position
     return (
-        f"{record.name}: {record.model} ({record.parameters:,} parameters) on {record.data}, {record.device}{where}\n"
+        f"{record.name}: {record.model} ({record.parameters:,} parameters) on {record.data}, "
+        f"{record.device}{position}\n"
         f"{record.formula}\n"
         f"{train:,} images to train on, {validation:,} to validate, {test:,} to test; "
         f"{record.epochs} epochs of {record.steps} steps"
@@ -91,11 +91,12 @@ def _begun(record: RunStarted) -> str:
 def _forecast(record: Forecast) -> str:
     text = (
         f"forecast: {duration(record.training)} of training left ({record.per_step:.2f} s a step), "
-        f"then at most {duration(record.evaluation)} of evaluation, were every image to withstand"
+        f"then at most {duration(record.evaluation)} of evaluation (if no image is broken)"
     )
-    if record.on_cpu and record.training + record.evaluation / 3 > LONG:  # seldom more than a third withstands
+    seconds = record.training + record.evaluation / 3  # usually less than a third of the images stand
+    if record.on_cpu and seconds > LONG_RUN:
         text += (
-            "\nthat is long on a CPU. Ways out: a GPU; a narrow model (model=cifar_resnet18_w16); fewer epochs "
+            "\nthat is long on a CPU. To shorten it: a GPU; a narrow model (model=cifar_resnet18_w16); fewer epochs "
             "(epochs=10); fewer or weaker attacks (evaluate=nat,pgd20 test_size=1000); data='digits()' model=small_cnn"
         )
     return text

@@ -1,4 +1,4 @@
-"""The lab's findings, read back, and as a table."""
+"""Read the results of the margin lab and show them as tables."""
 
 from __future__ import annotations
 
@@ -10,35 +10,39 @@ from rich.table import Table
 from rich.text import Text
 
 from robustmail.errors import RunError
-from robustmail.evaluation.results import budget, undamaged
-from robustmail.margin_lab.results import Area, Estimate, Findings, Lab
-from robustmail.report.log_lines import printable
-from robustmail.runtime.untrusted import read_json
-from robustmail.text import percent, plural
+from robustmail.evaluation.results import undamaged
+from robustmail.margin_lab.results import Area, Estimate, Findings, LabResults
+from robustmail.runtime.untrusted import printable, read_json
+from robustmail.text import format_eps, percent, plural
 
 __all__ = ["lab_table", "read_lab"]
 
 
-def read_lab(folder: Path) -> Lab:
-    """What `robustmail margins` wrote; raises RunError where it is missing or damaged."""
+def read_lab(folder: Path) -> LabResults:
+    """Read the margins.json of a folder. Raises RunError: missing or damaged."""
     path = folder / "margins.json"
     if not path.is_file():
-        raise RunError(str(folder), "has no margins.json", "Pass a folder that robustmail margins wrote.")
-    return undamaged(path, lambda: Lab.of(read_json(path)))
+        raise RunError(str(folder), "no margins.json in it", "Pass a folder that robustmail margins wrote.")
+    return undamaged(path, lambda: LabResults.of(read_json(path)))
 
 
-def lab_table(lab: Lab) -> RenderableType:
-    """A row per margin in two tables, the best first; below them the areas, and what must be said with the numbers."""
+def lab_table(lab: LabResults) -> RenderableType:
+    """Two tables with a row per margin, the best first; below them the areas and notes on the numbers."""
     norm, eps = lab.spec["norm"], lab.spec["eps"]
-    title = printable(f"{lab.name}: {plural(lab.n, 'image')}, eps {budget(eps, norm)}, seed {lab.spec['seed']}")
-    shape = _table(title, "values", "other path\nsame end", "other\nend", "extra\npasses")
-    true = _table("a low margin foretells ...", "who is broken\nAUROC", "how far away\nrank correlation",
-                  "critical\nat maximum", "who is critical\nAUROC")  # fmt: skip
-    for found in lab.findings:
-        shape.add_row(*_shape(found))
-        if not found.wrong:
-            true.add_row(*_true(found, lab))
-    return Group(shape, true, *(Text(printable(text)) for text in _said(lab)))
+    title = printable(f"{lab.name}: {plural(lab.n, 'image')}, eps {format_eps(eps, norm)}, seed {lab.spec['seed']}")
+    values = _table(title, "values", "other path\nsame end", "other\nend", "extra\npasses")
+    predictions = _table(
+        "a low margin predicts ...",
+        "broken\nAUROC",
+        "small distance\nrank correlation",
+        "critical\nat maximum",
+        "critical\nAUROC",
+    )
+    for findings in lab.findings:
+        values.add_row(*_value_cells(findings))
+        if not findings.wrong:
+            predictions.add_row(*_prediction_cells(findings, lab))
+    return Group(values, predictions, *(Text(printable(note)) for note in _notes(lab)))
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -49,58 +53,58 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _shape(found: Findings) -> Iterator[RenderableType]:
-    yield Text(printable(found.margin))
-    cost = f"{found.cost.forward} + {found.cost.backward}"
-    if (some := found.continuity) is None:
-        yield from (Text(found.wrong, style="yellow"), "–", "–", cost)
+def _value_cells(findings: Findings) -> Iterator[RenderableType]:
+    yield Text(printable(findings.margin))
+    cost = f"{findings.cost.forward} + {findings.cost.backward}"
+    if (continuity := findings.continuity) is None:
+        yield from (Text(findings.wrong, style="yellow"), "–", "–", cost)
         return
-    how = [some.verdict, "path-dependent" if found.path_dependent else "", "random" if found.random else ""]
-    yield "\n".join([", ".join(filter(None, how)), f"{plural(some.distinct, 'value')}, {percent(some.ties)} tied"])
-    yield from (percent(found.spread["path"].rank), percent(found.spread["end"].rank), cost)
+    adjectives = [continuity.verdict]
+    adjectives += ["path-dependent"] * bool(findings.path_dependent) + ["random"] * bool(findings.random)
+    n_values = f"{plural(continuity.distinct, 'value')}, {percent(continuity.ties)} tied"
+    yield f"{', '.join(adjectives)}\n{n_values}"
+    yield from (percent(findings.spread["path"].rank), percent(findings.spread["end"].rank), cost)
 
 
-def _true(found: Findings, lab: Lab) -> Iterator[RenderableType]:
-    assert found.everywhere is not None
-    assert found.hidden is not None
-    tied = found.tied_with_best and found is not lab.findings[0]  # the best comes first
-    yield Text(printable(found.margin) + (" =" if tied else ""))
-    # Images that are wrong as they are all lie at distance 0, and flatter a margin of few values.
-    far = found.right.distance if found.right is not None else None
-    yield from (_estimate(found.everywhere.auroc), _estimate(far) if far else "–")
-    yield f"{found.hidden.critical_at_maximum} of {lab.critical}"
-    yield _estimate(found.hidden.auroc)
+def _prediction_cells(findings: Findings, lab: LabResults) -> Iterator[RenderableType]:
+    assert findings.everywhere is not None
+    assert findings.hidden is not None
+    is_tied = findings.tied_with_best and findings is not lab.findings[0]  # the best comes first
+    yield Text(printable(findings.margin) + (" =" if is_tied else ""))
+    yield _estimate(findings.everywhere.auroc)
+    # Over the correct images: all others have distance 0, which favours a margin with few values.
+    yield _estimate(findings.right.distance) if findings.right is not None else "–"
+    yield f"{findings.hidden.critical_at_maximum} of {lab.critical}"
+    yield _estimate(findings.hidden.auroc)
 
 
-def _estimate(some: Estimate) -> str:
-    if some.value is None:
+def _estimate(estimate: Estimate) -> str:
+    if estimate.value is None:
         return "–"
-    interval = "" if some.low is None else f"\n{some.low:.3f} – {some.high:.3f}"
-    return f"{some.value:.3f}{interval}"
+    interval = "" if estimate.low is None else f"\n{estimate.low:.3f} – {estimate.high:.3f}"
+    return f"{estimate.value:.3f}{interval}"
 
 
-def _said(lab: Lab) -> Iterator[str]:
-    """What the columns mean, in as few lines as will do."""
+def _notes(lab: LabResults) -> Iterator[str]:
+    """What the columns mean."""
     yield (
-        "Paths: by how much an example's rank changes, of all ranks, on another path to the same end, and at another "
-        "path's end."
+        "Other path, other end: mean change of an example's rank, in % of all ranks, with the trace or the end of "
+        "another attack path."
     )
     against = ", ".join(lab.spec["against"])
-    yield f"AUROC: does a low margin foretell who is broken by {against} or a path? 0.5 is guessing, 1 is always."
-    yield "How far away: rank correlation with the smallest distance that FAB finds, over the images that are right."
-    if any(found.tied_with_best for found in lab.findings[1:]):
-        yield "=: not to be told apart from the best AUROC at this n."
+    yield f"Broken: by {against} or an attack path. AUROC: 0.5 is guessing, 1 is always right."
+    yield "Distance: the smallest that FAB finds, over the images that are correct without an attack."
+    if any(findings.tied_with_best for findings in lab.findings[1:]):
+        yield "=: the difference to the best AUROC is not significant at this n."
     yield f"Areas: {'; '.join(map(_area, lab.areas))}."
-    yield (
-        f"Critical, standing under the training attack and not under the strongest: {lab.critical:,} of {lab.n:,}. "
-        "Passes: forward + backward, beside a training step of AT."
-    )
+    yield f"Critical: correct under the training attack, broken by another one: {lab.critical:,} of {lab.n:,}."
+    yield "Extra passes: forward + backward, added to a training step of AT."
     if lab.fab_missed:
         missed = plural(lab.fab_missed, "example")
         yield f"FAB missed {missed} that an attack breaks inside eps: its distances are upper bounds."
-    for found in lab.findings:
-        if found.everywhere and (auroc := found.everywhere.auroc).high is not None and auroc.high < 0.5:
-            yield f"{found.margin} is upside down: its high values need help. Turn its sign."
+    for findings in lab.findings:
+        if findings.everywhere and (auroc := findings.everywhere.auroc).high is not None and auroc.high < 0.5:
+            yield f"{findings.margin} is inverted: broken examples have high values. Change its sign."
 
 
 def _area(area: Area) -> str:

@@ -1,4 +1,4 @@
-"""report.html: an evaluation or a training run as one page that needs nothing else."""
+"""report.html: an evaluation or a training run as one page without external files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from robustmail.evaluation.results import (
     Ledger,
     Results,
     Verdict,
-    budget,
     read_ledger,
     read_results,
     undamaged,
@@ -25,17 +24,20 @@ from robustmail.report.html import Html, table, tag
 from robustmail.report.tables import BELIEVING
 from robustmail.runtime.files import atomic_write_text
 from robustmail.runtime.untrusted import read_bytes, verify_command
-from robustmail.text import duration, percent
+from robustmail.text import duration, format_eps, percent
 
 __all__ = ["write_page"]
 
-ROWS = 20  # of the table of classes; more of them are no picture
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # the page asks nobody for anything
+MAX_CLASSES = 20  # rows of the table of classes; results.json has all
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # no requests, no scripts
 SIGNS = {"green": "✓", "yellow": "!", "red": "✗", "grey": "?"}
 
 
 def write_page(folder: Path) -> Path:
-    """Write the folder's report.html; raises RunError where the folder's files are missing or damaged."""
+    """Write report.html into the folder of an evaluation or run; returns its path.
+
+    Raises RunError: results.json, ledger.csv or examples.safetensors is damaged, or there is no results.json.
+    """
     results, ledger = read_results(folder), read_ledger(folder)
     page = undamaged(folder / "results.json", lambda: _page(results, ledger, folder))
     path = folder / "report.html"
@@ -46,8 +48,8 @@ def write_page(folder: Path) -> Path:
 def _page(results: Results, ledger: Ledger | None, folder: Path) -> Html:
     sections = [
         _light(results), _attacks(results),
-        tag("div", _curve(results), _first(ledger), class_="pair"),
-        tag("div", _margins(results), _fates(ledger), class_="pair"),
+        tag("div", _curve(results), _broken_by(ledger), class_="pair"),
+        tag("div", _margins(results), _outcomes(ledger), class_="pair"),
         _classes(results), _examples(results, ledger, folder), _training(folder), _settings(results),
         _provenance(results, folder),
     ]  # fmt: skip
@@ -92,7 +94,7 @@ def _light(r: Results) -> Html | None:
     passed = None
     if light.examined:
         checks = tag("ul", *map(_check, light.examined), class_="flags")
-        passed = tag("details", tag("summary", f"checks that found nothing: {len(light.examined)}"), checks)
+        passed = tag("details", tag("summary", f"checks that found no problem: {len(light.examined)}"), checks)
     return _section(
         "Can the number be believed?",
         tag(
@@ -109,8 +111,8 @@ def _light(r: Results) -> Html | None:
 def _check(check: Check) -> Html:
     light = check.light if check.light in LIGHTS else "grey"
     name = tag("b", check.name, title=f"{BELIEVING}, section {check.name}")  # no link: the page may lie anywhere
-    what = "; ".join(filter(None, (check.measured, check.meaning))).rstrip(".")
-    return tag("li", tag("b", f"{SIGNS[light]} "), name, f" ({check.light}): {what}.", class_=f"flag {light}")
+    text = "; ".join(filter(None, (check.measured, check.meaning))).rstrip(".")
+    return tag("li", tag("b", f"{SIGNS[light]} "), name, f" ({check.light}): {text}.", class_=f"flag {light}")
 
 
 def _attacks(r: Results) -> Html | None:
@@ -130,52 +132,53 @@ def _attacks(r: Results) -> Html | None:
     )
 
 
-FAR = 6.0
-"""times the evaluated eps: beyond that a point is told, not drawn"""
+MAX_EPS_RATIO = 6.0
+"""A point of the curve at more than so many times the evaluated eps is mentioned, not drawn."""
 
 
 def _curve(r: Results) -> Html | None:
-    found = r.raw.get("curve")
-    if not found or not found.get("points"):
+    curve = r.raw.get("curve")
+    if not curve or not curve.get("points"):
         return None
-    points = [svg.Point(*(float(p[key]) for key in ("eps", "accuracy", "low", "high"))) for p in found["points"]]
+    points = [svg.Point(*(float(p[key]) for key in ("eps", "accuracy", "low", "high"))) for p in curve["points"]]
     quoted = None
-    if r.quoted and r.eps is not None:
+    if r.quoted:
         quoted = svg.Point(r.eps, r.quoted.accuracy, r.quoted.low, r.quoted.high)
-    says = f"Line: {found.get('attack', 'an attack')} on {found.get('n', '?')} images, with its 95 % interval."
-    far = [p for p in points if r.eps and p.eps > FAR * r.eps]  # would squeeze the rest into a corner
+    caption = f"Line: {curve.get('attack', 'an attack')} on {curve.get('n', '?')} images, with its 95 % interval."
+    far = [p for p in points if r.eps and p.eps > MAX_EPS_RATIO * r.eps]  # they would compress the rest
     points = [p for p in points if p not in far]
-    says += "".join(f" At eps {budget(p.eps, r.norm)} {percent(p.accuracy)} stand." for p in far)
+    caption += "".join(f" At eps {format_eps(p.eps, r.norm)} {percent(p.accuracy)} stand." for p in far)
     if quoted and r.quoted:
-        says += f" Dot: {r.quoted.name} on {r.quoted.n:,} images, at the eps that was evaluated."
-    figure = tag("figure", svg.curve(points, quoted, r.norm), tag("figcaption", says))
+        caption += f" Dot: {r.quoted.name} on {r.quoted.n:,} images, at the eps that was evaluated."
+    figure = tag("figure", svg.curve(points, quoted, r.norm), tag("figcaption", caption))
     return _section("Accuracy by eps", figure)
 
 
-def _first(ledger: Ledger | None) -> Html | None:
+def _broken_by(ledger: Ledger | None) -> Html | None:
     if not ledger or not ledger.verdicts:
         return None
-    by = Counter(v.broken_by for v in ledger.verdicts if v.fate == "broken")
-    fates = Counter(v.fate for v in ledger.verdicts)
-    counts = [("wrong as it is", fates["wrong"], "wrong")]
-    counts += [(name, by[name], "broken") for name in dict.fromkeys((*ledger.stages, *by))]
-    counts += [("stands", fates["stands"], "stands")]
+    broken_by = Counter(v.broken_by for v in ledger.verdicts if v.fate == "broken")
+    outcomes = Counter(v.fate for v in ledger.verdicts)
+    counts = [("wrong without attack", outcomes["wrong"], "wrong")]
+    counts += [(name, broken_by[name], "broken") for name in dict.fromkeys((*ledger.stages, *broken_by))]
+    counts += [("stands", outcomes["stands"], "stands")]
     n = len(ledger.verdicts)
     rows: list[list[object]] = [
         [name, svg.bar_chart(count / n, kind), f"{count:,}", percent(count / n)] for name, count, kind in counts
     ]
-    says = "Every image once: by the first that broke it, in the order of the attacks."
-    return _section("What broke the images", table(says, ["first broken by", "-graph", "images", "share"], rows))
+    caption = "Every image once: by the first attack that broke it, in the order of the attacks."
+    return _section("What broke the images", table(caption, ["first broken by", "-graph", "images", "share"], rows))
 
 
 def _classes(r: Results) -> Html | None:
-    found = sorted(r.raw.get("per_class") or (), key=lambda row: row["robust"])
+    classes = sorted(r.raw.get("per_class") or (), key=lambda row: row["robust"])
     rows: list[list[object]] = [
-        [_class(r, row["class"]), *_natural_and_robust(row), f"{row['n']:,}"] for row in found[:ROWS]
+        [_class(r, row["class"]), *_natural_and_robust(row), f"{row['n']:,}"] for row in classes[:MAX_CLASSES]
     ]
-    says = "The least robust classes first"
-    says += f"; {ROWS} of {len(found)}, the others are in results.json." if len(found) > ROWS else "."
-    return _natural_robust("By class", says, "class", rows)
+    caption = "The least robust classes first"
+    more = f"; {MAX_CLASSES} of {len(classes)}, the others are in results.json."
+    caption += more if len(classes) > MAX_CLASSES else "."
+    return _natural_robust("By class", caption, "class", rows)
 
 
 def _margins(r: Results) -> Html | None:
@@ -183,23 +186,24 @@ def _margins(r: Results) -> Html | None:
         [f"{row['low']:.2f} to {row['high']:.2f}".replace("-", "−"), *_natural_and_robust(row), f"{row['n']:,}"]
         for row in r.raw.get("margins") or ()
     ]
-    says = "How far the true class leads on the clean image, in quantiles: p(true) − max p(other)."
-    return _natural_robust("By margin", says, "clean margin", rows)
+    caption = "Quantiles of the margin on the clean image: p(true) − max p(other)."
+    return _natural_robust("By margin", caption, "clean margin", rows)
 
 
-def _fates(ledger: Ledger | None) -> Html | None:
+def _outcomes(ledger: Ledger | None) -> Html | None:
     if not ledger or not ledger.verdicts:
         return None
-    groups = {fate: [v.margin for v in ledger.verdicts if v.fate == fate] for fate in ("stands", "broken", "wrong")}
-    keys = _keys(stands="stands", broken="broken by an attack", wrong="wrong as it is")
-    return _section("Margins and fates", tag("figure", keys, svg.histogram(groups)))
+    names = ("stands", "broken", "wrong")
+    groups = {name: [v.margin for v in ledger.verdicts if v.fate == name] for name in names}
+    keys = _keys(stands="stands", broken="broken by an attack", wrong="wrong without attack")
+    return _section("Margins and outcomes", tag("figure", keys, svg.histogram(groups)))
 
 
-def _natural_robust(title: str, says: str, first: str, rows: list[list[object]]) -> Html | None:
+def _natural_robust(title: str, caption: str, first: str, rows: list[list[object]]) -> Html | None:
     if not rows:
         return None
     keys = _keys(natural="natural accuracy", robust="robust accuracy")
-    return _section(title, keys, table(says, [first, "-graph", "natural", "robust", "n"], rows))
+    return _section(title, keys, table(caption, [first, "-graph", "natural", "robust", "n"], rows))
 
 
 def _natural_and_robust(row: dict[str, Any]) -> tuple[object, ...]:
@@ -217,27 +221,28 @@ def _examples(r: Results, ledger: Ledger | None, folder: Path) -> Html | None:
     which = (
         f"{len(examples)} of {total:,} broken images, evenly spread over the set" if total > len(examples) else "All"
     )
-    says = (
+    caption = (
         f"{which}. From left to right: the original, the perturbation {scale} times larger around grey, "
-        "the two together as the model saw them."
+        "the attacked image."
     )
-    return _section("Broken images", tag("p", says, class_="quiet"), tag("div", *figures, class_="examples"))
+    return _section("Broken images", tag("p", caption, class_="quiet"), tag("div", *figures, class_="examples"))
 
 
 def _example(r: Results, example: Example, verdict: Verdict | None, scale: int) -> Html:
-    distance = example.distance(r.norm)
-    far = f"{255 * distance:.1f}/255 Linf" if r.norm == "linf" else f"{distance:.3g} {r.norm.capitalize()}"
-    true = became = "?"
-    by = "an attack"
+    distance = format_eps(example.distance(r.norm), r.norm)
+    true = predicted = "?"
+    attack = "an attack"
     if verdict:
-        true, by = _class(r, verdict.label), verdict.broken_by
-        became = "?" if verdict.broken_as is None else _class(r, verdict.broken_as)
+        true, attack = _class(r, verdict.label), verdict.broken_by
+        predicted = "?" if verdict.broken_as is None else _class(r, verdict.broken_as)
     images = (
         tag("img", src=png(example.original), alt=f"image {example.index}, {true}"),
-        tag("img", src=png(example.moved(scale), exact=True), alt=f"its perturbation, {scale} times larger"),
-        tag("img", src=png(example.broken), alt=f"the same image attacked, taken for {became}"),
+        tag("img", src=png(example.perturbation(scale), exact=True), alt=f"its perturbation, {scale} times larger"),
+        tag("img", src=png(example.broken), alt=f"the attacked image, classified as {predicted}"),
     )
-    caption = tag("figcaption", tag("b", f"{true} → {became}"), tag("br"), f"image {example.index}, {by}, {far}")
+    caption = tag(
+        "figcaption", tag("b", f"{true} → {predicted}"), tag("br"), f"image {example.index}, {attack}, {distance}"
+    )
     return tag("figure", tag("div", *images, class_="trio"), caption)
 
 
@@ -250,34 +255,34 @@ def _training(folder: Path) -> Html | None:
 
 
 def _settings(r: Results) -> Html | None:
-    spelt = [(row.name, row.settings) for row in r.rows if row.settings]
-    if not spelt:
+    settings_of = [(row.name, row.settings) for row in r.rows if row.settings]
+    if not settings_of:
         return None
-    lists = [tag("div", tag("h3", name), _facts(settings)) for name, settings in spelt]
-    return _section("Settings", tag("details", tag("summary", "Every attack spelt out"), *lists))
+    lists = [tag("div", tag("h3", name), _facts(settings)) for name, settings in settings_of]
+    return _section("Settings", tag("details", tag("summary", "Every attack with all parameters"), *lists))
 
 
 def _provenance(r: Results, folder: Path) -> Html:
     facts = {k: v for k, v in (r.raw.get("spec") or {}).items() if k not in ("eps", "norm")}
     data = {k: v for k, v in r.data.items() if k != "class_names"}
-    facts |= {"budget": budget(r.eps, r.norm), "weights": r.raw.get("weights")} | r.provenance
+    facts |= {"budget": format_eps(r.eps, r.norm), "weights": r.raw.get("weights")} | r.provenance
     facts |= {"data": data or facts.get("data"), "recipe": None, "text": None}
     recipe = r.provenance.get("recipe")
-    spelt = tag("details", tag("summary", "The recipe with every default"), _facts(recipe)) if recipe else None
+    recipe_details = tag("details", tag("summary", "The recipe with every default"), _facts(recipe)) if recipe else None
     command = tag("p", tag("code", verify_command(folder, r.raw.get("spec") or {})), class_="command")
-    verify = (tag("p", "Judge the stored examples again, without attacking:"), command)
-    return _section("Where it comes from", *(verify if r.kind == "evaluation" else ()), _facts(facts), spelt)
+    verify = (tag("p", "Classify the stored examples again, without attacking:"), command)
+    return _section("Where it comes from", *verify, _facts(facts), recipe_details)
 
 
 def _facts(facts: dict[str, Any]) -> Html:
-    pairs = ((name, _said(value)) for name, value in facts.items() if value not in (None, "", {}, []))
+    pairs = ((name, _as_text(value)) for name, value in facts.items() if value not in (None, "", {}, []))
     return tag("dl", *(part for name, text in pairs for part in (tag("dt", name), tag("dd", tag("code", text)))))
 
 
-def _said(value: Any) -> str:
+def _as_text(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_said(part)}" for name, part in value.items() if part not in (None, "", {}, []))
-    return ", ".join(map(_said, value)) if isinstance(value, list) else str(value)
+        return ", ".join(f"{name} {_as_text(part)}" for name, part in value.items() if part not in (None, "", {}, []))
+    return ", ".join(map(_as_text, value)) if isinstance(value, list) else str(value)
 
 
 def _section(title: str, *inside: object) -> Html:

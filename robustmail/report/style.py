@@ -1,4 +1,4 @@
-"""How figures look on paper: apart for the colour-blind and in black and white; PNG and SVG, the same bytes always."""
+"""Style of all figures: colours for colour-blind readers and for black and white; the same bytes for the same data."""
 
 from __future__ import annotations
 
@@ -14,75 +14,116 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "BLUE", "GREEN", "GREY", "HATCH", "MARKS", "ORANGE", "box", "dot", "patch", "pictures", "remove", "sheet",
-    "styled",
-]  # fmt: skip
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "HATCH",
+    "MARKERS",
+    "ORANGE",
+    "VERMILLION",
+    "box_plot",
+    "legend_dot",
+    "legend_patch",
+    "picture_paths",
+    "remove_pictures",
+    "save_picture",
+    "saved_figure",
+    "styled_figure",
+]
 
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#777777"  # of Okabe and Ito; unlike in grey too
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#777777"  # Okabe and Ito's; distinct in grey too
 VERMILLION = "#D55E00"  # for thin lines
 HATCH = "////"
-MARKS = (("o", BLUE), ("s", ORANGE), ("^", GREEN), ("D", "black"))
-FORMS: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+MARKERS = (("o", BLUE), ("s", ORANGE), ("^", GREEN), ("D", "black"))
+METADATA: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
 STYLE: dict[Any, Any] = {
-    "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none",
-    "svg.hashsalt": "robustmail", "text.parse_math": False, "hatch.linewidth": 0.6, "legend.frameon": False,
-    "legend.fontsize": 8, "axes.titlesize": 9,
-}  # fmt: skip
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9,
+    "hatch.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "robustmail",
+    "text.parse_math": False,
+}
 
 
-def pictures(stem: Path) -> list[Path]:
-    """The files of one picture."""
-    return [stem.with_name(f"{stem.name}.{form}") for form in FORMS]
+def picture_paths(stem: Path) -> list[Path]:
+    """List the files of a picture: stem.png and stem.svg."""
+    return [stem.with_name(f"{stem.name}.{form}") for form in METADATA]
 
 
-def remove(stem: Path) -> None:
-    """Remove a picture, lest an old one stay beside new numbers."""
-    for path in pictures(stem):
+def remove_pictures(stem: Path) -> None:
+    """Delete a picture, so that no old picture stays beside new numbers."""
+    for path in picture_paths(stem):
         path.unlink(missing_ok=True)
 
 
 @contextmanager
-def styled(style: dict[Any, Any]) -> Iterator[None]:
-    """Figures look so, whatever a matplotlibrc says: it may lie in the current folder, and it can start processes."""
+def styled_figure(width: float, height: float) -> Iterator[Figure]:
+    """Create a matplotlib figure of width x height inches; the style holds inside the `with` block.
+
+    A matplotlibrc is ignored: it may lie in the current folder, and it can start processes.
+    """
     import matplotlib
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(style)
-        yield
-
-
-@contextmanager
-def sheet(stem: Path, width: float, height: float, made: list[Path]) -> Iterator[Figure]:
-    """A figure of some inches, written to stem.png and stem.svg at the end; the paths are added to `made`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with styled(STYLE):
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
         figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
         FigureCanvasAgg(figure)
         yield figure
-        for path, (form, metadata) in zip(pictures(stem), FORMS.items(), strict=True):
-            atomic_write(path, partial(figure.savefig, format=form, metadata=metadata))
-            made.append(path)
 
 
-def box(axis: Any, values: Any, at: float, colour: str, upright: bool = False, width: float = 0.2) -> None:
-    """Quartiles as a box, 5 to 95 % as a line."""
-    axis.boxplot(values, positions=[at], widths=width, orientation="vertical" if upright else "horizontal",
-                 whis=(5, 95), showfliers=False, patch_artist=True, boxprops={"facecolor": colour, "linewidth": 0.8},
-                 medianprops={"color": "black", "linewidth": 1.5}, manage_ticks=False)  # fmt: skip
+@contextmanager
+def saved_figure(stem: Path, width: float, height: float, files: list[Path]) -> Iterator[Figure]:
+    """Create a figure and write it to stem.png and stem.svg at the end of the `with` block.
+
+    width, height: in inches.
+    files: the paths written are appended to it.
+    """
+    with styled_figure(width, height) as figure:
+        yield figure
+        for path in picture_paths(stem):
+            save_picture(figure, path)
+            files.append(path)
 
 
-def patch(colour: str, hatch: str, label: str) -> Any:
-    """A key for a filled shape."""
+def save_picture(figure: Figure, path: Path) -> None:
+    """Write a figure as .png or .svg, without date and version, so that equal figures are equal files."""
+    form = path.suffix[1:]
+    atomic_write(path, partial(figure.savefig, format=form, metadata=METADATA[form]))
+
+
+def box_plot(axis: Any, values: Any, position: float, colour: str, vertical: bool = False, width: float = 0.2) -> None:
+    """Draw quartiles as a box and the 5 to 95 % range as a line; width: of the box, in units of the axis."""
+    axis.boxplot(
+        values,
+        positions=[position],
+        widths=width,
+        orientation="vertical" if vertical else "horizontal",
+        whis=(5, 95),
+        showfliers=False,
+        patch_artist=True,
+        boxprops={"facecolor": colour, "linewidth": 0.8},
+        medianprops={"color": "black", "linewidth": 1.5},
+        manage_ticks=False,
+    )
+
+
+def legend_patch(colour: str, hatch: str, label: str) -> Any:
+    """A legend entry for a filled shape."""
     from matplotlib.patches import Patch
 
     return Patch(facecolor=colour, edgecolor="black", hatch=hatch, label=label, linewidth=0.6)
 
 
-def dot(colour: str, label: str) -> Any:
-    """A key for a point."""
+def legend_dot(colour: str, label: str) -> Any:
+    """A legend entry for a point."""
     from matplotlib.lines import Line2D
 
     return Line2D([], [], marker="o", linestyle="", color=colour, markeredgecolor="black", label=label)

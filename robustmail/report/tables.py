@@ -1,4 +1,4 @@
-"""A head, rows of texts and notes below them, for a terminal, Markdown or LaTeX."""
+"""Tables of results for a terminal, Markdown or LaTeX."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ from rich.text import Text
 
 from robustmail.evaluation.results import LIGHTS, Light, Results
 from robustmail.records import AttackResult, RunFinished
-from robustmail.report.log_lines import printable
+from robustmail.runtime.untrusted import printable
 from robustmail.text import percent
 
 __all__ = [
+    "BELIEVING",
     "TextTable",
     "as_latex",
     "as_markdown",
     "as_table",
-    "BELIEVING",
-    "COLOURS",
-    "results_table",
-    "evaluation_table",
     "comparison_table",
+    "evaluation_table",
     "light_lines",
+    "results_table",
 ]
 
+BELIEVING = "docs/believing.md"  # explains every check in a section with its name
+COLOURS = {"green": "green", "yellow": "yellow", "red": "red", "grey": "bright_black"}
 NUMBER = re.compile(r"[+−]?[\d,.]+( ±[\d.]+)?( [*=])?|\[[-\d., ]+\]|–|")
 
 
 @dataclass(frozen=True)
 class TextTable:
-    """Cells as texts; the first column names the rows. Control characters are taken out."""
+    """A table of texts with notes below it; the first column names the rows. Control characters are replaced."""
 
     head: list[str]
     body: list[list[str]]
@@ -49,23 +50,23 @@ class TextTable:
         object.__setattr__(self, "notes", list(map(printable, self.notes)))
 
 
-def as_markdown(grid: TextTable) -> str:
-    """A table of GitHub's Markdown, and the notes as a list."""
-    safe = [[re.sub(r"([\\`*_|<>\[\]~])", r"\\\1", cell) for cell in row] for row in (grid.head, *grid.body)]
-    rule = [":--", *["--:"] * (len(grid.head) - 1)]
+def as_markdown(table: TextTable) -> str:
+    """Format as a table of GitHub's Markdown, with the notes as a list."""
+    safe = [[re.sub(r"([\\`*_|<>\[\]~])", r"\\\1", cell) for cell in row] for row in (table.head, *table.body)]
+    rule = [":--", *["--:"] * (len(table.head) - 1)]
     lines = [f"| {' | '.join(row)} |" for row in (safe[0], rule, *safe[1:])]
-    notes = [re.sub(r"([\\`*_<>\[\]~])", r"\\\1", note) for note in grid.notes]
+    notes = [re.sub(r"([\\`*_<>\[\]~])", r"\\\1", note) for note in table.notes]
     return "\n".join(lines) + "\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
 
 
-def as_latex(grid: TextTable) -> str:
-    """A table of booktabs; the first note is its caption."""
+def as_latex(table: TextTable) -> str:
+    """Format as a LaTeX table with booktabs; the first note is its caption."""
     names = [
-        f"\\shortstack[r]{{{_tex(name)}}}".replace(" ", r"\\") if " " in name else _tex(name) for name in grid.head
+        f"\\shortstack[r]{{{_tex(name)}}}".replace(" ", r"\\") if " " in name else _tex(name) for name in table.head
     ]
-    cells = [[re.sub(r" \$\\pm\$([\d.]+)", r"$_{\\pm\1}$", _tex(cell)) for cell in row] for row in grid.body]
+    cells = [[re.sub(r" \$\\pm\$([\d.]+)", r"$_{\\pm\1}$", _tex(cell)) for cell in row] for row in table.body]
     rows = [" & ".join(row) + r" \\" for row in (names, *cells)]
-    about, *more = (note.rstrip(".") + "." for note in map(_tex, grid.notes))
+    about, *more = (note.rstrip(".") + "." for note in map(_tex, table.notes))
     return "\n".join(
         [
             r"% needs \usepackage{booktabs}",
@@ -73,7 +74,7 @@ def as_latex(grid: TextTable) -> str:
             r"\centering",
             rf"\caption{{{about}}}",
             r"\footnotesize\setlength{\tabcolsep}{3pt}",
-            rf"\begin{{tabular}}{{@{{}}l{'r' * (len(grid.head) - 1)}@{{}}}}",
+            rf"\begin{{tabular}}{{@{{}}l{'r' * (len(table.head) - 1)}@{{}}}}",
             r"\toprule", rows[0], r"\midrule", *rows[1:], r"\bottomrule",
             r"\end{tabular}",
             rf"\par\smallskip\raggedright\footnotesize {' '.join(more)}",
@@ -82,57 +83,50 @@ def as_latex(grid: TextTable) -> str:
     ) + "\n"  # fmt: skip
 
 
-def as_table(grid: TextTable, width: int | None = None) -> str:
-    """A table for a terminal, of its width if no other is given."""
-    table = Table(header_style="", box=SIMPLE_HEAD, pad_edge=False)
-    for i, name in enumerate(grid.head):
-        number = all(NUMBER.fullmatch(row[i]) for row in grid.body)
-        room = min(16, max((len(row[i]) for row in grid.body), default=0)) if i == 0 else None
-        table.add_column(Text(name), justify="right" if number else "left", overflow="fold", min_width=room)
-    for row in grid.body:
-        table.add_row(*map(Text, row))
+def as_table(table: TextTable, width: int | None = None) -> str:
+    """Format as a table for a terminal; width: in characters, by default the terminal's."""
+    rich_table = Table(header_style="", box=SIMPLE_HEAD, pad_edge=False)
+    for i, name in enumerate(table.head):
+        number = all(NUMBER.fullmatch(row[i]) for row in table.body)
+        min_width = min(16, max((len(row[i]) for row in table.body), default=0)) if i == 0 else None
+        rich_table.add_column(Text(name), justify="right" if number else "left", overflow="fold", min_width=min_width)
+    for row in table.body:
+        rich_table.add_row(*map(Text, row))
     console = Console(file=io.StringIO(), width=width, color_system=None)
-    console.print(table, *map(Text, grid.notes), sep="\n")
+    console.print(rich_table, *map(Text, table.notes), sep="\n")
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
-def _tex(text: str) -> str:
-    special = {c: f"\\{c}" for c in "&%$#_{}"} | {
-        "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
-        ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$", "–": "--", "−": "$-$", '"': r"\textquotedbl{}",
-    }  # fmt: skip
-    special |= {c: f"{{{c}}}" for c in "[]*"}  # after a line's end these would be its options
-    return "".join(special.get(c, c) for c in text)
-
-
-BELIEVING = "docs/believing.md"  # a section per check, under the check's name
-
-
-COLOURS = {"green": "green", "yellow": "yellow", "red": "red", "grey": "bright_black"}
-
-
-def results_table(done: RunFinished) -> Table:
-    """Accuracy per attack with its 95 % Wilson interval."""
-    return _table(f"test set, {done.weights} of epoch {done.epoch + 1}", done.rows)
+def results_table(record: RunFinished) -> Table:
+    """A run's accuracies under each attack with their 95 % Wilson intervals."""
+    return _table(f"test set, {record.weights} of epoch {record.epoch + 1}", record.rows)
 
 
 def evaluation_table(results: dict[str, Any], folder: Path = Path()) -> RenderableType:
-    """A results.json as a table, the sentence to quote, and the light with a line per flag.
+    """An evaluation as a table, the sentence to quote, caveats, and the light with a line per flag.
 
-    folder: where it lies; its name is that of results which have none. Raises RunError where it is no results.json.
+    results: content of a results.json.
+    folder: of the file; its name is used where the results have no name.
+
+    Raises RunError: not the content of a results.json.
     """
-    read = Results.of(results, folder)
-    table = _table(f"{read.name}: {read.setting}", read.attacks)
+    evaluation = Results.of(results, folder)
+    table = _table(f"{evaluation.name}: {evaluation.setting}", evaluation.attacks)
     table.add_section()
-    for row in read.rows[len(read.attacks) :]:
+    for row in evaluation.rows[len(evaluation.attacks) :]:
         table.add_row(*_cells(row))
-    said = [Text(printable(text)) for text in (f"{read.claim}.", *read.caveats)]
-    return Group(table, *said, *(light_lines(read.light) if read.light else ()))
+    notes = [Text(printable(text)) for text in (f"{evaluation.claim}.", *evaluation.caveats)]
+    return Group(table, *notes, *(light_lines(evaluation.light) if evaluation.light else ()))
 
 
 def comparison_table(rows: Iterable[Any], first: str, second: str, notes: Iterable[str]) -> RenderableType:
-    """Paired differences (`evaluation.compare.Compared`), each with its interval and a verdict in words."""
+    """Paired differences (`evaluation.compare.ComparedAttack`) as a table, each with its interval and a verdict.
+
+    rows: one for each attack that both evaluations ran.
+    first, second: names of the evaluations.
+    notes: sentences to print below the table.
+    """
     rows = list(rows)
     title = f"A: {printable(first)}\nB: {printable(second)}"
     table = Table(title=Text(title), title_justify="left", title_style="", header_style="")
@@ -141,36 +135,36 @@ def comparison_table(rows: Iterable[Any], first: str, second: str, notes: Iterab
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict")
     for row in rows:
-        found = row.paired
-        same = found.only_first + found.only_second == 0
-        verdict = "the same" if same else "tie" if found.tie else f"{'A' if found.difference > 0 else 'B'} is better"
-        difference, low, high = (f"{100 * v:+.1f}" for v in (found.difference, found.low, found.high))
-        cells = [percent(row.first), percent(row.second), f"{difference} [{low}, {high}]", f"{found.p:.2g}"]
+        paired = row.paired
+        is_same = paired.only_first + paired.only_second == 0
+        better = "A" if paired.difference > 0 else "B"
+        verdict = "the same" if is_same else "tie" if paired.tie else f"{better} is better"
+        difference, low, high = (f"{100 * v:+.1f}" for v in (paired.difference, paired.low, paired.high))
+        cells = [percent(row.first), percent(row.second), f"{difference} [{low}, {high}]", f"{paired.p:.2g}"]
         table.add_row(Text(printable(row.name)), *cells, verdict)
     ties = [row for row in rows if row.paired.tie]
-    said = [f"p is McNemar's, exact, on {rows[0].paired.n:,} images"] if rows else []
-    said += (
-        ["a tie at this n is what chance alone would do as well"] if any(row.paired.difference for row in ties) else []
-    )
-    said += [
-        f"{row.name}: about {row.needed:,} images would tell so small a difference, four times in five"
-        for row in ties if row.needed
-    ]  # fmt: skip
-    notes = [*said, *notes]
-    return Group(table, *(Text(printable(f"{note}.")) for note in notes))
+    own_notes = [f"p is McNemar's, exact, on {rows[0].paired.n:,} images"] if rows else []
+    if any(row.paired.difference for row in ties):
+        own_notes.append("tie: the difference is not significant at this n")
+    own_notes += [
+        f"{row.name}: about {row.needed:,} images would detect this difference with 80 % power"
+        for row in ties
+        if row.needed
+    ]
+    return Group(table, *(Text(printable(f"{note}.")) for note in (*own_notes, *notes)))
 
 
 def light_lines(light: Light) -> Iterable[RenderableType]:
-    """The light in words, and below it what every flag measured and where it is explained."""
+    """The light in words, and a line for every flag: what it measured and where it is explained."""
     gap = "" if light.gap is None else f"; {light.gap:.1f} points from the best PGD to the strongest attack"
     yield Text.assemble((f"light: {light.colour}", f"bold {COLOURS[light.colour]}"), f", {LIGHTS[light.colour]}{gap}")
     flags = Table.grid(padding=(0, 1))
     for flag in light.flags:
-        where = f"-> {BELIEVING}#{flag.name}"
-        what = "; ".join(filter(None, (flag.measured, flag.meaning)))
+        link = f"-> {BELIEVING}#{flag.name}"
+        text = "; ".join(filter(None, (flag.measured, flag.meaning)))
         flags.add_row(
             Text("!", style=f"bold {COLOURS.get(flag.light, '')}".strip()),
-            Text(printable(f"{flag.name} ({flag.light}): {what} {where}")),
+            Text(printable(f"{flag.name} ({flag.light}): {text} {link}")),
         )
     if light.flags:
         yield flags
@@ -190,3 +184,12 @@ def _cells(row: AttackResult) -> tuple[RenderableType, ...]:
     interval = f"{percent(row.low)} – {percent(row.high)}"
     name = Text(printable(row.name))  # a Text, because brackets in a str would be markup
     return name, percent(row.accuracy), interval, f"{row.correct} / {row.n}", f"{row.seconds:.1f}"
+
+
+def _tex(text: str) -> str:
+    special = {c: f"\\{c}" for c in "&%$#_{}"} | {
+        "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+        ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$", "–": "--", "−": "$-$", '"': r"\textquotedbl{}",
+    }  # fmt: skip
+    special |= {c: f"{{{c}}}" for c in "[]*"}  # LaTeX would read these as options of the line end before
+    return "".join(special.get(c, c) for c in text)

@@ -20,69 +20,73 @@ Callback = Callable[[list[float]], object]
 
 
 class DeferredReads:
-    """The questions of one step.
+    """The values that one step wants to read, kept on the device until the step is over.
 
-    broken: a number on the device that is 1 as soon as something was not `ok`, in this step or the one before, and
-    stays so; an optimiser that is told so leaves the weights alone. None as long as nobody said what is ok.
+    found_inf: scalar on the device, 1.0 once any check failed in this step or an earlier one. Passed to a fused
+    optimiser, which then skips its update. None if no check was made.
     """
 
-    def __init__(self, before: DeferredReads | None = None) -> None:
-        self.broken: Tensor | None = None if before is None else before.broken
-        self._asked: list[tuple[Tensor, Callback]] = []
-        self._answers: Tensor | None = None
-        self._arrived: torch.cuda.Event | None = None
+    def __init__(self, previous: DeferredReads | None = None) -> None:
+        self.found_inf: Tensor | None = None if previous is None else previous.found_inf
+        self._requests: list[tuple[Tensor, Callback]] = []
+        self._on_host: Tensor | None = None
+        self._copied: torch.cuda.Event | None = None
 
-    def ask(self, facts: Tensor, then: Callback, ok: Tensor | None) -> None:
-        """Put a question."""
-        self._asked.append((facts.detach().double(), then))
+    def add(self, values: Tensor, callback: Callback, ok: Tensor | None) -> None:
+        """Register values [n] to read, and the callback that takes them; ok: see `read_later`."""
+        self._requests.append((values.detach().double(), callback))
         if ok is not None:
-            bad = (~ok).float()
-            self.broken = bad if self.broken is None else torch.maximum(bad, self.broken)
+            failed = (~ok).float()
+            self.found_inf = failed if self.found_inf is None else torch.maximum(failed, self.found_inf)
 
     def send(self) -> None:
-        """Let the answers be brought as soon as they are there; no question comes after this."""
-        flat = torch.cat([facts for facts, _ in self._asked])
-        self._answers = flat.to("cpu", non_blocking=True)
+        """Start copying all values to the host, without waiting; nothing may be added afterwards."""
+        flat = torch.cat([values for values, _ in self._requests])
+        self._on_host = flat.to("cpu", non_blocking=True)
         if flat.is_cuda:
-            self._arrived = torch.cuda.Event()
-            self._arrived.record()
+            self._copied = torch.cuda.Event()
+            self._copied.record()
 
     def read(self) -> None:
-        """Wait for the answers and hand them out in the order of the questions; raises what they raise."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        assert self._answers is not None
-        for (_, then), answer in zip(self._asked, self._answers.split([len(f) for f, _ in self._asked]), strict=True):
-            then(answer.tolist())
+        """Wait for the copy, then call every callback in the order of `add`; raises what a callback raises."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        assert self._on_host is not None
+        parts = self._on_host.split([len(values) for values, _ in self._requests])
+        for (_, callback), part in zip(self._requests, parts, strict=True):
+            callback(part.tolist())
 
 
-_CURRENT: ContextVar[DeferredReads | None] = ContextVar("later", default=None)
+_CURRENT: ContextVar[DeferredReads | None] = ContextVar("deferred_reads", default=None)
 
 
 @contextmanager
-def defer_reads(later: DeferredReads | None) -> Iterator[None]:
-    """Inside, `read_later` puts its questions to `later`; None: they are answered at once."""
-    token = _CURRENT.set(later)
+def defer_reads(reads: DeferredReads | None) -> Iterator[None]:
+    """Inside, `read_later` adds to `reads` instead of reading; with None it reads at once."""
+    token = _CURRENT.set(reads)
     try:
         yield
     finally:
         _CURRENT.reset(token)
 
 
-def read_later(facts: Tensor, then: Callback, ok: Tensor | None = None) -> Tensor | None:
-    """then(the numbers in `facts`, [n]), now or later; it may raise.
+def read_later(values: Tensor, callback: Callback, ok: Tensor | None = None) -> Tensor | None:
+    """Call callback(list of the numbers in `values`, [n]): at once, or inside `defer_reads` after the step.
 
-    ok: whether all is well, as a tensor of one bool, for those who cannot wait for `then`. Returns `Later.broken`, or
-    None where the question has been answered.
+    values: tensor [n], on any device.
+    callback: takes a list of n floats; it may raise.
+    ok: tensor of one bool, False where the update must be skipped; for code that runs before the callback.
+
+    Returns `DeferredReads.found_inf`, or None where the callback has been called already.
     """
-    later = _CURRENT.get()
-    if later is None:
-        then(facts.tolist())
+    reads = _CURRENT.get()
+    if reads is None:
+        callback(values.tolist())
         return None
-    later.ask(facts, then, ok)
-    return later.broken
+    reads.add(values, callback, ok)
+    return reads.found_inf
 
 
 def to_device(device: torch.device, x: Tensor) -> Tensor:
-    """A tensor of the host on a device, sent without waiting for it."""
+    """Copy a tensor from the host to a device; to a GPU without waiting for the copy."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)

@@ -1,4 +1,4 @@
-"""Which device to work on."""
+"""Choice of the torch device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ __all__ = ["pick_device"]
 
 
 def pick_device(name: str) -> torch.device:
-    """The first GPU for "auto", or the CPU. Raises DeviceError for one that is not there."""
+    """The torch device of a name; "auto": the first GPU, or the CPU where there is none.
+
+    Raises DeviceError for a device that this machine does not have, and for kinds other than CPU and CUDA.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

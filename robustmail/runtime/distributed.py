@@ -1,8 +1,9 @@
-"""One run in several processes, each with its share of every batch, that together compute what one would.
+"""Data-parallel training: several processes compute together what one process would compute.
 
-torchrun starts them; each holds the whole data set and the whole model. A batch is cut into one share for each,
-attacked and reckoned there, and the gradients are summed. Whatever looks at a batch as a whole sees all of it: the mean
-of the loss, weights of mean one, BatchNorm's statistics, and the noise of an attack, drawn for all and then cut.
+torchrun starts the processes; each holds the whole data set and the whole model. Each process attacks its rows of every
+batch (its shard) and computes their loss, and the gradients are summed. Operations on a whole batch see all its rows:
+the mean of the loss, weights with mean one, BatchNorm's statistics, and the noise of an attack, which is drawn for the
+whole batch and then sliced.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
-from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from robustmail.errors import DeviceError, RobustmailError, RunError, in_brief
 from robustmail.runtime.devices import pick_device
-from robustmail.runtime.rng import patched_random
+from robustmail.runtime.rng import patched, patched_random
 
 __all__ = [
     "alike",
@@ -46,59 +46,60 @@ _BATCH_NORM = torch.nn.functional.batch_norm  # torch's own, which is replaced f
 
 
 class BatchShard(NamedTuple):
-    """What this process has of a batch of `n`."""
+    """The rows of a batch of `n` that this process works on."""
 
     n: int
     rows: slice
 
 
-_CURRENT: ContextVar[BatchShard | None] = ContextVar("share", default=None)
+_CURRENT: ContextVar[BatchShard | None] = ContextVar("shard", default=None)
 
 
 def world_size() -> int:
-    """How many processes the run has."""
+    """Number of processes in the group; 1 without torchrun."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
+    """Number of this process in the group, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def is_main_process() -> bool:
-    """Is this the process that writes and shows?"""
+    """True on rank 0, the process that writes files and prints."""
     return rank() == 0
 
 
 def speaks() -> bool:
-    """Is this the one of torchrun's processes that speaks for all? Also where they have not met, or have parted."""
+    """True on torchrun's rank 0; unlike `is_main_process`, also before and after the process group exists."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 @contextmanager
 def process_group(device: str = "auto", patience: timedelta = timedelta(minutes=30)) -> Iterator[None]:
-    """Be one of torchrun's processes inside the block: NCCL and a GPU each, or gloo on the CPU; else do nothing.
+    """Join torchrun's process group inside the block: NCCL with one GPU each, or gloo on the CPU; else do nothing.
 
-    patience: how long to wait for a process that lives but does not answer.
-    Raises DeviceError where there are fewer GPUs than processes, RunError where the others are not to be found.
+    patience: timeout for a process that lives but does not answer.
+
+    Raises DeviceError where there are fewer GPUs than processes, RunError where the other processes do not answer.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or world_size() > 1:
         yield
         return
-    where = pick_device(device)
-    if where.type == "cuda":
-        here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
-        if where.index is not None or here > gpus:
-            wrong = f"{here} processes on this machine, one GPU each, but {gpus} GPUs"
+    chosen = pick_device(device)
+    if chosen.type == "cuda":
+        local_world_size, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+        if chosen.index is not None or local_world_size > gpus:
+            wrong = f"{local_world_size} processes on this machine, one GPU each, but {gpus} GPUs"
             raise DeviceError(f"device={device!r}", wrong, "Use device=cuda and as many processes, or device=cpu.")
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    backend = "nccl" if where.type == "cuda" else "gloo"
+    backend = "nccl" if chosen.type == "cuda" else "gloo"
     with _peer_errors():
         dist.init_process_group(backend, timeout=patience)
     try:
         yield
         with _peer_errors():
-            dist.barrier()  # or one that is still listening would hear the line go dead
+            dist.barrier()  # a process that is still receiving must not see the connection close
     except BaseException:
         if backend == "gloo":  # whose threads must end before Python does; NCCL would wait for the others
             dist.destroy_process_group()
@@ -108,9 +109,10 @@ def process_group(device: str = "auto", patience: timedelta = timedelta(minutes=
 
 @contextmanager
 def shard_batch(n: int) -> Iterator[slice]:
-    """Inside, this process works on its rows of a batch of n, which are yielded; alone, on all of them.
+    """Inside, this process works on its rows of a batch of n images; yields them as a slice (all with one process).
 
-    Raises RunError for fewer rows than processes.
+    Random tensors and BatchNorm statistics are then those of the whole batch. Raises RunError for fewer rows than
+    processes.
     """
     if world_size() == 1:
         yield slice(0, n)
@@ -119,42 +121,44 @@ def shard_batch(n: int) -> Iterator[slice]:
         raise RunError(
             f"torchrun (given {world_size()} processes)", f"a batch of {n} has no row for each", "Use fewer."
         )
-    share = BatchShard(n, slice(rank() * n // world_size(), (rank() + 1) * n // world_size()))
-    token = _CURRENT.set(share)
+    shard = BatchShard(n, slice(rank() * n // world_size(), (rank() + 1) * n // world_size()))
+    token = _CURRENT.set(shard)
     try:
         with ExitStack() as stack:
-            stack.enter_context(patched_random(_draw_for_shard(share)))
-            stack.enter_context(mock.patch.object(torch.nn.functional, "batch_norm", _batch_norm))
-            yield share.rows
+            stack.enter_context(patched_random(_draw_for_shard(shard)))
+            stack.enter_context(patched(torch.nn.functional, batch_norm=_batch_norm))
+            yield shard.rows
     finally:
         _CURRENT.reset(token)
 
 
 def gather_batch(values: Tensor) -> Tensor:
-    """[b, ...] of this process's rows -> [B, ...] of the whole batch, without a gradient."""
-    share = _CURRENT.get()
-    if share is None:
+    """Gather the rows of all processes: [b, ...] of this process's shard -> [B, ...], without gradient."""
+    shard = _CURRENT.get()
+    if shard is None:
         return values
-    whole = values.new_zeros(share.n, *values.shape[1:], dtype=_reducible_dtype(values.dtype))
-    whole[share.rows] = values.detach().to(whole.dtype)
+    whole = values.new_zeros(shard.n, *values.shape[1:], dtype=_reducible_dtype(values.dtype))
+    whole[shard.rows] = values.detach().to(whole.dtype)
     return all_reduce_sum(whole)[0].to(values.dtype)
 
 
 def local_rows(values: Tensor) -> Tensor:
-    """[B, ...] of the whole batch -> [b, ...] of this process's rows."""
-    share = _CURRENT.get()
-    return values if share is None else values[share.rows]
+    """The rows of this process's shard: [B, ...] -> [b, ...]."""
+    shard = _CURRENT.get()
+    return values if shard is None else values[shard.rows]
 
 
 def global_mean(values: Tensor) -> Tensor:
-    """This process's part of the mean over the whole batch: the parts, and their gradients, are summed later."""
-    share = _CURRENT.get()
-    return values.mean() if share is None else values.sum() / share.n
+    """sum of values [b] / B: this process's part of the batch mean. The parts and their gradients are summed later."""
+    shard = _CURRENT.get()
+    return values.mean() if shard is None else values.sum() / shard.n
 
 
 def all_reduce_sum(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The sums of tensors over all processes, the same bits in each; a perturbation of the weights needs it for its
-    gradient. Alone, the tensors themselves."""
+    """All-reduce (sum) the tensors over all processes, to the same bits in each; with one, return them unchanged.
+
+    A perturbation of the weights calls it for its gradients.
+    """
     if world_size() == 1:
         return tensors
     flat = torch.cat([t.detach().flatten() for t in tensors])
@@ -165,45 +169,45 @@ def all_reduce_sum(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 def all_gather_lists(values: list[T]) -> list[T]:
-    """The lists of all processes, one after the other."""
+    """Concatenate the lists of all processes, in the order of their ranks."""
     if world_size() == 1:
         return values
-    found: list[list[T]] = [[] for _ in range(world_size())]
+    gathered: list[list[T]] = [[] for _ in range(world_size())]
     with _peer_errors():
-        dist.all_gather_object(found, values)
-    return [value for part in found for value in part]
+        dist.all_gather_object(gathered, values)
+    return [value for part in gathered for value in part]
 
 
 def from_main_process(work: Callable[[], T]) -> T:
-    """What the first process finds, for all of them; nobody goes on before. Its RobustmailError is raised in all."""
-    answer: T = _shared(lambda: work() if is_main_process() else None)[0]
-    return answer
+    """Run `work` on rank 0 and broadcast its result; a RobustmailError that it raises is raised in all processes."""
+    result: T = _results(lambda: work() if is_main_process() else None)[0]
+    return result
 
 
 def alike(work: Callable[[], T]) -> T:
-    """What each process finds by itself; where one raises a RobustmailError, all do, and the first one says it."""
-    found: list[T] = []
-    _shared(lambda: found.append(work()))
-    return found[0]
+    """Run `work` in each process and return its own result; a RobustmailError of one is raised in all processes."""
+    own: list[T] = []
+    _results(lambda: own.append(work()))
+    return own[0]
 
 
-def _shared(work: Callable[[], Any]) -> list[Any]:
-    """What all processes find, or the RobustmailError of one of them."""
-    said: tuple[Any, RobustmailError | None]
+def _results(work: Callable[[], Any]) -> list[Any]:
+    """The result of every process, or the first RobustmailError of one."""
+    outcome: tuple[Any, RobustmailError | None]
     try:
-        said = (work(), None)
+        outcome = (work(), None)
     except RobustmailError as error:
-        said = (None, error)
-    every = all_gather_lists([said])
-    if wrong := next((error for _, error in every if error is not None), None):
-        wrong.told = not is_main_process()
-        raise wrong
-    return [answer for answer, _ in every]
+        outcome = (None, error)
+    outcomes = all_gather_lists([outcome])
+    if failure := next((error for _, error in outcomes if error is not None), None):
+        failure.is_reported_by_peer = not is_main_process()
+        raise failure
+    return [result for result, _ in outcomes]
 
 
 @contextmanager
 def main_process_first() -> Iterator[None]:
-    """The first process goes through the block before the others do: for what only one may download."""
+    """Rank 0 runs the block before the other processes do, so that only one downloads a data set."""
     if world_size() > 1 and not is_main_process():
         from_main_process(lambda: None)
     yield
@@ -212,13 +216,13 @@ def main_process_first() -> Iterator[None]:
 
 
 def process_label() -> str:
-    """ "process 1 of 2", as torchrun has it, or nothing."""
+    """Label such as "process 1 of 2"; empty without torchrun."""
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     return f"process {int(os.environ.get('RANK', '0')) + 1} of {processes}" if processes > 1 else ""
 
 
 class _AllReduceSum(torch.autograd.Function):
-    """The sum over all processes; the gradient of a sum that all use is the sum of what each makes of it."""
+    """Differentiable all-reduce (sum): every process uses the sum, so its gradient is the sum of theirs."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -234,7 +238,7 @@ def _batch_norm(
     x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
     bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
-    """BatchNorm by the mean and variance of all processes' rows. torch's own SyncBatchNorm is for GPUs only."""
+    """torch's batch_norm with mean and variance over the rows of all processes; SyncBatchNorm is for GPUs only."""
     if not training:
         return _BATCH_NORM(x, running_mean, running_var, weight, bias, training, momentum, eps)
     z = x if x.dtype == torch.float64 else x.float()
@@ -253,18 +257,18 @@ def _batch_norm(
     return (out if bias is None else out + bias.view(column)).to(x.dtype)
 
 
-def _draw_for_shard(share: BatchShard) -> Callable[..., Tensor]:
-    """Noise for a share is drawn for the whole batch; other shapes are drawn alike in all processes."""
-    rows = share.rows.stop - share.rows.start
+def _draw_for_shard(shard: BatchShard) -> Callable[..., Tensor]:
+    """For `patched_random`: noise with a row per image is drawn for the whole batch, other shapes alike everywhere."""
+    rows = shard.rows.stop - shard.rows.start
 
-    def draw(how: Callable[..., Tensor], shape: tuple[int, ...], like: Tensor | None, **options: Any) -> Tensor:
+    def draw(sampler: Callable[..., Tensor], shape: tuple[int, ...], like: Tensor | None, **options: Any) -> Tensor:
         if "generator" in options or not shape or shape[0] != rows:
-            return how(shape, **(options if like is None else {"device": like.device, "dtype": like.dtype}))
+            return sampler(shape, **(options if like is None else {"device": like.device, "dtype": like.dtype}))
         if like is None:
-            return how((share.n, *shape[1:]), **options)[share.rows]
-        # torch fills memory in order, so the whole batch must lie there as these rows do: channels last, often.
-        whole = torch.empty_strided((share.n, *shape[1:]), like.stride(), dtype=like.dtype, device=like.device)
-        return how(whole.shape, out=whole)[share.rows]
+            return sampler((shard.n, *shape[1:]), **options)[shard.rows]
+        # torch fills memory in order, so the whole batch needs the memory format of these rows, often channels last.
+        whole = torch.empty_strided((shard.n, *shape[1:]), like.stride(), dtype=like.dtype, device=like.device)
+        return sampler(whole.shape, out=whole)[shard.rows]
 
     return draw
 
@@ -277,7 +281,7 @@ def _reducible_dtype(dtype: torch.dtype) -> torch.dtype:
 def _peer_errors() -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # gloo's and NCCL's, by no other name
+    except RuntimeError as error:  # gloo and NCCL raise no more specific one
         raise RunError(
             process_label(), f"another process of this run does not answer ({in_brief(error)})",
             "Look for its own message. What was saved last stays; the same command goes on from there.",

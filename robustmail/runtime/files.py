@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, and none outside of the folder that was named."""
+"""Atomic writes, folder checks and folder locks; nothing is written outside the folder that was named."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ __all__ = [
 ]
 
 SIGNS = {"run": "state.pt", "evaluation": "ledger.csv", "lab": "margins.json"}
-"""The file by which a folder of each kind is known; what another kind wrote is never mixed with it."""
+"""The file that marks a folder of each kind; results of different kinds are never mixed in one folder."""
 _MARK = ".robustmail-"
 _LEFT = re.compile(re.escape(_MARK) + r"\w{8}\.tmp$")
-"""How the names of temporary files end: no two writers share one, and what a killed one left is known as ours."""
+"""Ending of temporary file names: unique per writer, and recognisable after a writer was killed."""
 _UNLOCKED = ("report.html", "curves.png")
-"""Files that may be under way while another process has the lock."""
+"""Files that are written without the lock."""
 
 
 def atomic_write(path: Path, fill: Callable[[Path], Any]) -> None:
-    """Let `fill` write a temporary file beside `path`, then put it in its place at once.
+    """Call fill(temporary path beside `path`), then rename the temporary file to `path`.
 
-    A reader, and a process killed at any moment, sees the old file or the new one; a symbolic link is replaced, not
-    followed. Raises RunError where the disk is full or the folder cannot be written; the old file stays.
+    Readers see the old file or the new one, also after a kill; a symbolic link is replaced, not followed. Raises
+    RunError where the disk is full or the folder cannot be written; the old file stays.
     """
     temporary = None
     try:
@@ -53,9 +53,9 @@ def atomic_write(path: Path, fill: Callable[[Path], Any]) -> None:
         fill(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_UMASK)  # safetensors and mkstemp write for the owner's eyes alone
+        os.chmod(temporary, 0o666 & ~_UMASK)  # safetensors and mkstemp give no rights to group and others
         os.replace(temporary, path)
-    except Exception as error:  # torch's and safetensors' writers have errors of their own for a full disk
+    except Exception as error:  # torch and safetensors raise errors of their own for a full disk
         raise RunError(
             str(path), f"cannot be written ({in_brief(error)})",
             "Free some space or pass --out DIR; the same command then goes on from the last saved state.",
@@ -76,7 +76,7 @@ def atomic_write_json(path: Path, value: Any) -> None:
 
 
 def append(path: Path, text: str) -> None:
-    """Write to the end of a file; raises RunError where that is a link or no file, or the disk is full."""
+    """Append to a text file. Raises RunError where it is a link or no regular file, or the disk is full."""
     with opened(path, os.O_WRONLY | os.O_APPEND) as number:
         try:
             with open(number, "a", encoding="utf-8", closefd=False) as file:
@@ -87,7 +87,7 @@ def append(path: Path, text: str) -> None:
 
 @contextmanager
 def opened(path: Path, flags: int) -> Iterator[int]:
-    """The descriptor of a file of ours, made if it is missing; neither a link nor a pipe is followed."""
+    """Yield the descriptor of a regular file, created if missing. Raises RunError for a link, a pipe or a device."""
     flags |= os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
         number = os.open(path, flags, 0o666)
@@ -103,7 +103,7 @@ def opened(path: Path, flags: int) -> Iterator[int]:
 
 
 def make_folder(folder: Path, ours: Iterable[str] | None = None, kind: str = "") -> None:
-    """Make a folder, or see that `ours` may be written into it (raises RunError as `check_folder`)."""
+    """Create a folder if needed; with `ours`, check that these files may be written (raises as `check_folder`)."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -113,17 +113,23 @@ def make_folder(folder: Path, ours: Iterable[str] | None = None, kind: str = "")
 
 
 def check_folder(folder: Path, ours: Iterable[str], kind: str) -> None:
-    """May files of these names be written in an existing folder of that kind? Whatever else lies in it stays.
+    """Check that files of these names may be written into an existing folder.
 
-    Raises RunError for a folder of another kind, and for files of these names in one that is none of ours.
+    folder: an existing folder; files of other names in it are ignored, and stay.
+    ours: names that would be written.
+    kind: of the results, a key of SIGNS.
+
+    Raises RunError for a folder of another kind, and where files of these names are not robustmail's.
     """
     try:
         names = {path.name for path in folder.iterdir()}
     except OSError as error:
         raise RunError(str(folder), f"cannot be read ({error.strerror})", "Pass another --out.") from error
-    if others := [f"{sign}, an {other}'s" if other == "evaluation" else f"{sign}, a {other}'s"
-                  for other, sign in SIGNS.items() if sign in names and other != kind]:  # fmt: skip
-        raise RunError(str(folder), f"is no {kind}'s: it holds {others[0]}", "Pass another --out.")
+    of_a_run = kind == "run" and bool(names & {SIGNS["run"], "recipe.json"})  # which ends in an evaluation
+    for other, sign in SIGNS.items():
+        if sign in names and other != kind and not (of_a_run and other == "evaluation"):
+            article = "an" if other == "evaluation" else "a"
+            raise RunError(str(folder), f"is no {kind}'s: it holds {sign}, {article} {other}'s", "Pass another --out.")
     taken = sorted(names & {*ours} - {"lock"})
     if taken and not _is_lock(folder / "lock") and SIGNS.get(kind) not in names:
         wrong = f"holds {', '.join(taken[:3])}, which would be overwritten, but no {kind}"
@@ -131,7 +137,7 @@ def check_folder(folder: Path, ours: Iterable[str], kind: str) -> None:
 
 
 def remove(folder: Path, names: Iterable[str]) -> None:
-    """Delete files of ours, and what writers of them that were killed have left; nothing else."""
+    """Delete the files of these names, and temporary files that killed writers of them have left."""
     names = list(names)
     for name in names:
         (folder / name).unlink(missing_ok=True)
@@ -145,19 +151,19 @@ def _leftovers(folder: Path) -> list[Path]:
 
 
 def _is_lock(path: Path) -> bool:
-    """A lock of ours is an empty file."""
+    """Our lock is an empty regular file."""
     try:
-        found = path.lstat()
+        info = path.lstat()
     except OSError:
         return False
-    return stat.S_ISREG(found.st_mode) and found.st_size == 0
+    return stat.S_ISREG(info.st_mode) and info.st_size == 0
 
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[None]:
-    """Only one process at a time works in a folder; the lock falls with the process, however it ends.
+    """Lock a folder for this process inside the block; the system releases the lock when the process ends.
 
-    Raises InUseError where another one does.
+    Raises InUseError where another process holds the lock.
     """
     try:
         import fcntl
@@ -171,7 +177,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
             raise InUseError(
                 str(folder), "another process is working in it", "Wait for it, or pass another --out."
             ) from error
-        for path in _leftovers(folder):  # of writers that were killed: those of now have no lock
+        for path in _leftovers(folder):  # of killed writers: a living one would hold the lock
             if _LEFT.sub("", path.name) not in _UNLOCKED:
                 path.unlink(missing_ok=True)
         yield

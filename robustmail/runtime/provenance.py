@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, commit, hardware, date."""
+"""Provenance of a result: versions, commit, hardware, date."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ __all__ = ["provenance"]
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
-    """Plain values that go with every result."""
+    """Plain values that are stored with every result: versions, commit, hardware, date."""
     return {"versions": _versions(), "commit": _commit(), "hardware": _hardware(device),
             "date": time.strftime("%Y-%m-%dT%H:%M:%S%z")}  # fmt: skip
 
 
 @cache
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     art = "adversarial-robustness-toolbox"
     for package in ("robustmail", "torch", "torchvision", "torchattacks", art, "timm", "numpy"):
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            versions[package] = "not installed"
+    return versions
 
 
-@cache  # the code that runs is the one that was there at first
+@cache  # the code that runs is that of the first call, whatever is checked out later
 def _commit() -> str | None:
-    """The commit of this checkout, with a + where it has changes; None outside one.
+    """The commit of the checkout that this package lies in, with a + where it has changes; None outside a checkout.
 
-    git is asked about the package's own checkout alone, whose code is running already, never about the current folder;
-    and what git calls by itself is switched off.
+    Only the package's own checkout is read, whose code runs already, never the current folder; hooks and the file
+    system monitor, which git would execute, are switched off.
     """
-    here = Path(__file__).resolve().parents[2]
-    if not (here / ".git").exists():
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
         return None
 
     def git(*words: str) -> str:
-        command = ["git", "-C", str(here), "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", *words]
-        elsewhere = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-        done = subprocess.run(command, capture_output=True, timeout=20, env=elsewhere)
-        return done.stdout.decode(errors="replace").strip()
+        command = ["git", "-C", str(root), "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", *words]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+        result = subprocess.run(command, capture_output=True, timeout=20, env=environment)
+        return result.stdout.decode(errors="replace").strip()
 
     try:
         commit = git("rev-parse", "HEAD")

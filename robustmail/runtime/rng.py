@@ -1,5 +1,7 @@
-"""All randomness is a function of (seed, purpose, where we are), so nothing has to be remembered to resume, and
-what one part draws cannot change what another part sees."""
+"""Random numbers as a function of (seed, purpose, epoch, step).
+
+No generator state has to be saved to resume, and what one part of the program draws cannot change what another draws.
+"""
 
 from __future__ import annotations
 
@@ -8,29 +10,28 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["patched_random", "fork_rng", "generator", "derive_seed", "seed_all"]
+__all__ = ["derive_seed", "fork_rng", "generator", "patched", "patched_random", "seed_all"]
 
 _RAND, _RANDN = torch.rand, torch.randn  # torch's own, which are replaced for a while
 
 
 def derive_seed(*where: int | str) -> int:
-    """A 63-bit number for a place in a run: key(seed, "attack", epoch, step)."""
+    """A 63-bit seed from a position in a run, e.g. derive_seed(seed, "attack", epoch, step)."""
     return int.from_bytes(hashlib.blake2b(repr(where).encode(), digest_size=8).digest(), "big") >> 1
 
 
 def generator(*where: int | str) -> torch.Generator:
-    """A CPU generator of its own for a place in a run, the same on every device."""
+    """A new CPU generator, seeded with a position in a run; the same numbers on every device."""
     return torch.Generator().manual_seed(derive_seed(*where))
 
 
 def seed_all(*where: int | str) -> None:
-    """Seed the global generators of torch, numpy and Python for a place in a run; only ever inside `fork_rng`."""
+    """Seed the global generators of torch, numpy and Python with a position in a run. Call it inside `fork_rng`."""
     seed = derive_seed(*where)
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
@@ -39,8 +40,8 @@ def seed_all(*where: int | str) -> None:
 
 @contextmanager
 def fork_rng() -> Iterator[None]:
-    """Let libraries draw from, and reseed, the global generators of torch, numpy and Python; then put them back."""
-    # torch.manual_seed seeds every GPU, so each is put back; one that was never used has nothing to be put back to.
+    """Restore the global generators of torch, numpy and Python on exit, whatever was drawn or seeded inside."""
+    # torch.manual_seed seeds every GPU, so all are restored; a GPU that was never used has no state to restore.
     cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     states = random.getstate(), np.random.get_state()
     try:
@@ -52,26 +53,45 @@ def fork_rng() -> Iterator[None]:
 
 
 @contextmanager
-def patched_random(draw: Callable[..., Tensor]) -> Iterator[None]:
-    """Inside, draw(how, shape, like, **options) makes the tensors of torch.rand, torch.randn, their _like and uniform_.
+def patched(owner: Any, **replacements: Any) -> Iterator[None]:
+    """Replace attributes of a module or class inside the block.
 
-    how: torch's own rand or randn, which takes (shape, **options) too; like: the tensor that it shall be like, or None.
+    Of nested blocks the innermost wins, and each restores what it replaced. All threads see the replacement.
+    """
+    before = {name: vars(owner)[name] for name in replacements if name in vars(owner)}
+    for name, value in replacements.items():
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for name in replacements:
+            if name in before:
+                setattr(owner, name, before[name])
+            else:  # inherited
+                delattr(owner, name)
+
+
+@contextmanager
+def patched_random(draw: Callable[..., Tensor]) -> Iterator[None]:
+    """Inside, `draw` makes the tensors of torch.rand, randn, rand_like, randn_like and of Tensor.uniform_.
+
+    draw: called as draw(sampler, shape, like, **options) -> tensor of that shape. sampler: torch's own rand or randn;
+    like: the tensor whose device, dtype and layout the result has, or None.
     """
 
-    def fresh(how: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return lambda *size, **options: draw(how, _shape(size), None, **options)
+    def sized(sampler: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *size, **options: draw(sampler, _shape(size), None, **options)
 
-    def alike(how: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        return lambda other, **_: draw(how, tuple(other.shape), other)
+    def like(sampler: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda tensor, **_: draw(sampler, tuple(tensor.shape), tensor)
 
-    def filled(self: Tensor, low: float = 0.0, high: float = 1.0, **_: Any) -> Tensor:
+    def uniform_(self: Tensor, low: float = 0.0, high: float = 1.0, **_: Any) -> Tensor:
         return self.copy_(low + (high - low) * draw(_RAND, tuple(self.shape), self))
 
     with ExitStack() as stack:
-        for name, value in {"rand": fresh(_RAND), "randn": fresh(_RANDN), "rand_like": alike(_RAND),
-                            "randn_like": alike(_RANDN)}.items():  # fmt: skip
-            stack.enter_context(mock.patch.object(torch, name, value))
-        stack.enter_context(mock.patch.object(torch.Tensor, "uniform_", filled))
+        functions = {"rand": sized(_RAND), "randn": sized(_RANDN), "rand_like": like(_RAND), "randn_like": like(_RANDN)}
+        stack.enter_context(patched(torch, **functions))
+        stack.enter_context(patched(torch.Tensor, uniform_=uniform_))
         yield
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish the step, save, stop."""
+"""Ctrl-C, SIGTERM and SIGHUP: finish the training step, save, stop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ __all__ = ["Signals"]
 
 
 class Signals:
-    """Catches what asks a process to stop: in training the step under way is finished and saved, otherwise at once."""
+    """Signal handlers that raise Stopped: at once, or inside `deferred` only with the second signal.
+
+    asked: number of the first signal that came, None before.
+    """
 
     def __init__(self) -> None:
         self.asked: int | None = None
@@ -22,8 +25,8 @@ class Signals:
 
     @contextmanager
     def caught(self) -> Iterator[Signals]:
-        """Handle the signals inside the block."""
-        before = {s: signal.signal(s, self._handle) for s in _asking()}
+        """Install the handlers inside the block."""
+        before = {s: signal.signal(s, self._handle) for s in _stop_signals()}
         try:
             yield self
         finally:
@@ -41,19 +44,19 @@ class Signals:
 
     def _handle(self, signum: int, _: FrameType | None) -> None:
         again, self.asked = self.asked is not None, self.asked or signum
-        if again and world_size() > 1:  # torchrun sends one of its own after Ctrl-C
+        if again and world_size() > 1:  # torchrun sends another signal after Ctrl-C
             return
         if again or not self._deferring:
             raise Stopped(signum)
 
     def check(self) -> None:
-        """Raise Stopped where a signal came and Python swallowed what it raised, as in a destructor."""
+        """Raise Stopped if a signal came whose exception was lost, as in a destructor."""
         if self.asked is not None:
             raise Stopped(self.asked)
 
 
-def _asking() -> list[signal.Signals]:
-    """The signals that ask a process to stop; a terminal that is gone does, but not under nohup."""
-    gone = getattr(signal, "SIGHUP", None)
-    heard = gone is not None and signal.getsignal(gone) != signal.SIG_IGN
-    return [signal.SIGINT, signal.SIGTERM, *([gone] if gone is not None and heard else [])]
+def _stop_signals() -> list[signal.Signals]:
+    """SIGINT, SIGTERM, and SIGHUP (the terminal was closed) unless nohup ignores it."""
+    hangup = getattr(signal, "SIGHUP", None)
+    is_handled = hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([hangup] if hangup is not None and is_handled else [])]

@@ -1,1 +1,1 @@
-"""Training: a loop that yields records, a state that continues to the bit, a folder that keeps both."""
+"""Training: one step, the loop that yields records, the state that resumes to the same bits, and the run's folder."""

@@ -1,4 +1,4 @@
-"""One step on four random images and a linear model: a wrong plugin fails here, before a GPU is touched."""
+"""A training step on four random images and a linear model: a wrong plugin fails here, before anything expensive."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Passes", "dry_run", "dry_run_step"]
 
 
 class Passes(NamedTuple):
-    """What one training step costs, in passes of the whole batch through the model."""
+    """Cost of one training step, in passes of the whole batch through the model."""
 
     attack: tuple[int, int]
     """forward, backward"""
@@ -33,32 +33,32 @@ class Passes(NamedTuple):
 
 
 def dry_run(recipe: Recipe, classes: int = 10, shape: tuple[int, int, int] = (3, 8, 8)) -> dict[int, Passes]:
-    """Run one step of every phase on four random images and a linear model, before anything expensive starts.
+    """Run one step of every phase of a recipe on four random images and a linear model.
 
-    Returns the forward and backward passes of a step, by the epoch at which each phase begins.
-    Raises PluginError or RecipeError, naming the plugin and its file.
+    classes: number of classes. shape: of an image, (C, H, W). Returns the passes of a step by the epoch, from 0, at
+    which each phase begins. Raises PluginError or RecipeError, naming the plugin and its file.
     """
     return {epoch: dry_run_step(recipe.at(epoch), classes, shape) for epoch in recipe.change_points()}
 
 
-def dry_run_step(now: Recipe, classes: int, shape: tuple[int, int, int]) -> Passes:
-    """Run one training step of a recipe without schedules; count its passes."""
+def dry_run_step(recipe: Recipe, classes: int, shape: tuple[int, int, int]) -> Passes:
+    """Run one training step of a recipe without schedules, checking what each plugin returns; count its passes."""
     with fork_rng(), torch.enable_grad():
         seed_all("rehearsal")
-        model = _Counting(classes, shape)
+        model = _CountingModel(classes, shape)
         x, y = torch.rand(4, *shape), torch.arange(4) % classes
-        found = run_attack(now, model, x, y)
-        attack = model.counted()
-        _check_images(now, x, found.x)
-        step = Step(model, x, y, found.x, found.trace)
-        with weight_perturbation(now, model, step):
-            loss = now.compute_loss(step)
-            _check_loss(now, loss, len(found.trace.correct) if found.trace else None)
+        adversarial = run_attack(recipe, model, x, y)
+        attack_passes = model.pop_passes()
+        _check_images(recipe, x, adversarial.x)
+        step = Step(model, x, y, adversarial.x, adversarial.trace)
+        with weight_perturbation(recipe, model, step):
+            loss = recipe.compute_loss(step)
+            _check_loss(recipe, loss, len(adversarial.trace.correct) if adversarial.trace else None)
             loss.total.backward()  # type: ignore[no-untyped-call]
-        return Passes(attack, model.counted())
+        return Passes(attack_passes, model.pop_passes())
 
 
-class _Counting(nn.Module):
+class _CountingModel(nn.Module):
     """A linear classifier that counts the passes through it."""
 
     def __init__(self, classes: int, shape: tuple[int, int, int]) -> None:
@@ -76,47 +76,47 @@ class _Counting(nn.Module):
     def _backward(self, _: Tensor) -> None:
         self.passes[1] += 1
 
-    def counted(self) -> tuple[int, int]:
-        """Passes since the last call."""
+    def pop_passes(self) -> tuple[int, int]:
+        """(forward, backward) since the last call."""
         forward, backward = self.passes
         self.passes = [0, 0]
         return forward, backward
 
 
-def _check_images(now: Recipe, x: Tensor, found: Tensor) -> None:
-    if not found.isfinite().all():
-        raise plugin_error("attack", now.attack, "returned NaN or infinite pixels")
-    if found.min() < 0 or found.max() > 1:
-        wrong = f"left the box: pixels span [{found.min():.3g}, {found.max():.3g}]"
-        raise plugin_error("attack", now.attack, wrong, "Clamp to [0, 1].")
-    eps = eps_of(now.attack)
-    if eps is not None and (far := max_distance(x, found, norm_of(now.attack)).item()) > eps + tolerance(eps):
-        wrong = f"left its ball: {far:.4g} from the image, eps is {eps:.4g}"
-        raise plugin_error("attack", now.attack, wrong, "Clamp the difference.")
+def _check_images(recipe: Recipe, x: Tensor, x_adv: Tensor) -> None:
+    if not x_adv.isfinite().all():
+        raise plugin_error("attack", recipe.attack, "returned NaN or infinite pixels")
+    if x_adv.min() < 0 or x_adv.max() > 1:
+        wrong = f"left the box: pixels span [{x_adv.min():.3g}, {x_adv.max():.3g}]"
+        raise plugin_error("attack", recipe.attack, wrong, "Clamp to [0, 1].")
+    eps = eps_of(recipe.attack)
+    if eps is not None and (distance := max_distance(x, x_adv, norm_of(recipe.attack)).item()) > eps + tolerance(eps):
+        wrong = f"left its ball: {distance:.4g} from the image, eps is {eps:.4g}"
+        raise plugin_error("attack", recipe.attack, wrong, "Clamp the difference.")
 
 
-def _check_loss(now: Recipe, loss: Loss, taken: int | None) -> None:
-    """taken: how many steps the attack traced."""
+def _check_loss(recipe: Recipe, loss: Loss, attack_steps: int | None) -> None:
+    """attack_steps: number of steps in the attack's trace, None without one."""
     if loss.margin is not None and not loss.margin.isfinite().all():
         raise plugin_error(
-            "margin", now.margin, "returned NaN or infinity", "Look for a division or a logarithm of zero."
+            "margin", recipe.margin, "returned NaN or infinity", "Look for a division or a logarithm of zero."
         )
-    if now.weighter is not None:
+    if recipe.weighter is not None:
         assert loss.margin is not None
-        counted = counted_steps(now.weighter)
-        if None not in (counted, taken) and counted != taken:
-            raise plugin_error("weighter", now.weighter, f"counts {counted} steps, the attack takes {taken}")
+        counted = counted_steps(recipe.weighter)
+        if None not in (counted, attack_steps) and counted != attack_steps:
+            raise plugin_error("weighter", recipe.weighter, f"counts {counted} steps, the attack takes {attack_steps}")
         counts = bool((loss.margin >= 0).all() and (loss.margin == loss.margin.round()).all())  # steps of the attack
-        low, high = (0, taken or 10) if counts else (-1, 1)
+        low, high = (0, attack_steps or 10) if counts else (-1, 1)
         for margin in (loss.margin, torch.linspace(low, high, 4)):  # four examples may all lie on one side
-            weights = call_plugin("weighter", now.weighter, margin)
+            weights = call_plugin("weighter", recipe.weighter, margin)
             if not (weights.isfinite().all() and weights.min() >= 0):
                 raise plugin_error(
-                    "weighter", now.weighter, f"returned {weights.tolist()}", "Weights are finite and not negative."
+                    "weighter", recipe.weighter, f"returned {weights.tolist()}", "Weights are finite and not negative."
                 )
     if not loss.total.requires_grad:
         raise plugin_error(
-            "objective", now.objective, "returned a loss without a graph", "Do not detach, nor use no_grad."
+            "objective", recipe.objective, "returned a loss without a graph", "Do not detach, nor use no_grad."
         )
     if not loss.total.isfinite():
-        raise plugin_error("objective", now.objective, f"returned a loss of {loss.total.item()}")
+        raise plugin_error("objective", recipe.objective, f"returned a loss of {loss.total.item()}")

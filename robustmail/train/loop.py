@@ -1,8 +1,8 @@
-"""The training loop: a generator of plain records. Whoever iterates, shows."""
+"""The training loop: a generator of plain records; the caller iterates over them and shows them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,80 +28,90 @@ from robustmail.text import plural
 from robustmail.train.dry_run import dry_run_step
 from robustmail.train.optimizer_schedule import apply_schedules, scheduled_fields
 from robustmail.train.state import State
-from robustmail.train.train_step import queue_step, train_step
+from robustmail.train.step_queue import StepQueue
+from robustmail.train.train_step import train_step
 
 __all__ = ["fit", "reproduce", "worse"]
 
 WARM_UP = 5  # steps before a forecast
 
 
-def fit(recipe: Recipe, state: State | None = None, name: str = "recipe") -> Iterator[Record]:
+def fit(recipe: Recipe, state: State | None = None, name: str = "recipe") -> Generator[Record, None, None]:
     """Train, yielding a record after each step and each epoch; the state is saved on the way.
 
-    for record in fit(recipe): print(record)
+        for record in fit(recipe): print(record)
 
-    Raises NonFiniteError at a loss that is not finite; the model is then as it was before that step.
+    recipe: what to train.
+    state: where to start; None: at the beginning, without a folder.
+    name: of the recipe, for the first record.
+
+    Leaving the loop early (break, close()) completes the state, which can then be saved. Raises NonFiniteError at a
+    loss or gradient that is not finite; the model is then as it was before that step.
     """
     state = state or State.fresh(recipe)
     yield _run_started(recipe, state, name)
-    clock, parameters = _Forecaster(recipe, state), state.model.parameters
-    knobs = scheduled_fields(
-        recipe.optimizer, lambda made: call_plugin("optimizer", made, parameters()), recipe.epochs, state.steps
+    queue, forecaster, parameters = StepQueue(state), _Forecaster(recipe, state), state.model.parameters
+    scheduled = scheduled_fields(
+        recipe.optimizer, lambda spec: call_plugin("optimizer", spec, parameters()), recipe.epochs, state.steps
     )
-    while state.epoch < recipe.epochs:
-        now = recipe.at(state.epoch)
-        order = batch_indices(len(state.train.y), recipe.batch, generator(recipe.seed, "order", state.epoch))
-        for indices in order[state.step :]:
-            apply_schedules(knobs, state.optimizer, state.epoch + state.step / state.steps)  # within an epoch, too
-            state.queue.append(queue_step(now, state, indices))
-            last = state.step == len(order)
-            for done in _drain(state, 0 if last else state.ahead):
-                yield done
-                if (forecast := clock.tick(done)) is not None:
-                    yield forecast
-        yield _end_epoch(recipe, now, state)
+    try:
+        while state.epoch < recipe.epochs:
+            current = recipe.at(state.epoch)
+            order = batch_indices(len(state.train.y), recipe.batch, generator(recipe.seed, "order", state.epoch))
+            for indices in order[state.step :]:
+                apply_schedules(scheduled, state.optimizer, state.epoch + state.step / state.steps)  # within an epoch
+                queue.launch(current, indices)
+                for finished in _read_and_save(queue, state, is_last=state.step == len(order)):
+                    yield finished
+                    if (forecast := forecaster.tick(finished)) is not None:
+                        yield forecast
+            yield _end_epoch(recipe, current, state)
+    except GeneratorExit:
+        queue.drain()
+        raise
 
 
 def reproduce(dump: str | Path, recipe: Recipe) -> float:
-    """The loss of the batch in a run's nonfinite.pt, reckoned again with the recipe that it stopped.
+    """The loss of the batch in a run's nonfinite.pt, computed again with the recipe of that run.
 
-    On the recipe's device; bits depend on it, and on a CPU's number of threads. Raises NonFiniteError where it was
-    already the attack that met NaN; a loss that is finite after all had a gradient that was not.
+    On the recipe's device; bits depend on it, and on a CPU's number of threads. Raises NonFiniteError where the attack
+    already met NaN. A finite loss means that its gradient was not finite.
     """
     device = pick_device(recipe.device)
     content = load_saved(Path(dump), device)
     x, y, epoch, step = (content[name] for name in ("x", "y", "epoch", "step"))
     model = build(recipe.model, content["classes"], x.shape[1], recipe.normalize).to(device)
     model.load_state_dict(content["model"])
-    made = compute_models(model, PrecisionChoice(content["precision"], "as it was"), recipe.attack_mode, x)
+    compute = compute_models(model, PrecisionChoice(content["precision"], "as it was"), recipe.attack_mode, x)
     with fork_rng(), backends():
-        _, loss = train_step(recipe.at(epoch), model, x, y, (epoch, step), lambda _: None, made)
+        _, loss = train_step(recipe.at(epoch), model, x, y, (epoch, step), compute=compute)
     return loss.total.item()
 
 
-def _drain(state: State, ahead: int) -> list[StepFinished]:
-    """What is known of the steps, but for the last `ahead`; then save, if it is time to."""
-    due = state.due
-    done = state.settle(0 if due else ahead)
-    if due:
+def _read_and_save(queue: StepQueue, state: State, is_last: bool) -> list[StepFinished]:
+    """Read the steps that may not wait: all of them at the end of an epoch and before a save. Save where it is due."""
+    should_save = state.should_save
+    records = queue.drain(0 if is_last or should_save else queue.max_queued)
+    if should_save:
         state.save()
-    return done
+    return records
 
 
-def _end_epoch(recipe: Recipe, now: Recipe, state: State) -> EpochFinished:
+def _end_epoch(recipe: Recipe, current: Recipe, state: State) -> EpochFinished:
+    """Validate, write the weights, save; current: `recipe.at(epoch)`."""
     means = {name: total / count for name, (total, count) in state.sums.items() if count}
     scores = _validate(recipe, state, state.eval_model)
-    live = _validate(recipe, state, state.model) if state.average is not None else {}
+    live = _validate(recipe, state, state.model) if state.ema is not None else {}
     columns = ("loss", "weighted", "plain", "nat", "adv", "ess", "top", "right", "wrong")
     row = {
-        "epoch": state.epoch, "lr": now.optimizer.lr, "weights": "on" if now.weighter else "off",
+        "epoch": state.epoch, "lr": current.optimizer.lr, "weights": "on" if current.weighter else "off",
         **{f"train_{name}": means.get(name, "") for name in columns}, **scores,
         **{f"{name}_live": score for name, score in live.items()},
     }  # fmt: skip
     better = scores["val_rob"] > state.best
     if better:
         state.best, state.best_epoch = scores["val_rob"], state.epoch
-        state.write_weights("best")  # before the state: a kill in between repeats the epoch, and the file with it
+        state.write_weights("best")  # before the state: after a kill in between, epoch and file are made again
     state.history.append(row)
     state.write_weights("last")
     state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
@@ -110,11 +120,13 @@ def _end_epoch(recipe: Recipe, now: Recipe, state: State) -> EpochFinished:
 
 
 def worse(row: Mapping[str, Any], n: int) -> str:
-    """A sentence where the average of the weights, which is what is kept, is clearly worse on n held-out images than
-    the live weights: the two 95 % intervals lie apart. Empty otherwise, and for a run without an average."""
+    """A warning if the EMA of the weights, which is kept, is clearly worse than the live weights; "" otherwise.
+
+    row: of metrics.csv. n: number of validation images. Clearly: the two 95 % Wilson intervals do not overlap.
+    """
     pairs = [(row[name], row[f"{name}_live"]) for name in ("val_nat", "val_rob") if f"{name}_live" in row]
-    apart = [wilson(round(kept * n), n)[1] < wilson(round(live * n), n)[0] for kept, live in pairs]
-    if not any(apart):
+    is_worse = [wilson(round(ema * n), n)[1] < wilson(round(live * n), n)[0] for ema, live in pairs]
+    if not any(is_worse):
         return ""
     (nat, nat_live), (rob, rob_live) = pairs
     return (
@@ -124,14 +136,13 @@ def worse(row: Mapping[str, Any], n: int) -> str:
 
 
 def _validate(recipe: Recipe, state: State, model: nn.Module) -> dict[str, float]:
-    """Natural and robust accuracy of a model on the held-out images, the same noise at each epoch."""
+    """Natural and robust accuracy on the validation images, with the same attack noise in every epoch."""
     scores = {}
     for name, attack in {"val_nat": "nat", "val_rob": recipe.validate}.items():
-        what = attack_spec(attack, recipe.budget, state.images.classes, recipe.norm)
-        verdict = [
-            r for r in evaluate_attack(model, state.validation, what, recipe.seed) if isinstance(r, AttackResult)
-        ]
-        scores[name] = verdict[0].accuracy
+        spec = attack_spec(attack, recipe.budget, state.images.classes, recipe.norm)
+        records = evaluate_attack(model, state.validation, spec, recipe.seed)
+        (result,) = (record for record in records if isinstance(record, AttackResult))
+        scores[name] = result.accuracy
     return scores
 
 
@@ -142,38 +153,38 @@ def _run_started(recipe: Recipe, state: State, name: str) -> RunStarted:
         parameters=sum(p.numel() for p in state.model.parameters()), data=state.images.name, sizes=sizes,
         device=_device_name(state.device), epochs=recipe.epochs, steps=state.steps, burn_in=recipe.burn_in,
         epoch=state.epoch, step=state.step, note=state.note,
-        precision=state.forms.said,
+        precision=state.compute_models.said,
     )  # fmt: skip
 
 
 def _device_name(device: torch.device) -> str:
-    each = f", {world_size()} processes" if world_size() > 1 else ""
+    processes = f", {world_size()} processes" if world_size() > 1 else ""
     if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)}){each}"
-    return f"cpu ({plural(torch.get_num_threads(), 'thread')}){each}"
+        return f"{device} ({torch.cuda.get_device_name(device)}){processes}"
+    return f"cpu ({plural(torch.get_num_threads(), 'thread')}){processes}"
 
 
 class _Forecaster:
-    """Makes one forecast, from the first steps after the very first."""
+    """Forecasts the duration of a run once, from the median of its first steps without the very first."""
 
     def __init__(self, recipe: Recipe, state: State) -> None:
         self.recipe, self.state = recipe, state
-        self.seen: list[float] = []
-        self.told = False
+        self.seconds: list[float] = []
+        self.is_done = False
 
-    def tick(self, done: StepFinished) -> Forecast | None:
-        """A forecast when there is enough to make one from, once."""
-        self.seen.append(done.seconds * self.recipe.batch / done.images)
-        if self.told or len(self.seen) < min(WARM_UP + 1, self.state.steps):
+    def tick(self, finished: StepFinished) -> Forecast | None:
+        """Take the next step; the forecast, with the step that completes the warm-up."""
+        self.seconds.append(finished.seconds * self.recipe.batch / finished.images)
+        if self.is_done or len(self.seconds) < min(WARM_UP + 1, self.state.steps):
             return None
-        self.told = True
+        self.is_done = True
         recipe, state = self.recipe, self.state
-        per_step = median(self.seen[1:] or self.seen)
-        # One step is so many passes of a batch; an evaluation is so many passes of its images.
+        per_step = median(self.seconds[1:] or self.seconds)
+        # Steps and evaluations are both counted in passes of an image through the model.
         forward, backward = dry_run_step(recipe.at(recipe.epochs - 1), state.images.classes, state.images.shape).total
         per_pass = per_step / (forward + 2 * backward) / recipe.batch
         left = (recipe.epochs - state.epoch) * state.steps - state.step
-        models = 1 if state.average is None else 2  # the live weights are validated, too
+        models = 1 if state.ema is None else 2  # EMA and live weights are both validated
         validation = (
             per_pass
             * passes_per_image(recipe.validate)

@@ -1,4 +1,4 @@
-"""What a step looked like: accuracies, the margins as a histogram, and what the weights did. Never touches training."""
+"""Metrics of a training step: accuracies, a histogram of margins, statistics of the weights. Training is unaffected."""
 
 from __future__ import annotations
 
@@ -18,37 +18,40 @@ from robustmail.step import Step
 __all__ = ["BINS", "StepMetrics", "step_metrics", "weight_stats"]
 
 BINS = 18  # an even number: zero is an edge
-HEAVY = 0.03  # the share of examples whose part of the loss is watched
-NATURAL_EVERY = 10  # every so many steps, where the loss does not anyway
+HEAVY = 0.03  # share of examples, the heaviest ones, whose part of the loss is reported
+NATURAL_EVERY = 10  # steps between two natural accuracies, where the loss does not need the natural logits
 
 
 class StepMetrics(NamedTuple):
-    """What there is to tell of a step: numbers that lie on the device still, and what is known without them."""
+    """Metrics of a step, as numbers on the device, with what is known without reading them."""
 
     values: Tensor
-    """[n] float64: loss, weighted, plain, adv, nat, four of the weights, the histogram's span and its BINS counts; NaN
-    where there is nothing to tell"""
+    """[n] float64: loss, weighted, plain, adv, nat, four statistics of the weights (`weight_stats`), low and high end
+    of the histogram and its BINS counts; NaN where there is no value"""
     images: int
+    """size of the whole batch"""
     margin: str
-    weighs: bool
+    """name of the margin in the histogram"""
+    is_weighted: bool
 
-    def read(self, values: list[float], where: tuple[int, int], rate: float, seconds: float) -> StepFinished:
-        """The record, from the numbers."""
+    def read(self, values: list[float], position: tuple[int, int], lr: float, seconds: float) -> StepFinished:
+        """The step's record, from `values` on the host; position: (epoch, step), both from 0."""
         loss, weighted, plain, adv, nat, ess, top, right, wrong, low, high = values[:-BINS]
         return StepFinished(
-            epoch=where[0], step=where[1] + 1, images=self.images, lr=rate, loss=loss, weighted=weighted, plain=plain,
-            adv=adv, nat=_known(nat), margin=self.margin, histogram=tuple(map(int, values[-BINS:])), span=(low, high),
-            weights=WeightStats(ess, top, _known(right), _known(wrong)) if self.weighs else None, seconds=seconds,
+            epoch=position[0], step=position[1] + 1, images=self.images, lr=lr, loss=loss, weighted=weighted,
+            plain=plain, adv=adv, nat=_known(nat), margin=self.margin, histogram=tuple(map(int, values[-BINS:])),
+            span=(low, high), weights=WeightStats(ess, top, _known(right), _known(wrong)) if self.is_weighted else None,
+            seconds=seconds,
         )  # fmt: skip
 
 
 @torch.no_grad()
-def step_metrics(now: Recipe, step: Step, loss: Loss, number: int) -> StepMetrics:
-    """Gauge the step of that number in its epoch, from what it has computed already."""
+def step_metrics(recipe: Recipe, step: Step, loss: Loss, number: int) -> StepMetrics:
+    """Metrics from what a step has computed; number: of the step within its epoch, from 0."""
     view = step.detached()
     y = step.y
-    nothing = torch.full((), math.nan, dtype=torch.float64, device=y.device)
-    nat = nothing
+    no_value = torch.full((), math.nan, dtype=torch.float64, device=y.device)
+    nat = no_value
     if step.has("nat") or number % NATURAL_EVERY == 0:
         nat = gather_batch(view.logits_nat.argmax(1) == y).double().mean()
     right = gather_batch(view.logits_adv.argmax(1) == y)
@@ -58,18 +61,22 @@ def step_metrics(now: Recipe, step: Step, loss: Loss, number: int) -> StepMetric
     values = [
         all_reduce_sum(loss.total.detach())[0],
         (weighted if weights is None else weights * weighted).mean(),
-        gather_batch(plain).mean() if isinstance(plain, Tensor) else torch.full_like(nothing, plain),
+        gather_batch(plain).mean() if isinstance(plain, Tensor) else torch.full_like(no_value, plain),
         right.double().mean(),
         nat,
-        *([nothing] * 4 if weights is None else weight_stats(weights, weighted, right)),
+        *([no_value] * 4 if weights is None else weight_stats(weights, weighted, right)),
         *_histogram(margin),
     ]
-    name = "pm_adv" if loss.margin is None else plugin_name(now.margin)
+    name = "pm_adv" if loss.margin is None else plugin_name(recipe.margin)
     return StepMetrics(torch.cat([v.double().view(-1) for v in values]), len(right), name, weights is not None)
 
 
 def weight_stats(weights: Tensor, weighted: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Effective sample size, share of the heaviest, mean weight of right and wrong (NaN for none); all inputs [B]."""
+    """Statistics of the weights of a batch; all inputs [B], `right` is bool.
+
+    Returns the effective sample size (sum w)^2 / sum w^2 / B in [0, 1], the heaviest 3 %'s share of the weighted loss,
+    and the mean weight of images classified right and wrong under attack (NaN for none).
+    """
     w = weights.double()
     heaviest = w.argsort(descending=True)[: max(1, math.ceil(HEAVY * len(w)))]
     parts = w * weighted.double()
@@ -81,13 +88,13 @@ def weight_stats(weights: Tensor, weighted: Tensor, right: Tensor) -> tuple[Tens
 
 
 def _histogram(margin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(lower end, upper end, counts): -1 ... 1 where that holds them all, else the next whole numbers."""
+    """(low end, high end, [BINS] counts); the ends are -1 and 1 if all margins lie between, else whole numbers."""
     low, high = margin.aminmax()
     inside = (low >= -1) & (high <= 1)
     low = torch.where(inside, -1.0, low.floor())
     high = torch.where(inside, 1.0, high.ceil())
     high = torch.where(low == high, high + 1, high)
-    # Not torch.histc, whose ends are the host's: it would wait for them.
+    # Not torch.histc: it takes its ends as numbers on the host, which would wait for the device.
     bins = ((margin - low) / (high - low) * BINS).floor().clamp(0, BINS - 1)
     return low, high, (bins[:, None] == torch.arange(BINS, device=bins.device)).sum(0)
 

@@ -1,4 +1,4 @@
-"""What of an optimiser changes with the epoch, and how its groups of parameters follow."""
+"""Schedules of optimiser fields (lr, momentum, ...), applied to every parameter group."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from robustmail.schedules import Schedule
 
 __all__ = ["ScheduledField", "scheduled_fields", "apply_schedules"]
 
-Make = Callable[[Any], torch.optim.Optimizer]
+MakeOptimizer = Callable[[Any], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
@@ -23,18 +23,22 @@ class ScheduledField:
 
     schedule: Schedule
     first: Any
-    """its first value other than 0, or 0 where it has no other"""
-    began: tuple[Any, ...]
-    """what each group of an optimiser has that is made with `first`; None for a group without such a field"""
+    """the schedule's first value other than 0; 0 if all are 0"""
+    group_values: tuple[Any, ...]
+    """the field's value in each parameter group of an optimiser made with `first`; None in a group without the field"""
 
 
-def scheduled_fields(optimizer: Any, make: Make, epochs: int, steps: int) -> dict[str, ScheduledField]:
-    """{field: knob} of a recipe's optimiser; `make` makes torch's from it, once its schedules are resolved.
+def scheduled_fields(optimizer: Any, make: MakeOptimizer, epochs: int, steps: int) -> dict[str, ScheduledField]:
+    """The scheduled fields of a recipe's optimiser, by name.
 
-    Proportions cannot be read off groups that are all 0, as a cyclic rate is in the first step. So they are those of
-    groups made with values other than 0.
+    optimizer: the recipe's optimiser, with schedules.
+    make: makes torch's optimiser from one without schedules.
+    epochs, steps: of the run, and of an epoch.
+
+    Ratios between groups are those of an optimiser made with values other than 0: a cyclic learning rate begins at 0,
+    from which no ratio can be read.
     """
-    schedules = {name: knob for name, knob in field_values(optimizer).items() if isinstance(knob, Schedule)}
+    schedules = {name: value for name, value in field_values(optimizer).items() if isinstance(value, Schedule)}
     if not schedules:
         return {}
     firsts = {name: _first(schedule, epochs, steps) for name, schedule in schedules.items()}
@@ -45,20 +49,22 @@ def scheduled_fields(optimizer: Any, make: Make, epochs: int, steps: int) -> dic
     }
 
 
-def apply_schedules(knobs: dict[str, ScheduledField], optimizer: torch.optim.Optimizer, epoch: float) -> None:
-    """Set every group to what the schedules say at a fractional epoch; a group that began elsewhere than the
-    optimiser's own field, as an own optimiser may have them, keeps its proportion."""
-    for name, knob in knobs.items():
-        now = _at(knob.schedule, epoch)
-        for group, began in zip(optimizer.param_groups, knob.began, strict=True):
+def apply_schedules(scheduled: dict[str, ScheduledField], optimizer: torch.optim.Optimizer, epoch: float) -> None:
+    """Set every parameter group to the schedules' values at a fractional epoch.
+
+    A group with a value of its own, as a user's optimiser may have, keeps its ratio to the optimiser's field.
+    """
+    for name, field in scheduled.items():
+        value = _at(field.schedule, epoch)
+        for group, group_value in zip(optimizer.param_groups, field.group_values, strict=True):
             if name in group:
-                group[name] = _followed(began, knob.first, now)
+                group[name] = _scaled(group_value, field.first, value)
 
 
-def _followed(began: Any, first: Any, now: Any) -> Any:
-    if began == first or not first:
-        return now
-    return began / first * now if isinstance(began, (int, float)) else began
+def _scaled(group_value: Any, first: Any, value: Any) -> Any:
+    if group_value == first or not first:
+        return value
+    return group_value / first * value if isinstance(group_value, (int, float)) else group_value
 
 
 def _first(schedule: Schedule, epochs: int, steps: int) -> Any:

@@ -1,24 +1,39 @@
-"""A run is a recipe in a folder: begun, continued, evaluated, finished; never mixed up with another."""
+"""A training run in a folder: started, resumed, evaluated, finished; never mixed with another run."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from robustmail.data.dataset import data_fingerprint
+from robustmail.data.testsets import from_image_data
 from robustmail.errors import RunError, Stopped
 from robustmail.evaluation.attack_specs import attack_spec
-from robustmail.evaluation.evaluator import evaluate_attack
+from robustmail.evaluation.evaluator import BLOCK
+from robustmail.evaluation.merge import merge_into
+from robustmail.evaluation.model_loading import trained_model
+from robustmail.evaluation.results import refuse_old_run
+from robustmail.evaluation.runner import continue_evaluation, open_shard, run_evaluation
+from robustmail.evaluation.storage import FILES as EVALUATION_FILES
+from robustmail.evaluation.storage import clear
+from robustmail.evaluation.task import EvaluationTask
 from robustmail.fields import describe, flatten
 from robustmail.models.classifier import check_name
 from robustmail.recipe import Recipe
-from robustmail.records import ATTACKED, AttackResult, Record, RunFinished
+from robustmail.records import ATTACKED, AttackProgress, AttackResult, Record, RunFinished
 from robustmail.runtime.devices import pick_device
-from robustmail.runtime.distributed import all_gather_lists, from_main_process, is_main_process
+from robustmail.runtime.distributed import (
+    alike,
+    all_gather_lists,
+    from_main_process,
+    is_main_process,
+    rank,
+    world_size,
+)
 from robustmail.runtime.files import atomic_write, atomic_write_json, check_folder, folder_lock, make_folder, remove
-from robustmail.runtime.provenance import provenance
 from robustmail.runtime.signals import Signals
 from robustmail.runtime.untrusted import check_shape, read_json
 from robustmail.train.dry_run import dry_run
@@ -27,20 +42,22 @@ from robustmail.train.state import State
 
 __all__ = ["Stopped", "preflight", "run", "status", "write_recipe"]
 
-OURS = (  # the state first: what begins anew takes that away before anything else
+OURS = (
     "state.pt", "recipe.py", "recipe.json", "metrics.csv", "log.txt", "best.safetensors", "last.safetensors",
-    "results.json", "curves.png", "nonfinite.pt", "forked.json", "report.html", "lock",
+    "curves.png", "nonfinite.pt", "forked.json", *EVALUATION_FILES,
 )  # fmt: skip
 RESULTS = {
-    "complete": bool, "attacks": [ATTACKED], "weights": {"file": str, "epoch": int, "burn_in?": int},
+    "complete": bool, "attacks": [ATTACKED], "weights": {"file": str},
+    "training": {"epoch": int, "burn_in": int, "note": str},
 }  # fmt: skip
+SHARDS = "shards"  # folder of what several processes evaluate, until it is joined
 NOT_THE_METHOD = {"device"}  # a run may go on elsewhere
 
 
 def preflight(recipe: Recipe) -> None:
-    """What can be known to be wrong before data are loaded: names of models and attacks, the device.
+    """Check names of models and attacks, and the device, before data are loaded. Writes nothing.
 
-    Raises the error of whatever is wrong; writes nothing.
+    Raises DeviceError, ModelError or RecipeError.
     """
     pick_device(recipe.device)
     if isinstance(recipe.model, str):
@@ -50,10 +67,15 @@ def preflight(recipe: Recipe) -> None:
 
 
 def status(recipe: Recipe, folder: Path, fresh: bool = False, yes: bool = False) -> str:
-    """What running the recipe in the folder means: "new", "continue", "finished", or "replace" with `fresh`.
+    """What `run` would do in the folder: "new", "continue", "finished", or "replace" (with `fresh`). Reads only.
 
-    Reads only. Raises RunError: a folder of another recipe (naming the fields that differ), files that would be
-    overwritten and are no run's, or an unfinished run that `fresh` would delete without `yes`.
+    recipe: what would be trained.
+    folder: of the run.
+    fresh: delete what is there.
+    yes: also an unfinished run.
+
+    Raises RunError: a run of another recipe (naming the fields that differ), files that would be overwritten and are no
+    run's, results of an older version, or an unfinished run that `fresh` would delete without `yes`.
     """
     if not folder.exists():
         return "new"
@@ -75,10 +97,19 @@ def run(
     recipe: Recipe, folder: Path, name: str, source: Path | None = None, fresh: bool = False, yes: bool = False,
     signals: Signals | None = None, save_every: float = 30.0,
 ) -> Iterator[Record]:  # fmt: skip
-    """Train, or go on training, in a folder; evaluate the chosen weights on the test set; write results.json.
+    """Train in a folder, or resume there, then evaluate the chosen weights on the test set; yields records.
 
-    Raises RunError if the folder is in use or not this recipe's, Stopped after a signal, and whatever `fit` raises.
-    Nothing is written before the recipe was rehearsed, the data loaded and the model built.
+    recipe: what to train.
+    folder: of the run, created if missing.
+    name: of the recipe, for people.
+    source: the recipe's file, of which the folder gets a copy.
+    fresh: begin anew, deleting a finished run in the folder.
+    yes: with fresh, delete an unfinished run too.
+    signals: whose `asked` stops the run after the current step.
+    save_every: seconds between two saves within an epoch.
+
+    Nothing is written before the dry run has passed, the data are loaded and the model is built. Raises RunError if the
+    folder is in use or another recipe's, Stopped after a signal, and whatever `fit` raises.
     """
     preflight(recipe)
     if from_main_process(lambda: status(recipe, folder, fresh, yes)) == "finished":
@@ -93,12 +124,12 @@ def run(
         return
     make_folder(folder)
     with folder_lock(folder):
-        what = status(recipe, folder, fresh, yes)
-        if what == "finished":  # by another process, while this one was loading
+        folder_status = status(recipe, folder, fresh, yes)
+        if folder_status == "finished":  # by another process, while this one was loading
             from_main_process(lambda: False)
             yield _finished(folder, before=True)
             return
-        _enter(recipe, state, folder, what, text)
+        _prepare_folder(recipe, state, folder, folder_status, text)
         from_main_process(lambda: True)
         yield from _train(recipe, state, name, signals or Signals())
         yield from _evaluate(recipe, state, folder)
@@ -106,7 +137,7 @@ def run(
 
 
 def _follow(recipe: Recipe, state: State, folder: Path, name: str, signals: Signals) -> Iterator[Record]:
-    """The part of the processes that neither write nor decide; they begin where the first one says they do."""
+    """Training on ranks other than 0: load rank 0's state, then train and evaluate without writing."""
     if from_main_process(lambda: True):
         state.folder = folder
         state.load()
@@ -114,19 +145,22 @@ def _follow(recipe: Recipe, state: State, folder: Path, name: str, signals: Sign
         yield from _evaluate(recipe, state, folder)
 
 
-def _enter(recipe: Recipe, state: State, folder: Path, what: str, source: bytes | None) -> None:
-    """Put the state into the folder, or the folder's state into ours."""
+def _prepare_folder(recipe: Recipe, state: State, folder: Path, folder_status: str, source: bytes | None) -> None:
+    """Load the folder's state, or empty the folder and save the fresh state."""
     state.folder = folder
-    if what == "continue":
+    if folder_status == "continue":
         state.load()
         return
-    remove(folder, [name for name in OURS if name != "lock"])
+    (folder / "state.pt").unlink(missing_ok=True)  # first: a kill from here on leaves a run that begins anew
+    clear(folder, "run")
+    shutil.rmtree(folder / SHARDS, ignore_errors=True)
+    remove(folder, [name for name in OURS if name not in EVALUATION_FILES])
     write_recipe(recipe, folder, source)
     state.save()
 
 
 def write_recipe(recipe: Recipe, folder: Path, source: bytes | None) -> None:
-    """Say in the folder which run it is: every field resolved, and the file that it was read from."""
+    """Write recipe.json, every field of the recipe, and recipe.py, the bytes of its source file."""
     atomic_write_json(folder / "recipe.json", flatten(recipe))
     if source is not None:
         atomic_write(folder / "recipe.py", lambda temporary: temporary.write_bytes(source))
@@ -134,73 +168,87 @@ def write_recipe(recipe: Recipe, folder: Path, source: bytes | None) -> None:
 
 def _train(recipe: Recipe, state: State, name: str, signals: Signals) -> Iterator[Record]:
     with signals.deferred():
-        for record in fit(recipe, state, name):
+        records = fit(recipe, state, name)
+        for record in records:
             yield record
-            if (asked := max(all_gather_lists([signals.asked or 0]))) != 0:  # all stop after the same step
+            if (signum := max(all_gather_lists([signals.asked or 0]))) != 0:  # all stop after the same step
+                records.close()
                 state.save()
-                raise Stopped(asked)
+                raise Stopped(signum)
 
 
 def _evaluate(recipe: Recipe, state: State, folder: Path) -> Iterator[Record]:
-    """Attack the test set, once; a verdict that is in results.json already is not computed again."""
-    chosen = state.best_epoch if recipe.select == "best" else recipe.epochs - 1
-    rows = from_main_process(lambda: [AttackResult(**row) for row in _read_results(folder).get("attacks", [])])
+    """Evaluate the chosen weights on the test set into the run's folder; resumes within an attack."""
     state.read_weights(recipe.select)
-    test = state.images.test.first(recipe.test_size)
-    data = {"name": state.images.name, "fingerprint": data_fingerprint(test)}
-    test = test.to(state.device)
-    done = {row.name for row in rows}
-    yield from rows
-    for name in recipe.evaluate:
-        if name in done:
-            continue
-        for record in evaluate_attack(
-            state.eval_model, test, attack_spec(name, recipe.budget, state.images.classes, recipe.norm), recipe.seed
-        ):
-            yield record
-            if isinstance(record, AttackResult):
-                rows.append(record)
-                _write_results(recipe, state, folder, rows, chosen, data)
-    _write_results(recipe, state, folder, rows, chosen, data, complete=True)
-
-
-def _write_results(
-    recipe: Recipe, state: State, folder: Path, rows: list[AttackResult], chosen: int, data: dict[str, str],
-    complete: bool = False,
-) -> None:  # fmt: skip
-    content = {
-        "complete": complete,
-        "weights": {
-            "file": f"{recipe.select}.safetensors", "epoch": chosen,
-            "burn_in": recipe.burn_in if recipe.weighter else 0,
-            "chosen_by": f"{recipe.validate} on {len(state.validation.y)} images held out of train"
-            if recipe.select == "best" else "last epoch",
-            **({"note": note} if (note := worse(state.history[chosen], len(state.validation.y))) else {}),
-        },
-        "attacks": [asdict(row) for row in rows],
-        "provenance": {
-            **provenance(state.device), "seed": recipe.seed, "precision": state.forms.said,
-            "data": data,
-            "recipe": flatten(recipe), "text": describe(recipe),
-        },
-    }  # fmt: skip
+    if is_main_process() and not (folder / "results.json").exists():
+        clear(folder, "run")  # a ledger without its results cannot be resumed
+    task = _evaluation_task(recipe, state, folder)
+    n_shards = min(world_size(), -(-len(task.data.part.y) // BLOCK))
+    if n_shards > 1:
+        yield from _evaluate_shards(task, folder, n_shards)
+        return
     if is_main_process():
-        atomic_write_json(folder / "results.json", content)
+        yield from continue_evaluation(task, folder)
+    from_main_process(lambda: None)  # the other processes wait
+
+
+def _evaluate_shards(task: EvaluationTask, folder: Path, n_shards: int) -> Iterator[Record]:
+    """Evaluate a shard of the test set in each process, in a folder of its own; rank 0 joins them."""
+    shards = [folder / SHARDS / f"{k + 1}-of-{n_shards}" for k in range(n_shards)]
+    if rank() < n_shards:
+        shard, own = replace(task, shard=(rank() + 1, n_shards)), shards[rank()]
+        alike(lambda: open_shard(shard, own, folder))
+        yield from (record for record in run_evaluation(shard, own) if isinstance(record, AttackProgress))
+    else:
+        alike(lambda: None)
+    all_gather_lists([0])  # until all are done
+
+    def join() -> list[AttackResult]:
+        merge_into(shards, folder)
+        shutil.rmtree(folder / SHARDS)
+        return list(_finished(folder).rows)
+
+    yield from from_main_process(join)
+
+
+def _evaluation_task(recipe: Recipe, state: State, folder: Path) -> EvaluationTask:
+    test = replace(from_image_data(state.images), given=describe(recipe.data))
+    test = replace(test, part=test.part.first(recipe.test_size))
+    model = trained_model(state.eval_model, folder / f"{recipe.select}.safetensors", test)
+    epoch = state.best_epoch if recipe.select == "best" else recipe.epochs - 1
+    n_validation = len(state.validation.y)
+    training = {
+        "epoch": epoch,
+        "burn_in": recipe.burn_in if recipe.weighter else 0,
+        "chosen_by": f"{recipe.validate} on {n_validation} images held out of train"
+        if recipe.select == "best"
+        else "last epoch",
+        "note": worse(state.history[epoch], n_validation),
+    }
+    about = {
+        "seed": recipe.seed,
+        "precision": state.compute_models.said,
+        "data": {"name": state.images.name, "fingerprint": data_fingerprint(test.part)},
+        "recipe": flatten(recipe),
+        "text": describe(recipe),
+    }
+    return EvaluationTask(
+        model, test, recipe.evaluate, recipe.budget, recipe.norm, recipe.seed, training=training, provenance=about
+    )
 
 
 def _finished(folder: Path, before: bool = False) -> RunFinished:
     results = _read_results(folder)
     rows = tuple(AttackResult(**row) for row in results["attacks"])
-    weights = results["weights"]
-    burn_in, note = weights.get("burn_in", 0), weights.get("note", "")
-    return RunFinished(str(folder), rows, weights["file"], weights["epoch"], before, burn_in, note)
+    training, file = results["training"], Path(results["weights"]["file"]).name
+    return RunFinished(str(folder), rows, file, training["epoch"], before, training["burn_in"], training["note"])
 
 
-def _refuse_another(recipe: Recipe, there: dict[str, Any], folder: Path) -> None:
-    here = flatten(recipe)
-    differ = [k for k in {**there, **here} if there.get(k) != here.get(k) and k not in NOT_THE_METHOD]
+def _refuse_another(recipe: Recipe, recorded: dict[str, Any], folder: Path) -> None:
+    own = flatten(recipe)
+    differ = [k for k in {**recorded, **own} if recorded.get(k) != own.get(k) and k not in NOT_THE_METHOD]
     if differ:
-        shown = "; ".join(f"{k}: {there.get(k, 'absent')} there, {here.get(k, 'absent')} here" for k in differ[:4])
+        shown = "; ".join(f"{k}: {recorded.get(k, 'absent')} there, {own.get(k, 'absent')} here" for k in differ[:4])
         more = f" and {len(differ) - 4} more" if len(differ) > 4 else ""
         raise RunError(
             str(folder), f"holds a run of another recipe ({shown}{more})",
@@ -209,16 +257,32 @@ def _refuse_another(recipe: Recipe, there: dict[str, Any], folder: Path) -> None
 
 
 def _read_results(folder: Path) -> dict[str, Any]:
-    """The results of a run, or nothing; raises RunError for what no run writes."""
-    return _read_json(folder / "results.json", RESULTS)
+    """The results of a run, or nothing. Raises RunError: written by an older version, or by no run."""
+    path = folder / "results.json"
+    content = _read_json(path)
+    refuse_old_run(content, path)
+    if content:
+        _check(path, content, RESULTS)
+    return content
 
 
-def _read_json(path: Path, shape: Any = dict) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = read_json(path)
-        check_shape(content, shape)
-        return content
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise RunError(str(path), f"damaged ({error})", "Begin anew with --fresh --yes.") from error
+        raise _damaged(path, error) from error
+    _check(path, content, dict)
+    return content
+
+
+def _check(path: Path, content: Any, shape: Any) -> None:
+    try:
+        check_shape(content, shape)
+    except ValueError as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> RunError:
+    return RunError(str(path), f"damaged ({error})", "Begin anew with --fresh --yes.")

@@ -1,4 +1,4 @@
-"""Everything that training needs to go on as if it had never stopped."""
+"""The training state: everything that resuming to the same bits needs, and its files."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,21 +18,20 @@ from torch import nn
 
 from robustmail.checkpoints import load_saved
 from robustmail.data.dataset import ImageData, Split, batch_indices, hold_out, to_float
-from robustmail.errors import NonFiniteError, RecipeError, RunError, in_brief
+from robustmail.errors import RecipeError, RunError, in_brief
 from robustmail.fields import describe
 from robustmail.models.classifier import Classifier, build, check_forward
 from robustmail.models.precision import ComputeModels, PrecisionChoice, choose_precision, compute_models
 from robustmail.plugin_calls import call_plugin
 from robustmail.recipe import Recipe
 from robustmail.records import StepFinished
-from robustmail.runtime.deferred import DeferredReads
 from robustmail.runtime.devices import pick_device
 from robustmail.runtime.distributed import is_main_process, main_process_first, shard_batch, world_size
 from robustmail.runtime.files import atomic_write, atomic_write_text, make_folder
 from robustmail.runtime.rng import fork_rng, generator, seed_all
 from robustmail.runtime.untrusted import check_shape, check_tensors
 
-__all__ = ["Launched", "State"]
+__all__ = ["State"]
 
 FORMAT = 1
 SHAPE = {
@@ -40,25 +39,20 @@ SHAPE = {
     "best_epoch": int, "threads": int, "precision": str, "processes?": int, "model": dict, "optimizer": dict,
     "average": dict,
 }  # fmt: skip
-"""What is read of state.pt, which anybody may have written"""
-
-
-class Launched(Protocol):
-    """A step that was queued on the device."""
-
-    @property
-    def later(self) -> DeferredReads | None: ...
-
-    def read(self) -> StepFinished:
-        """What it looked like; waits until it is done."""
-        ...
+"""what `State.load` requires of state.pt, which may come from anybody"""
 
 
 @dataclass
 class State:
-    """A model under training, its data, and how far it is.
+    """A model under training, its data, and its progress.
 
-    `epoch` and `step` say what comes next; `sums` are the running sums of the epoch's metrics, `history` its rows.
+    epoch, step: the next step to train, both from 0.
+    sums: {metric: [sum over images, number of images]} of the current epoch.
+    history: one row of metrics.csv per finished epoch.
+    ema: the exponential moving average of the weights, if the recipe has one.
+    best, best_epoch: the highest robust validation accuracy, and its epoch from 0; -1 before there is one.
+    note: a warning about resuming, for people.
+
     No generator is stored: all randomness is a function of (seed, epoch, step).
     """
 
@@ -70,7 +64,7 @@ class State:
     validation: Split
     device: torch.device
     precision: PrecisionChoice
-    average: ModelEmaV3 | None = None
+    ema: ModelEmaV3 | None = None
     folder: Path | None = None
     epoch: int = 0
     step: int = 0
@@ -80,25 +74,21 @@ class State:
     best: float = -1.0
     best_epoch: int = -1
     save_every: float = 30.0
-    """seconds between two saves within an epoch; it changes no result"""
+    """seconds between two saves within an epoch; without influence on results"""
     saved_at: float = field(default_factory=time.monotonic)
-    ahead: int = 0
-    """how many steps the host may queue before it reads what the last one looked like"""
-    queue: list[Launched] = field(default_factory=list)
-    read_at: float = 0.0
 
     @classmethod
     def fresh(cls, recipe: Recipe, folder: str | Path | None = None) -> State:
-        """Load the data, build the model, move both to the device.
+        """The state before the first step: data loaded, model built, both on the device.
 
-        folder: where state and weights are saved; it is made. Raises DeviceError, DataError or ModelError; nothing has
-        been written then.
+        folder: where state and weights are saved, created if missing; None: nowhere. Raises DeviceError, DataError or
+        ModelError, before anything is written.
         """
         device = pick_device(recipe.device)
         with main_process_first():
             images = call_plugin("data", recipe.data)
         if not isinstance(images, ImageData):
-            raise RecipeError(f"data={describe(recipe.data)}", f"returned {type(images).__name__}, not Images")
+            raise RecipeError(f"data={describe(recipe.data)}", f"returned {type(images).__name__}, not ImageData")
         train, validation = hold_out(images, recipe.seed)
         with fork_rng():
             seed_all(recipe.seed, "init")
@@ -109,17 +99,15 @@ class State:
         optimizer = call_plugin("optimizer", recipe.at(0).optimizer, model.parameters())
         parts = train.to(device), validation.to(device)
         precision = choose_precision(recipe.precision, model, sample)
-        # Only such an optimiser can be told on the device to leave the weights alone.
-        ahead = device.type == "cuda" and getattr(optimizer, "_step_supports_amp_scaling", False)
-        average = _average(model, recipe.ema)
-        where = Path(folder) if folder is not None else None
-        if where is not None:
-            make_folder(where)
-        return cls(recipe, model, optimizer, images, *parts, device, precision, average, where, ahead=int(ahead))
+        ema = _make_ema(model, recipe.ema)
+        path = Path(folder) if folder is not None else None
+        if path is not None:
+            make_folder(path)
+        return cls(recipe, model, optimizer, images, *parts, device, precision, ema, path)
 
     @functools.cached_property
-    def forms(self) -> ComputeModels:
-        """The model as attacks and the loss call it."""
+    def compute_models(self) -> ComputeModels:
+        """The model as the attack and the loss call it, in the chosen precision."""
         n = min(self.recipe.batch, len(self.train.y))
         with shard_batch(n) as rows:
             sample = to_float(self.train.x[:n][rows])
@@ -127,41 +115,29 @@ class State:
 
     @property
     def eval_model(self) -> nn.Module:
-        """The model that is validated, written and evaluated: the average of the weights where there is one."""
-        return self.model if self.average is None else self.average.module
+        """The model that is validated, written and evaluated: the EMA where there is one."""
+        return self.model if self.ema is None else self.ema.module
 
     @functools.cached_property
     def steps(self) -> int:
-        """How many steps an epoch has."""
+        """Number of steps in an epoch."""
         return len(batch_indices(len(self.train.y), self.recipe.batch, generator(0)))
 
     def advance(self) -> None:
-        """One step is done."""
+        """Count one step as done, and update the EMA."""
         self.step += 1
-        if self.average is not None:
-            self.average.update(self.model, self.epoch * self.steps + self.step)
+        if self.ema is not None:
+            self.ema.update(self.model, self.epoch * self.steps + self.step)
 
-    def settle(self, ahead: int = 0) -> list[StepFinished]:
-        """Read the steps that were launched, all but the last `ahead`, and take them into the epoch's sums.
-
-        Raises NonFiniteError; what was launched after that step is forgotten.
-        """
-        done = []
-        while len(self.queue) > ahead:
-            try:
-                done.append(self.queue.pop(0).read())
-            except NonFiniteError:
-                self.queue.clear()
-                raise
-            for metric, value in _metrics(done[-1]).items():
-                total = self.sums.setdefault(metric, [0.0, 0.0])
-                total[0] += value * done[-1].images
-                total[1] += done[-1].images
-        return done
+    def add_metrics(self, finished: StepFinished) -> None:
+        """Add the metrics of one step to the epoch's sums, weighted by its images."""
+        for name, value in _metrics(finished).items():
+            total = self.sums.setdefault(name, [0.0, 0.0])
+            total[0] += value * finished.images
+            total[1] += finished.images
 
     def save(self) -> None:
-        """Write state.pt and metrics.csv, each at once; without a folder, nothing."""
-        self.settle()
+        """Write state.pt and metrics.csv atomically; does nothing without a folder, and on ranks other than 0."""
         self.saved_at = time.monotonic()
         if self.folder is None or not is_main_process():
             return
@@ -171,7 +147,7 @@ class State:
             "best": self.best, "best_epoch": self.best_epoch, "threads": torch.get_num_threads(),
             "precision": self.precision.name, "processes": world_size(),
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "average": self.average.module.state_dict() if self.average else {},
+            "average": self.ema.module.state_dict() if self.ema else {},
         }  # fmt: skip
         atomic_write(self.folder / "state.pt", lambda path: torch.save(content, path))
         self._write_metrics()
@@ -181,8 +157,8 @@ class State:
             atomic_write_text(_folder(self) / "metrics.csv", _csv(self.history))
 
     @property
-    def due(self) -> bool:
-        """Was the last time saved long ago?"""
+    def should_save(self) -> bool:
+        """True if the last save is longer ago than `save_every`."""
         return time.monotonic() - self.saved_at >= self.save_every
 
     def load(self) -> None:
@@ -202,8 +178,8 @@ class State:
                 )
             self.model.load_state_dict(content["model"])
             self.optimizer.load_state_dict(content["optimizer"])
-            if self.average is not None:
-                self.average.module.load_state_dict(content["average"])
+            if self.ema is not None:
+                self.ema.module.load_state_dict(content["average"])
         except RunError:
             raise
         except Exception as error:  # a damaged file fails in a dozen ways
@@ -219,16 +195,16 @@ class State:
             self.precision = PrecisionChoice(content["precision"], "as this run began")
         for name in ("epoch", "step", "sums", "history", "best", "best_epoch"):
             setattr(self, name, content[name])
-        self._write_metrics()  # a kill may have come between the state and its table
+        self._write_metrics()  # after a kill between the two writes it is one epoch behind
 
     def write_weights(self, name: str) -> None:
-        """Write NAME.safetensors with what is needed to use it; without a folder, nothing."""
+        """Write NAME.safetensors: the weights of `eval_model`, and what is needed to use them. Needs a folder."""
         if self.folder is None or not is_main_process():
             return
         weights = {key: value.detach().cpu().contiguous() for key, value in self.eval_model.state_dict().items()}
-        named = self.recipe.model  # a text is timm's name; a function is code, and says so
+        model = self.recipe.model  # a timm name, or a function in the recipe's file
         facts = {
-            "model": named if isinstance(named, str) else f"recipe.py:{describe(named)}",
+            "model": model if isinstance(model, str) else f"recipe.py:{describe(model)}",
             "classes": self.images.classes, "channels": self.images.shape[0], "shape": list(self.images.shape),
             "data": self.images.name, "normalize": self.recipe.normalize, "eps": self.recipe.budget,
             "epoch": self.epoch, "norm": self.recipe.norm, "source": describe(self.recipe.data),
@@ -237,7 +213,7 @@ class State:
         atomic_write(self.folder / f"{name}.safetensors", lambda path: save_file(weights, path, metadata))
 
     def read_weights(self, name: str) -> None:
-        """Put the weights of NAME.safetensors into the model."""
+        """Load NAME.safetensors into `eval_model`. Raises RunError: missing, damaged or of another network."""
         if self.folder is None:
             return
         path = self.folder / f"{name}.safetensors"
@@ -249,7 +225,10 @@ class State:
             raise RunError(str(path), wrong, "Begin anew with --fresh --yes.") from error
 
     def dump(self, indices: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> Path | None:
-        """Write nonfinite.pt: the batch and the model with which `reproduce` fails in the same way."""
+        """Write nonfinite.pt, the batch and the model with which `reproduce` fails in the same way; returns its path.
+
+        indices: [B] of the training set. x, y: [B, C, H, W] and [B]. None without a folder.
+        """
         if self.folder is None or not is_main_process():
             return None
         content = {
@@ -261,9 +240,12 @@ class State:
         return path
 
 
-def _average(model: nn.Module, decay: float | None) -> ModelEmaV3 | None:
-    """The average of the weights. At the update after t others it keeps min(decay, (1 + t) / (10 + t)) of what it was:
-    with all of `decay` from the start, a short run would be judged by its random weights. Buffers are copied."""
+def _make_ema(model: nn.Module, decay: float | None) -> ModelEmaV3 | None:
+    """timm's EMA of the weights; None without a decay. Buffers are copied.
+
+    Update t, from 0, uses the decay min(decay, (1 + t) / (10 + t)): with the whole decay from the start, the EMA of a
+    short run would consist of its random initial weights.
+    """
     if decay is None:
         return None
     # timm's warm-up of its n-th update, n = t + 1, is 1 - (1 + n / gamma)^-power: the same for gamma 9 and power 1.
@@ -276,12 +258,12 @@ def _folder(state: State) -> Path:
     return state.folder
 
 
-def _metrics(done: StepFinished) -> dict[str, float]:
-    weights = done.weights
-    found = {"loss": done.loss, "weighted": done.weighted, "plain": done.plain, "adv": done.adv, "nat": done.nat}
+def _metrics(step: StepFinished) -> dict[str, float]:
+    weights = step.weights
+    metrics = {"loss": step.loss, "weighted": step.weighted, "plain": step.plain, "adv": step.adv, "nat": step.nat}
     if weights:
-        found |= {"ess": weights.ess, "top": weights.top, "right": weights.right, "wrong": weights.wrong}
-    return {name: value for name, value in found.items() if value is not None}
+        metrics |= {"ess": weights.ess, "top": weights.top, "right": weights.right, "wrong": weights.wrong}
+    return {name: value for name, value in metrics.items() if value is not None}
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:

@@ -1,1 +1,1 @@
-"""Many runs that belong together: a grid of recipes, settings and seeds, what they share, and what they say."""
+"""Grids of training runs: recipes x settings x seeds, shared epochs, and statistics over seeds."""

@@ -1,4 +1,4 @@
-"""Carrying out the jobs of a grid: one after another here, or several at once through submitit."""
+"""Runs the jobs of a grid: one after another in this process, or several at once through submitit."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from robustmail.trials.fork import Job, fork, is_trained, started
 __all__ = ["EXECUTORS", "Future", "Outcome", "check", "executor", "run_here", "ordered", "missing", "run_job"]
 
 EXECUTORS = ("here", "local", "slurm")
-LOOK_EVERY = 0.2  # seconds between two looks at what runs elsewhere
-WEEK = 7 * 24 * 60  # minutes; a job that is cut off goes on with the next call
+POLL_EVERY = 0.2  # seconds between two looks at jobs in other processes
+WEEK = 7 * 24 * 60  # minutes; a job that is cut off is resumed by the next call
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job."""
+    """How a job ended."""
 
     error: str = ""
-    """one line; empty where nothing went wrong"""
+    """one line; empty for success"""
     steps: int = 0
     """of an epoch"""
     seconds: float = 0.0
@@ -50,20 +50,20 @@ Submit = Callable[[Job], Future]
 
 
 def run_job(job: Job, signals: Signals, save_every: float = 30.0) -> Iterator[Record]:
-    """Make the run of one job, or go on with it; raises what `run` raises.
+    """Run one job, or resume it; yields records, raises what `run` raises.
 
-    A process that a killed command left behind may still be at it: that is waited for.
+    Waits where another process, such as one that a killed command left behind, works in the folder.
     """
-    told = False
+    is_waiting = False
     while True:
         try:
             yield from _work(job, signals, save_every)
             return
         except InUseError:
-            if not told:
+            if not is_waiting:
                 yield WaitingForFolder(str(job.folder))
-                told = True
-            time.sleep(LOOK_EVERY)
+                is_waiting = True
+            time.sleep(POLL_EVERY)
 
 
 def _work(job: Job, signals: Signals, save_every: float) -> Iterator[Record]:
@@ -80,7 +80,10 @@ def _work(job: Job, signals: Signals, save_every: float) -> Iterator[Record]:
 
 
 def ordered(jobs: Sequence[Job], submit: Submit, width: int = 1) -> Iterator[CellStarted | tuple[Job, Outcome]]:
-    """Submit the jobs, at most `width` at once, each after its trunk; what grows on a failed trunk fails with it."""
+    """Submit the jobs, at most `width` at once, each after its trunk; jobs on a failed trunk fail with it.
+
+    Yields CellStarted before a job, (job, outcome) after it.
+    """
     waiting, running = list(jobs), dict[Job, Future]()
     failed: dict[Path, str] = {}
     number = 0
@@ -95,26 +98,26 @@ def ordered(jobs: Sequence[Job], submit: Submit, width: int = 1) -> Iterator[Cel
                 waiting.remove(job)
                 failed[job.folder] = failed[cast(Path, job.trunk)]
                 yield job, Outcome(failed[job.folder])
-            unmade = {job.folder for job in (*waiting, *running)}
-            ready = next((job for job in waiting if job.trunk not in unmade), None)
+            unfinished = {job.folder for job in (*waiting, *running)}
+            ready = next((job for job in waiting if job.trunk not in unfinished), None)
             if ready is not None and len(running) < width:
                 waiting.remove(ready)
                 number += 1
                 yield CellStarted(ready.name, number, len(jobs))
                 running[ready] = submit(ready)
             elif running and not any(future.done() for future in running.values()):
-                time.sleep(LOOK_EVERY)
+                time.sleep(POLL_EVERY)
     finally:
-        for future in running.values():  # nobody waits for them any more; what they saved stays
+        for future in running.values():  # stopped or failed: nobody reads their results any more
             cancel = getattr(future, "cancel", None)
             if cancel is not None:
                 cancel()
 
 
 def missing(jobs: Sequence[Job], recipes: Mapping[Any, Recipe]) -> list[Job]:
-    """The jobs that are still to be done: unfinished cells, and the trunks that such a cell has not left yet."""
+    """The jobs that are still to be done: unfinished cells, and the trunks that such a cell has yet to start from."""
     wanted: list[Job] = []
-    for job in reversed(jobs):  # a trunk comes before what needs it
+    for job in reversed(jobs):  # trunks come before the jobs that need them
         if job.until is None:
             needed = status(recipes[job.cell], job.folder) != "finished"
         else:
@@ -127,15 +130,17 @@ def missing(jobs: Sequence[Job], recipes: Mapping[Any, Recipe]) -> list[Job]:
 
 
 def check(recipes: Mapping[Any, Recipe], jobs: Sequence[Job]) -> None:
-    """What can be known to be wrong before anything is trained: names, devices, folders of others, and every row of
-    the grid in a rehearsal. Writes nothing; raises the error of whatever is wrong."""
-    rehearsed = set()
+    """Check a grid before anything is trained: names, devices, folders, and a dry run of every row. Writes nothing.
+
+    Raises the error of the first row that fails.
+    """
+    checked = set()
     for job in jobs:
         recipe = recipes[job.cell]
         status(recipe, job.folder)
-        if job.cell.row in rehearsed:
+        if job.cell.row in checked:
             continue
-        rehearsed.add(job.cell.row)
+        checked.add(job.cell.row)
         try:
             preflight(recipe)
             dry_run(recipe)
@@ -145,7 +150,7 @@ def check(recipes: Mapping[Any, Recipe], jobs: Sequence[Job]) -> None:
 
 @dataclass(frozen=True)
 class _Done:
-    """A future that is over before it is asked for."""
+    """A future with its result."""
 
     outcome: Outcome
 
@@ -157,17 +162,22 @@ class _Done:
 
 
 def run_here(perform: Callable[[Job], Outcome]) -> Submit:
-    """Do each job in this process, at once."""
+    """A `submit` that runs each job in this process, before it returns."""
     return lambda job: _Done(perform(job))
 
 
 def executor(
     kind: str, perform: Callable[[Job, int], Outcome], folder: Path, jobs: int, knobs: Mapping[str, Any]
 ) -> Submit:
-    """Hand jobs to processes of this machine ("local") or to a cluster ("slurm"), through submitit.
+    """A `submit` that runs jobs in other processes, through submitit.
 
-    perform: a function that can be imported there, called with a job and its number of threads (0: as it comes).
-    knobs: submitit's parameters, e.g. slurm_partition. Raises RunError where submitit is not there or refuses them.
+    kind: "local", processes of this machine, or "slurm", a cluster.
+    perform: an importable function of a job and its number of threads (0: torch's default).
+    folder: of submitit's logs.
+    jobs: how many run at once.
+    knobs: submitit's parameters, e.g. slurm_partition.
+
+    Raises RunError where submitit is not installed, or refuses a parameter.
     """
     if kind not in EXECUTORS:
         raise RunError(f"--executor {kind}", "no such executor", did_you_mean(kind, EXECUTORS))
@@ -179,21 +189,21 @@ def executor(
         ) from error
     threads = max(1, (os.cpu_count() or 1) // jobs) if kind == "local" and "OMP_NUM_THREADS" not in os.environ else 0
     try:
-        made = submitit.AutoExecutor(folder=folder, cluster=kind)
-        made.update_parameters(**{"timeout_min": WEEK, "name": "robustmail", **knobs})
+        pool = submitit.AutoExecutor(folder=folder, cluster=kind)
+        pool.update_parameters(**{"timeout_min": WEEK, "name": "robustmail", **knobs})
     except Exception as error:  # no sbatch, or a parameter that it does not have
         raise RunError(f"--executor {kind}", " ".join(str(error).split())) from error
 
     def submit(job: Job) -> Future:
-        with _stderr_to(folder / "submitit.log"):  # where its watchers say goodbye with a traceback
-            return cast(Future, made.submit(perform, job, threads))
+        with _stderr_to(folder / "submitit.log"):  # submitit's helper processes end with a traceback
+            return cast(Future, pool.submit(perform, job, threads))
 
     return submit
 
 
 @contextmanager
 def _stderr_to(file: Path) -> Iterator[None]:
-    """What is started inside writes its errors to the end of a file."""
+    """Redirect stderr of this process and its children to the end of a file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     ours = os.dup(2)
     try:
@@ -206,7 +216,7 @@ def _stderr_to(file: Path) -> Iterator[None]:
 
 
 def _reached(record: Record, until: int) -> bool:
-    """Are so many epochs trained and saved?"""
+    """True once `until` epochs are trained and saved."""
     if isinstance(record, RunStarted):
         return record.epoch >= until
     return isinstance(record, EpochFinished) and record.row["epoch"] + 1 >= until

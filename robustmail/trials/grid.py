@@ -1,4 +1,4 @@
-"""The cells of a grid: recipes x settings x seeds, read from texts."""
+"""The cells of a grid, recipes x settings x seeds, parsed from command-line texts."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ OPENING, CLOSING, QUOTES = "([{", ")]}", "'\""
 
 @dataclass(frozen=True)
 class Cell:
-    """One run of a grid: a row with a seed. It is made of texts, so that it can be handed to another process."""
+    """One run of a grid: a row with a seed. Holds texts only, so that it can be sent to another process."""
 
     row: str
-    """what the cells of all seeds are called, e.g. `mail_at margin=pm_nat`"""
+    """name of the cells of all seeds, e.g. `mail_at margin=pm_nat`"""
     recipe: str
     """a built-in recipe, a file, or either with :variable"""
     overrides: tuple[str, ...]
@@ -37,18 +37,18 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """The row and the seed, for people."""
+        """Row and seed, for people."""
         return f"{self.row}, seed {self.seed}"
 
     def load(self) -> Recipe:
-        """The recipe itself; raises RecipeError or PluginError, naming the row."""
-        return _made(self, load_recipe(self.recipe))
+        """Load the recipe and apply overrides and seed. Raises RecipeError or PluginError, naming the row."""
+        return _with_overrides(self, load_recipe(self.recipe))
 
 
 def seeds(text: str) -> tuple[int, ...]:
-    """`0:5` -> 0 ... 4, as in a slice; `1,2,7` and `3` as they are. Raises RecipeError."""
-    if found := re.fullmatch(r"(\d+):(\d+)", text.strip()):
-        low, high = int(found[1]), int(found[2])
+    """Parse seeds: `0:5` -> 0 ... 4, as in a slice; `1,2,7` -> 1, 2, 7. Raises RecipeError."""
+    if match := re.fullmatch(r"(\d+):(\d+)", text.strip()):
+        low, high = int(match[1]), int(match[2])
         if low >= high:
             raise RecipeError(f"--seeds {text}", "names no seed", f"Write {high}:{low}." if low > high else "")
         if high - low > MOST:
@@ -56,26 +56,26 @@ def seeds(text: str) -> tuple[int, ...]:
         return tuple(range(low, high))
     if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
         raise RecipeError(f"--seeds {text}", "is no list of seeds", "Write 0:5 for 0, 1, 2, 3, 4, or 1,2,7.")
-    found_seeds = tuple(map(int, text.split(",")))
-    if twice := [seed for seed in found_seeds if found_seeds.count(seed) > 1]:
+    numbers = tuple(map(int, text.split(",")))
+    if twice := [seed for seed in numbers if numbers.count(seed) > 1]:
         raise RecipeError(f"--seeds {text}", f"{twice[0]} is named twice")
-    return found_seeds
+    return numbers
 
 
 def variants(text: str) -> list[str]:
-    """`margin=pm_adv,pm_nat` -> [`margin=pm_adv`, `margin=pm_nat`]: overrides, one for each value.
+    """Parse an option --over into one override per value: `margin=pm_adv,pm_nat` -> [`margin=pm_adv`, `margin=pm_nat`].
 
     A comma inside brackets or quotes belongs to its value. Raises RecipeError.
     """
     path, equals, values = text.partition("=")
-    found = [value.strip() for value in split(values)]
-    if not equals or not all(found):
+    parts = [value.strip() for value in split(values)]
+    if not equals or not all(parts):
         raise RecipeError(f"--over {text}", "is no path with values", "Write e.g. margin=pm_adv,pm_nat.")
-    return [f"{path.strip()}={value}" for value in found]
+    return [f"{path.strip()}={value}" for value in parts]
 
 
 def split(text: str) -> list[str]:
-    """The parts of a text between the commas that stand outside of brackets and quotes."""
+    """Split a text at the commas outside of brackets and quotes."""
     parts, depth, quote = [""], 0, ""
     for letter in text:
         if quote:
@@ -92,7 +92,11 @@ def split(text: str) -> list[str]:
 
 
 def cells(names: Sequence[str], overs: Iterable[str], overrides: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
-    """The grid: every recipe with every combination of settings and every seed. Raises RecipeError."""
+    """The cells of a grid: every recipe with every combination of settings and every seed.
+
+    names: of recipes. overs: settings to vary, as `variants` takes them. overrides: of all cells. seeds: of each row.
+    Raises RecipeError for a setting that is varied twice, or that has no values.
+    """
     overs = list(overs)
     paths = [over.partition("=")[0].strip() for over in overs]
     if twice := [path for path in paths if paths.count(path) > 1]:
@@ -106,7 +110,11 @@ def cells(names: Sequence[str], overs: Iterable[str], overrides: Sequence[str], 
 
 
 def of_table(table: PaperTable, scale: Scale, seeds: Sequence[int], overrides: Sequence[str] = ()) -> list[Cell]:
-    """The grid that makes a table of the paper at a scale; `overrides` come last. Raises RecipeError."""
+    """The cells of a table of the paper at a scale.
+
+    table, scale: from `trials.paper`. seeds: of each row. overrides: applied last. Raises RecipeError where the scale
+    does not have the table.
+    """
     if scale.narrow and any(line.recipe.endswith(":wrn") for line in table.lines):
         raise RecipeError(
             "table --scale mini", "a WRN-32-10 is not for a CPU", "Tables 1 and 2 have that scale; this one has paper."
@@ -122,45 +130,44 @@ def of_table(table: PaperTable, scale: Scale, seeds: Sequence[int], overrides: S
 def recipes(grid: Iterable[Cell]) -> dict[Cell, Recipe]:
     """The recipe of each cell; each file is read once.
 
-    Raises RecipeError or PluginError for a cell that cannot be made, or that is there twice, naming its row.
+    Raises RecipeError or PluginError, naming the row, for a cell whose recipe is invalid, or that occurs twice.
     """
     bare: dict[str, Recipe] = {}
-    found: dict[Cell, Recipe] = {}
+    recipe_of: dict[Cell, Recipe] = {}
     for cell in grid:
-        if cell in found:
+        if cell in recipe_of:
             raise RecipeError(f"trials ({cell.row})", "is there twice", "Name each recipe and each value once.")
         if cell.recipe not in bare:
             bare[cell.recipe] = load_recipe(cell.recipe)
-        found[cell] = _made(cell, bare[cell.recipe])
-    _refuse_twins({cell: recipe for cell, recipe in found.items() if cell.seed == next(iter(found)).seed})
-    return found
+        recipe_of[cell] = _with_overrides(cell, bare[cell.recipe])
+    first_seed = next(iter(recipe_of)).seed if recipe_of else None
+    _refuse_equal_rows({cell: recipe for cell, recipe in recipe_of.items() if cell.seed == first_seed})
+    return recipe_of
 
 
 def folders(grid: Iterable[Cell], out: Path) -> dict[Cell, Path]:
-    """Where each cell lives: out/runs/ROW/SEED, with the row's odd characters replaced."""
+    """The folder of each cell: out/runs/ROW/SEED, with characters that file names should not have replaced."""
     grid = list(grid)
     plain = {cell.row: re.sub(r"[^\w.=+-]+", "-", cell.row).strip("-.") or "row" for cell in grid}
     shared = {name for name, count in Counter(plain.values()).items() if count > 1}
-    names = {
-        row: _marked(name, row) if name in shared or len(name) > LONGEST else name for row, name in plain.items()
-    }  # fmt: skip
+    names = {row: _hashed(name, row) if name in shared or len(name) > LONGEST else name for row, name in plain.items()}
     return {cell: out / "runs" / names[cell.row] / str(cell.seed) for cell in grid}
 
 
-def _marked(name: str, row: str) -> str:
-    """A name that is too long, or another row's too, shortened and with a mark of its row."""
+def _hashed(name: str, row: str) -> str:
+    """A name that is too long or not unique, shortened and with a hash of its row."""
     return f"{name[:LONGEST]}-{hashlib.blake2b(row.encode(), digest_size=4).hexdigest()}"
 
 
-def _made(cell: Cell, recipe: Recipe) -> Recipe:
+def _with_overrides(cell: Cell, recipe: Recipe) -> Recipe:
     if any(text.partition("=")[0].strip() == "seed" for text in cell.overrides):
         raise RecipeError(f"trials ({cell.row})", "sets the seed", "Seeds go into --seeds.")
     return apply_overrides(recipe, (*cell.overrides, f"seed={cell.seed}"))
 
 
-def _refuse_twins(found: Mapping[Cell, Recipe]) -> None:
+def _refuse_equal_rows(recipe_of: Mapping[Cell, Recipe]) -> None:
     """Two rows of one recipe would be the same runs under two names."""
-    flat = {cell.row: flatten(recipe) for cell, recipe in found.items()}
+    flat = {cell.row: flatten(recipe) for cell, recipe in recipe_of.items()}
     for first, second in combinations(flat, 2):
         if flat[first] == flat[second]:
             raise RecipeError(

@@ -1,4 +1,4 @@
-"""A grid in a folder: what is to be done, what was done, and the file that sums it up."""
+"""A grid in a folder: its jobs, its results, and the file that summarises them."""
 
 from __future__ import annotations
 
@@ -26,27 +26,32 @@ FORMAT = 1
 
 
 class Study:
-    """The runs of a grid below `out`, and `file`, which says what came of them.
+    """The runs of a grid in one folder, with a file that summarises their results.
 
-    kin: cells of other grids in the same folder, so that what they share with these is trained only once for all.
-    Raises RecipeError or PluginError for a cell that cannot be made, RunError where a folder holds another run.
+    cells: of the grid.
+    out: folder of all runs.
+    file: name of the summary in it.
+    command: for the summary's provenance.
+    kin: cells of other grids in the same folder; epochs that they share with these cells are trained once for all.
+
+    Raises RecipeError or PluginError for a cell whose recipe is invalid, RunError where a folder holds another run.
     """
 
     def __init__(
         self, cells: Sequence[Cell], out: Path, file: str, command: str, kin: Sequence[Cell] = ()
     ) -> None:  # fmt: skip
         self.out, self.file, self.command = out, out / file, command
-        every = dict.fromkeys(kin) | dict.fromkeys(cells) if kin else cells
-        self._every = recipes(every)
-        self.recipes = {cell: self._every[cell] for cell in cells}
-        places = folders(every, out)
-        self.folders = {cell: places[cell] for cell in cells}
-        for folder in (*places.values(), out / "trunks", out / "jobs"):
+        all_cells = dict.fromkeys(kin) | dict.fromkeys(cells) if kin else cells
+        self._all_recipes = recipes(all_cells)
+        self.recipes = {cell: self._all_recipes[cell] for cell in cells}
+        all_folders = folders(all_cells, out)
+        self.folders = {cell: all_folders[cell] for cell in cells}
+        for folder in (*all_folders.values(), out / "trunks", out / "jobs"):
             check_within(folder, out)
-        self.jobs = own_job(plan_jobs(self._every, places, out), self.recipes)
-        self.missing = missing(self.jobs, self._every)
+        self.jobs = own_job(plan_jobs(self._all_recipes, all_folders, out), self.recipes)
+        self.missing = missing(self.jobs, self._all_recipes)
         self.errors: dict[Cell, str] = {}
-        self.trunks = self._before()
+        self.trunks = self._earlier_trunks()
 
     @property
     def seeds(self) -> list[int]:
@@ -54,14 +59,18 @@ class Study:
         return list(dict.fromkeys(cell.seed for cell in self.recipes))
 
     def check(self) -> None:
-        """Find what can be known to be wrong before anything is trained; raises the error of whatever is wrong."""
-        check(self._every, self.jobs)
+        """Check every cell before anything is trained; raises the first error."""
+        check(self._all_recipes, self.jobs)
 
     def carry_out(self, submit: Submit, width: int = 1) -> Iterator[CellStarted | CellFinished]:
-        """Make the runs that are missing; a failed one is told, and the others go on. Raises RunError if in use."""
+        """Run the missing jobs, at most `width` at once; a failed one does not stop the others.
+
+        submit: starts a job (`execute.run_here`, `execute.executor`). Yields a record before and after each job. Raises
+        RunError where another process works in the folder.
+        """
         make_folder(self.out)
         with folder_lock(self.out):
-            done, of = 0, len(self.missing)
+            done, total = 0, len(self.missing)
             self.save()
             for event in ordered(self.missing, submit, width):
                 if isinstance(event, CellStarted):
@@ -72,38 +81,38 @@ class Study:
                 if job.until is None and outcome.error:
                     self.errors[job.cell] = outcome.error
                 elif job.until is not None and not outcome.error:
-                    self._trained(str(job.folder.relative_to(self.out)), job.until - job.begin, outcome)
+                    self._add_trunk(str(job.folder.relative_to(self.out)), job.until - job.begin, outcome)
                 self.save()
-                yield CellFinished(job.name, outcome.error, done, of)
+                yield CellFinished(job.name, outcome.error, done, total)
 
     def rows(self) -> list[Row]:
-        """The results as they are now: over seeds, with what is missing and what failed."""
-        found = {(cell.row, cell.seed): read_accuracies(folder) for cell, folder in self.folders.items()}
+        """The current results of every row over its seeds, with missing and failed seeds."""
+        accuracies = {(cell.row, cell.seed): read_accuracies(folder) for cell, folder in self.folders.items()}
         failed = {(cell.row, cell.seed): error for cell, error in self.errors.items()}
         names = dict.fromkeys(cell.row for cell in self.recipes)
-        return rows(names, self.seeds, {key: value for key, value in found.items() if value is not None}, failed)
+        return rows(names, self.seeds, {key: value for key, value in accuracies.items() if value is not None}, failed)
 
     def saved(self) -> dict[str, Any]:
-        """What the shared epochs have saved these cells: trunks, steps and seconds not spent a second time."""
+        """What sharing epochs has saved these cells: the trunks, and the steps and seconds that were not repeated."""
         forks = Counter(forked_from(job.folder) for job in self.jobs)
         trunks = [{**trunk, "cells": forks[(self.out / name).resolve()]} for name, trunk in self.trunks.items()]
-        again = [(trunk, max(trunk["cells"] - 1, 0)) for trunk in trunks]
+        repeats = [(trunk, max(trunk["cells"] - 1, 0)) for trunk in trunks]
         return {
             "trunks": trunks,
-            "steps_saved": sum(times * trunk["epochs"] * trunk["steps"] for trunk, times in again),
-            "seconds_saved": round(sum(times * trunk["seconds"] for trunk, times in again), 1),
+            "steps_saved": sum(times * trunk["epochs"] * trunk["steps"] for trunk, times in repeats),
+            "seconds_saved": round(sum(times * trunk["seconds"] for trunk, times in repeats), 1),
         }
 
     def save(self) -> None:
-        """Write the summary."""
-        found = self.rows()
+        """Write the summary file."""
+        summary = self.rows()
         texts = {cell.row: describe(recipe) for cell, recipe in self.recipes.items()}
         device = pick_device(next(iter(self.recipes.values())).device)
         atomic_write_json(self.file, {
             "format": FORMAT,
-            "complete": not any(row.missing for row in found),
+            "complete": not any(row.missing for row in summary),
             "seeds": self.seeds,
-            "rows": [asdict(row) for row in found],
+            "rows": [asdict(row) for row in summary],
             "cells": [self._cell(cell, folder) for cell, folder in self.folders.items()],
             "shared": self.saved(),
             "recipes": texts,
@@ -116,16 +125,16 @@ class Study:
             "accuracy": read_accuracies(folder),
         }  # fmt: skip
 
-    def _trained(self, folder: str, epochs: int, outcome: Any) -> None:
-        """A trunk that took several calls adds up; what a killed one took is lost, so the saving is a lower bound."""
+    def _add_trunk(self, folder: str, epochs: int, outcome: Any) -> None:
+        """Add a trunk's seconds to those of earlier calls; a killed call's are lost, so the saving is a lower bound."""
         before = self.trunks.get(folder, {"seconds": 0.0})["seconds"]
         self.trunks[folder] = {
             "folder": folder, "epochs": epochs, "steps": outcome.steps,
             "seconds": round(before + outcome.seconds, 2),
         }  # fmt: skip
 
-    def _before(self) -> dict[str, dict[str, Any]]:
-        """The trunks of earlier calls."""
+    def _earlier_trunks(self) -> dict[str, dict[str, Any]]:
+        """The trunks of earlier calls, from the summary file."""
         try:
             trunks = read_json(self.file)["shared"]["trunks"]
             check_shape(trunks, [{"folder": str, "epochs": int, "steps": int, "seconds": float}], "trunks")

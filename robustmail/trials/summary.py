@@ -1,4 +1,4 @@
-"""What a grid says: mean, standard deviation and interval over seeds, and which rows cannot be told from the best."""
+"""Statistics of a grid: mean, standard deviation and interval over seeds, and which rows are tied with the best."""
 
 from __future__ import annotations
 
@@ -18,10 +18,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class SeedSpread:
-    """Values over seeds: their mean, standard deviation (n - 1), and the t-interval of the mean.
-
-    std, low and high are None for a single value, of which they would say nothing.
-    """
+    """Mean, standard deviation (n - 1) and 95 % t-interval of the mean of n values; the last three None for n = 1."""
 
     n: int
     mean: float
@@ -32,18 +29,18 @@ class SeedSpread:
 
 @dataclass(frozen=True)
 class Standing:
-    """How a row stands to the best one of its column."""
+    """How a row compares with the best row of its column."""
 
     verdict: str
-    """"best"; "tie", the two cannot be told apart; "behind"; "ahead", of fewer seeds, on which it is better; or
-    "unknown": fewer than two seeds in common, or nothing to compare with"""
+    """"best"; "tie": the difference is not significant; "behind"; "ahead": better on its seeds, of which it has fewer;
+    "unknown": fewer than two seeds in common, or no other row"""
     lead: SeedSpread | None = None
-    """the best minus this one, seed by seed, with the interval that decides; None for the best itself"""
+    """best minus this row, seed by seed, with the interval that decides; None for the best itself"""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One metric of one row: accuracy by seed, and what follows from it."""
+    """One metric of one row: accuracy by seed, with its spread and comparison."""
 
     by_seed: dict[int, float]
     spread: SeedSpread
@@ -59,11 +56,11 @@ class Row:
     missing: tuple[int, ...] = ()
     """seeds without results"""
     failed: dict[int, str] = field(default_factory=dict)
-    """seeds that failed, with the line that says why"""
+    """seeds that failed, with the error in one line"""
 
 
 def seed_spread(values: Sequence[float], confidence: float = CONFIDENCE) -> SeedSpread:
-    """mean +- t std / sqrt(n), with t the (1 + confidence) / 2 quantile of Student's distribution of n - 1 degrees."""
+    """mean +- t std / sqrt(n), t: the (1 + confidence) / 2 quantile of Student's t, n - 1 degrees of freedom."""
     if len(values) < 2:
         return SeedSpread(len(values), values[0])
     from scipy.stats import t
@@ -74,40 +71,44 @@ def seed_spread(values: Sequence[float], confidence: float = CONFIDENCE) -> Seed
 
 
 def compared(column: Mapping[str, Mapping[int, float]]) -> dict[str, Standing]:
-    """The rows of one metric ({row: {seed: value}}) against the best.
+    """Compare the rows of one metric, {row: {seed: value}}, with the best row.
 
-    The best is the highest mean among the rows with the most seeds. Another row is a tie where the t-interval of the
-    differences, seed by seed, holds 0: runs of one seed share initial weights, order of the data and often the
-    burn-in, so differences say more than two means side by side. There are k - 1 such intervals, so each is of
-    1 - 0.05 / (k - 1) (Bonferroni). The best being chosen after looking, 5 to 10 in 100 grids of two to eight equal
-    rows still show one behind; with plain 95 % it would be 45 of eight rows. Few seeds make many ties.
+    The best is the highest mean among the rows with the most seeds. Another row is a tie if the t-interval of its
+    differences to the best, seed by seed, contains 0. Runs of one seed share initial weights, order of the data and
+    often the burn-in, so paired differences vary less than the means. Each of the k - 1 intervals has the level
+    1 - 0.05 / (k - 1) (Bonferroni). The best is chosen after looking, so 5 to 10 in 100 grids of two to eight equal
+    rows still show one behind; with plain 95 % intervals, 45 in 100 grids of eight rows. Few seeds make many ties.
     """
     most = max(map(len, column.values()), default=0)
     full = {row: values for row, values in column.items() if len(values) == most}
     best = max(full, key=lambda row: fmean(full[row].values()), default="")
     level = 1 - (1 - CONFIDENCE) / max(len(column) - 1, 1)
-    found = {}
+    standings = {}
     for row, values in column.items():
         leads = [column[best][seed] - values[seed] for seed in values if seed in column[best]]
         if len(leads) < 2 or len(column) < 2:
-            found[row] = Standing("unknown")
+            standings[row] = Standing("unknown")
         elif row == best:
-            found[row] = Standing("best")
+            standings[row] = Standing("best")
         else:
             lead = seed_spread(leads, level)
             assert lead.low is not None
             assert lead.high is not None
-            found[row] = Standing("behind" if lead.low > 0 else "ahead" if lead.high < 0 else "tie", lead)
-    return found
+            standings[row] = Standing("behind" if lead.low > 0 else "ahead" if lead.high < 0 else "tie", lead)
+    return standings
 
 
 def rows(
     names: Iterable[str], seeds: Sequence[int], accuracies: Mapping[tuple[str, int], Mapping[str, float]],
     failed: Mapping[tuple[str, int], str],
 ) -> list[Row]:  # fmt: skip
-    """Every row in order, from the accuracies and errors of (row, seed)."""
+    """The rows of a grid, in order.
+
+    names: of the rows. seeds: of the grid. accuracies: {(row, seed): {attack: accuracy}} of the finished runs.
+    failed: {(row, seed): error in one line}.
+    """
     names = list(names)
-    metrics = list(dict.fromkeys(metric for found in accuracies.values() for metric in found))
+    metrics = list(dict.fromkeys(metric for by_attack in accuracies.values() for metric in by_attack))
     columns = {
         metric: {
             name: by_seed
@@ -133,7 +134,7 @@ def rows(
 
 
 def read_accuracies(folder: Path) -> dict[str, float] | None:
-    """{attack: accuracy, ...} of a finished run, None of another. Raises RunError where it is damaged."""
+    """{attack: accuracy} of a finished run, None for an unfinished one. Raises RunError: damaged results."""
     path = folder / "results.json"
     try:
         content = read_json(path)

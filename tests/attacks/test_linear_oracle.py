@@ -30,8 +30,8 @@ class Linear(nn.Module):
 
 
 @pytest.fixture
-def scene():
-    """A model, images away from the box's walls, and labels that are all 0: the attack lowers w . x."""
+def linear():
+    """(model, x, y, w): images away from 0 and 1, and labels that are all 0, so that an attack lowers w . x."""
     rng = torch.Generator().manual_seed(2)
     w = torch.randn(48, generator=rng)
     x = 0.4 + 0.2 * torch.rand(5, 3, 4, 4, generator=rng)
@@ -49,26 +49,26 @@ ATTACKS = {
 
 
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
-def test_linf_pgd_hits_the_corner_x_minus_eps_sign_w_exactly(attack, scene):
-    model, x, y, w = scene
-    found = attack(model, x, y).x
-    fooled_or_corner = torch.isclose(found, x - EPS * w.sign(), atol=1e-6).flatten(1).all(1)
+def test_linf_pgd_hits_the_corner_x_minus_eps_sign_w_exactly(attack, linear):
+    model, x, y, w = linear
+    x_adv = attack(model, x, y).x
+    is_right = torch.isclose(x_adv, x - EPS * w.sign(), atol=1e-6).flatten(1).all(1)
     if "APGD" in str(type(attack)):  # returns the clean image where it does not succeed, the first success elsewhere
-        fooled_or_corner |= (found == x).flatten(1).all(1) | (model(found).argmax(1) != y)
-    assert fooled_or_corner.all()
+        is_right |= (x_adv == x).flatten(1).all(1) | (model(x_adv).argmax(1) != y)
+    assert is_right.all()
 
 
-def test_l2_pgd_hits_x_minus_eps_w_over_its_norm(scene):
-    model, x, y, w = scene
-    found = PGD(eps=0.3, alpha=0.1, steps=60, norm="l2")(model, x, y).x
-    assert torch.allclose(found, x - 0.3 * w / w.norm(), atol=1e-4)
+def test_l2_pgd_hits_x_minus_eps_w_over_its_norm(linear):
+    model, x, y, w = linear
+    x_adv = PGD(eps=0.3, alpha=0.1, steps=60, norm="l2")(model, x, y).x
+    assert torch.allclose(x_adv, x - 0.3 * w / w.norm(), atol=1e-4)
 
 
-def test_the_margin_after_the_attack_has_its_closed_form(scene):
-    model, x, y, w = scene
-    found = PGD()(model, x, y)
+def test_the_margin_after_the_attack_has_its_closed_form(linear):
+    model, x, y, w = linear
+    result = PGD()(model, x, y)
     score = (x * w).sum((1, 2, 3)) + 0.3 - EPS * w.abs().sum()
-    assert torch.allclose(pm_adv(Step(model, x, y, found.x)), torch.tanh(score / 2), atol=1e-5)
+    assert torch.allclose(pm_adv(Step(model, x, y, result.x)), torch.tanh(score / 2), atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 2), (3, 2, 2), (1, 8, 8)])
@@ -79,8 +79,8 @@ def test_a_start_in_l2_is_uniform_in_the_ball(shape):
     x = torch.full((4000, *shape), 0.5)
     with fork_rng():
         seed_all(3, "ball")
-        found = attack(model, x, torch.zeros(4000, dtype=torch.long)).x
-    delta = (found - x).flatten(1).double() / eps
+        x_adv = attack(model, x, torch.zeros(4000, dtype=torch.long)).x
+    delta = (x_adv - x).flatten(1).double() / eps
     radius = delta.norm(dim=1)
     assert kstest((radius**d).numpy(), "uniform").pvalue > 0.01  # the volume within r is r^d
     assert radius.square().mean().item() == pytest.approx(d / (d + 2), rel=0.02)
@@ -89,57 +89,57 @@ def test_a_start_in_l2_is_uniform_in_the_ball(shape):
     assert torch.allclose(delta.var(0) * (d + 2), torch.ones(d, dtype=torch.double), atol=0.15)
 
 
-def test_lps_has_its_closed_form(scene):
-    model, x, y, w = scene
+def test_lps_has_its_closed_form(linear):
+    model, x, y, w = linear
     start = (x * w).sum((1, 2, 3))
     drop = 2 / 255 * w.abs().sum()  # of w . x, by one step from the image itself
     model.b.data.fill_((-start.min() + 1.5 * drop).item())  # the lowest image is crossed by its second step
-    found = PGD(start="none", eps=1.0, alpha=2 / 255, steps=10)(model, x, y)
+    result = PGD(start="none", eps=1.0, alpha=2 / 255, steps=10)(model, x, y)
     expected = torch.ceil((start + model.b) / drop).clamp(0, 10)
-    step = Step(model, x, y, found.x, found.trace)
+    step = Step(model, x, y, result.x, result.trace)
     assert torch.equal(lps(step), expected.detach())
     assert torch.equal(kappa(step), expected.detach())
     assert lps(step).min() == 2
 
 
-def test_friendly_pgd_stops_each_example_at_its_own_first_wrong_iterate(scene):
-    model, x, y, w = scene
+def test_friendly_pgd_stops_each_example_at_its_own_first_wrong_iterate(linear):
+    model, x, y, w = linear
     start = (x * w).sum((1, 2, 3))
     drop = 2 / 255 * w.abs().sum()
     model.b.data.fill_((-start.min() + 1.5 * drop).item())
     crossing = torch.ceil((start + model.b) / drop).clamp(0, 10).detach()
     for patience in (0, 1, 3):
-        found = PGD(start="none", eps=1.0, alpha=2 / 255, steps=10, patience=patience)(model, x, y)
+        result = PGD(start="none", eps=1.0, alpha=2 / 255, steps=10, patience=patience)(model, x, y)
         taken = (crossing + patience).clamp(max=10).view(-1, 1, 1, 1)  # steps before it lets go
-        assert torch.allclose(found.x, (x - taken * 2 / 255 * w.sign()).clamp(0, 1), atol=1e-5)
-        assert torch.equal(lps(Step(model, x, y, found.x, found.trace)), crossing)
+        assert torch.allclose(result.x, (x - taken * 2 / 255 * w.sign()).clamp(0, 1), atol=1e-5)
+        assert torch.equal(lps(Step(model, x, y, result.x, result.trace)), crossing)
 
 
-def test_friendly_pgd_leaves_an_image_alone_that_is_wrong_already(scene):
-    model, x, y, _ = scene
+def test_friendly_pgd_leaves_an_image_alone_that_is_wrong_already(linear):
+    model, x, y, _ = linear
     model.b.data.fill_(-1000.0)
-    found = PGD(start="none", patience=0)(model, x, y)
-    assert torch.equal(found.x, x)
-    assert not found.trace.correct.any()
+    result = PGD(start="none", patience=0)(model, x, y)
+    assert torch.equal(result.x, x)
+    assert not result.trace.correct.any()
 
 
 @pytest.mark.parametrize("start", ["uniform", "gaussian"])
-def test_friendly_pgd_with_the_patience_of_all_steps_is_pgd(scene, start):
-    found = []
+def test_friendly_pgd_with_the_patience_of_all_steps_is_pgd(linear, start):
+    results = []
     for patience in (None, 10):
         torch.manual_seed(4)
-        found.append(PGD(patience=patience, start=start)(*scene[:3]))
-    assert torch.equal(found[0].x, found[1].x)
-    assert torch.equal(found[0].trace.correct, found[1].trace.correct)
-    assert torch.allclose(found[0].trace.p_true, found[1].trace.p_true)
+        results.append(PGD(patience=patience, start=start)(*linear[:3]))
+    assert torch.equal(results[0].x, results[1].x)
+    assert torch.equal(results[0].trace.correct, results[1].trace.correct)
+    assert torch.allclose(results[0].trace.p_true, results[1].trace.p_true)
 
 
-def test_the_unit_start_is_algorithm_1_to_the_letter(scene):
-    model, x, y, _ = scene
-    found = PGD(start="unit", steps=1, alpha=0.0)(model, x, y).x
-    assert (found >= x).all()
+def test_the_unit_start_is_algorithm_1_to_the_letter(linear):
+    model, x, y, _ = linear
+    x_adv = PGD(start="unit", steps=1, alpha=0.0)(model, x, y).x
+    assert (x_adv >= x).all()
     assert (
-        torch.isclose(found - x, torch.tensor(EPS), atol=1e-6).float().mean() > 0.9
+        torch.isclose(x_adv - x, torch.tensor(EPS), atol=1e-6).float().mean() > 0.9
     )  # U(0, 1) is nearly always larger than eps
 
 

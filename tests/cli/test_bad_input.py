@@ -367,7 +367,7 @@ def test_a_recipe_in_latin_1_works_on_a_terminal_in_ascii(tmp_path: Path) -> Non
     bare = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}  # tox sets the last
     words = [sys.executable, "-m", "robustmail", "check", "mine.py"]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, **bare}, check=False)
-    assert (done.stdout, done.returncode) == ("g?te: a lawful weighter, 7 laws tried\n", 0), done.stderr
+    assert (done.stdout, done.returncode) == ("g?te: weighter, passes all 7 laws\n", 0), done.stderr
 
 
 DEEPER = {
@@ -436,10 +436,10 @@ def test_an_error_of_ours_is_called_unexpected_and_exits_with_1(
         ("list recipes", [*catalog.recipe_files(), "MAIL-TRADES on 1,797 handwritten digits"]),
         (
             "check quickstart",
-            ["quickstart: rehearsed in its 4 phases (something changes at epochs 11, 15, 19)\n"],
+            ["quickstart: dry run passed in 4 phases (something changes at epochs 11, 15, 19)\n"],
         ),
-        ("check at epochs=74", ["at: rehearsed in its 1 phase\n"]),
-        ("check at epochs=75", ["at: rehearsed in its 2 phases (something changes at epoch 75)\n"]),
+        ("check at epochs=74", ["at: dry run passed in 1 phase\n"]),
+        ("check at epochs=75", ["at: dry run passed in 2 phases (something changes at epoch 75)\n"]),
         (
             "show quickstart weighter.slope=5",
             [

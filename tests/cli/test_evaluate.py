@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from robustmail.cli.options import open_inputs
 from robustmail.models.classifier import build
 from robustmail.runtime.rng import fork_rng
 from tests.cli.test_bad_input import assert_refused, robustmail, tree  # noqa: F401  a fixture
@@ -148,7 +149,7 @@ WRONG = {
     "whole module": ("eval whole.pth --data ten.npz", "whole.pth: ... torch.save(model.state_dict()"),
     "NaN weights": ("eval nan.pth --data ten.npz --normalize none", "nan.pth: conv1.weight"),
     "another set of weights": (f"{GOOD} --weights ema", "small.pth ... 'ema'"),
-    "a folder that is no run's": ("eval taken --data ten.npz", "taken: is a folder without weights"),
+    "a folder that is no run's": ("eval taken --data ten.npz", "taken: a folder without weights"),
     # models
     "normalisation unsaid": ("eval small.pth --data ten.npz", "does not say how images are normalised ... --probe"),
     "convention": (f"{GOOD} --normalize cifar1O".replace("--normalize none ", ""), "Did you mean 'cifar10'"),
@@ -165,7 +166,7 @@ WRONG = {
     "NaN logits": (f"{WRAPPED}:Nan", "NaN or infinite logits"),
     "no logits": (f"{WRAPPED}:Features", "returned [1, 128, 2, 2] for 1 images, expected logits"),
     # data
-    "no data": ("eval small.pth --normalize none", "does not say which data to attack. Pass --data"),
+    "no data": ("eval small.pth --normalize none", "no data stored in it. Pass --data"),
     "data that are not there": (GOOD.replace("ten.npz", "none.npz"), "none.npz: no such file"),
     "data in no folder": (GOOD.replace("ten.npz", "none/there"), "none/there: no such file or folder"),
     "data that are words": (GOOD.replace("ten.npz", "own.py"), "own.py: not a readable npz file. It is"),
@@ -175,17 +176,17 @@ WRONG = {
     "more classes than the model": (GOOD.replace("ten.npz", "twenty.npz"), "the model has 10 classes, the data label"),
     "colour": ("eval small.pth --data colour.npz --normalize none", "the model: fails on images of 3 x 8 x 8"),
     "too few images": (f"{GOOD} --n 21", "ten.npz (given n=21): has 20 images. Pass --n 20"),
-    "no images": (f"{GOOD} --n 0", "--n 0: must be at least 1"),
+    "no images": (f"{GOOD} --n 0", "--n 0: less than 1"),
     # attacks
     "attack": (f"{GOOD},apdg", "attack 'apdg': ... Did you mean 'apgd'?"),
     "attack twice": (f"{GOOD},nat", "nat is named twice"),
     "eps in bytes": (f"{GOOD} --eps 8", "images live in [0, 1] ... Write eps=8/255"),
     "negative eps": (f"{GOOD} --eps=-1/255", "eps is negative"),
-    "eps in words": (f"{GOOD} --eps eight", "--eps eight: is no number. Write 8/255"),
+    "eps in words": (f"{GOOD} --eps eight", "--eps eight: not a number. Write 8/255"),
     "infinite eps": (f"{GOOD} --eps inf", "is no finite number"),
     "eps beyond floats": (f"{GOOD} --eps 1e400", "is no finite number"),
     "eps of no attack": (f"{GOOD[:-5]} --eps 8", "evaluate (given eps=8)"),
-    "no attack named": (GOOD.replace("nat,pgd2", "''"), "--attacks: names none"),
+    "no attack named": (GOOD.replace("nat,pgd2", "''"), "--attacks: no name given"),
     "attack of nothing": (f"{GOOD},own.py:idle", "returned NoneType, expected images"),
     "model that leaves": (f"{WRAPPED}:leaves", "SystemExit"),
     "model that cannot load": (f"{WRAPPED}:Stubborn", "load_state_dict raised KeyError"),
@@ -193,7 +194,7 @@ WRONG = {
     "attack that leaves its ball": (f"{GOOD},own.py:Far --eps 0.1", "Far: left its ball: an image lies 76.50/255 away"),
     "attack that leaves the box": (f"{GOOD},own.py:far", "far: left the box"),
     "attack that fails": (f"{GOOD},own.py:jump", "attack jump ... LookupError: planted"),
-    "shard": (f"{GOOD} --shard 5/4", "--shard 5/4: must be K/N"),
+    "shard": (f"{GOOD} --shard 5/4", "--shard 5/4: not K/N"),
     "more shards than parts": (f"{GOOD} --shard 1/2", "20 images make 1 block of 50 ... Use 1 shard at most"),
     "device": (f"{GOOD} --device tpu", "device='tpu'"),
     # folders
@@ -305,15 +306,15 @@ def test_inspect_is_a_letter_or_json(bench, robustmail):  # noqa: F811
 def test_a_run_of_ours_is_evaluated_with_no_options_at_all(bench, robustmail, monkeypatch):  # noqa: F811
     from robustmail.cli import evaluate
 
-    monkeypatch.setattr(evaluate, "STANDARD", "nat,pgd3")
+    monkeypatch.setattr(evaluate, "DEFAULT_ATTACKS", "nat,pgd3")
     short = "run quickstart epochs=1 burn_in=0 optimizer.lr=0.05 evaluate=nat test_size=30 --plain"
     assert robustmail(short).code == 0
-    assert (said := robustmail("eval runs/quickstart/1 --n 40")).code == 0
-    results = json.loads((bench / "evals" / "quickstart-1" / "results.json").read_text())
+    assert (said := robustmail("eval runs/quickstart/0 --n 40")).code == 0
+    results = json.loads((bench / "evals" / "quickstart-0" / "results.json").read_text())
     assert (results["spec"]["eps"], results["spec"]["norm"], results["spec"]["model"]) == (0.1, "linf", "small_cnn")
-    assert results["name"] == "quickstart/1", "every run's weights are called best"
-    command = "verify evals/quickstart-1 --checkpoint runs/quickstart/1/best.safetensors"
-    assert f"Judge the examples again: robustmail {command}" in said.out
+    assert results["name"] == "quickstart/0", "every run's weights are called best"
+    command = "verify evals/quickstart-0 --checkpoint runs/quickstart/0/best.safetensors"
+    assert f"Check the stored examples: robustmail {command}" in said.out
     assert robustmail(command).code == 0
 
 
@@ -336,11 +337,9 @@ def test_a_module_in_memory_is_evaluated_like_a_file(bench):
 
 
 def test_an_eps_in_the_files_norm_is_not_taken_for_another(bench, robustmail):  # noqa: F811
-    from robustmail.cli import evaluate
-
     assert robustmail("run quickstart epochs=1 burn_in=0 evaluate=nat test_size=30 --plain").code == 0
     for norm, eps in (("linf", 0.1), ("l2", 0.5)):
-        assert evaluate.opened(Path("runs/quickstart/1"), n=2, norm=norm)[2:] == (eps, norm)
+        assert open_inputs(Path("runs/quickstart/0"), n=2, norm=norm)[2:] == (eps, norm)
 
 
 def test_a_models_own_file_is_part_of_what_is_evaluated_and_may_move(bench, robustmail):  # noqa: F811
@@ -355,10 +354,13 @@ def test_a_models_own_file_is_part_of_what_is_evaluated_and_may_move(bench, robu
     assert_refused(robustmail(command), "a: holds another evaluation (source: ... there, ... here)")
 
 
-def test_a_training_run_is_not_taken_for_an_evaluation(done, robustmail):  # noqa: F811
+def test_a_training_run_of_an_older_version_is_told_so(done, robustmail):  # noqa: F811
     (done / "run").mkdir()
-    (done / "run" / "results.json").write_text(json.dumps({"complete": True, "attacks": [], "provenance": {}}))
-    assert_refused(robustmail("compare a run"), "run: is a training run, not an evaluation. robustmail eval it first")
+    old = {"complete": True, "attacks": [], "weights": {"file": "best.safetensors", "epoch": 3}}
+    (done / "run" / "results.json").write_text(json.dumps(old))
+    for verb in ("compare a", "report", "verify"):
+        said = "run/results.json: was written by an older version of robustmail, in another format. Delete it"
+        assert_refused(robustmail(f"{verb} run"), said)
 
 
 def test_a_sorted_set_is_told_before_the_attacks(bench, robustmail):  # noqa: F811

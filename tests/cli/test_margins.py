@@ -86,8 +86,8 @@ def test_the_weights_of_runs_do_not_share_a_folder(robustmail, folder: Path):  #
     short = "run quickstart epochs=1 burn_in=0 optimizer.lr=0.05 evaluate=nat test_size=30 --plain"
     assert robustmail(short).code == 0
     for file in ("best.safetensors", "last.safetensors", ""):
-        assert robustmail(f"figure 4 runs/quickstart/1/{file} --n 10").code == 0
-    assert [path.name for path in (folder / "figures").iterdir()] == ["quickstart-1"]
+        assert robustmail(f"figure 4 runs/quickstart/0/{file} --n 10").code == 0
+    assert [path.name for path in (folder / "figures").iterdir()] == ["quickstart-0"]
 
 
 @pytest.mark.parametrize(
@@ -96,17 +96,17 @@ def test_the_weights_of_runs_do_not_share_a_folder(robustmail, folder: Path):  #
         ("margins net.pth --margins pm_ad", "no such plugin among the margins. Did you mean 'pm_adv'?"),
         ("margins net.pth --margins lps,lps", "--margins: lps is named twice"),
         ("margins net.pth --margins own.py:doubbt", "has no 'doubbt'. Did you mean 'doubt'?"),
-        ("margins net.pth --margins own.py:number", "is no function of a step"),
+        ("margins net.pth --margins own.py:number", "not a callable. Name a function that takes a Step"),
         ("margins net.pth --margins own.py:Knobs", "missing 1 required positional argument"),
         ("margins net.pth --margins own.py:matrix", "Return one number per example"),
         ("margins net.pth --margins own.py:typo", "Did you mean 'probs_adv'?"),
         ("margins net.pth --against pgd0", "no such attack"),
-        ("figure 3 net.pth", "the paper has it not, or it shows no data"),
+        ("figure 3 net.pth", "not available: the paper has no such figure"),
         ("figure 2 net.pth net.pth", "shows one model, not 2"),
         ("figure 1a net.pth --norm l2", "figure 1a: needs LM-PGD"),
         ("figure 1b net.pth --norm l2", "figure 1b: needs LM-PGD"),
         ("margins nofile.pth", "nofile.pth: no such file"),
-        ("margins net.pth --against ''", "--against: names none. Write pgd100,cw,apgd."),
+        ("margins net.pth --against ''", "--against: no name given. Write pgd100,cw,apgd."),
         ("margins net.pth --margins own.py", "Write own.py:margin."),
         ("margins net.pth --out trained", "trained: is no lab's: it holds state.pt, a run's"),
         ("figure 4 net.pth --out trained", "trained: is no figure's: it holds state.pt, a run's"),

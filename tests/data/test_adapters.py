@@ -389,7 +389,7 @@ LEFT = {
     "in training mode": (lambda m: told(theirs(m), "set_model_training_mode", True), "attack_mode='train'"),
     "normalised": (
         lambda m: told(theirs(m), "set_normalization_used", [0.5] * 3, [0.2] * 3),
-        r"how images are normalised.*Classifier\(model, \(\(0.5, 0.5, 0.5\), \(0.2, 0.2, 0.2\)\)\)",
+        r"normalises images itself.*Classifier\(model, \(\(0.5, 0.5, 0.5\), \(0.2, 0.2, 0.2\)\)\)",
     ),
     "normalised, of ART": (
         lambda m: of_art(m, preprocessing=(0.5, 0.25)),

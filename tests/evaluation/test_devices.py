@@ -46,7 +46,7 @@ def few() -> TestSet:
 def test_readings_are_tried_on_the_device_that_was_asked_for(few):
     net, conventions = Notes(), {"none": None, "half": ((0.5,), (0.5,))}
     assert len(shortlist({"notes": net}, conventions, few.part)) == 2
-    assert shortlist({"notes": net.to("meta")}, conventions, few.part) == [], "nobody can be judged there"
+    assert shortlist({"notes": net.to("meta")}, conventions, few.part) == [], "no logits are read there"
     assert net.head.weight.device.type == "meta"
     assert {t.device.type for t in image_batch(net, few.part, slice(None))} == {"meta"}, "images follow the network"
 

@@ -1,4 +1,4 @@
-"""Closed-form oracles for what the lab says of a margin's values."""
+"""Statistics of margin values against closed forms and other libraries."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from robustmail.margin_lab.statistics import (
 
 
 def test_ties_are_counted_and_named():
-    found = continuity(np.array([0, 1, 1, 2, 2, 2, 3, 4, 5, 6], np.float32))
-    assert (found.distinct, found.ties, found.largest, found.verdict) == (7, 0.5, 0.3, "tied")
+    result = continuity(np.array([0, 1, 1, 2, 2, 2, 3, 4, 5, 6], np.float32))
+    assert (result.distinct, result.ties, result.largest, result.verdict) == (7, 0.5, 0.3, "tied")
     assert continuity(np.ones(5)).verdict == "constant"
     assert continuity(np.arange(100.0) % 5).verdict == "discrete"
     assert continuity(np.arange(100.0)).verdict == "continuous"
@@ -49,7 +49,7 @@ def test_coarse_values_need_not_be_evenly_spaced():
     assert continuity(np.array([0.0, 0, 1, 1])).verdict == "discrete"
 
 
-def test_critical_is_who_is_right_stands_at_the_end_and_is_broken_all_the_same():
+def test_critical_examples_are_correct_under_the_training_attack_and_broken_by_another():
     right, fell, broken = np.array([[1, 0, 1, 1], [0, 0, 1, 0], [1, 1, 1, 0]], bool)
     assert critical_among(right, fell, broken).tolist() == [True, False, False, False]
 
@@ -67,9 +67,9 @@ def test_the_same_values_on_every_path_have_no_spread_and_swapped_ones_a_known_o
 def test_a_perfect_margin_has_auroc_one_and_its_negative_none():
     broken = np.array([True, True, False, False, False])
     margin = np.array([-2.0, -1.0, 1.0, 2.0, 3.0])
-    found = truth(margin, broken, margin + 5, seed=0)
-    assert (found.auroc.value, found.auroc.low, found.auroc.high) == (1.0, 1.0, 1.0)
-    assert found.distance.value == pytest.approx(1.0)
+    result = truth(margin, broken, margin + 5, seed=0)
+    assert (result.auroc.value, result.auroc.low, result.auroc.high) == (1.0, 1.0, 1.0)
+    assert result.distance.value == pytest.approx(1.0)
     assert truth(-margin, broken, margin, seed=0).auroc.value == 0.0
 
 
@@ -83,24 +83,24 @@ def test_auroc_and_rank_correlation_agree_with_the_libraries_ties_included():
 
 
 def test_what_is_not_defined_is_none_and_not_a_number():
-    nobody = np.zeros(6, bool)
-    found = truth(np.arange(6.0), nobody, np.arange(6.0), seed=0)
-    assert found.auroc.value is None
-    assert found.distance.value == pytest.approx(1.0)
+    none_broken = np.zeros(6, bool)
+    result = truth(np.arange(6.0), none_broken, np.arange(6.0), seed=0)
+    assert result.auroc.value is None
+    assert result.distance.value == pytest.approx(1.0)
     assert bootstrap(auroc, np.empty(0), np.empty(0), seed=0).value is None
 
 
 def test_the_difference_of_a_margin_with_itself_is_zero_in_every_resample():
     rng = np.random.default_rng(1)
     margin, broken = rng.random(50), (rng.random(50) < 0.5) * 1.0
-    found = auroc_behind(margin, margin, broken, seed=3)
-    assert (found.value, found.low, found.high) == (0.0, 0.0, 0.0)
+    result = auroc_behind(margin, margin, broken, seed=3)
+    assert (result.value, result.low, result.high) == (0.0, 0.0, 0.0)
 
 
-def test_critical_examples_at_the_maximum_are_hidden_and_nobody_can_tell_them_apart():
+def test_critical_examples_at_the_maximum_are_hidden_and_their_auroc_is_one_half():
     margin = np.array([0.0, 1, 10, 10, 10, 10])
     safe = margin == 10
     critical = np.array([False, False, True, True, False, False])
-    found = hidden(margin, safe, critical, seed=0)
-    assert (found.at_maximum, found.critical_at_maximum, found.above_median) == (4, 2, 2)
-    assert found.auroc.value == 0.5
+    result = hidden(margin, safe, critical, seed=0)
+    assert (result.at_maximum, result.critical_at_maximum, result.above_median) == (4, 2, 2)
+    assert result.auroc.value == 0.5

@@ -1,4 +1,4 @@
-"""The twin that attacks see: the same function as the model, half the precision, and never out of date."""
+"""The folded model is the same function as the model, in half the precision, and follows the live weights."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from robustmail.evaluation import exact_inference
 from robustmail.evaluation.exact_inference import make_search_model
 from robustmail.models.folded import FoldedConv, FoldedModel
 from robustmail.models.precision import flops
-from tests.rounding import HALF, allowed, apart, gradient, needs_bf16
+from tests.rounding import HALF, error_bound, gradient, needs_bf16, relative_errors
 
 OURS = ("cifar_resnet18_w8", "cifar_preact_resnet18_w16", "cifar_wrn16_2", "small_cnn")
 
 
-def lived_in(model):
-    """Statistics and affine parameters as after some training: none is what folding could forget."""
+def with_trained_statistics(model):
+    """Set BatchNorm statistics and affine parameters to values that would show if folding forgot one."""
     torch.manual_seed(0)
     for bn in (m for m in model.modules() if isinstance(m, nn.BatchNorm2d)):
         nn.init.normal_(bn.running_mean, 0, 0.1)
@@ -29,9 +29,9 @@ def lived_in(model):
     return model.eval()
 
 
-def made(name, normalize=None):
+def build_model(name, normalize=None):
     torch.manual_seed(0)
-    return lived_in(build(name, 10, 3, normalize))
+    return with_trained_statistics(build(name, 10, 3, normalize))
 
 
 every_dtype = pytest.mark.parametrize(
@@ -49,22 +49,22 @@ def images():
 @every_dtype
 @pytest.mark.parametrize("name", [*OURS, "resnet18"])
 def test_logits_and_gradients_are_the_models_but_for_rounding(name, dtype, images):
-    model = made(name, ((0.5, 0.4, 0.3), (0.2, 0.3, 0.2)))
-    twin, few = FoldedModel(model, images[0], dtype), [part[:2] for part in images]
-    assert twin(few[0]).dtype == torch.float32
-    assert gradient(twin, *few).dtype == torch.float32
-    assert apart(twin, model, *few).within(allowed(model, *few, dtype))
+    model = build_model(name, ((0.5, 0.4, 0.3), (0.2, 0.3, 0.2)))
+    folded, two = FoldedModel(model, images[0], dtype), [part[:2] for part in images]
+    assert folded(two[0]).dtype == torch.float32
+    assert gradient(folded, *two).dtype == torch.float32
+    assert relative_errors(folded, model, *two).within(error_bound(model, *two, dtype))
 
 
-def test_a_search_goes_to_the_model_itself_where_a_hook_bends_its_gradients(images):
-    model = made("small_cnn")
+def test_a_search_uses_the_model_itself_if_a_hook_changes_its_gradients(images):
+    model = build_model("small_cnn")
     assert isinstance(make_search_model(model, images[0], 8).network, FoldedModel)
     first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
     first.register_full_backward_hook(lambda module, into, out: (None if into[0] is None else into[0] * 0,))
     assert make_search_model(model, images[0], 8).network is model
 
 
-def test_a_search_goes_to_the_model_itself_where_it_draws_at_random(images):
+def test_a_search_uses_the_model_itself_if_it_draws_random_numbers(images):
     class Noisy(nn.Module):
         def __init__(self):
             super().__init__()
@@ -73,12 +73,12 @@ def test_a_search_goes_to_the_model_itself_where_it_draws_at_random(images):
         def forward(self, x):
             return self.net(x + 0.1 * torch.rand(3, 32, 32))
 
-    model = Classifier(lived_in(Noisy()))
+    model = Classifier(with_trained_statistics(Noisy()))
     assert make_search_model(model, images[0], 8).network is model
 
 
-def test_a_large_network_is_searched_in_slices_whatever_its_twin_seems_to_cost(images, monkeypatch):
-    model = made("small_cnn")
+def test_a_large_network_is_searched_in_slices_whatever_the_folded_model_costs(images, monkeypatch):
+    model = build_model("small_cnn")
     assert isinstance(make_search_model(model, images[0], 8).network, FoldedModel)
     monkeypatch.setattr(exact_inference, "MAX_FLOPS", flops(model, images[0][:1]) - 1)
     assert not make_search_model(model, images[0], 8).batch_invariant
@@ -100,12 +100,12 @@ def conv(*sizes, **knobs):
 )  # fmt: skip
 @pytest.mark.parametrize("size", [13, 16])
 @every_dtype
-def test_every_kind_of_convolution_has_its_gradient(first, size, dtype):
+def test_every_kind_of_convolution_has_the_right_gradient(first, size, dtype):
     model = ending_in_ten(first)
     x, y = torch.rand(4, 3, size, size), torch.arange(4)
-    twin = FoldedModel(model, x, dtype)
-    assert gradient(twin, x, y).shape == x.shape
-    assert apart(twin, model, x, y).within(allowed(model, x, y, dtype, repeats=8))
+    folded = FoldedModel(model, x, dtype)
+    assert gradient(folded, x, y).shape == x.shape
+    assert relative_errors(folded, model, x, y).within(error_bound(model, x, y, dtype, repeats=8))
 
 
 def ending_in_ten(first):
@@ -115,54 +115,54 @@ def ending_in_ten(first):
 
 @pytest.mark.numeric
 @every_dtype
-@pytest.mark.parametrize("way", ["forward", "backward"])
-def test_no_rounding_excuses_a_kernel_that_is_turned_around(way, dtype, monkeypatch):
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_kernel_that_is_flipped_exceeds_the_bound(direction, dtype, monkeypatch):
     model, x, y = ending_in_ten(conv(3, 8, 3)), torch.rand(4, 3, 16, 16), torch.arange(4)
-    twin = FoldedModel(model, x, dtype)
-    done = {"forward": FoldedConv.fused, "backward": FoldedConv.pull_back}[way]
+    folded = FoldedModel(model, x, dtype)
+    right = {"forward": FoldedConv.forward_onednn, "backward": FoldedConv.input_gradient}[direction]
 
-    def turned(self, *given):
-        kept, self.weight = self.weight, self.weight.flip(2, 3)
+    def flipped(self, *args):
+        weight, self.weight = self.weight, self.weight.flip(2, 3)
         self.packed.clear()
-        result = done(self, *given)
-        self.weight = kept
+        result = right(self, *args)
+        self.weight = weight
         self.packed.clear()
         return result
 
-    monkeypatch.setattr(FoldedConv, done.__name__, turned)
-    assert not apart(twin, model, x, y).within(allowed(model, x, y, dtype, repeats=8))
+    monkeypatch.setattr(FoldedConv, right.__name__, flipped)
+    assert not relative_errors(folded, model, x, y).within(error_bound(model, x, y, dtype, repeats=8))
 
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("name", OURS)
-def test_torchs_own_operators_do_elsewhere_what_oneDNNs_do(name, images, monkeypatch):
-    model, few = made(name), [part[:2] for part in images]
-    twin = FoldedModel(model, images[0], HALF)
-    monkeypatch.setattr(FoldedConv, "forward", lambda self, x, other=None: self.plain(x.to(HALF), other))
-    assert apart(twin, model, *few).within(allowed(model, *few, HALF))
+def test_oneDNNs_operators_compute_what_torchs_own_do(name, images, monkeypatch):
+    model, two = build_model(name), [part[:2] for part in images]
+    folded = FoldedModel(model, images[0], HALF)
+    monkeypatch.setattr(FoldedConv, "forward", lambda self, x, residual=None: self.forward_torch(x.to(HALF), residual))
+    assert relative_errors(folded, model, *two).within(error_bound(model, *two, HALF))
 
 
 def test_every_batchnorm_behind_a_convolution_every_sum_and_every_relu_is_folded():
-    twin = FoldedModel(made("cifar_resnet18_w8"), torch.rand(2, 3, 32, 32), HALF)
-    assert {type(part).__name__ for part in twin.graph.children()} == {"FoldedConv", "Linear"}
-    steps = [node.op for node in twin.graph.graph.nodes]
+    folded = FoldedModel(build_model("cifar_resnet18_w8"), torch.rand(2, 3, 32, 32), HALF)
+    assert {type(part).__name__ for part in folded.graph.children()} == {"FoldedConv", "Linear"}
+    steps = [node.op for node in folded.graph.graph.nodes]
     assert steps.count("call_function") == 0
-    assert sum(isinstance(part, FoldedConv) for part in twin.graph.modules()) == 20
+    assert sum(isinstance(part, FoldedConv) for part in folded.graph.modules()) == 20
 
 
 @pytest.mark.numeric
-def test_it_follows_the_weights_each_time_it_is_lent(images):
-    model, before, few = made("cifar_resnet18_w8"), made("cifar_resnet18_w8"), [part[:2] for part in images]
-    twin = FoldedModel(model, images[0], HALF)
+def test_an_attack_always_sees_the_live_weights(images):
+    model, before, two = build_model("cifar_resnet18_w8"), build_model("cifar_resnet18_w8"), [p[:2] for p in images]
+    folded = FoldedModel(model, images[0], HALF)
     with torch.no_grad():
         model.net.conv1.weight.mul_(-1)
         model.net.layer1[0].bn1.running_mean.add_(1)
-    most = allowed(model, *few, HALF)
-    with model_view(twin) as view:
-        assert not apart(before, model, *few).within(most)
-        assert apart(view, model, *few).within(most)
+    bound = error_bound(model, *two, HALF)
+    with model_view(folded) as view:
+        assert not relative_errors(before, model, *two).within(bound)
+        assert relative_errors(view, model, *two).within(bound)
     fresh = FoldedModel(model, images[0], HALF)
-    assert torch.equal(twin(images[0]), fresh(images[0]))
+    assert torch.equal(folded(images[0]), fresh(images[0]))
 
 
 @pytest.mark.parametrize(
@@ -174,17 +174,17 @@ def test_it_follows_the_weights_each_time_it_is_lent(images):
     ],
     ids=lambda a: str(getattr(a, "__given__", type(a).__name__)),
 )  # fmt: skip
-def test_every_attack_takes_it_for_the_model_and_leaves_no_mark(attack, images):
-    model = made("cifar_resnet18_w8").train()
+def test_every_attack_works_on_the_folded_model_and_changes_nothing(attack, images):
+    model = build_model("cifar_resnet18_w8").train()
     model.net.bn1.eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [m.training for m in model.modules()]
-    twin = FoldedModel(model, images[0], HALF)
-    found = attack(twin, *images)
-    assert (found.x - images[0]).abs().max() <= 8 / 255 + 1e-6
+    folded = FoldedModel(model, images[0], HALF)
+    x_adv = attack(folded, *images).x
+    assert (x_adv - images[0]).abs().max() <= 8 / 255 + 1e-6
     assert modes == [m.training for m in model.modules()]
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert all(p.requires_grad and p.grad is None for p in twin.parameters())
+    assert all(p.requires_grad and p.grad is None for p in folded.parameters())
 
 
 class Shared(nn.Module):
@@ -201,10 +201,10 @@ class Shared(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("net", "why"),
+    ("net", "reason"),
     [
         (Shared(), "used twice"),
-        (Shared(branch=True), "cannot be folded .TraceError"),
+        (Shared(branch=True), "folding failed .TraceError"),
         (nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), "no convolutions"),
         (nn.Sequential(nn.Conv2d(3, 4, 3, padding="same"), nn.Flatten(), nn.Linear(256, 10)), "padding 'same'"),
         (build("resnetv2_18", 10, 3).net, "parameters of its own"),
@@ -212,6 +212,6 @@ class Shared(nn.Module):
     ],
     ids=["shared", "branch", "linear", "same", "activation", "groupnorm"],
 )
-def test_what_cannot_be_folded_says_why(net, why):
-    with pytest.raises(ModelError, match=why):
+def test_a_network_that_cannot_be_folded_is_refused_with_the_reason(net, reason):
+    with pytest.raises(ModelError, match=reason):
         FoldedModel(Classifier(net).eval(), torch.rand(2, 3, 8, 8), HALF)

@@ -63,8 +63,8 @@ def test_cifar_resnet18_is_torchvisions_resnet18_with_a_small_stem() -> None:
     x = torch.rand(3, 3, 32, 32)
     with torch.no_grad():
         for mode in (False, True):  # in train mode the batch's own statistics are used
-            expected, found = reference.train(mode)(x), ours.train(mode)(x)
-            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+            expected, actual = reference.train(mode)(x), ours.train(mode)(x)
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
             assert expected.std() > 1e-3
 
 

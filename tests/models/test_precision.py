@@ -73,7 +73,7 @@ def test_fp32_is_the_model_itself_and_bf16_its_twin_or_the_reason_why_not():
     assert type(batch_statistics.attack) is Autocast
     assert "no train mode" in batch_statistics.said
     own = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)))
-    assert "Sequential has no convolutions to fold" in compute_models(own, PrecisionChoice("bf16", ""), "eval", x).said
+    assert "Sequential: no convolutions to fold" in compute_models(own, PrecisionChoice("bf16", ""), "eval", x).said
 
 
 def test_a_precision_that_does_not_exist_is_one_error():
@@ -90,14 +90,8 @@ def trained(now, batch, precision):
         model = Classifier(Small())
         made = compute_models(model, PrecisionChoice(precision, ""), "eval", batch[0])
         optimizer = now.optimizer(model.parameters())
-
-        def update(loss):
-            loss.total.backward()
-            optimizer.step()
-
         for i in range(3):
-            optimizer.zero_grad()
-            train_step(now, model, *batch, (0, i), update, made)
+            train_step(now, model, *batch, (0, i), optimizer, made)
     return model.state_dict()
 
 
@@ -115,7 +109,10 @@ def test_with_uniform_weights_every_margin_trains_the_bit_identical_model(margin
 def test_a_run_says_its_precision_and_stores_it(tmp_path):
     records = list(run(recipe, tmp_path / "run", "name"))
     (begun,) = [r for r in records if isinstance(r, RunStarted)]
-    assert begun.precision == "bf16 (as asked); attacks see a twin with BatchNorm folded into its convolutions"
+    assert (
+        begun.precision
+        == "bf16 (as asked); attacks see a copy of the model with BatchNorm folded into its convolutions"
+    )
     assert json.loads((tmp_path / "run" / "recipe.json").read_text())["precision"] == "'bf16'"
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["provenance"]["precision"] == begun.precision
@@ -133,7 +130,7 @@ def test_what_auto_was_at_the_start_stays_when_a_run_goes_on_elsewhere(tmp_path)
     assert again.precision.name == "fp32"
     again.load()
     assert again.precision == ("bf16", "as this run began")
-    assert type(again.forms.attack) is FoldedModel
+    assert type(again.compute_models.attack) is FoldedModel
 
 
 def test_evaluation_is_exact_whatever_the_precision_of_training(tmp_path):

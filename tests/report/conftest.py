@@ -75,8 +75,13 @@ def trained(path: Path, **changes: Any) -> Path:
     path.mkdir(parents=True, exist_ok=True)
     recipe = {"model": "'small_cnn'", "attack.eps": "Stairs({0: 0.05, 5: 0.1})"}
     results = {
-        "complete": True, "weights": {"file": "best.safetensors", "epoch": 15},
+        "format": 3, "kind": "evaluation", "complete": True, "name": "quick/3", "n": 359, "shard": None,
+        "spec": {"checkpoint": "quick/3/best.safetensors", "model": "small_cnn", "data": "digits()", "attacks": ["nat"],
+                 "eps": 0.1, "norm": "l2", "n": 359, "seed": 3},
+        "weights": {"file": "quick/3/best.safetensors", "sha256": "00ff", "fingerprint": "abc"},
+        "training": {"epoch": 15, "burn_in": 0, "chosen_by": "pgd10", "note": ""},
         "attacks": [row("nat", 300, 359), row("pgd20", 200, 359, pgd20="torchattack('PGDL2', eps=0.1, steps=20)")],
+        "worst_case": row("worst case", 200, 359),
         "provenance": {"seed": 3, "data": {"name": "digits", "fingerprint": "f1"}, "recipe": recipe, "text": "R()"},
     }  # fmt: skip
     (path / "results.json").write_text(json.dumps(results | changes))

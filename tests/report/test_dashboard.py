@@ -29,7 +29,7 @@ from robustmail.records import (
     WeightStats,
 )
 from robustmail.report import dashboard
-from robustmail.report.dashboard import Dashboard, Log, Plain, choose
+from robustmail.report.dashboard import Dashboard, LogFile, PlainLines, choose_run_view
 from robustmail.report.figures import draw_curves
 from robustmail.report.log_lines import log_line
 from robustmail.text import duration
@@ -148,7 +148,7 @@ def test_the_burn_in_is_marked_until_the_weights_are_on(width: int) -> None:
     off, on = (
         shown([begun(), step(epoch, weights=weights)], width) for epoch, weights in ((73, None), (80, step().weights))
     )
-    assert "BURN-IN until epoch 74: every example counts one" in off
+    assert "BURN-IN until epoch 74: every example has weight one" in off
     assert "effective sample size" not in off
     assert "BURN-IN" not in on
     assert "effective sample size 73.1 % of the batch" in on
@@ -158,7 +158,7 @@ def test_the_burn_in_is_marked_until_the_weights_are_on(width: int) -> None:
 
 def test_a_recipe_without_weights_has_no_burn_in() -> None:
     text = shown([begun(burn_in=0), step(0, weights=None)])
-    assert "every example counts one" in text
+    assert "every example has weight one" in text
     assert "BURN-IN" not in text
 
 
@@ -216,8 +216,8 @@ def test_an_evaluation_shows_how_many_stand_under_which_stage() -> None:
     assert "nat: 84.3 % [83.6 %, 85.0 %], 8431 of 10000, 3.2 s" in text
 
 
-@pytest.mark.parametrize("view", [Dashboard, Plain])
-def test_a_run_that_had_been_finished_before_shows_its_results_again(view: type[Dashboard | Plain]) -> None:
+@pytest.mark.parametrize("view", [Dashboard, PlainLines])
+def test_a_run_that_had_been_finished_before_shows_its_results_again(view: type[Dashboard | PlainLines]) -> None:
     to = console(terminal=False)
     with view(to) as show:
         show(RunFinished("runs/x/1", (NAT,), "last.safetensors", 0, before=True))
@@ -233,7 +233,7 @@ def test_a_view_that_is_left_gives_the_terminal_back() -> None:
 
 
 def plain(records: Iterable[Record], to: Console) -> str:
-    with Plain(to) as show:
+    with PlainLines(to) as show:
         for record in records:
             show(record)
     return written(to)
@@ -255,7 +255,7 @@ def test_plain_lines_on_a_terminal_have_no_escape_codes_either() -> None:
 
 @pytest.mark.parametrize(("every", "lines"), [(0.0, 5), (1e9, 1)], ids=["often", "seldom"])
 def test_plain_lines_of_steps_come_once_in_a_while(monkeypatch: pytest.MonkeyPatch, every: float, lines: int) -> None:
-    monkeypatch.setattr(dashboard, "EVERY", every)
+    monkeypatch.setattr(dashboard, "PLAIN_INTERVAL", every)
     text = plain([begun(), *(step(number=i) for i in range(5)), epoch_done()], console(terminal=False))
     assert text.count("epoch 81 step") == lines
     assert text.count("epoch 81 done") == 1
@@ -264,7 +264,7 @@ def test_plain_lines_of_steps_come_once_in_a_while(monkeypatch: pytest.MonkeyPat
 def test_the_log_has_the_time_of_day_before_every_line_and_goes_on_where_it_was(tmp_path: Path) -> None:
     path = tmp_path / "log.txt"
     for records in ([begun(), epoch_done(0)], [begun(epoch=1), FINISHED]):
-        log = Log(path)
+        log = LogFile(path)
         for record in records:
             log(record)
     text = path.read_text()
@@ -278,8 +278,8 @@ def test_the_log_has_the_time_of_day_before_every_line_and_goes_on_where_it_was(
 
 
 def test_nothing_is_logged_before_there_is_a_folder_or_after_a_run_is_finished(tmp_path: Path) -> None:
-    Log(tmp_path / "no" / "log.txt")(begun())
-    Log(tmp_path / "log.txt")(RunFinished("runs/x/1", (NAT,), "last.safetensors", 0, before=True))
+    LogFile(tmp_path / "no" / "log.txt")(begun())
+    LogFile(tmp_path / "log.txt")(RunFinished("runs/x/1", (NAT,), "last.safetensors", 0, before=True))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -287,10 +287,10 @@ def test_nothing_is_logged_before_there_is_a_folder_or_after_a_run_is_finished(t
     ("terminal", "plainly", "environment", "view"),
     [
         pytest.param(True, False, {}, Dashboard, id="terminal"),
-        pytest.param(False, False, {}, Plain, id="pipe"),
-        pytest.param(True, True, {}, Plain, id="--plain"),
-        pytest.param(True, False, {"NO_COLOR": "1"}, Plain, id="NO_COLOR"),
-        pytest.param(True, False, {"TERM": "dumb"}, Plain, id="dumb terminal"),
+        pytest.param(False, False, {}, PlainLines, id="pipe"),
+        pytest.param(True, True, {}, PlainLines, id="--plain"),
+        pytest.param(True, False, {"NO_COLOR": "1"}, PlainLines, id="NO_COLOR"),
+        pytest.param(True, False, {"TERM": "dumb"}, PlainLines, id="dumb terminal"),
     ],
 )
 def test_the_live_view_is_for_terminals_with_colours(
@@ -298,7 +298,7 @@ def test_the_live_view_is_for_terminals_with_colours(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert type(choose(console(terminal=terminal), plainly)) is view
+    assert type(choose_run_view(console(terminal=terminal), plainly)) is view
 
 
 @pytest.mark.parametrize(
@@ -316,8 +316,8 @@ def test_a_long_forecast_on_a_cpu_offers_overrides_that_work() -> None:
     changed = apply_overrides(load_recipe("at"), offered)
     assert (changed.model, changed.epochs, changed.evaluate) == ("small_cnn", 10, ("nat", "pgd20"))
     assert changed.data == digits()
-    assert "Ways out" not in log_line(Forecast(40_000.0, 9_000.0, 0.5, on_cpu=False))
-    assert "Ways out" not in log_line(Forecast(4_000.0, 900.0, 0.5, on_cpu=True))
+    assert "To shorten it" not in log_line(Forecast(40_000.0, 9_000.0, 0.5, on_cpu=False))
+    assert "To shorten it" not in log_line(Forecast(4_000.0, 900.0, 0.5, on_cpu=True))
 
 
 def metrics(folder: Path, *rows: dict[str, Any]) -> Path:

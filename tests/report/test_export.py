@@ -24,7 +24,7 @@ def test_csv_has_a_line_for_every_folder_and_attack_with_all_numbers(evaluation,
     folders = [evaluation(), run()]
     rows = list(csv.DictReader(io.StringIO(export(folders, "csv"))))
     assert [row["attack"] for row in rows] == [
-        "nat", "pgd100", "aa", "worst case", "worst case, 8-bit images", "nat", "pgd20",
+        "nat", "pgd100", "aa", "worst case", "worst case, 8-bit images", "nat", "pgd20", "worst case",
     ]  # fmt: skip
     assert all(None not in row and None not in row.values() for row in rows)
     there = results(folders[0])["attacks"][1]
@@ -121,11 +121,18 @@ def test_a_folder_without_results_is_refused(tmp_path):
 
 @pytest.mark.parametrize("text", [
     "", "{", "[]", "3", '{"complete": true}', '{"complete": true, "attacks": [{"name": 1}]}',
-    '{"complete": true, "attacks": [], "shard": [1]}',
+    '{"complete": true, "attacks": [], "shard": [1]}', '{"format": 3, "complete": true, "attacks": [], "n": 4}',
 ])  # fmt: skip
 def test_damaged_results_are_refused(tmp_path, text):
     (tmp_path / "results.json").write_text(text)
     with pytest.raises(RunError, match="is damaged"):
+        export([tmp_path], "csv")
+
+
+def test_a_run_of_an_older_version_is_told_so(tmp_path):
+    old = {"complete": True, "weights": {"file": "best.safetensors", "epoch": 15}, "attacks": []}
+    (tmp_path / "results.json").write_text(json.dumps(old))
+    with pytest.raises(RunError, match=r"written by an older version of robustmail, in another format\. Delete it"):
         export([tmp_path], "csv")
 
 
@@ -136,6 +143,6 @@ def test_an_unknown_format_is_answered_with_the_nearest(evaluation):
 
 @pytest.mark.parametrize("format", sorted({*FORMATS} - {"csv"}))
 def test_a_training_run_that_has_no_verdict_yet_is_exported(run, format):
-    text = export([run(attacks=[], complete=False)], format)
+    text = export([run(attacks=[], worst_case=None, complete=False)], format)
     assert "quick/3" in text
     assert "not finished" in text

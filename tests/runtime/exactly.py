@@ -12,7 +12,7 @@ from robustmail.data.dataset import batch_indices
 from robustmail.models.classifier import build
 from robustmail.runtime import distributed
 from robustmail.runtime.rng import fork_rng, generator, seed_all
-from robustmail.train.train_step import make_update, train_step
+from robustmail.train.train_step import train_step
 
 
 def main() -> None:
@@ -28,12 +28,9 @@ def main() -> None:
         losses = []
         for step in range(50):
             indices = batch_indices(54, int(size), generator(step))[0]
-            optimizer.zero_grad(set_to_none=True)
             with distributed.shard_batch(len(indices)) as rows:
-                mine = indices[rows]
-                _, loss = train_step(
-                    recipe.at(0), model, x[mine], y[mine], (0, step), make_update(recipe.at(0), optimizer)
-                )
+                local = indices[rows]
+                _, loss = train_step(recipe.at(0), model, x[local], y[local], (0, step), optimizer)
                 losses.append(float(distributed.all_reduce_sum(loss.total.detach())[0]))
         if distributed.is_main_process():
             torch.save({"losses": losses, "model": model.state_dict()}, to)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import signal
@@ -31,8 +32,9 @@ from robustmail.models.precision import ComputeModels
 from robustmail.records import EpochFinished, StepFinished
 from robustmail.runtime.deferred import DeferredReads, defer_reads, read_later
 from robustmail.runtime.signals import Signals
+from robustmail.train import step_queue
 from robustmail.train.run import Stopped, run
-from robustmail.train.train_step import queue_step
+from robustmail.train.step_queue import StepQueue
 from tests.train.conftest import Poison, Root
 from tests.train.conftest import recipe as tiny
 
@@ -50,14 +52,22 @@ class Fused(SGD):
 recipe = tiny.but(batch=256, optimizer=Fused(lr=0.1), evaluate=("nat",))
 
 
-def trained(made, ahead, folder=None, until=None):
+@contextlib.contextmanager
+def queued(n):
+    """Inside, the host launches n steps before it reads one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step_queue, "max_queued", lambda state: n)
+        yield
+
+
+def trained(made, n, folder=None, until=None):
     state = State.fresh(made, folder)
-    state.ahead = ahead
     records = []
-    for record in fit(made, state):
-        records.append(record)
-        if until is not None and until(record):
-            break
+    with queued(n):
+        for record in fit(made, state):
+            records.append(record)
+            if until is not None and until(record):
+                break
     return state, records
 
 
@@ -83,8 +93,8 @@ def test_reading_a_step_late_changes_neither_the_run_nor_what_is_told_of_it():
 
 def test_the_host_is_a_step_ahead_and_knows_all_at_the_end_of_an_epoch():
     state = State.fresh(recipe)
-    state.ahead = 1
-    launched = [(r.epoch, r.step, state.step) for r in fit(recipe, state) if isinstance(r, StepFinished)]
+    with queued(1):
+        launched = [(r.epoch, r.step, state.step) for r in fit(recipe, state) if isinstance(r, StepFinished)]
     steps = max(step for _, step, _ in launched)
     assert launched == [(e, s, min(s + 1, steps)) for e in range(2) for s in range(1, steps + 1)]
 
@@ -102,12 +112,11 @@ def test_a_number_that_is_not_finite_leaves_no_mark_though_the_next_step_was_lau
         return recipe.but(burn_in=0, **{k: v() if isinstance(v, type) else v for k, v in changes.items()})
 
     before, averages = {}, []
-    for ahead in (0, 1):
+    for n in (0, 1):
         state = State.fresh(made(), tmp_path)
-        state.ahead = ahead
-        with pytest.raises(NonFiniteError, match=said):
+        with queued(n), pytest.raises(NonFiniteError, match=said):
             list(fit(made(), state))
-        assert (state.epoch, state.step, state.queue) == (0, 2, [])
+        assert (state.epoch, state.step) == (0, 2)
         assert not before or same(before, weights(state))
         before = weights(state)
         averages.append({name: value.clone() for name, value in state.eval_model.state_dict().items()})
@@ -130,27 +139,21 @@ def test_a_state_saved_between_two_readings_goes_on_to_the_same_bits(tmp_path):
     broken, _ = trained(
         recipe, 1, tmp_path, until=lambda r: isinstance(r, StepFinished) and (r.epoch, r.step) == (1, 2)
     )
-    assert broken.queue, "the host is not ahead, so this tests nothing"
+    assert broken.step == 3, "the host is not ahead, so this tests nothing"
+    assert broken.sums["loss"][1] == 3 * recipe.batch, "what was launched is read when the loop is left"
     broken.save()
     again = State.fresh(recipe, tmp_path)
     again.load()
     assert again.step == 3, "the step that was launched is done, and saved as done"
-    again.ahead = 1
-    records = list(fit(recipe, again))
+    with queued(1):
+        records = list(fit(recipe, again))
     assert same(weights(whole), weights(again))
     assert whole.history == again.history
     assert records
 
 
 def test_a_signal_saves_what_was_launched_too(tmp_path, monkeypatch):
-    fresh = State.fresh.__func__
-
-    def ahead(cls, *args):
-        state = fresh(cls, *args)
-        state.ahead = 1
-        return state
-
-    monkeypatch.setattr(State, "fresh", classmethod(ahead))
+    monkeypatch.setattr(step_queue, "max_queued", lambda state: 1)
     signals = Signals()
     with pytest.raises(Stopped):
         for record in run(recipe, tmp_path / "run", "test", signals=signals, save_every=1e9):
@@ -217,9 +220,8 @@ class Waits(TorchDispatchMode):
 def test_nothing_in_a_step_waits_for_a_value_on_the_device(changes, monkeypatch):
     made = recipe.but(burn_in=0, **changes)
     state = State.fresh(made)
-    state.ahead = 1
-    _ = state.forms  # compares the twin with the model, once
-    met = asked_in_a_step(made, state, monkeypatch)
+    _ = state.compute_models  # compares the folded model with the model, once
+    met = waits_in_a_step(made, state, monkeypatch)
     assert met == []
 
 
@@ -239,9 +241,7 @@ def test_the_test_above_would_notice(monkeypatch):
         ({"attack": PGD(eps=0.1, alpha=0.05, steps=2, patience=1)}, "index"),
     ):  # fmt: skip
         made = recipe.but(burn_in=0, **changes)
-        state = State.fresh(made)
-        state.ahead = 1
-        assert what in asked_in_a_step(made, state, monkeypatch)
+        assert what in waits_in_a_step(made, State.fresh(made), monkeypatch)
 
 
 @pytest.mark.parametrize("name", [name for name in recipe_files() if name != "fat"])
@@ -249,16 +249,19 @@ def test_a_recipes_step_leaves_nothing_behind_on_another_device(name, monkeypatc
     """On the meta device there are no values to ask for, and no tensor may meet one of the CPU, as on a GPU."""
     made = load_recipe(name).but(data=digits(), model="small_cnn", precision="fp32", burn_in=0, batch=64)
     state = State.fresh(made)
-    state.device, state.ahead = torch.device("meta"), 1
+    state.device = torch.device("meta")
     state.train = state.train.to("meta")
-    for model in (state.model, *([state.average.module] if state.average else [])):
+    for model in (state.model, *([state.ema.module] if state.ema else [])):
         model.to("meta")
-    state.forms = ComputeModels(state.model, state.model, "on no device")
+    state.compute_models = ComputeModels(state.model, state.model, "on no device")
     state.optimizer = made.at(0).optimizer(state.model.parameters())
     told = []
     monkeypatch.setattr(torch.optim.SGD, "step", lambda self: told.append(self.found_inf.device))  # not fused there
     monkeypatch.setattr(DeferredReads, "send", lambda self: None)
-    launched = queue_step(made.at(0), state, torch.arange(64))
+    with queued(1):
+        queue = StepQueue(state)
+    queue.launch(made.at(0), torch.arange(64))
+    (launched,) = queue._launched
     assert told == [torch.device("meta")]
     assert {p.grad.device for p in state.model.parameters()} == {torch.device("meta")}
     assert {tensor.device for _, tensor in launched.before} == {torch.device("meta")}
@@ -271,9 +274,11 @@ def test_the_test_above_would_notice_a_tensor_of_the_cpu_and_a_question():
             wrong()
 
 
-def asked_in_a_step(made, state, monkeypatch):
+def waits_in_a_step(made, state, monkeypatch):
     indices = torch.arange(len(state.train.y))[: made.batch]
     waits = Waits()
+    with queued(1):
+        queue = StepQueue(state)
 
     def noting(name, ask):
         def asked(*args, **options):
@@ -286,6 +291,7 @@ def asked_in_a_step(made, state, monkeypatch):
         for name in ASKS:
             patch.setattr(torch.Tensor, name, noting(name, getattr(torch.Tensor, name)))
         with waits:
-            launched = queue_step(made.at(0), state, indices)
-    assert math.isfinite(launched.read().loss)
+            queue.launch(made.at(0), indices)
+    (finished,) = queue.drain()
+    assert math.isfinite(finished.loss)
     return waits.met

@@ -206,7 +206,7 @@ def test_a_run_of_a_built_in_network_is_evaluated_without_its_recipe(honest, cap
     assert code == 0
     weights = honest / "run" / "best.safetensors"
     command = quoted("robustmail", "verify", "e", "--checkpoint", weights)
-    assert f"Judge the examples again: {command}" in out
+    assert f"Check the stored examples: {command}" in out
     assert call(capsys, *command.split()[1:])[0] == 0
 
 

@@ -205,7 +205,7 @@ def test_an_attack_is_known_by_its_trace_and_by_an_eps_that_is_a_number():
     assert made.norm == "linf"
     with pytest.raises(RecipeError, match="the attack Longer has no eps to evaluate with"):
         _ = made.but(eps=None).budget
-    with pytest.raises(PluginError, match=r"weight Tanh .*counts 9 steps, the attack takes 3"):
+    with pytest.raises(PluginError, match=r"weighter Tanh .*counts 9 steps, the attack takes 3"):
         dry_run(made.but(weighter=Tanh(steps=9)))
     with pytest.raises(RecipeError, match=r"given weighter.steps=9, attack.steps=2"):
         recipe.but(margin=kappa, weighter=Tanh(steps=9))
@@ -413,7 +413,7 @@ def nothing(model, loss):
     [
         ({"attack": double, "eps": 0.1}, r"attack double .*returned float64 \[4, .*as it was given, float32"),
         ({"attack": turned, "eps": 0.1}, r"attack turned .*its trace.correct is \[4, 3\], expected \[steps, 4\]"),
-        ({"perturbation": nothing}, r"perturb nothing .*returned NoneType, not a context"),
+        ({"perturbation": nothing}, r"perturbation nothing .*returned NoneType, not a context"),
     ],
 )  # fmt: skip
 def test_a_plugin_that_breaks_its_contract_is_named(changes, said):

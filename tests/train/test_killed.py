@@ -22,18 +22,20 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from robustmail.overrides import override
-from robustmail.plugins import load_recipe
-from robustmail.records import StepDone
-from robustmail.train.run import Signals, Stopped, run
+from robustmail.config.loader import load_recipe
+from robustmail.config.overrides import apply_overrides
+from robustmail.records import StepFinished
+from robustmail.errors import Stopped
+from robustmail.runtime.signals import Signals
+from robustmail.train.run import run
 
 folder, save_every, *changes = sys.argv[1:]
 signals = Signals()
 try:
     with signals.caught():
-        for record in run(override(load_recipe("mail_trades"), changes), Path(folder), "test",
+        for record in run(apply_overrides(load_recipe("mail_trades"), changes), Path(folder), "test",
                           signals=signals, save_every=float(save_every)):
-            if isinstance(record, StepDone):
+            if isinstance(record, StepFinished):
                 print("step", flush=True)
 except Stopped as stop:
     sys.exit(128 + stop.signum)

@@ -216,7 +216,7 @@ def test_a_finished_run_says_so_and_another_recipe_is_refused_by_its_fields(tmp_
     again = list(run(recipe, folder, "name"))
     assert len(again) == 1
     assert again[0].before
-    with pytest.raises(RunError, match=r"another recipe \(weight.slope: 2.0 there, 3.0 here\)"):
+    with pytest.raises(RunError, match=r"another recipe \(weighter.slope: 2.0 there, 3.0 here\)"):
         list(run(recipe.but(weighter=Sigmoid(slope=3.0, bias=0.0)), folder, "name"))
     assert status(recipe.but(device="cpu"), folder) == "finished", "a run may go on elsewhere"
 
@@ -339,7 +339,7 @@ def test_attack_and_update_draw_from_generators_of_their_own(small, batch):
         drawn.append(torch.rand(3))
         return AT()(step)
 
-    train_step(recipe.but(attack=noisy, objective=objective, eps=0.1).at(0), small, *batch, (0, 0), lambda _: None)
+    train_step(recipe.but(attack=noisy, objective=objective, eps=0.1).at(0), small, *batch, (0, 0))
     assert not torch.equal(*drawn)
 
 

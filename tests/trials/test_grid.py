@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from robustmail.cli.trials import _note_one
+from robustmail.cli.trials import _warn_of_one_seed
 from robustmail.errors import RecipeError, RobustmailError
 from robustmail.trials.grid import Cell, cells, folders, recipes, seeds, split, variants
 
@@ -114,5 +114,5 @@ def test_a_setting_that_is_there_twice_is_refused():
     [("5", "robustmail: one seed, 5; 5 seeds are 0:5\n"), ("0", ""), ("5:6", ""), ("1,7", ""), ("0:5", "")],
 )
 def test_one_seed_that_may_have_been_meant_as_a_number_of_them_is_noted(capsys, text, said):
-    _note_one(text)
+    _warn_of_one_seed(text)
     assert capsys.readouterr().err == said

@@ -107,7 +107,7 @@ def test_a_table_says_what_it_is_and_how_it_is_made_again(made, form):
     text = " ".join(call(made, *WORDS, "--format", form).stdout.split())
     for said in (
         "the first 20 test images", "seeds 0, 1", "MISSING: 14 of 18 runs",
-        "12 epochs, but with data=digits()", "not whether it can be reproduced",
+        "12 epochs, but with data=digits()", "not whether the paper can be reproduced",
         "robustmail table 1 --scale mini --seeds 0:2 --out tables/mini --run", "0 of 2", "2 of 2", "44.1",
     ):  # fmt: skip
         assert said in text

@@ -158,7 +158,7 @@ def test_a_signal_stops_the_grid_and_says_how_to_go_on(tmp_path, number):
     _, wrong = process.communicate()
     assert process.returncode == 128 + number, wrong
     assert wrong.count("\n") == 1
-    assert f"stopped by {number.name}; saved in grid. Go on with: robustmail trials quickstart --over" in wrong
+    assert f"stopped by {number.name}; saved in grid. Resume with: robustmail trials quickstart --over" in wrong
 
 
 def test_two_processes_cannot_work_on_one_grid(tmp_path, robustmail):
@@ -174,7 +174,7 @@ def test_two_processes_cannot_work_on_one_grid(tmp_path, robustmail):
 
 
 WRONG = {
-    "no recipe": ("trials epochs=3", "trials: names no recipe"),
+    "no recipe": ("trials epochs=3", "trials: no recipe given"),
     "seeds": ("trials at --seeds 5:0", "--seeds 5:0: names no seed. Write 0:5."),
     "path": ("trials at epohcs=3", "epohcs=3: the recipe has no 'epohcs'. Did you mean 'epochs'?"),
     "path over": ("trials at --over bacth=1,2", "bacth=1: the recipe has no 'bacth'. Did you mean 'batch'?"),
@@ -185,7 +185,7 @@ WRONG = {
     ),
     "attack": ("trials quickstart evaluate=pgdd", "trials (quickstart): attack 'pgdd'"),
     "executor": ("trials quickstart --executor slurmm", "--executor slurmm: no such executor. Did you mean 'slurm'?"),
-    "parameter": ("trials quickstart --executor local --with x", "--with x: is not name=value"),
+    "parameter": ("trials quickstart --executor local --with x", "--with x: not NAME=VALUE"),
     "table": ("table 4", "table 4: the paper has no such table of results. There are: 1, 2, 3."),
     "scale": ("table 1 --scale mimi", "table --scale mimi: no such scale. Did you mean 'mini'?"),
     "wide at home": ("table 3 --scale mini", "a WRN-32-10 is not for a CPU"),

@@ -1,0 +1,53 @@
+"""The verb that measures speed: bench."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from robustmail.cli.options import Device
+from robustmail.errors import RecipeError, did_you_mean
+
+__all__ = ["add_to"]
+
+PRECISIONS = ("auto", "bf16", "fp32")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this verb to the command line."""
+    app.command("bench")(bench_)
+
+
+def bench_(
+    model: Annotated[str, typer.Option(help="A timm name, for images of 3 x 32 x 32.")] = "cifar_resnet18",
+    batch: Annotated[int, typer.Option(min=2, help="Batch size.")] = 128,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed repeats of each library, after a warm-up.")] = 3,
+    precision: Annotated[str, typer.Option(help="Of robustmail: auto, bf16 or fp32.")] = "auto",
+    device: Device = "auto",
+    out: Annotated[Path, typer.Option(help="Folder for bench-MODEL-BATCH.json and .png.")] = Path("bench"),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A narrow model and a small batch: about a minute on an idle machine.")
+    ] = False,
+) -> None:
+    """Measure the speed of attacks and training steps.
+
+    Images per second of robustmail, torchattacks, ART and plain loops, on the same model and batch, side by side.
+    """
+    from rich.console import Console
+
+    from robustmail.bench import bench
+    from robustmail.report.bench import bench_table, save_bench
+
+    if precision not in PRECISIONS:
+        raise RecipeError(f"bench --precision {precision}", "no such precision", did_you_mean(precision, PRECISIONS))
+    console = Console()
+    model, batch = ("cifar_resnet18_w16", 32) if quick else (model, batch)
+    with console.status("building") as status:
+        report = bench(
+            model, batch, repeats, precision=precision, device=device, progress=status.update  # type: ignore[arg-type]
+        )  # fmt: skip
+    console.print(bench_table(report))
+    for path in save_bench(report, out):
+        print(path)

@@ -1,0 +1,193 @@
+"""The verbs about recipes: run, show, check, list, copy. Heavy modules are imported when used."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from robustmail import catalog
+from robustmail.cli.options import Overrides, Plain, RecipeName, load_recipe_with, stop_exit, wants_plain
+from robustmail.errors import PluginError, RecipeError, RunError, Stopped, did_you_mean
+
+__all__ = ["add_to"]
+
+KINDS = ("recipes", *catalog.PLURALS)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these verbs to the command line."""
+    for name, verb in (("run", run_), ("show", show), ("check", check), ("list", list_), ("copy", copy)):
+        app.command(name)(verb)
+
+
+def run_(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run.  [default: runs/RECIPE/SEED]")] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Delete a finished run in the folder and start again.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --fresh: delete an unfinished run, too.")] = False,
+    plain: Plain = False,
+) -> None:
+    """Train a recipe, then evaluate the model.
+
+    The same command again resumes a stopped run. With torchrun it trains on several GPUs.
+    """
+    from rich.console import Console
+
+    from robustmail.config.loader import recipe_path
+    from robustmail.report.dashboard import LogFile, choose_run_view
+    from robustmail.report.figures import draw_curves
+    from robustmail.runtime import distributed
+    from robustmail.runtime.signals import Signals
+    from robustmail.train.run import run
+
+    resolved = load_recipe_with(recipe, overrides)
+    name = _run_name(recipe)
+    folder = out or Path("runs") / name / str(resolved.seed)
+    path, _ = recipe_path(recipe)
+    log, signals = LogFile(folder / "log.txt"), Signals()
+    try:
+        with distributed.process_group(resolved.device), signals.caught():
+            records = run(resolved, folder, name, path, fresh, yes, signals)
+            if not distributed.is_main_process():
+                for _ in records:
+                    pass
+                return
+            with choose_run_view(Console(), wants_plain(plain)) as view:
+                for record in records:
+                    log(record)
+                    view(record)
+            if not (folder / "curves.png").exists():
+                draw_curves(folder, name)
+    except Stopped as stop:
+        words = [word for word in sys.argv[1:] if word not in ("--fresh", "--yes")]
+        saved = f"saved in {folder}. Resume with: {shlex.join(['robustmail', *words])}"
+        raise stop_exit(stop, saved if (folder / "state.pt").exists() else "nothing was begun") from None
+
+
+def show(recipe: RecipeName, overrides: Overrides = None) -> None:
+    """Print a recipe with every default, and its loss as a formula.
+
+    Also the forward and backward passes of a training step, which a dry run counts.
+    """
+    from robustmail.fields import flatten
+    from robustmail.train.dry_run import dry_run
+
+    resolved = load_recipe_with(recipe, overrides)
+    fields = flatten(resolved)
+    width = max(map(len, fields))
+    for path, value in fields.items():
+        print(f"{path:<{width}}  {value}")
+    print(f"\n{resolved.formula}\n")
+    for epoch, passes in dry_run(resolved).items():
+        forward, backward = passes.total
+        print(
+            f"from epoch {epoch + 1}: {forward} forward and {backward} backward passes a step "
+            f"({passes.attack[0]} + {passes.attack[1]} in the attack)"
+        )
+
+
+def check(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A recipe, as in robustmail run; or a file of plugins.")
+    ],
+    overrides: Overrides = None,
+) -> None:
+    """Try a recipe on four random images, and test its plugins.
+
+    Every margin, weighter, objective or attack of your own is tested against all laws of its kind. A file without a
+    recipe is searched for plugins, and each of them is tested.
+    """
+    from robustmail.config.loader import load_plugins
+    from robustmail.contracts import assert_lawful, laws
+    from robustmail.plugin_calls import plugin_name
+    from robustmail.text import plural
+    from robustmail.train.dry_run import dry_run
+    from robustmail.train.run import preflight
+
+    if plugins := load_plugins(recipe):
+        _check_plugins(plugins)
+        return
+    resolved = load_recipe_with(recipe, overrides)
+    preflight(resolved)
+    dry_run(resolved)
+    phases, changes = resolved.change_points(), resolved.change_points()[1:]
+    report = f"dry run passed in {plural(len(phases), 'phase')}"
+    if changes:
+        epochs = ", ".join(str(epoch + 1) for epoch in changes)
+        report += f" (something changes at epoch{'s' * (len(changes) > 1)} {epochs})"
+    for kind, plugin in resolved.own_plugins().items():
+        assert_lawful(plugin, kind)
+        report += f"; {kind} {plugin_name(plugin)} passes all {plural(len(laws(kind)), 'law')}"
+    print(f"{recipe}: {report}")
+
+
+def _check_plugins(plugins: dict[str, Any]) -> None:
+    """Test every plugin of a file; what is of no kind is named and left out, unless it is the only one."""
+    from robustmail.contracts import assert_lawful, kind_of, laws
+    from robustmail.text import plural
+
+    for name, plugin in plugins.items():
+        try:
+            kind = kind_of(plugin)
+        except PluginError as error:
+            if len(plugins) == 1:
+                raise
+            print(f"{name}: not tested, it {error.wrong}")
+            continue
+        assert_lawful(plugin, kind)
+        print(f"{name}: {kind}, passes all {plural(len(laws(kind)), 'law')}")
+
+
+def list_(
+    kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help=f"One of {', '.join(KINDS)}.")] = None,
+) -> None:
+    """List recipes, plugins and models.
+
+    Those of installed packages are listed, too. A plugin of your own needs no list: write file.py:name.
+    """
+    if kind is not None and kind not in KINDS:
+        raise RecipeError(f"list {kind}", "no such kind", did_you_mean(kind, KINDS))
+    for heading in [kind] if kind else KINDS:
+        if heading == "recipes":
+            summaries = {name: catalog.summary(path) for name, path in catalog.recipe_files().items()}
+        else:
+            summaries = {name: entry.summary for name, entry in catalog.catalog_entries(heading).items()}
+        if kind is None:
+            print(f"\n{heading}")
+        for name, text in summaries.items():
+            print(f"  {name:<26} {text}")
+
+
+def copy(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A built-in recipe.")],
+    to: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="File to write.  [default: RECIPE.py, here]")
+    ] = None,
+) -> None:
+    """Write a copy of a built-in recipe, to edit and run."""
+    from robustmail.runtime.files import atomic_write_text
+
+    built_in = catalog.recipe_files()
+    if recipe not in built_in:
+        raise RecipeError(f"copy {recipe}", "no such built-in recipe", did_you_mean(recipe, built_in))
+    target = to or Path(f"{recipe}.py")
+    target = target / f"{recipe}.py" if target.is_dir() else target
+    if target.exists():
+        raise RunError(str(target), "exists already", "Name another file: robustmail copy RECIPE FILE.")
+    if not target.parent.is_dir():
+        raise RunError(str(target.parent), "no such folder", "Make it first.")
+    atomic_write_text(target, built_in[recipe].read_text(encoding="utf-8"))
+    print(f"{target}: edit it, then robustmail run {target}")
+
+
+def _run_name(recipe: str) -> str:
+    """mail_at -> mail_at; my.py -> my; my.py:wide -> my-wide"""
+    file, _, variable = recipe.partition(":")
+    return Path(file).stem + (f"-{variable}" if variable and variable != "recipe" else "")

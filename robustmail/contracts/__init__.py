@@ -1,0 +1,95 @@
+"""Laws that hold for every plugin, ours and yours: each is a sentence that a plugin can break.
+
+    def test_my_margin_is_lawful():
+        assert_lawful(my_margin)
+
+or on the command line, without a recipe: `robustmail check my_margin.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustmail.attacks.view import model_view
+from robustmail.contracts.attack_laws import ATTACK_LAWS
+from robustmail.contracts.kinds import kind_of
+from robustmail.contracts.perturbation_laws import PERTURBATION_LAWS
+from robustmail.contracts.samples import Law
+from robustmail.contracts.step_laws import MARGIN_LAWS, OBJECTIVE_LAWS
+from robustmail.contracts.weighter_laws import WEIGHTER_LAWS
+from robustmail.errors import PluginError, asked_to_stop, in_brief
+from robustmail.plugin_calls import error_location, is_third_party, plugin_name, source_location
+
+__all__ = ["LAWS", "Law", "assert_lawful", "broken_laws", "kind_of", "laws"]
+
+LAWS: dict[str, dict[str, Law]] = {
+    "margin": MARGIN_LAWS,
+    "weighter": WEIGHTER_LAWS,
+    "objective": OBJECTIVE_LAWS,
+    "attack": ATTACK_LAWS,
+    "perturbation": PERTURBATION_LAWS,
+}
+"""The laws by kind of plugin, then by their sentence."""
+
+
+def laws(kind: str) -> dict[str, Law]:
+    """The laws of a kind ("margin", "weighter", "objective", "attack", "perturbation"), by their sentence."""
+    return LAWS[kind]
+
+
+def broken_laws(plugin: Any, kind: str | None = None) -> dict[str, str]:
+    """Return {law: what is wrong} of the laws that a plugin breaks; an exception breaks the law too.
+
+    kind: its kind of plugin; None to infer it with `kind_of`.
+    """
+    broken = {}
+    kind = kind or kind_of(plugin)
+    state = torch.get_rng_state()
+    for sentence, law in laws(kind).items():
+        torch.manual_seed(0)
+        try:
+            wrong = law(plugin)
+        except BaseException as error:  # a plugin may fail in any way
+            if asked_to_stop(error):
+                raise
+            location = error_location(error)
+            wrong = f"{in_brief(error)} {f'at {location}' if location else ''}".strip()
+        if wrong:
+            broken[sentence] = wrong
+    torch.set_rng_state(state)
+    return broken
+
+
+def assert_lawful(plugin: Any, kind: str | None = None) -> None:
+    """Check a plugin against all laws of its kind; a user's own attack is called on a `model_view`, as in a run.
+
+    kind: its kind of plugin; None to infer it with `kind_of`.
+    Raises PluginError with every law that it breaks, and how.
+    """
+    kind = kind or kind_of(plugin)
+    if broken := broken_laws(_OnModelView(plugin) if kind == "attack" and is_third_party(plugin) else plugin, kind):
+        first_law: dict[str, str] = {}
+        for law, wrong in broken.items():  # a plugin that fails does so in the same way under every law
+            first_law.setdefault(wrong, law)
+        faults = "; ".join(f"{law!r} ({wrong})" for wrong, law in first_law.items())
+        count = "a law" if len(broken) == 1 else f"{len(broken)} laws"
+        raise PluginError(
+            f"{kind} {plugin_name(plugin)} ({source_location(plugin)})", f"breaks {count} of plugins: {faults}"
+        )
+
+
+class _OnModelView:
+    """A user's own attack as runs and evaluations call it: on a view, through which it cannot change a model."""
+
+    def __init__(self, attack: Any) -> None:
+        self.attack = attack
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.attack, name)
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> Any:
+        with model_view(model) as view:
+            return self.attack(view, x, y)

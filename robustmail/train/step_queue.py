@@ -1,0 +1,148 @@
+"""Training steps that the host has launched and whose metrics it has not read yet.
+
+A GPU works through a queue that the host fills, and reading a value waits until that queue is empty. So the host
+launches step t + 1 first, and reads loss and metrics of step t while the device works. On a CPU, and with an optimiser
+that cannot skip an update on the device, each step is read at once, and the queue is always empty.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from robustmail.data.dataset import augment, to_float
+from robustmail.errors import NonFiniteError
+from robustmail.models.precision import backends
+from robustmail.recipe import Recipe
+from robustmail.records import StepFinished
+from robustmail.runtime.deferred import DeferredReads, defer_reads, read_later, to_device
+from robustmail.runtime.distributed import shard_batch
+from robustmail.runtime.rng import fork_rng, generator
+from robustmail.train.metrics import StepMetrics, step_metrics
+from robustmail.train.state import State
+from robustmail.train.train_step import train_step
+
+__all__ = ["LaunchedStep", "StepQueue", "max_queued"]
+
+
+def max_queued(state: State) -> int:
+    """How many steps may wait to be read: 1 on a GPU whose optimiser can skip an update on the device, else 0."""
+    return int(state.device.type == "cuda" and getattr(state.optimizer, "_step_supports_amp_scaling", False))
+
+
+@dataclass
+class LaunchedStep:
+    """A step on the device: what to read of it, and what undoes it where it met a number that is not finite."""
+
+    indices: Tensor
+    """[B], of the training set, on the host"""
+    x: Tensor
+    y: Tensor
+    position: tuple[int, int]
+    """(epoch, step), both from 0"""
+    lr: float
+    started: float
+    """time.perf_counter() at the launch"""
+    before: list[tuple[Tensor, Tensor]]
+    """tensors that change even in a step that fails, with copies from before it"""
+    reads: DeferredReads | None
+    """None: the step has been read as it was launched"""
+    metrics: StepMetrics | None = None
+    values: list[float] = field(default_factory=list)
+
+
+class StepQueue:
+    """Launches the steps of a state, and reads them late or at once; `max_queued` says which."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.max_queued = max_queued(state)
+        self._launched: list[LaunchedStep] = []
+        self._last_read = 0.0  # time.perf_counter()
+
+    def launch(self, recipe: Recipe, indices: Tensor) -> None:
+        """Start the state's next step, on the training images of these indices [B]; recipe: `Recipe.at(epoch)`.
+
+        Raises PluginError; and NonFiniteError, with the model as it was before the step, where it is read at once.
+        """
+        state, model = self.state, self.state.model
+        started, position = time.perf_counter(), (state.epoch, state.step)
+        previous = self._launched[-1].reads if self._launched else None
+        reads = DeferredReads(previous) if self.max_queued else None
+        rows_on_device = to_device(state.device, indices)
+        # BatchNorm's statistics change before the loss is known; the average of the weights, where that is read late.
+        changes = [*model.buffers(), *(state.eval_model.state_dict().values() if reads and state.ema else ())]
+        rng = generator(recipe.seed, "augment", *position)
+        x = to_float(augment(state.train.x[rows_on_device], state.images.pad, state.images.flip, rng))
+        launched = LaunchedStep(
+            indices, x, state.train.y[rows_on_device], position, float(state.optimizer.param_groups[0]["lr"]), started,
+            [(tensor, tensor.clone()) for tensor in changes], reads,
+        )  # fmt: skip
+        with (
+            self._undone_if_nonfinite(launched),
+            defer_reads(reads),
+            fork_rng(),
+            torch.enable_grad(),
+            backends(),
+            shard_batch(len(indices)) as rows,
+        ):
+            step, loss = train_step(
+                recipe, model, launched.x[rows], launched.y[rows], position, state.optimizer, state.compute_models
+            )
+            state.advance()
+            launched.metrics = step_metrics(recipe, step, loss, position[1])
+            read_later(launched.metrics.values, launched.values.extend)
+        if reads is not None:
+            reads.send()
+        self._launched.append(launched)
+
+    def drain(self, keep: int = 0) -> list[StepFinished]:
+        """Read the launched steps, all but the last `keep`, and add their metrics to the epoch's sums.
+
+        Raises NonFiniteError, with the model as it was before that step; the steps launched after it are dropped.
+        """
+        records = []
+        while len(self._launched) > keep:
+            try:
+                records.append(self._read(self._launched.pop(0)))
+            except NonFiniteError:
+                self._launched.clear()
+                raise
+            self.state.add_metrics(records[-1])
+        return records
+
+    def _read(self, launched: LaunchedStep) -> StepFinished:
+        if launched.reads is not None:
+            with self._undone_if_nonfinite(launched):
+                launched.reads.read()
+        assert launched.metrics is not None
+        finished = time.perf_counter()
+        seconds, self._last_read = finished - max(launched.started, self._last_read), finished
+        return launched.metrics.read(launched.values, launched.position, launched.lr, seconds)
+
+    @contextmanager
+    def _undone_if_nonfinite(self, launched: LaunchedStep) -> Iterator[None]:
+        """On NonFiniteError: restore the model, dump the batch, and say in the error which step it was."""
+        try:
+            yield
+        except NonFiniteError as error:
+            with torch.no_grad():
+                for tensor, before in launched.before:
+                    tensor.copy_(before)
+            self.state.epoch, self.state.step = launched.position
+            raise self._located(error, launched) from error
+
+    def _located(self, error: NonFiniteError, launched: LaunchedStep) -> NonFiniteError:
+        state, indices = self.state, launched.indices
+        path = state.dump(indices, launched.x, launched.y)
+        batch = ", ".join(map(str, indices[:8].tolist())) + (", ..." if len(indices) > 8 else "")
+        where = f"The batch is in {path} (robustmail.reproduce reads it); the last saved state stays." if path else ""
+        return NonFiniteError(
+            f"epoch {state.epoch + 1}, step {state.step + 1} (training images {batch})",
+            f"{error.who} {error.wrong}", f"{where} {error.todo or 'Lower optimizer.lr.'}",
+        )  # fmt: skip

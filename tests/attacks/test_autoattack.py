@@ -1,0 +1,28 @@
+"""AutoAttack has the settings of the reference code, and adapts to models of few classes."""
+
+from __future__ import annotations
+
+import pytest
+
+from robustmail import AutoAttack
+from tests.conftest import Small
+
+EPS = 8 / 255
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 100])
+def test_autoattack_takes_any_number_of_classes_and_notes_what_it_replaced(classes, batch):
+    model = Small(classes=classes)
+    y = batch[1] % classes
+    stages = AutoAttack(eps=EPS).stages(classes)
+    assert ("apgd-t" in stages) == (classes >= 4)
+    assert (AutoAttack(eps=EPS).replaced(classes) is None) == (classes >= 4)
+    AutoAttack(eps=EPS)(model, batch[0], y)
+
+
+def test_autoattack_has_the_settings_of_the_reference():
+    stages = AutoAttack(eps=EPS).stages(10)
+    assert list(stages) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert [stages[s].steps for s in ("apgd-ce", "apgd-t", "fab-t")] == [100, 100, 100]
+    assert (stages["square"].n_queries, stages["square"].resc_schedule, stages["square"].p_init) == (5000, False, 0.8)
+    assert (stages["fab-t"].multi_targeted, stages["fab-t"].n_classes, stages["apgd-t"].n_classes) == (True, 10, 10)

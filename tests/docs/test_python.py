@@ -1,0 +1,84 @@
+"""The Python in the documentation: it compiles, its names and keywords exist, and what can be run is run."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import robustmail
+from robustmail import Recipe, load_recipe
+from tests.docs.conftest import plugins_of, say
+from tests.docs.pages import ROOT, Block, blocks
+
+BLOCKS = blocks("python")
+
+
+def of_page(name: str) -> list[Block]:
+    return [block for block in BLOCKS if block.page == ROOT / name]
+
+
+def tree(block: Block) -> ast.Module:
+    """The parsed block; `...` after keyword arguments stands for more of them."""
+    return ast.parse(block.text.replace("    ...\n)", "    **rest,\n)"))
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.id)
+def test_imports_exist_and_keywords_are_parameters(block: Block):
+    for node in ast.walk(tree(block)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("robustmail"):
+            module = import_module(node.module)
+            assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
+        if not isinstance(node, ast.Call):
+            continue
+        keywords = {keyword.arg for keyword in node.keywords if keyword.arg}
+        if isinstance(node.func, ast.Attribute) and node.func.attr == "but":
+            assert keywords <= set(Recipe.__dataclass_fields__)
+        elif isinstance(node.func, ast.Name) and node.func.id in robustmail.__all__:
+            parameters = inspect.signature(getattr(robustmail, node.func.id)).parameters
+            if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+                assert keywords <= set(parameters)
+
+
+def test_the_recipe_in_training_is_that_of_the_package():
+    (block,) = (block for block in of_page("docs/training.md") if "Recipe(" in block.text)
+    recipe = load_recipe("mail_trades")
+    call = next(node for node in ast.walk(tree(block)) if isinstance(node, ast.Call))
+    shown = {keyword.arg for keyword in call.keywords}
+    rest = {name: getattr(recipe, name) for name in Recipe.__dataclass_fields__ if name not in shown}
+    names = {name: getattr(robustmail, name) for name in robustmail.__all__}
+    exec(compile(tree(block), block.id, "exec"), names | {"rest": rest}, made := {})
+    assert made["recipe"] == recipe
+
+
+def test_what_check_says_of_the_readmes_margin_is_quoted(workplace: Path):
+    quoted = {block.text for block in blocks("") if block.text.startswith("mine.py: ")}
+    assert quoted == {say(workplace, "check", "mine.py")}
+
+
+def test_the_plugins_of_the_page_are_lawful(tmp_path: Path):
+    page = "docs/plugins.md"
+    (tmp_path / "mine.py").write_text(plugins_of(page), encoding="utf-8")
+    assert "passes all 7 laws" in say(tmp_path, "check", "mine.py")
+    names: dict = {}
+    for block in of_page(page):
+        exec(compile(block.text, block.id, "exec"), names)
+    names["test_my_plugins_are_lawful"]()
+
+
+@pytest.mark.long
+def test_the_page_from_python_runs_from_top_to_bottom(finished: Path, monkeypatch, capsys):
+    """On a run of one epoch, and training for one."""
+    monkeypatch.chdir(finished)
+    names: dict = {}
+    page = of_page("docs/python.md")
+    assert len(page) >= 5
+    for block in page:
+        exec(compile(block.text.replace("epochs=12", "epochs=1, burn_in=0"), block.id, "exec"), names)
+    printed = capsys.readouterr().out
+    assert "Evaluation(359 images: " in printed
+    assert os.listdir(finished / "evals")
