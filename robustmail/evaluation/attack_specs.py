@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -21,7 +22,17 @@ from robustmail.norms import Norm, check_budget, distances, norm_of, tolerance
 from robustmail.plugin_calls import plugin_name
 from robustmail.step import Attack
 
-__all__ = ["NAMES", "AttackSpec", "check_eps", "check_custom", "passes_per_image", "is_built_in", "attack_spec"]
+__all__ = [
+    "NAMES",
+    "AttackSpec",
+    "check_eps",
+    "check_custom",
+    "passes_per_image",
+    "is_built_in",
+    "attack_spec",
+    "parse_attacks",
+    "unique_names",
+]
 
 NAMES = ("nat", "pgd10", "pgd20", "pgd100", "cw", "cw-art", "apgd", "apgd-t", "fab-t", "square", "aa")
 PER_IMAGE = ("PGD", "APGD", "APGDT", "FAB", "Square")  # of torchattacks: `per_image_noise` knows what they draw
@@ -151,6 +162,31 @@ def attack_spec(attack: str | Attack, eps: float, classes: int, norm: Norm = "li
     if attack in NAMES:
         raise RecipeError(f"attack {attack!r}", standard.replaced(classes) or "", "Name aa, or apgd and square.")
     raise RecipeError(f"attack {attack!r}", "no such attack in validation and evaluation", did_you_mean(attack, NAMES))
+
+
+def parse_attacks(attacks: Iterable[str | Attack], eps: float, classes: int, norm: Norm) -> list[AttackSpec]:
+    """The specs of attacks given by name or value, with unique names.
+
+    Raises RecipeError: no attack at all, an unknown name, or an attack of one's own with a smaller eps.
+    """
+    specs = unique_names([attack_spec(attack, eps, classes, norm) for attack in attacks])
+    if not specs:
+        raise RecipeError("attacks", "no attack given", "Write nat,pgd100.")
+    for spec in specs:
+        check_custom(spec)
+    return specs
+
+
+def unique_names(specs: list[AttackSpec]) -> list[AttackSpec]:
+    """The specs without repetitions; of two that differ but have one name, the second becomes PGD-2."""
+    by_name: dict[str, AttackSpec] = {}
+    for spec in specs:
+        name, k = spec.name, 1
+        while name in by_name and by_name[name].settings != spec.settings:
+            k += 1
+            name = f"{spec.name}-{k}"
+        by_name.setdefault(name, spec if k == 1 else spec.renamed(name))
+    return list(by_name.values())
 
 
 def _nearest(norm: Norm) -> Any:

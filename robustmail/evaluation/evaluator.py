@@ -17,7 +17,7 @@ from robustmail.attacks.view import ModelView, check_result
 from robustmail.data.adapters import read_data
 from robustmail.data.dataset import Split, to_float
 from robustmail.errors import ModelError, NonFiniteError, RecipeError, RobustmailError, in_brief
-from robustmail.evaluation.attack_specs import AttackSpec, attack_spec, check_custom, check_eps
+from robustmail.evaluation.attack_specs import AttackSpec, check_eps, parse_attacks
 from robustmail.evaluation.exact_inference import (
     BatchSizer,
     SearchModel,
@@ -45,7 +45,6 @@ __all__ = [
     "as_floats",
     "image_batch",
     "clean_pass",
-    "parse_attacks",
     "evaluate_attack",
     "attack_result",
     "worst_case",
@@ -297,31 +296,6 @@ def accuracy_row(
     """A row for `correct` of `n` images, with Wilson's 95 % interval."""
     low, high = wilson(correct, n)
     return AttackResult(name, correct, n, correct / n, low, high, seconds, settings or {})
-
-
-def parse_attacks(attacks: Iterable[str | Attack], eps: float, classes: int, norm: Norm) -> list[AttackSpec]:
-    """The specs of attacks given by name or value, with unique names.
-
-    Raises RecipeError: no attack at all, an unknown name, or an attack of one's own with a smaller eps.
-    """
-    specs = unique_names([attack_spec(attack, eps, classes, norm) for attack in attacks])
-    if not specs:
-        raise RecipeError("attacks", "no attack given", "Write nat,pgd100.")
-    for spec in specs:
-        check_custom(spec)
-    return specs
-
-
-def unique_names(specs: list[AttackSpec]) -> list[AttackSpec]:
-    """The specs without repetitions; of two that differ but have one name, the second becomes PGD-2."""
-    by_name: dict[str, AttackSpec] = {}
-    for spec in specs:
-        name, k = spec.name, 1
-        while name in by_name and by_name[name].settings != spec.settings:
-            k += 1
-            name = f"{spec.name}-{k}"
-        by_name.setdefault(name, spec if k == 1 else spec.renamed(name))
-    return list(by_name.values())
 
 
 def classes_of(model: nn.Module, part: Split) -> int:

@@ -32,6 +32,7 @@ from robustmail.evaluation.normalization import (
     best_fit,
     format_normalization,
     parse_normalization,
+    refuse_double_normalization,
     score_all,
     shortlist,
     usual_normalizations,
@@ -331,7 +332,7 @@ def choose(
     """
     choice, ranked = _best_pair(networks, normalizations, part)
     if is_named and choice.score is not None:
-        _refuse_normalizing_twice(choice.score, networks, part.first(PROBE_IMAGES))
+        refuse_double_normalization(choice.score, networks, part.first(PROBE_IMAGES))
     is_probed = len(normalizations) > 1
     if choice.score is None or not (is_guessed or is_probed or checkpoint.accuracies):
         return choice
@@ -358,18 +359,6 @@ def _best_pair(
     model = Classifier(networks[network], normalizations[normalization]).eval()
     scores = score_all([(network, normalization)], networks, normalizations, part.first(PROBE_IMAGES))
     return Choice(network, normalization, model, next(scores, None)), []
-
-
-def _refuse_normalizing_twice(score: Score, networks: dict[str, nn.Module], sample: Split) -> None:
-    """Refuse a normalisation that the user named if the network is better without it (raises ModelError)."""
-    bare = next(score_all([(score.network, "none")], networks, {"none": None}, sample), None)
-    if bare is not None and bare.accuracy > score.right[: len(sample.y)].double().mean().item() + 0.05:
-        raise ModelError(
-            f"--normalize {score.normalization}",
-            f"the model seems to normalise already: of {len(sample.y)} images {100 * bare.accuracy:.1f} % are "
-            f"right without, {100 * score.accuracy:.1f} % with it",
-            "Drop --normalize, or pass --normalize none.",
-        )
 
 
 def _choice_notes(best: Score, rivals: list[Score], ranked: list[Score]) -> Iterator[str]:

@@ -26,6 +26,7 @@ __all__ = [
     "has_larger_misfit",
     "usual_normalizations",
     "parse_normalization",
+    "refuse_double_normalization",
     "score",
     "score_all",
     "shortlist",
@@ -256,3 +257,15 @@ def score(network: str, normalization: str, model: Classifier, part: Split) -> S
             batches.append(logits.cpu())
     logits, y = torch.cat(batches), part.y.cpu()
     return Score(network, normalization, model, logits.argmax(1) == y, ce(logits, y), logits, moments.misfit)
+
+
+def refuse_double_normalization(score: Score, networks: dict[str, nn.Module], sample: Split) -> None:
+    """Refuse a normalisation that the user named if the network is better without it (raises ModelError)."""
+    bare = next(score_all([(score.network, "none")], networks, {"none": None}, sample), None)
+    if bare is not None and bare.accuracy > score.right[: len(sample.y)].double().mean().item() + 0.05:
+        raise ModelError(
+            f"--normalize {score.normalization}",
+            f"the model seems to normalise already: of {len(sample.y)} images {100 * bare.accuracy:.1f} % are "
+            f"right without, {100 * score.accuracy:.1f} % with it",
+            "Drop --normalize, or pass --normalize none.",
+        )

@@ -13,8 +13,8 @@ from torch import Tensor
 from robustmail.data.dataset import Split, data_fingerprint, tensor_hash
 from robustmail.data.testsets import TestSet
 from robustmail.errors import RunError
-from robustmail.evaluation.attack_specs import AttackSpec, check_eps, is_built_in
-from robustmail.evaluation.evaluator import BLOCK, as_floats, parse_attacks
+from robustmail.evaluation.attack_specs import AttackSpec, check_eps, is_built_in, parse_attacks
+from robustmail.evaluation.evaluator import BLOCK, as_floats
 from robustmail.evaluation.model_loading import LoadedModel
 from robustmail.fields import fingerprint
 from robustmail.norms import Norm

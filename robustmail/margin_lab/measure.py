@@ -14,8 +14,8 @@ from robustmail.attacks.torchattacks import torchattack
 from robustmail.data.dataset import data_fingerprint
 from robustmail.data.testsets import TestSet
 from robustmail.errors import DataError, RunError
-from robustmail.evaluation.attack_specs import AttackSpec, attack_spec, check_eps, passes_per_image
-from robustmail.evaluation.evaluator import attack_result, batch_sizer, clean_pass, run_attack, unique_names
+from robustmail.evaluation.attack_specs import AttackSpec, attack_spec, check_eps, passes_per_image, unique_names
+from robustmail.evaluation.evaluator import attack_result, batch_sizer, clean_pass, run_attack
 from robustmail.evaluation.ledger import BROKE, Ledger
 from robustmail.evaluation.model_loading import LoadedModel
 from robustmail.evaluation.statistics import wilson

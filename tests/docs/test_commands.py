@@ -16,7 +16,7 @@ from robustmail.cli.main import app
 from robustmail.cli.options import parse_attack
 from robustmail.config.loader import load_recipe
 from robustmail.config.overrides import apply_overrides, parse_value
-from robustmail.evaluation.evaluator import parse_attacks
+from robustmail.evaluation.attack_specs import parse_attacks
 from robustmail.evaluation.normalization import parse_normalization
 from robustmail.trials import grid, paper
 from tests.docs.conftest import SMALL, plugins_of, say

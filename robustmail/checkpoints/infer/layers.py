@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,6 +13,7 @@ __all__ = [
     "ACTIVATIONS",
     "Layer",
     "Proposal",
+    "WithShortcut",
     "activation",
     "conv",
     "dense",
@@ -145,6 +146,19 @@ def dense(layers: Iterable[Layer], act: str) -> list[nn.Module]:
 def activation(name: str) -> nn.Module:
     """A module of ACTIVATIONS by its name."""
     return ACTIVATIONS[name]()
+
+
+class WithShortcut(nn.Module):
+    """x + modules(x)"""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(*modules)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, H, W]"""
+        out: Tensor = x + self.branch(x)
+        return out
 
 
 def _load(module: nn.Module, layer: Layer) -> nn.Module:

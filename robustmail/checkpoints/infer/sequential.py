@@ -11,11 +11,12 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
-from torch import Tensor, nn
+from torch import nn
 
 from robustmail.checkpoints.infer import prices
-from robustmail.checkpoints.infer.layers import Layer, Proposal, activation, conv, linear, norm
+from robustmail.checkpoints.infer.layers import Layer, Proposal, WithShortcut, activation, conv, linear, norm
 from robustmail.checkpoints.state_dicts import natural_key
 from robustmail.text import plural
 
@@ -256,9 +257,8 @@ def _steps(
     for (stride, stride_cost), (padding, padding_cost) in choices:
         cost = stride_cost + padding_cost
         if before is not None and before[0].kernel == kernel:
-            cost += prices.CHAIN_OTHER_PADDING * (before[1].padding != padding) + prices.CHAIN_OTHER_STRIDE * (
-                before[1].stride != stride
-            )
+            other_padding, other_stride = before[1].padding != padding, before[1].stride != stride
+            cost += prices.CHAIN_OTHER_PADDING * other_padding + prices.CHAIN_OTHER_STRIDE * other_stride
         for pool, pool_cost in _pools(link, following, stride).items():
             yield cost + pool_cost, ConvStep(stride, padding, pool)
 
@@ -323,14 +323,9 @@ def _dense_only(links: Sequence[Link], size: int | None) -> Iterator[Proposal]:
 def _proposal(
     links: Sequence[Link], solution: PartialChain, size: int, act: str, average: bool, channels: int | None = None
 ) -> Proposal:
-    return Proposal(
-        _name(links),
-        channels or links[0].layer.in_channels,
-        size,
-        tuple(_assumptions(links, solution, act, average)),
-        lambda: _network(links, solution, act, average),
-        solution.cost,
-    )
+    assumptions = tuple(_assumptions(links, solution, act, average))
+    make = partial(_network, links, solution, act, average)
+    return Proposal(_name(links), channels or links[0].layer.in_channels, size, assumptions, make, solution.cost)
 
 
 def _name(links: Sequence[Link]) -> str:
@@ -382,19 +377,6 @@ def _network(links: Sequence[Link], solution: PartialChain, act: str, average: b
     if links[-1].layer.kind == "conv":
         modules += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     return nn.Sequential(*modules)
-
-
-class WithShortcut(nn.Module):
-    """x + modules(x)"""
-
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.branch = nn.Sequential(*modules)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C, H, W]"""
-        out: Tensor = x + self.branch(x)
-        return out
 
 
 def _ending_modules(solution: PartialChain) -> list[nn.Module]:
