@@ -301,7 +301,7 @@ def _sample_checks(m: Measurements, ledger: Ledger) -> Iterator[Check]:
         f"300 random queries broke {100 * m.black_box:.1f} % of {m.n} images that no gradient attack did",
         "gradients do not lead where the model is weak",
     )
-    n_common, n_missed = _overlooked(m, ledger)
+    n_common, n_missed = _overlooked(m.n, m.broken, ledger)
     yield Check(
         "overlooked",
         _level(n_missed / n_common, *OVERLOOKED) if n_missed >= MIN_IMAGES else "green",
@@ -357,11 +357,11 @@ def _output_checks(m: Measurements) -> Iterator[Check]:
     )
 
 
-def _overlooked(m: Measurements, ledger: Ledger) -> tuple[int, int]:
+def _overlooked(n_sample: int, broken_places: list[int], ledger: Ledger) -> tuple[int, int]:
     """(images both of the sample and of the ledger, those of them that stand in the ledger but that the checks
     broke)"""
-    in_sample = ledger.index < m.n  # the sample is the first images of the data set
-    broken = torch.isin(ledger.index, torch.tensor(m.broken, dtype=torch.int64))
+    in_sample = ledger.index < n_sample  # the sample is the first images of the data set
+    broken = torch.isin(ledger.index, torch.tensor(broken_places, dtype=torch.int64))
     return max(1, int(in_sample.sum())), int((broken & ledger.stands).sum()) if ledger.stages else 0
 
 

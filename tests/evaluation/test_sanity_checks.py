@@ -168,9 +168,9 @@ def test_attacks_that_are_too_weak_are_told_by_what_the_check_finds_itself(harde
 def test_what_the_evaluation_overlooked_is_counted_among_the_images_at_hand():
     """A shard is judged by its own images, and the whole by all, from the same measurement."""
     whole = ledger(100, 60, 60)
-    measured = {"n": 80, "broken": list(range(0, 100, 10))}  # 0, 10, ... 50 stand and are in the sample
-    assert sanity_checks._overlooked(measured, whole) == (80, 6)
-    assert sanity_checks._overlooked(measured, whole.take(torch.arange(40, 90))) == (40, 2)
+    broken = list(range(0, 100, 10))  # 0, 10, ... 50 stand and are in the sample
+    assert sanity_checks._overlooked(80, broken, whole) == (80, 6)
+    assert sanity_checks._overlooked(80, broken, whole.take(torch.arange(40, 90))) == (40, 2)
 
 
 def test_gradients_that_are_nan_are_as_good_as_none(hardened, hand):
