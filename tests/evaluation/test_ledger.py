@@ -121,7 +121,7 @@ def test_a_killed_evaluation_goes_on_to_the_same_ledger(hand, hardened, tmp_path
              "--normalize", "none", "--data", "digits()", "--n", "160", "--eps", str(EPS),
              "--attacks", ",".join(attacks), "--out", str(tmp_path / "out"), "--batch", "16", "--plain"]  # fmt: skip
     script = (
-        "import sys; from robustmail.evaluation import folder; folder.SAVE_EVERY = 0.0; "
+        "import sys; from robustmail.evaluation import runner; runner.SAVE_EVERY = 0.0; "
         "sys.argv = ['robustmail', *sys.argv[1:]]; from robustmail.cli.main import main; main()"
     )
     for stage in ("pgd100", "apgd-ce"):
@@ -516,7 +516,7 @@ def test_an_attack_of_ones_own_cannot_take_a_built_in_name(hardened, hand):
     def aa(model, x, y):
         return x
 
-    with pytest.raises(RecipeError, match="has the name of a built-in one"):
+    with pytest.raises(RecipeError, match="with the name of a built-in one"):
         evaluate(hardened, hand.part.first(4), (aa,), EPS)
 
 

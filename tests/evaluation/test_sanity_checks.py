@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -168,7 +169,7 @@ def test_attacks_that_are_too_weak_are_told_by_what_the_check_finds_itself(harde
 def test_what_the_evaluation_overlooked_is_counted_among_the_images_at_hand():
     """A shard is judged by its own images, and the whole by all, from the same measurement."""
     whole = ledger(100, 60, 60)
-    measured = {"n": 80, "broken": list(range(0, 100, 10))}  # 0, 10, ... 50 stand and are in the sample
+    measured = SimpleNamespace(n=80, broken=list(range(0, 100, 10)))  # 0, 10, ... 50 stand and are in the sample
     assert sanity_checks._overlooked(measured, whole) == (80, 6)
     assert sanity_checks._overlooked(measured, whole.take(torch.arange(40, 90))) == (40, 2)
 
