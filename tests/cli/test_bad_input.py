@@ -165,8 +165,8 @@ OVERRIDES = {  # of the quickstart
     "library knob": ("'attack=torchattack(\"PGD\", esp=0.1)'", "no knob 'esp'. Did you mean 'eps'?"),
     "knob in a call": ("'attack=PGD(esp=0.1)'", "PGD: no field 'esp'. Did you mean 'eps'?"),
     "model": ("model=cifar_resnet81", "model='cifar_resnet81': no such model. Did you mean 'cifar_resnet18'?"),
-    "evaluation": ("evaluate=nat,pgdd20", "no such attack. Did you mean 'pgd20'?"),
-    "validation attack": ("validate=foo", "no such attack. There are: aa, apgd, apgd-t,"),
+    "evaluation": ("evaluate=nat,pgdd20", "no such attack ... Did you mean 'pgd20'?"),
+    "validation attack": ("validate=foo", "no such attack ... There are: aa, apgd, apgd-t,"),
     "plugin in a file": ("margin=my.py:squar", "my.py: has no 'squar'. Did you mean 'square'?"),
     "plugin file": ("margin=mine.py:square", "margin=mine.py:square: mine.py: cannot be read: No such file"),
     # values

@@ -157,7 +157,7 @@ WRONG = {
     "another architecture": (f"{GOOD} --model cifar_resnet18_w8", "small.pth: does not fit the model"),
     "another class count": (f"{GOOD} --model own.py:seven", "10 classes ... 7"),
     "no such model": (f"{GOOD} --model cifar_resnet81", "no such model. Did you mean"),
-    "model file without a function": (f"{GOOD} --model own.py", "says no function of the file. Write own.py:FUNCTION"),
+    "model file without a function": (f"{GOOD} --model own.py", "no function of the file named. Write own.py:FUNCTION"),
     "model file": (f"{GOOD} --model none.py:factory", "none.py: cannot be read"),
     "model file that raises": (f"{GOOD} --model syntax.py:factory", "syntax.py:1: not valid Python"),
     "factory that raises": (f"{GOOD} --model own.py:broken", "ArithmeticError: planted"),
