@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from robustmail.cli.options import (
+    AcceptReading,
     Batch,
     Data,
     Device,
@@ -68,6 +69,7 @@ def margins(
     model: Model = None,
     normalize: Normalize = None,
     probe: Probe = False,
+    accept_reading: AcceptReading = False,
     weights: Weights = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results.  [default: lab/NAME]")] = None,
     seed: Seed = 0,
@@ -84,7 +86,7 @@ def margins(
     from robustmail.margin_lab.measure import MarginTask, measure_costs
 
     by_name = _load_margins(margins)
-    inputs = open_inputs(file, data, n, model, normalize, weights, probe, device, eps, norm)
+    inputs = open_inputs(file, data, n, model, normalize, weights, probe, device, eps, norm, accept_reading)
     names = split_names("--against", ATTACKS if against is None else against, ATTACKS)
     attacks = tuple(map(parse_attack, names))
     task = MarginTask(inputs.model, inputs.data, by_name, inputs.eps, inputs.norm, attacks, steps, seed,
@@ -132,6 +134,7 @@ def figure(
     model: Model = None,
     normalize: Normalize = None,
     probe: Probe = False,
+    accept_reading: AcceptReading = False,
     weights: Weights = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the figures.  [default: figures/NAME]")] = None,
     seed: Seed = 0,
@@ -150,7 +153,10 @@ def figure(
         raise RecipeError(f"figure {which}", wrong, did_you_mean(which, FIGURES))
     if len(files) > 1 and which != "1c":
         raise RecipeError(f"figure {which}", f"shows one model, not {len(files)}", "Pass one, or draw figure 1c.")
-    several = [open_inputs(file, data, n, model, normalize, weights, probe, device, eps, norm) for file in files]
+    several = [
+        open_inputs(file, data, n, model, normalize, weights, probe, device, eps, norm, accept_reading)
+        for file in files
+    ]
     first = several[0]
     if any(_attacked_unlike(first, inputs) for inputs in several[1:]):
         wrong = "models that would not be attacked alike"

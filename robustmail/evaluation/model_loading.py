@@ -134,13 +134,7 @@ def load_model(
     is_guessed = model is None and "model" not in checkpoint.facts
     is_named = normalize not in (None, "none")
     choice = choose(checkpoint, networks, normalizations, data.part, is_guessed, is_named, accept_reading)
-    spec = {
-        "checkpoint": str(path),
-        "weights": checkpoint.weights,
-        "model": choice.network,
-        "normalize": format_normalization(normalizations[choice.normalization]),
-        "source": _source_hash(model),
-    }
+    spec = _spec(path, checkpoint, choice.network, normalizations[choice.normalization], model)
     notes = [*_assumption_notes(checkpoint, choice.network), *filter(None, [source]), *choice.notes]
     loaded = choice.model.to(device)
     classes = classes_of(loaded, data.part)
@@ -151,15 +145,8 @@ def load_model(
 def trained_model(model: nn.Module, path: Path, data: TestSet) -> LoadedModel:
     """A model in memory whose weights a training run has written to `path`, described as `load_model` would do."""
     checkpoint = open_checkpoint(path)
-    described = {
-        "checkpoint": str(path),
-        "weights": checkpoint.weights,
-        "model": checkpoint.facts["model"],
-        "normalize": format_normalization(checkpoint.normalize),
-        "source": None,
-    }
-    name = _display_name(path, checkpoint)
-    return LoadedModel(name, model, classes_of(model, data.part), described, checkpoint.sha256)
+    spec = _spec(path, checkpoint, checkpoint.facts["model"], checkpoint.normalize)
+    return LoadedModel(_display_name(path, checkpoint), model, classes_of(model, data.part), spec, checkpoint.sha256)
 
 
 def reload_model(
@@ -187,6 +174,19 @@ def reload_model(
     return LoadedModel(
         _display_name(path, checkpoint), model, classes_of(model, data.part), new_spec, checkpoint.sha256
     )
+
+
+def _spec(
+    path: Path, checkpoint: Checkpoint, network: str, normalize: Normalize | None, model: str | None = None
+) -> dict[str, Any]:
+    """What `reload_model` needs to load the model again; model: as the caller named it, which may name code."""
+    return {
+        "checkpoint": str(path),
+        "weights": checkpoint.weights,
+        "model": network,
+        "normalize": format_normalization(normalize),
+        "source": _source_hash(model),
+    }
 
 
 def _display_name(path: Path, checkpoint: Checkpoint) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from robustmail.cli.evaluate import eval_
+from robustmail.cli.margins import figure, margins
 from robustmail.models.classifier import build
 from tests.cli.test_bad_input import assert_refused, robustmail  # noqa: F401  a fixture
 
@@ -134,3 +137,8 @@ def test_a_missing_file_and_a_budget_of_nothing_are_told_before_all_else(
     assert_refused(robustmail(words), says)
     assert not (folder / "lab").exists()
     assert not (folder / "figures").exists()
+
+
+@pytest.mark.parametrize("verb", [eval_, margins, figure], ids=["eval", "margins", "figure"])
+def test_a_verb_that_refuses_a_doubtful_reading_has_the_option_that_the_error_names(verb):
+    assert "accept_reading" in inspect.signature(verb).parameters

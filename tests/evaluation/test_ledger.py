@@ -182,7 +182,7 @@ def test_a_foreign_attack_sees_the_same_blocks_whatever_the_batch(hardened, hand
     assert torch.equal(first.stages["noisy"], second.stages["noisy"])
 
 
-def test_noise_of_each_is_a_function_of_the_image_and_differs_between_images():
+def test_per_image_noise_is_a_function_of_the_image_and_differs_between_images():
     x = torch.rand(5, 1, 4, 4)
     with per_image_noise(x, 0, "start"):
         whole = torch.rand(x.shape)
