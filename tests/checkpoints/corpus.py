@@ -268,7 +268,7 @@ def _drawn(seed: int, usual: list[str]) -> Spec:
         ["half", "mnist"] if data == "digits" else ["cifar10", "imagenet", "half"]
     )  # fmt: skip
     common: dict[str, Any] = {
-        "seed": seed, "data": data, "act": act, "convention": convention, "inside": draw.random() < 0.3,
+        "seed": seed, "data": data, "act": act, "normalization": convention, "inside": draw.random() < 0.3,
         "training": draw.choice(TRAININGS), "optimizer": draw.choice(["adam", "sgd", "decay"]),
         "naming": draw.choice(["numbers", "names", "pieces"]), "bias": draw.random() < 0.9,
         "padding_mode": draw.choices(["zeros", "circular", "reflect", "replicate"], [0.88, 0.04, 0.04, 0.04])[0],

@@ -13,7 +13,7 @@ from robustmail.errors import ModelError
 from robustmail.evaluation.model_loading import load_model
 from robustmail.evaluation.normalization import Score, best_fit
 from robustmail.models.classifier import Classifier
-from tests.checkpoints.corpus import Conv, Spec, images_of, trained
+from tests.checkpoints.corpus import Conv, Spec, images_of, made, specs, trained
 
 CONVS = (Conv(8, 3, 1, 1, "max"), Conv(12, 3, 1, 1))
 
@@ -69,3 +69,12 @@ def test_of_two_readings_that_say_the_same_the_one_that_the_batchnorms_expect_is
     best, _, ranked = best_fit([score("first", 0.5), score("second", 0.01)], part)
     assert best.network == "second"
     assert [s.network for s in ranked] == ["second", "first"]
+
+
+def test_the_networks_of_the_published_table_can_be_drawn_and_built():
+    for half in ("develop", "held-out"):
+        drawn = specs(half)
+        assert len({spec.name for spec in drawn}) == 64
+        for spec in drawn[:8]:
+            channels, size = (1, 8) if spec.data == "digits" else (3, 32)
+            assert made(spec, channels, size).eval()(torch.rand(2, channels, size, size)).shape == (2, 10)
