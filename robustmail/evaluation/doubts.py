@@ -40,9 +40,11 @@ def reading_doubts(
         found.append(f"the file says {name} {100 * value:.1f} %, {_measured(best)}")
     low, high = wilson(int(best.right.sum()), len(best.right), LIKELY)
     enough = usual and high - low <= WIDEST and _agreeing(best, accuracies, LIKELY)
-    if not accuracies and best.misfit is None and any(other.network != best.network for other in ranked):
-        found.append("it has no BatchNorm and the file tells no accuracy, so that labelled images can only rank the "
-                     "readings that were thought of")  # fmt: skip
+    has_rivals = any(other.network != best.network for other in ranked)
+    batchnorm_tells = any(has_larger_misfit(other, best) for other in ranked)  # not of what follows the last one
+    if has_rivals and not accuracies and not batchnorm_tells:
+        found.append("no BatchNorm tells the readings apart and the file tells no accuracy, so that labelled images "
+                     "can only rank the readings that were thought of")  # fmt: skip
     if rivals := _rivals(best, ranked, part, enough):
         n = min(len(best.right), len(rivals[0].right))
         share = (rivals[0].logits[:n].argmax(1) != best.logits[:n].argmax(1)).double().mean().item()

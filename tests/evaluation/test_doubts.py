@@ -10,6 +10,7 @@ import torch
 from robustmail.data.dataset import ImageData, Split, to_float
 from robustmail.data.testsets import TestSet
 from robustmail.errors import ModelError
+from robustmail.evaluation.doubts import reading_doubts
 from robustmail.evaluation.model_loading import load_model
 from robustmail.evaluation.normalization import Score, best_fit
 from robustmail.models.classifier import Classifier
@@ -78,3 +79,19 @@ def test_the_networks_of_the_published_table_can_be_drawn_and_built():
         for spec in drawn[:8]:
             channels, size = (1, 8) if spec.data == "digits" else (3, 32)
             assert made(spec, channels, size).eval()(torch.rand(2, channels, size, size)).shape == (2, 10)
+
+
+@pytest.mark.parametrize(("misfit", "doubtful"), [(0.01, True), (0.5, False)])
+def test_a_batchnorm_that_fits_every_reading_excludes_none(misfit, doubtful):
+    """What follows the last BatchNorm, it does not see."""
+    y = torch.arange(200) % 2
+    logits = torch.nn.functional.one_hot(y, 2).float() * 3
+    model = Classifier(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)))
+
+    def score(network: str, misfit: float) -> Score:
+        loss = torch.nn.functional.cross_entropy(logits, y, reduction="none")
+        return Score(network, "none", model, torch.ones(200, dtype=torch.bool), loss, logits, misfit)
+
+    best, other = score("max-pool", 0.01), score("average-pool", misfit)
+    found = reading_doubts(best, [best, other], Split(torch.rand(200, 1, 2, 2), y), {}, usual=True)
+    assert any("no BatchNorm tells the readings apart" in text for text in found) == doubtful
