@@ -12,6 +12,7 @@ from robustmail.cli.options import (
     AcceptReading,
     AsJson,
     Batch,
+    Crop,
     Data,
     Device,
     Eps,
@@ -25,6 +26,7 @@ from robustmail.cli.options import (
     NormName,
     Plain,
     Probe,
+    Resize,
     Seed,
     Weights,
     check_count,
@@ -70,6 +72,8 @@ def eval_(
     probe: Probe = False,
     accept_reading: AcceptReading = False,
     weights: Weights = None,
+    resize: Resize = None,
+    crop: Crop = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results.  [default: evals/NAME]")] = None,
     seed: Seed = 0,
     batch: Batch = None,
@@ -93,7 +97,8 @@ def eval_(
 
     def make_task() -> tuple[EvaluationTask, Path]:
         """The task of this process, and the folder for the results of all processes."""
-        inputs = open_inputs(file, data, n, model, normalize, weights, probe, device, eps, norm, accept_reading)
+        inputs = open_inputs(file, data, n, model, normalize, weights, probe, device, eps, norm, accept_reading,
+                             resize, crop)  # fmt: skip
         if (processes := distributed.world_size()) > 1 and shard:
             raise RecipeError(f"--shard {shard}", "torchrun's processes are the shards already", "Leave it out.")
         part = (distributed.rank() + 1, processes) if processes > 1 else parse_shard(shard)

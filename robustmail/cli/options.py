@@ -26,6 +26,7 @@ __all__ = [
     "Batch",
     "Data",
     "Device",
+    "Crop",
     "Eps",
     "EvaluationInputs",
     "Executor",
@@ -42,6 +43,7 @@ __all__ = [
     "Plain",
     "Probe",
     "RecipeName",
+    "Resize",
     "Seed",
     "SubmititParameters",
     "Weights",
@@ -78,6 +80,12 @@ AcceptReading = Annotated[
 ]
 Data = Annotated[
     str | None, typer.Option(help="A recipe's data=, an npz file or an image folder.  [default: a run's own]")
+]
+Resize = Annotated[
+    int | None, typer.Option(help="Shorter side of image files in pixels.  [default: as the model was pretrained]")
+]
+Crop = Annotated[
+    int | None, typer.Option(help="Side of the centre square of image files.  [default: as the model was pretrained]")
 ]
 MaxImages = Annotated[int | None, typer.Option("--n", help="Use only the first N images.  [default: all]")]
 Eps = Annotated[
@@ -132,6 +140,8 @@ def open_inputs(
     eps: str | None = None,
     norm: str | None = None,
     accept_reading: bool = False,
+    resize: int | None = None,
+    crop: int | None = None,
 ) -> EvaluationInputs:
     """Load the model and the images that the options of `robustmail eval` name; the parameters are its options.
 
@@ -142,7 +152,8 @@ def open_inputs(
     from dataclasses import replace
 
     from robustmail.checkpoints import check_exists
-    from robustmail.evaluation.data_loading import load_data, open_recorded_data
+    from robustmail.data.image_files import Preprocess, StreamedSplit
+    from robustmail.evaluation.data_loading import open_data, open_recorded_data, pretrained_preprocess
     from robustmail.evaluation.model_loading import load_model
     from robustmail.runtime.devices import pick_device
 
@@ -150,13 +161,15 @@ def open_inputs(
     facts = _training_facts(path)
     if data is None and "source" not in facts:
         raise DataError(str(file), "no data stored in it", "Pass --data cifar10, or an npz file.")
-    whole = load_data(data) if data else open_recorded_data(facts["source"], str(file))
-    images = whole.first(check_count("--n", n))
-    first_images = whole.first(min(1000, len(whole.part.y)))  # to choose architecture and normalization by
+    preprocess = Preprocess(resize, crop) if resize or crop else None
+    whole = open_data(data, preprocess) if data else open_recorded_data(facts["source"], str(file))
+    images = whole.first(check_count("--n", n)).checked(*pretrained_preprocess(model or facts.get("model")))
+    # To choose architecture and normalization by, more images help; but of files, no more are decoded than asked for.
+    first_images = (images if isinstance(images.part, StreamedSplit) else whole).first_at_most(1000)
     torch_device = pick_device(device)
     subject = load_model(path, first_images, model, normalize, weights, probe, torch_device, accept_reading)
     few_classes = images.class_warning(whole)
-    subject = replace(subject, notes=(*whole.notes, *subject.notes, *([few_classes] if few_classes else [])))
+    subject = replace(subject, notes=(*images.notes, *subject.notes, *([few_classes] if few_classes else [])))
     trained_norm = facts.get("norm") or "linf"
     chosen_norm = _parse_norm(norm or trained_norm)
     trained_eps = facts.get("eps") if chosen_norm == trained_norm else None  # an eps holds in its own norm only

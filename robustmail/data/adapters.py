@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
 from robustmail.data.dataset import Split, channels_first
-from robustmail.data.image_folders import alike, pixels
+from robustmail.data.image_files import LabelledImages, StreamedSplit, alike, pixels
 from robustmail.data.testsets import TestSet
 from robustmail.errors import DataError, RobustmailError, in_brief
 from robustmail.runtime.rng import fork_rng
@@ -29,8 +29,8 @@ WANTED = "Pass (images, labels), tensors or arrays, or a data set, or its DataLo
 Pair = tuple[Any, Any]
 
 
-def read_data(who: str, data: Any, n: int | None = None) -> Split:
-    """Labelled images as a Split: [N, C, H, W] uint8 or float32 in [0, 1], and [N] int64.
+def read_data(who: str, data: Any, n: int | None = None) -> LabelledImages:
+    """Labelled images: [N, C, H, W] uint8 or float32 in [0, 1], and [N] int64; files are decoded when they are needed.
 
     who: the caller, for errors. data: (images, labels) as tensors or arrays; what `load_data` returns; a data set of
     (image, label) or of rows with an image and a label, also PIL images; or a DataLoader, whose data set is read in its
@@ -39,15 +39,22 @@ def read_data(who: str, data: Any, n: int | None = None) -> Split:
     or fewer than n images.
     """
     data = data.part if isinstance(data, TestSet) else data
+    if isinstance(data, StreamedSplit):
+        return _first(who, data, n)
     pair = _columns(who, data) or _collected(who, data, n)
     x, y = (_joined(who, value) if isinstance(value, list) else _tensor(who, value) for value in _plain(who, pair))
     y = y.squeeze(1) if y.ndim == 2 and y.shape[1] == 1 else y
     x = channels_first(x) if x.ndim == 4 or (x.ndim == 3 and y.shape == x.shape[:1]) else x
     _check_images(who, x, data)
     _check_labels(who, x, y)
-    if n is not None and not 1 <= n <= len(y):
-        raise DataError(f"{who} (given n={n})", f"there are {len(y)} images", f"Pass 1 ... {len(y)}, or leave n out.")
-    return Split(x.float() if x.is_floating_point() else x, y.long()).first(n)
+    return _first(who, Split(x.float() if x.is_floating_point() else x, y.long()), n)
+
+
+def _first(who: str, part: LabelledImages, n: int | None) -> LabelledImages:
+    count = len(part.y)
+    if n is not None and not 1 <= n <= count:
+        raise DataError(f"{who} (given n={n})", f"there are {count} images", f"Pass 1 ... {count}, or leave n out.")
+    return part.first(n)
 
 
 def _check_images(who: str, x: Tensor, data: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -24,7 +25,6 @@ __all__ = [
     "hold_out",
     "in_turn",
     "to_float",
-    "data_fingerprint",
     "tensor_hash",
 ]
 
@@ -44,6 +44,14 @@ class Split(NamedTuple):
     def first(self, n: int | None) -> Split:
         """The first n images in the data set's own order, or all."""
         return self if n is None else Split(self.x[:n], self.y[:n])
+
+    def take(self, index: Tensor) -> Split:
+        """The images at places [M], or where a mask [N] is true."""
+        return Split(self.x[index.to(self.x.device)], self.y[index.to(self.y.device)])
+
+    def loaded(self) -> Split:
+        """Itself: the images are in memory."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -94,15 +102,15 @@ class ImageData:
         return digest.hexdigest()[:16]
 
 
-def in_turn(part: Split) -> Split:
-    """The first image of each class, then the second of each, ...: the first n of a folder are then of all classes."""
+def in_turn(y: Tensor) -> Tensor:
+    """The order, [N], that takes the first image of each class, then the second of each, ...: the first n images of a
+    folder are then drawn evenly from all classes. y: labels, [N]."""
     seen: Counter[int] = Counter()
     place = []
-    for y in part.y.tolist():
-        place.append((seen[y], y))
-        seen[y] += 1
-    order = torch.tensor(sorted(range(len(place)), key=place.__getitem__), dtype=torch.int64)
-    return Split(part.x[order], part.y[order])
+    for label in y.tolist():
+        place.append((seen[label], label))
+        seen[label] += 1
+    return torch.tensor(sorted(range(len(place)), key=place.__getitem__), dtype=torch.int64)
 
 
 def hold_out(images: ImageData, seed: int) -> tuple[Split, Split]:
@@ -186,11 +194,9 @@ def _check_split(who: str, part: Split, classes: int) -> None:
         raise DataError(who, f"labels span {low} ... {high}, outside the {classes} classes 0 ... {classes - 1}")
 
 
-def data_fingerprint(part: Split) -> str:
-    """A hash of images and labels."""
-    return tensor_hash(part.x)[:8] + tensor_hash(part.y)[:8]
-
-
-def tensor_hash(tensor: Tensor) -> str:
-    """A hash of a tensor's bytes, 16 hexadecimal digits."""
-    return hashlib.blake2b(tensor.detach().cpu().contiguous().numpy().tobytes(), digest_size=8).hexdigest()
+def tensor_hash(tensors: Tensor | Iterable[Tensor]) -> str:
+    """A hash of the bytes of a tensor, or of several one after another; 16 hexadecimal digits."""
+    digest = hashlib.blake2b(digest_size=8)
+    for tensor in [tensors] if isinstance(tensors, Tensor) else tensors:
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

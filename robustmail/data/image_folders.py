@@ -12,31 +12,24 @@ Classes are numbered in the order of their names as text, as torchvision's Image
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
-from robustmail.data.dataset import Split, channels_first
+from robustmail.data.image_files import ImageFiles, Preprocess, StreamedSplit
 from robustmail.errors import DataError, in_brief
 from robustmail.text import plural
 
-__all__ = ["Listing", "alike", "pixels", "read_images", "to_evaluate", "to_train"]
+__all__ = ["Listing", "stream_images", "to_evaluate", "to_train"]
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
           "testing": "test"}  # fmt: skip
 IMAGES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # as torchvision has it
-FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "GIF", "WEBP")  # no other decoder is tried: some start programs
-BYTES = ("1", "L", "P", "RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr", "LAB", "HSV")  # PIL's modes of 8 bits
 HIDDEN = ("__MACOSX", "__pycache__", "@eaDir")  # and whatever begins with a dot
 ANNOTATIONS = "val_annotations.txt"
 DEEP = 50  # folders within one another
-ORIENTATION = 0x0112  # EXIF
 
 
 @dataclass(frozen=True)
@@ -93,59 +86,11 @@ def _chosen(who: str, tree: _Tree, splits: dict[str, _Tree], known: tuple[str, .
     raise DataError(who, "; ".join(["has no labelled test/ or val/", *said]), todo)
 
 
-def read_images(who: str, listing: Listing) -> tuple[Split, tuple[str, ...]]:
-    """(images, what must be said of them): [N, C, H, W] uint8, grey where all are, else RGB; pixels as they are stored.
-
-    Raises DataError, naming the file, for one that is damaged, of more than 8 bits, or of another size.
-    """
-    found: list[Any] = []
-    turned: list[Path] = []
-    for file in listing.files:
-        image, upright = _decoded(who, file)
-        found.append(image)
-        turned += [] if upright else [file]
-        if image.shape[:2] != found[0].shape[:2]:
-            first, other = list(found[0].shape[:2]), list(image.shape[:2])
-            wrong = f"images differ in size: {first} and {other}, {listing.files[0]} and {file}"
-            raise DataError(who, wrong, "Resize them beforehand.")
-    said = [f"EXIF would turn {plural(len(turned), 'image')}, such as {turned[0]}: read as stored"] if turned else []
-    x = channels_first(torch.from_numpy(np.stack(alike(found))))
-    return Split(x, torch.tensor(listing.labels, dtype=torch.int64)), tuple(said)
-
-
-def alike(images: list[Any]) -> list[Any]:
-    """Arrays [H, W] or [H, W, 3], all grey or all coloured: grey ones among coloured ones become coloured."""
-    if all(image.ndim == 2 for image in images):
-        return images
-    return [image if image.ndim == 3 else np.repeat(image[..., None], 3, 2) for image in images]
-
-
-def pixels(who: str, image: Any) -> Any:
-    """A PIL image as bytes, [H, W] if it is grey, else [H, W, 3]. Raises DataError for more than 8 bits."""
-    if image.mode not in BYTES:
-        raise DataError(who, f"an image has pixels of mode {image.mode}", "Save it with 8 bits.")
-    return np.array(image.convert("L" if image.mode in ("1", "L") else "RGB"))
-
-
-def _decoded(who: str, file: Path) -> tuple[Any, bool]:
-    """(bytes, whether they are stored upright)"""
-    from PIL import Image
-
-    if not file.is_file():  # a pipe would be waited for
-        raise DataError(who, f"the image {file} is no file")
-    try:
-        with warnings.catch_warnings(action="ignore"), Image.open(file, formats=FORMATS) as image:
-            return pixels(str(file), image), _orientation(image) in (0, 1)
-    except DataError:
-        raise
-    except Exception as error:  # a damaged image fails in a dozen ways
-        raise DataError(who, f"the image {file} cannot be read ({in_brief(error)})") from error
-
-
-def _orientation(image: Any) -> Any:
-    with suppress(Exception):  # EXIF may be damaged where the image is not
-        return image.getexif().get(ORIENTATION, 1)
-    return 1
+def stream_images(who: str, listing: Listing, preprocess: Preprocess | None = None) -> StreamedSplit:
+    """The images of a listing, decoded when they are indexed: uint8, grey where all are, else RGB, as stored or
+    resized. Nothing is opened yet."""
+    labels = torch.tensor(listing.labels, dtype=torch.int64)
+    return StreamedSplit(ImageFiles(who, listing.files, preprocess), labels)
 
 
 # What lies where

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from robustmail.data.dataset import ImageData, Split, channels_first, in_turn
-from robustmail.data.image_folders import read_images, to_train
+from robustmail.data.image_files import Preprocess
+from robustmail.data.image_folders import stream_images, to_train
 from robustmail.errors import DataError, RecipeError
 from robustmail.fields import check_types
 from robustmail.runtime.untrusted import check_unpacked
@@ -23,7 +24,7 @@ __all__ = ["cifar10", "cifar100", "digits", "image_folder", "npz", "subset", "sv
 def _check_knobs(source: Any) -> None:
     """Refuse knobs of the wrong type or out of range (raises RecipeError)."""
     check_types(source)
-    for name, least in {"pad": 0, "validation": 1, "classes": 1, "train": 1}.items():
+    for name, least in {"pad": 0, "validation": 1, "classes": 1, "train": 1, "size": 1}.items():
         value = getattr(source, name, None)
         if value is not None and value < least:
             raise RecipeError(f"{type(source).__name__} (given {name}={value})", f"{name} must be at least {least}")
@@ -136,16 +137,18 @@ class npz:
 
 @dataclass(frozen=True)
 class image_folder:
-    """Folders train/<class>/*.png and test/<class>/*.png, or val/ in place of test/; all images of one size.
+    """Folders train/<class>/*.png and test/<class>/*.png, or val/ in place of test/.
 
-    Classes are numbered in the order of their folders' names as text; where all images are grey, they have one
-    channel. Training images come class by class, test images of each class in turn.
+    size: the shorter side of each image is resized to so many pixels, and the square in the centre is taken; without
+    it, all images must be of one size. Classes are numbered in the order of their folders' names as text; where all
+    images are grey, they have one channel. Training images come class by class, test images of each class in turn.
     """
 
     path: str
     validation: int | None = None
     pad: int = 4
     flip: bool = True
+    size: int | None = None
 
     def __post_init__(self) -> None:
         _check_knobs(self)
@@ -153,11 +156,14 @@ class image_folder:
     def __call__(self) -> ImageData:
         who = f"image_folder({self.path!r})"
         listings = to_train(who, Path(self.path))
-        parts = [read_images(who, listing)[0] for listing in listings]
+        preprocess = Preprocess(self.size, self.size) if self.size else None
+        parts = [stream_images(who, listing, preprocess).loaded() for listing in listings]
         channels = max(part.x.shape[1] for part in parts)  # all grey in one split alone is no reason to refuse
         train, test = (part._replace(x=part.x.expand(-1, channels, -1, -1).contiguous()) for part in parts)
         names = listings[0].classes
-        return ImageData(who, train, in_turn(test), len(names), self.pad, self.flip, self.validation, names)
+        return ImageData(
+            who, train, test.take(in_turn(test.y)), len(names), self.pad, self.flip, self.validation, names
+        )
 
 
 @dataclass(frozen=True)
@@ -177,7 +183,9 @@ class subset:
         images: ImageData = self.of()
         if self.train > len(images.train.y):
             raise DataError(f"subset (given train={self.train})", f"{images.name} has {len(images.train.y)} images")
-        train = in_turn(images.train) if isinstance(self.of, image_folder) else images.train  # or it is of one class
+        train = images.train
+        if isinstance(self.of, image_folder):  # sorted by class
+            train = train.take(in_turn(train.y))
         return replace(images, name=f"{images.name}, first {self.train:,}", train=train.first(self.train))
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from robustmail.data.dataset import ImageData, Split, in_turn
-from robustmail.data.image_folders import read_images, to_evaluate
+from robustmail.data.dataset import ImageData, in_turn
+from robustmail.data.image_files import LabelledImages, Preprocess, StreamedSplit
+from robustmail.data.image_folders import stream_images, to_evaluate
 from robustmail.data.sources import as_split, read_arrays
 from robustmail.errors import DataError
 
@@ -27,7 +28,7 @@ class TestSet:
     __test__ = False  # for pytest, which takes it for a test
 
     name: str
-    part: Split
+    part: LabelledImages
     classes: int
     class_names: tuple[str, ...] | None = None
     given: str | None = None
@@ -39,6 +40,31 @@ class TestSet:
         if n is not None and n > count:
             raise DataError(f"{self.name} (given n={n})", f"has {count} images", f"Pass --n {count}, or leave it out.")
         return replace(self, part=self.part.first(n))
+
+    def first_at_most(self, n: int) -> TestSet:
+        """The first n images, or all where there are fewer."""
+        return self.first(min(n, len(self.part.y)))
+
+    @property
+    def preprocess(self) -> Preprocess | None:
+        """What is done to each image when it is decoded; None for arrays, and for images that are read as stored."""
+        return self.part.x.preprocess if isinstance(self.part, StreamedSplit) else None
+
+    def checked(self, default: Preprocess | None = None, fixed: bool = False) -> TestSet:
+        """The same, once the headers of image files have been read.
+
+        default: the preprocessing that the model's pretrained configuration has; it is used where images differ in
+        size, or where the model takes only that size (`fixed`) and no other preprocessing was asked for.
+        Raises DataError: a file cannot be read, or images differ in size and nothing says how to resize them.
+        """
+        if not isinstance(self.part, StreamedSplit):
+            return self
+        files, notes = self.part.x, self.notes
+        if default and not files.preprocess and (len(files.sizes) > 1 or (fixed and default.size not in files.sizes)):
+            files = replace(files, preprocess=default)
+            notes = (*notes, "that is the model's pretrained configuration; --resize and --crop replace it")
+        _ = files.shape  # reads the headers
+        return replace(self, part=StreamedSplit(files, self.part.y), notes=(*files.notes, *notes))
 
     def class_warning(self, whole: TestSet) -> str:
         """A warning if the first n images have far fewer classes than the whole set, else ""; whole: the set they are
@@ -55,7 +81,7 @@ def from_image_data(images: ImageData) -> TestSet:
     return TestSet(images.name, images.test, images.classes, images.class_names)
 
 
-def from_path(path: Path) -> TestSet:
+def from_path(path: Path, preprocess: Preprocess | None = None) -> TestSet:
     """The images of an npz file or of an image folder.
 
     The file has the keys x_test and y_test; or x, y; or images, labels; or data, targets. The folder has test/<class>/,
@@ -65,9 +91,11 @@ def from_path(path: Path) -> TestSet:
     who = str(path)
     if path.is_dir():
         listing = to_evaluate(who, path)
-        part, said = read_images(who, listing)
-        classes = listing.classes
-        return TestSet(str(listing.folder), in_turn(part), len(classes), classes, notes=(*listing.notes, *said))
+        files, classes = stream_images(who, listing, preprocess), listing.classes
+        return TestSet(str(listing.folder), files.take(in_turn(files.y)), len(classes), classes, notes=listing.notes)
+    if preprocess is not None:
+        raise DataError(who, "holds arrays, and --resize and --crop are for image files",
+                        "Put the resizing into the network: --model file.py:factory.")  # fmt: skip
     arrays, there = read_arrays(who, path, tuple(name for pair in PAIRS for name in pair))
     pair = next((pair for pair in PAIRS if all(name in arrays for name in pair)), None)
     if pair is None:

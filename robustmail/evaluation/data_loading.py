@@ -2,35 +2,62 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from robustmail.config.overrides import parse_value
+from robustmail.data.image_files import Preprocess
 from robustmail.data.testsets import TestSet, from_image_data, from_path
 from robustmail.errors import DataError, RecipeError
+from robustmail.models.classifier import is_network
 from robustmail.runtime.untrusted import data_source, quoted
 
-__all__ = ["load_data", "open_recorded_data"]
+__all__ = ["load_data", "open_data", "open_recorded_data", "pretrained_preprocess"]
 
 
-def load_data(text: str) -> TestSet:
-    """Labelled images by name or path, to evaluate on.
+def load_data(text: str, n: int | None = None, preprocess: Preprocess | None = None) -> TestSet:
+    """Labelled images by name or path, to evaluate on; those of a folder are decoded when they are needed.
 
     text: a built-in source with or without arguments (`cifar10`, `npz("file.npz")`), the path of an npz file or of an
     image folder, or file.py:source of one's own.
+    n: only the first n images; those of a folder are then drawn evenly from all classes. By default all.
+    preprocess: how image files are resized and cropped; by default not at all.
     Raises DataError or RecipeError: no such data, damaged, or images outside [0, 1].
     """
+    return open_data(text, preprocess).first(n).checked()
+
+
+def open_data(text: str, preprocess: Preprocess | None = None) -> TestSet:
+    """As `load_data`, but no image file is opened yet: see `TestSet.checked`."""
     path = Path(text)
     if path.exists():
-        return replace(from_path(path), given=text)
+        return replace(from_path(path, preprocess), given=text)
     if "(" not in text and (path.suffix == ".npz" or (len(path.parts) > 1 and ".py:" not in text)):
         raise DataError(text, "no such file or folder")
     source = parse_value(text, "data")
     if not callable(source):
         raise RecipeError(f"--data {text}", "not a data source", "Write cifar10, npz('FILE') or a path.")
+    if preprocess is not None:
+        raise DataError(f"--data {text}", "is no folder of image files, which --resize and --crop are for",
+                        "Put the resizing into the network: --model file.py:factory.")  # fmt: skip
     return _from_source(source, text)
+
+
+def pretrained_preprocess(model: str | None) -> tuple[Preprocess | None, bool]:
+    """(the preprocessing in the pretrained configuration of timm's network of that name, whether the network takes
+    images of no other size); (None, False) for other networks."""
+    import timm
+
+    config = timm.get_pretrained_cfg(model) if model and is_network(model) else None
+    if config is None or not (config.has_weights or config.fixed_input_size):
+        return None, False
+    crop = config.input_size[-1]
+    squash = config.crop_mode == "squash"
+    resize = crop if squash else math.floor(crop / config.crop_pct)
+    return Preprocess(resize, crop, config.interpolation, squash), config.fixed_input_size
 
 
 def open_recorded_data(text: str, who: str) -> TestSet:

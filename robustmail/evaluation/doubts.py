@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from robustmail.data.dataset import Split
+from robustmail.data.image_files import LabelledImages
 from robustmail.evaluation.evidence import excludes, predict_differently, recalibrated
 from robustmail.evaluation.normalization import Score, has_larger_misfit
 from robustmail.evaluation.statistics import wilson
@@ -22,10 +22,11 @@ COST = 0.1  # nats that the best temperature and class biases may gain, where th
 STRETCH = 4.0
 CERTAIN, LIKELY = 0.99, 0.95  # of the interval of an accuracy
 WIDEST = 0.08  # interval that says enough
+WEAK = 0.5  # accuracy below which being right tells little of a reading
 
 
 def reading_doubts(
-    best: Score, ranked: Sequence[Score], part: Split, accuracies: Mapping[str, float], usual: bool = False
+    best: Score, ranked: Sequence[Score], part: LabelledImages, accuracies: Mapping[str, float], usual: bool = False
 ) -> list[str]:
     """What speaks against the best reading of a checkpoint, in sentences; an empty list if nothing does.
 
@@ -34,17 +35,20 @@ def reading_doubts(
     usual: whether it is the likeliest reading by names and shapes; if then an accuracy agrees, it need only be better
     than the others.
     """
+    has_rivals = any(other.network != best.network for other in ranked)
     found = list(_of_itself(best, part, MISFIT if usual else MISFIT_OF_RARE))
-    if accuracies and not _agreeing(best, accuracies, CERTAIN):
+    if accuracies and not _agreeing(best, accuracies, LIKELY if has_rivals else CERTAIN):
         name, value = min(accuracies.items(), key=lambda pair: abs(pair[1] - best.accuracy))
         found.append(f"the file says {name} {100 * value:.1f} %, {_measured(best)}")
     low, high = wilson(int(best.right.sum()), len(best.right), LIKELY)
     enough = usual and high - low <= WIDEST and _agreeing(best, accuracies, LIKELY)
-    has_rivals = any(other.network != best.network for other in ranked)
     batchnorm_tells = any(has_larger_misfit(other, best) for other in ranked)  # not of what follows the last one
     if has_rivals and not accuracies and not batchnorm_tells:
         found.append("no BatchNorm tells the readings apart and the file tells no accuracy, so that labelled images "
                      "can only rank the readings that were thought of")  # fmt: skip
+    if has_rivals and not enough and best.accuracy < WEAK:
+        found.append(f"it is right on {100 * best.accuracy:.1f} % of {len(best.right)} images, as a wrong reading of a "
+                     "better network may be")  # fmt: skip
     if rivals := _rivals(best, ranked, part, enough):
         n = min(len(best.right), len(rivals[0].right))
         share = (rivals[0].logits[:n].argmax(1) != best.logits[:n].argmax(1)).double().mean().item()
@@ -73,7 +77,7 @@ def _agreeing(best: Score, accuracies: Mapping[str, float], confidence: float) -
     return any(low <= value <= high for value in accuracies.values())
 
 
-def _of_itself(best: Score, part: Split, most: float) -> Iterator[str]:
+def _of_itself(best: Score, part: LabelledImages, most: float) -> Iterator[str]:
     """What a reading's own numbers say against it."""
     classes = best.logits.shape[1]
     guessing, loss = math.log(classes), best.loss.mean().item()
@@ -88,7 +92,7 @@ def _of_itself(best: Score, part: Split, most: float) -> Iterator[str]:
                f"keep, where {most} is usual at most")  # fmt: skip
 
 
-def _rivals(best: Score, ranked: Sequence[Score], part: Split, better: bool) -> list[Score]:
+def _rivals(best: Score, ranked: Sequence[Score], part: LabelledImages, better: bool) -> list[Score]:
     """Those that answer otherwise than `best` and that some of the images do not exclude, the likeliest first; if all
     of `part` excludes them, none. better: only those that are likelier than `best` count."""
     pairs = [(loss, score) for score in ranked if (loss := _open_question(best, score, part, better)) is not None]
@@ -111,7 +115,7 @@ def _called(rival: Score, best: Score) -> str:
     return "; ".join(parts)
 
 
-def _open_question(best: Score, other: Score, part: Split, better: bool) -> float | None:
+def _open_question(best: Score, other: Score, part: LabelledImages, better: bool) -> float | None:
     """The other's recalibrated cross-entropy, if it answers otherwise and nothing excludes it."""
     if (best.network, best.normalization) == (other.network, other.normalization):
         return None

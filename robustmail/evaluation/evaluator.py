@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from robustmail.attacks.per_image_noise import per_image_noise
 from robustmail.attacks.view import ModelView, check_result
 from robustmail.data.adapters import read_data
-from robustmail.data.dataset import Split, to_float
+from robustmail.data.dataset import to_float
+from robustmail.data.image_files import LabelledImages
 from robustmail.errors import ModelError, NonFiniteError, RecipeError, RobustmailError, in_brief
 from robustmail.evaluation.attack_specs import AttackSpec, check_eps, parse_attacks
 from robustmail.evaluation.exact_inference import (
@@ -140,7 +141,7 @@ def evaluate(
 
 
 def evaluate_attack(
-    model: nn.Module, part: Split, spec: AttackSpec, seed: int = 0
+    model: nn.Module, part: LabelledImages, spec: AttackSpec, seed: int = 0
 ) -> Iterator[AttackProgress | AttackResult]:
     """Run one attack on all images and yield its progress; the last record is the result.
 
@@ -149,13 +150,13 @@ def evaluate_attack(
     sizer = batch_sizer(model, None)
     index = torch.arange(len(part.y))
     index = index[index // BLOCK % distributed.world_size() == distributed.rank()]
-    local_part = Split(part.x[index.to(part.x.device)], part.y[index.to(part.y.device)])
+    local_part = part.take(index)
     ledger = clean_pass(model, local_part, sizer, index)
     yield from run_attack(model, local_part, ledger, spec, seed, sizer, keep_examples=False)
     yield attack_result(concatenate(distributed.all_gather_lists([ledger])), spec, seed)
 
 
-def clean_pass(model: nn.Module, part: Split, sizer: BatchSizer, index: Tensor | None = None) -> Ledger:
+def clean_pass(model: nn.Module, part: LabelledImages, sizer: BatchSizer, index: Tensor | None = None) -> Ledger:
     """A new ledger with the model's predictions and margins on the clean images.
 
     index: places of the images in the data set, [N]; by default 0 ... N - 1.
@@ -172,7 +173,7 @@ def clean_pass(model: nn.Module, part: Split, sizer: BatchSizer, index: Tensor |
     return ledger
 
 
-def _clean_batch(model: nn.Module, part: Split, start: int, sizer: BatchSizer) -> tuple[Tensor, Tensor]:
+def _clean_batch(model: nn.Module, part: LabelledImages, start: int, sizer: BatchSizer) -> tuple[Tensor, Tensor]:
     """(predicted classes, probabilistic margins) of a batch of images, on the CPU."""
     x, y = image_batch(model, part, slice(start, start + sizer.batch))
     with exact_inference(model, sizer.pass_size) as view, torch.no_grad():
@@ -187,7 +188,7 @@ def _clean_batch(model: nn.Module, part: Split, start: int, sizer: BatchSizer) -
 
 def run_attack(
     model: nn.Module,
-    part: Split,
+    part: LabelledImages,
     ledger: Ledger,
     spec: AttackSpec,
     seed: int,
@@ -234,7 +235,7 @@ def run_attack(
 def _attack_batch(
     model: nn.Module,
     search: SearchModel,
-    part: Split,
+    part: LabelledImages,
     ledger: Ledger,
     todo: Tensor,
     spec: AttackSpec,
@@ -298,7 +299,7 @@ def accuracy_row(
     return AttackResult(name, correct, n, correct / n, low, high, seconds, settings or {})
 
 
-def classes_of(model: nn.Module, part: Split) -> int:
+def classes_of(model: nn.Module, part: LabelledImages) -> int:
     """The number of logits that the model returns. Raises ModelError: it fails on an image, or returns no logits."""
     x, _ = image_batch(model, part, slice(0, 1))
     sizer = BatchSizer(x.device, 1)
@@ -316,10 +317,10 @@ def batch_sizer(model: nn.Module, batch: int | None) -> BatchSizer:
     return BatchSizer(next((p.device for p in model.parameters()), torch.device("cpu")), batch)
 
 
-def image_batch(model: nn.Module, part: Split, which: slice | Tensor) -> tuple[Tensor, Tensor]:
+def image_batch(model: nn.Module, part: LabelledImages, which: slice | Tensor) -> tuple[Tensor, Tensor]:
     """(images [B, C, H, W] float in [0, 1], labels [B]) on the model's device; which: a slice, or positions [B]."""
-    x = part.x[which.to(part.x.device) if isinstance(which, Tensor) else which]
-    y = part.y[which.to(part.y.device) if isinstance(which, Tensor) else which]
+    which = which.to(part.y.device) if isinstance(which, Tensor) else which
+    x, y = part.x[which], part.y[which]
     device = next((p.device for p in model.parameters()), x.device)
     return as_floats(x.to(device)), y.to(device)
 
@@ -349,7 +350,7 @@ def _logits(view: ModelView, x: Tensor) -> Tensor:
 def _attack(
     model: nn.Module,
     search: SearchModel,
-    part: Split,
+    part: LabelledImages,
     tried: Tensor,
     place: int,
     spec: AttackSpec,

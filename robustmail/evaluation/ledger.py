@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from robustmail.errors import RunError
+from robustmail.evaluation.stored_images import StoredImages
 
 __all__ = ["BROKE", "RESERVED", "STOOD", "UNTRIED", "Ledger", "read_rows", "row_seal", "rows_as_text", "write_rows"]
 
@@ -50,7 +51,7 @@ class Ledger:
     broken_as: Tensor = field(default_factory=lambda: torch.empty(0))
     distance: Tensor = field(default_factory=lambda: torch.empty(0))
     rounded: Tensor = field(default_factory=lambda: torch.empty(0))
-    examples: dict[int, Tensor] = field(default_factory=dict)
+    examples: dict[int, Tensor] | StoredImages = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -107,7 +108,7 @@ class Ledger:
         """
         outcome = self.outcome(stage).clone()
         outcome[tried] = torch.where(is_broken, BROKE, STOOD).to(torch.int8)
-        broken_by, examples = [*self.broken_by], {**self.examples}
+        broken_by, examples = [*self.broken_by], dict[int, Tensor]()
         broken_as, distances = self.broken_as.clone(), self.distance.clone()
         for k in is_broken.nonzero().flatten().tolist():
             i = int(tried[k])
@@ -122,7 +123,7 @@ class Ledger:
             broken_by=broken_by,
             broken_as=broken_as,
             distance=distances,
-            examples=examples,
+            examples=self.examples | examples,
         )
 
     def take(self, positions: Tensor) -> Ledger:

@@ -20,7 +20,7 @@ from torch import nn
 
 from robustmail.checkpoints import Candidate, Checkpoint, build_network, load_strict, normalisation_in, open_checkpoint
 from robustmail.config.loader import find_plugin
-from robustmail.data.dataset import Split
+from robustmail.data.image_files import LabelledImages
 from robustmail.data.testsets import TestSet
 from robustmail.errors import ModelError
 from robustmail.evaluation.doubts import compare_stored_accuracies, reading_doubts
@@ -317,7 +317,7 @@ def choose(
     checkpoint: Checkpoint,
     networks: dict[str, nn.Module],
     normalizations: dict[str, Normalize | None],
-    part: Split,
+    part: LabelledImages,
     is_guessed: bool,
     is_named: bool,
     accept_doubts: bool = False,
@@ -347,7 +347,7 @@ def choose(
 
 
 def _best_pair(
-    networks: dict[str, nn.Module], normalizations: dict[str, Normalize | None], part: Split
+    networks: dict[str, nn.Module], normalizations: dict[str, Normalize | None], part: LabelledImages
 ) -> tuple[Choice, list[Score]]:
     """(the pair that fits best, the scores of all that were compared). Raises ModelError if no pair takes the
     images."""

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from robustmail.data.dataset import Split
+from robustmail.data.image_files import LabelledImages
 from robustmail.errors import ModelError, NonFiniteError, did_you_mean
 from robustmail.evaluation.evaluator import batch_sizer, image_batch
 from robustmail.evaluation.evidence import batchnorm_misfit, predict_differently
@@ -80,7 +80,7 @@ class Score:
         """Share of the images that are classified correctly."""
         return self.right.double().mean().item()
 
-    def on(self, part: Split) -> Score:
+    def on(self, part: LabelledImages) -> Score:
         """The score of the same pair on other images."""
         return score(self.network, self.normalization, self.model, part)
 
@@ -124,7 +124,9 @@ def format_normalization(normalize: Normalize | None) -> str:
     return name or "/".join(",".join(f"{v:.6g}" for v in half) for half in normalize)
 
 
-def shortlist(networks: dict[str, nn.Module], normalizations: dict[str, Normalize | None], part: Split) -> list[Score]:
+def shortlist(
+    networks: dict[str, nn.Module], normalizations: dict[str, Normalize | None], part: LabelledImages
+) -> list[Score]:
     """The better pairs of a network and a normalisation with their scores on `part`, the likelier network first.
 
     All pairs are scored on a few images first, and the better ones on more. What fails or returns NaN has no score.
@@ -158,7 +160,7 @@ def score_all(
     pairs: Iterable[tuple[str, str]],
     networks: dict[str, nn.Module],
     normalizations: dict[str, Normalize | None],
-    part: Split,
+    part: LabelledImages,
 ) -> Iterator[Score]:
     """The scores of pairs (network, normalisation) on `part`; what fails or returns NaN has none."""
     for network, normalization in pairs:
@@ -169,7 +171,7 @@ def score_all(
             continue
 
 
-def best_fit(scores: Sequence[Score], part: Split) -> tuple[Score, list[Score], list[Score]]:
+def best_fit(scores: Sequence[Score], part: LabelledImages) -> tuple[Score, list[Score], list[Score]]:
     """(the best score, those that are statistically tied with it, all scores from best to worst).
 
     Scores whose BatchNorms expect other statistics than they get come last. Of the rest the most accurate is best.
@@ -236,7 +238,7 @@ def _predict_alike(a: Score, b: Score) -> bool:
     return len(a.right) == len(b.right) and not predict_differently(a.logits.argmax(1), b.logits.argmax(1))
 
 
-def score(network: str, normalization: str, model: Classifier, part: Split) -> Score:
+def score(network: str, normalization: str, model: Classifier, part: LabelledImages) -> Score:
     """The score of a model on labelled images; network, normalization: their names.
 
     Raises ValueError: the model returns no finite logits for these labels. Raises whatever the model raises.
@@ -259,7 +261,7 @@ def score(network: str, normalization: str, model: Classifier, part: Split) -> S
     return Score(network, normalization, model, logits.argmax(1) == y, ce(logits, y), logits, moments.misfit)
 
 
-def refuse_double_normalization(score: Score, networks: dict[str, nn.Module], sample: Split) -> None:
+def refuse_double_normalization(score: Score, networks: dict[str, nn.Module], sample: LabelledImages) -> None:
     """Refuse a normalisation that the user named if the network is better without it (raises ModelError)."""
     bare = next(score_all([(score.network, "none")], networks, {"none": None}, sample), None)
     if bare is not None and bare.accuracy > score.right[: len(sample.y)].double().mean().item() + 0.05:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from robustmail.data.dataset import Split
+from robustmail.data.image_files import LabelledImages
 from robustmail.errors import RunError
 from robustmail.evaluation.evaluator import (
     attack_result,
@@ -179,7 +179,7 @@ def _is_first_save(folder: Path) -> bool:
         return False
 
 
-def _check_rounded(task: EvaluationTask, ledger: Ledger, part: Split, sizer: BatchSizer) -> None:
+def _check_rounded(task: EvaluationTask, ledger: Ledger, part: LabelledImages, sizer: BatchSizer) -> None:
     """Enter into the ledger which examples still break their image when they are rounded to 8 bits inside the ball."""
     positions = [i for i in sorted(ledger.examples) if int(ledger.rounded[i]) == UNTRIED]
     where = torch.tensor(positions, dtype=torch.int64)

@@ -16,7 +16,7 @@ from torch import nn
 
 from robustmail.attacks.pgd import PGD
 from robustmail.attacks.torchattacks import torchattack
-from robustmail.data.dataset import Split
+from robustmail.data.image_files import LabelledImages
 from robustmail.evaluation.attack_specs import AttackSpec, attack_spec
 from robustmail.evaluation.evaluator import clean_pass, image_batch, run_attack
 from robustmail.evaluation.exact_inference import BatchSizer, exact_inference
@@ -92,7 +92,7 @@ class Measurements:
 
 
 def measure(
-    model: nn.Module, part: Split, known: Ledger, eps: float, norm: Norm, seed: int, sizer: BatchSizer
+    model: nn.Module, part: LabelledImages, known: Ledger, eps: float, norm: Norm, seed: int, sizer: BatchSizer
 ) -> Iterator[AttackProgress | dict[str, Any]]:
     """Measure on the first SAMPLE images what the checks need: yields progress, and at last the measurements as plain
     values (see `Measurements`).
@@ -123,7 +123,7 @@ def measure(
     rest = sample.standing(list(sample.stages)).nonzero().flatten()
     square = AttackSpec("square", {"square": _square(eps, norm)}, eps, norm)
     survivors = sample.take(rest)
-    yield from run_attack(model, Split(part.x[rest], part.y[rest]), survivors, square, seed, sizer, keep_examples=False)
+    yield from run_attack(model, part.take(rest), survivors, square, seed, sizer, keep_examples=False)
     broken_by_square = survivors.outcome("square") == BROKE
     results["black_box"] = int(broken_by_square.sum()) / n
     is_broken = ~sample.standing(list(sample.stages))
@@ -193,7 +193,7 @@ def curve(measured: dict[str, Any]) -> dict[str, Any]:
     return {"attack": "PGD, 20 iterations of 2.5 eps / 20", "n": n, "points": points}
 
 
-def _outputs(model: nn.Module, part: Split, size: int) -> dict[str, Any]:
+def _outputs(model: nn.Module, part: LabelledImages, size: int) -> dict[str, Any]:
     """Whether outputs repeat, also beside other images; whether they are probabilities; whether the input is
     unchanged."""
     x, _ = image_batch(model, part, slice(None))
@@ -214,7 +214,7 @@ def _outputs(model: nn.Module, part: Split, size: int) -> dict[str, Any]:
     }
 
 
-def _zero_gradients(model: nn.Module, part: Split, size: int) -> float:
+def _zero_gradients(model: nn.Module, part: LabelledImages, size: int) -> float:
     """Share of the images at which the gradient of the cross-entropy is exactly zero, or not finite."""
     x, y = image_batch(model, part, slice(None))
     zero = []

@@ -20,6 +20,7 @@ from robustmail.evaluation.examples import PARTS, WHOLE, load_examples
 from robustmail.evaluation.ledger import BROKE, UNTRIED, Ledger, read_rows, row_seal, rows_as_text
 from robustmail.evaluation.results import refuse_old_run
 from robustmail.evaluation.sanity_checks import curve, judge
+from robustmail.evaluation.stored_images import StoredImages
 from robustmail.evaluation.task import context_of
 from robustmail.norms import Norm, distances, tolerance
 from robustmail.records import ATTACKED, AttackResult
@@ -48,7 +49,7 @@ MAX_COUNT = 10**7  # images or classes
 SPEC = {
     "checkpoint": (None, str), "weights": (None, str), "model": str, "normalize": (None, str), "source": (None, str),
     "data": str, "data_given": (None, str), "attacks": [str], "own": {"*": str}, "eps": float, "norm": str, "n": int,
-    "seed": int,
+    "seed": int, "preprocess?": {"resize": (None, int), "crop": (None, int), "interpolation": str, "squash": bool},
 }  # fmt: skip
 SHAPE = {
     "format": int, "kind": str, "complete": bool, "name": str, "n": int, "shard": (None, [int]), "spec": SPEC,
@@ -83,13 +84,13 @@ class StoredEvaluation:
     results: dict[str, Any]
     ledger: Ledger
     rows: list[dict[str, str]]
-    originals: dict[int, Tensor]
+    originals: StoredImages
     stored: tuple[int, ...]
 
     @property
-    def originals_by_index(self) -> dict[int, Tensor]:
+    def originals_by_index(self) -> StoredImages:
         """The clean images of the examples, by place in the data set."""
-        return {int(self.ledger.index[i]): x for i, x in self.originals.items()}
+        return self.originals.renumbered(lambda i: int(self.ledger.index[i]))
 
 
 def write_pngs(folder: Path) -> int:
@@ -246,29 +247,32 @@ def _by_margin(ledger: Ledger) -> list[dict[str, Any]]:
     return rows
 
 
-def _read_examples(
-    folder: Path, ledger: Ledger, rows: list[dict[str, str]]
-) -> tuple[dict[int, Tensor], tuple[int, ...]]:
-    """Put the examples that the rows name into the ledger. Returns their clean images, by position, and the indices of
+def _read_examples(folder: Path, ledger: Ledger, rows: list[dict[str, str]]) -> tuple[StoredImages, tuple[int, ...]]:
+    """Let the ledger read the examples that the rows name. Returns their clean images, by position, and the indices of
     all images with an example in the file.
 
     Raises RunError, naming the row: an example is missing, or is not the one that was written.
     """
-    examples = load_examples(folder)
-    originals = {}
+    places = load_examples(folder)
+    wanted = {i: places[int(row["index"])] for i, row in enumerate(rows) if int(row["index"]) in places}
+    wanted = {i: place for i, place in wanted.items() if rows[i]["example"]}
+    examples, originals = StoredImages("x", wanted), StoredImages("original", wanted)
     for i, row in enumerate(rows):
         if not row["example"]:
             continue
         who = f"{folder / 'ledger.csv'}, row {i + 1} (image {row['index']})"
-        if int(row["index"]) not in examples:
+        if i not in wanted:
             raise RunError(who, "its example is missing")
-        x, clean = examples[int(row["index"])]
+        try:
+            x, clean = examples[i], originals[i]
+        except Exception as error:  # damaged in any way
+            raise RunError(who, f"its example cannot be read ({in_brief(error)})") from error
         if tensor_hash(x) != row["example"]:
             raise RunError(who, "its example was altered")
         if tensor_hash(as_floats(clean)) != row["image"]:
             raise RunError(who, "its original image was altered")
-        ledger.examples[i], originals[i] = x, clean
-    return originals, tuple(examples)
+    ledger.examples = examples
+    return originals, tuple(places)
 
 
 def clear_pngs(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustmail.data.dataset import Split, data_fingerprint, tensor_hash
+from robustmail.data.dataset import tensor_hash
+from robustmail.data.image_files import LabelledImages, batches, data_fingerprint
 from robustmail.data.testsets import TestSet
 from robustmail.errors import RunError
 from robustmail.evaluation.attack_specs import AttackSpec, check_eps, is_built_in, parse_attacks
@@ -86,14 +87,14 @@ class EvaluationTask:
         return index[(index // BLOCK) % of == k - 1]
 
     @cached_property
-    def part(self) -> Split:
+    def part(self) -> LabelledImages:
         """This shard's images and labels."""
-        return Split(self.data.part.x[self.index], self.data.part.y[self.index])
+        return self.data.part.take(self.index)
 
     @cached_property
     def image_hashes(self) -> list[str]:
         """Hashes of this shard's images, [N], as in the rows of the ledger."""
-        return [tensor_hash(as_floats(x)) for x in self.part.x]
+        return [tensor_hash(as_floats(x)) for batch in batches(self.part.x) for x in batch]
 
     @cached_property
     def data_info(self) -> dict[str, Any]:
@@ -109,6 +110,7 @@ class EvaluationTask:
             **self.subject.spec, "data": self.data.name, "data_given": self.data.given,
             "attacks": [spec.name for spec in self.attack_specs],
             "own": own, "eps": self.eps, "norm": self.norm, "n": len(self.data.part.y), "seed": self.seed,
+            **({"preprocess": asdict(preprocess)} if (preprocess := self.data.preprocess) else {}),
         }  # fmt: skip
 
     @property

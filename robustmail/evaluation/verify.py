@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from robustmail.data.adapters import read_data
-from robustmail.data.dataset import data_fingerprint, tensor_hash
+from robustmail.data.dataset import tensor_hash
+from robustmail.data.image_files import Preprocess, batches, data_fingerprint
 from robustmail.data.testsets import TestSet
 from robustmail.errors import RunError
 from robustmail.evaluation.attack_specs import AttackSpec, attack_spec, is_built_in
-from robustmail.evaluation.data_loading import load_data, open_recorded_data
+from robustmail.evaluation.data_loading import open_data, open_recorded_data
 from robustmail.evaluation.evaluator import BLOCK, as_floats, attack_result, batch_sizer, clean_pass
 from robustmail.evaluation.evaluator import image_batch as seen
 from robustmail.evaluation.exact_inference import exact_inference
@@ -81,13 +82,20 @@ def verify(
     if wanted := _wanted(held, model is not None, images is not None or bool(data), there, factory):
         wrong = f"was made with {', '.join(wanted)}, and a file may not say what to open"
         raise RunError(str(folder), wrong, f"If you trust it: {verify_command(held.folder, spec)}")
-    found: TestSet = images or (load_data(data) if data else open_recorded_data(spec["data_given"], str(folder)))
+    found: TestSet = images or (
+        open_data(data, _preprocess(spec)) if data else open_recorded_data(spec["data_given"], str(folder))
+    )
     named = spec | ({"model": factory} if factory else {})
     subject = (
         LoadedModel.of(model, found) if model is not None else reload_model(named, found, there, pick_device(device))
     )
     moved = there is not None and str(there) != spec["checkpoint"]
     return _verify(held, subject, found.first(min(len(found.part.y), spec["n"])), moved)
+
+
+def _preprocess(spec: dict[str, Any]) -> Preprocess | None:
+    """How the images were resized: numbers and a word, which are checked."""
+    return Preprocess(**given) if (given := spec.get("preprocess")) else None
 
 
 def _wanted(held: StoredEvaluation, model: bool, data: bool, checkpoint: Path | None, factory: str | None) -> list[str]:
@@ -131,20 +139,18 @@ def _verify(held: StoredEvaluation, subject: LoadedModel, data: TestSet, moved: 
         raise RunError(
             data.name, f"has {len(data.part.y)} images, the ledger speaks of image {int(ledger.index.max())}"
         )
-    part = data.part
+    mine = data.part.take(ledger.index)
+    images = [tensor_hash(as_floats(x)) for batch in batches(mine.x) for x in batch]
     for at, row in enumerate(held.rows):
-        i = int(ledger.index[at])
-        if tensor_hash(as_floats(part.x[i])) != row["image"]:
+        if images[at] != row["image"]:
             raise fail(at, f"the image in {data.name} is another one")
-        if int(part.y[i]) != int(ledger.label[at]):
-            raise fail(at, f"the label in {data.name} is {int(part.y[i])}, not {int(ledger.label[at])}")
-    if data_fingerprint(part) != results["data"]["fingerprint"]:
+        if int(mine.y[at]) != int(ledger.label[at]):
+            raise fail(at, f"the label in {data.name} is {int(mine.y[at])}, not {int(ledger.label[at])}")
+    if data_fingerprint(data.part) != results["data"]["fingerprint"]:
         raise RunError(data.name, "its images or labels are not those that were evaluated")
     _check_told(held, subject, data)
     if held.stored != tuple(ledger.index[sorted(ledger.examples)].tolist()):
         raise RunError(str(held.folder / "examples.safetensors"), "holds examples that the ledger does not speak of")
-    mine = type(part)(part.x[ledger.index], part.y[ledger.index])
-    images = [tensor_hash(as_floats(x)) for x in mine.x]
     examples = {at: tensor_hash(x) for at, x in ledger.examples.items()}
     text = write_rows(ledger, images, examples, context_of(subject.fingerprint, results["spec"]))
     if text != rows_as_text(held.rows):

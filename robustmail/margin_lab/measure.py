@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from robustmail.attacks.torchattacks import torchattack
-from robustmail.data.dataset import data_fingerprint
+from robustmail.data.image_files import data_fingerprint
 from robustmail.data.testsets import TestSet
 from robustmail.errors import DataError, RunError
 from robustmail.evaluation.attack_specs import AttackSpec, attack_spec, check_eps, passes_per_image, unique_names
@@ -165,7 +165,7 @@ def measure_margins(task: MarginTask) -> Iterator[AttackProgress | AttackResult 
     Raises PluginError: a margin breaks its contract. Raises also what an attack raises.
     """
     costs, attack_cost = measure_costs(task)
-    model, part = task.subject.model, task.data.part
+    model, part = task.subject.model, task.data.part.loaded()
     sizer = batch_sizer(model, task.batch)
     ledger = clean_pass(model, part, sizer)
     paths: list[AttackPath] = []

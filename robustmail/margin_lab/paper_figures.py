@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch
 
 from robustmail.attacks.lm_pgd import LMPGD
 from robustmail.attacks.pgd import PGD
-from robustmail.data.dataset import Split, data_fingerprint
+from robustmail.data.dataset import Split
+from robustmail.data.image_files import data_fingerprint
 from robustmail.data.testsets import TestSet
 from robustmail.errors import RecipeError
 from robustmail.evaluation.attack_specs import AttackSpec, attack_spec, check_eps
@@ -82,10 +84,10 @@ class FigureInputs:
     def __post_init__(self) -> None:
         check_eps(self.eps, self.norm)
 
-    @property
+    @cached_property
     def part(self) -> Split:
         """The images with their labels."""
-        return self.data.part
+        return self.data.part.loaded()
 
     @property
     def pgd(self) -> PGD:
@@ -272,7 +274,7 @@ def _pm_along_paths(inputs: FigureInputs) -> FigureProgress:
     end_pm = inputs.pm_and_loss(path.x_adv)[0][same]
     by_pm = same[np.argsort(end_pm, kind="stable")]
     chosen = by_pm[np.unique(np.linspace(0, len(by_pm) - 1, min(N_SHOWN, len(by_pm))).round().astype(int))]
-    part = Split(inputs.part.x[chosen], inputs.part.y[chosen])
+    part = inputs.part.take(torch.from_numpy(chosen))
     # An image's random start is its own, so the iterate k of PGD-10 is the end of PGD-k; step size 0 gives the start.
     prefixes = [replace(inputs.pgd, alpha=0.0, steps=1), *(replace(inputs.pgd, steps=k) for k in range(1, STEPS + 1))]
     columns = []

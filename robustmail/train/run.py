@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from robustmail.data.dataset import data_fingerprint
+from robustmail.data.image_files import data_fingerprint
 from robustmail.data.testsets import from_image_data
 from robustmail.errors import RunError, Stopped
 from robustmail.evaluation.attack_specs import attack_spec

@@ -86,7 +86,7 @@ def test_tiny_imagenet_is_read_with_the_labels_of_its_file(tmp_path: Path) -> No
     for path in (tmp_path, tmp_path / "val"):
         found = load_data(str(path))
         assert found.class_names == ("n01", "n02", "n03")
-        shown = dict(zip((found.part.x[:, 0, 0, 0] // 10).tolist(), found.part.y.tolist(), strict=True))
+        shown = dict(zip((found.part.x[:][:, 0, 0, 0] // 10).tolist(), found.part.y.tolist(), strict=True))
         assert shown == {0: 2, 1: 0, 2: 2, 3: 1}, "each image has its own label"
         assert "labels are those of" in "; ".join(found.notes)
     assert "test/ has no labels and is left out" in read(tmp_path)[2]
@@ -258,7 +258,7 @@ def spoil_program(path: Path) -> None:
 def test_an_image_that_would_be_misread_is_refused_by_name(tmp_path: Path, spoil: Callable[[Path], None]) -> None:
     put(tmp_path, "cat", "dog")
     spoil(tmp_path / "dog" / "0.png")
-    said = refusal(lambda: load_data(str(tmp_path)))
+    said = refusal(lambda: load_data(str(tmp_path)).part.loaded())
     assert f"{tmp_path / 'dog' / '0.png'}" in said
     assert ("cannot be read" in said) != ("pixels of mode I;16. Save it with 8 bits" in said)
 
@@ -282,7 +282,7 @@ def test_labels_in_a_pipe_are_not_waited_for(tmp_path: Path) -> None:
 def test_images_of_different_sizes_are_refused_by_name(tmp_path: Path) -> None:
     put(tmp_path, "cat")
     put(tmp_path, "dog", size=5)
-    said = f"[4, 4] and [5, 5], {tmp_path / 'cat' / '0.png'} and {tmp_path / 'dog' / '0.png'}. Resize them"
+    said = f"[4, 4] and [5, 5], {tmp_path / 'cat' / '0.png'} and {tmp_path / 'dog' / '0.png'}. Pass --resize"
     assert said in refusal(lambda: load_data(str(tmp_path)))
 
 

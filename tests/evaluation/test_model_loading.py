@@ -44,7 +44,7 @@ def trained(slice_path) -> tuple[nn.Module, TestSet]:
     model = build("small_cnn", 10, 3, NORMALIZATIONS["imagenet"])
     optimizer = torch.optim.Adam(model.parameters(), 5e-3)
     x = data.part.x.float() / 255
-    for _ in range(40):
+    for _ in range(50):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model.train()(x), data.part.y).backward()
         optimizer.step()
@@ -78,13 +78,14 @@ def test_without_a_word_on_normalisation_it_is_asked_for(file, trained):
 
 
 def test_probing_finds_the_convention_and_says_how(file, trained):
+    few = trained[1].first(20)  # too few to tell one convention from its like
     with pytest.raises(ModelError, match=r"small_cnn.*in doubt.*do not exclude images normalised as.*--accept-reading"):
-        load_model(file, trained[1], probe=True)  # 80 images are too few to tell one convention from its like
-    subject = load_model(file, trained[1], probe=True, accept_reading=True)
+        load_model(file, few, probe=True)
+    subject = load_model(file, few, probe=True, accept_reading=True)
     assert any(text.startswith("IN DOUBT: ") for text in subject.notes)
     assert subject.doubts
     assert subject.spec["normalize"] in ("imagenet", "cifar10", "cifar100", "svhn", "cifar10-per-image")
-    assert any("of those tried on 80 images" in text for text in subject.notes)
+    assert any("of those tried on 20 images" in text for text in subject.notes)
     assert any(text.startswith("read off the tensors: small_cnn") for text in subject.notes)
 
 
@@ -250,7 +251,7 @@ def test_a_folder_is_read_class_by_class_in_turn_so_that_its_first_images_are_of
     for text in (str(tmp_path), f"image_folder({str(tmp_path)!r}, validation=1)"):
         part = load_data(text).part
         assert part.y.tolist() == [0, 1, 2, 0, 2, 0]
-        assert part.x[:, 0, 0, 0].tolist() == [0, 10, 20, 1, 21, 2], "the images go with their labels"
+        assert part.x[:][:, 0, 0, 0].tolist() == [0, 10, 20, 1, 21, 2], "the images go with their labels"
 
 
 def test_first_images_of_few_classes_are_told():

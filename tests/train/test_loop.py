@@ -24,7 +24,7 @@ from robustmail import (
     reproduce,
     torchattack,
 )  # fmt: skip
-from robustmail.data.dataset import data_fingerprint
+from robustmail.data.image_files import data_fingerprint
 from robustmail.errors import NonFiniteError, RecipeError, RunError
 from robustmail.records import AttackResult, EpochFinished, Forecast, RunFinished, RunStarted, StepFinished
 from robustmail.report.log_lines import log_line
