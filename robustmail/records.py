@@ -15,6 +15,7 @@ __all__ = [
     "RunStarted",
     "CellStarted",
     "CellFinished",
+    "CorruptionRow",
     "EpochFinished",
     "RunFinished",
     "Forecast",
@@ -123,6 +124,23 @@ class EpochFinished:
     """whether this epoch has the best validation accuracy under attack so far"""
     note: str = ""
     """a warning for the user, or empty"""
+
+
+@dataclass(frozen=True)
+class CorruptionRow:
+    """Accuracy under one corruption of one severity, with Wilson's 95 % interval; on clean images, severity 0.
+
+    fingerprint: of images and labels.
+    """
+
+    corruption: str
+    severity: int
+    correct: int
+    n: int
+    accuracy: float
+    low: float
+    high: float
+    fingerprint: str
 
 
 @dataclass(frozen=True)

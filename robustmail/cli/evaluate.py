@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,7 @@ from robustmail.cli.options import (
     Data,
     Device,
     Eps,
+    EvaluationInputs,
     File,
     Folder,
     Folders,
@@ -82,6 +83,13 @@ def eval_(
     ] = None,
     device: Device = "auto",
     fresh: Fresh = False,
+    corruptions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Instead of attacks: the folder of CIFAR-10-C or ImageNet-C; or `generate`, to make some here.",
+        ),
+    ] = None,
     png: Annotated[bool, typer.Option("--png", help="Write the adversarial examples as 8-bit PNG files, too.")] = False,
     plain: Plain = False,
 ) -> None:
@@ -90,6 +98,13 @@ def eval_(
     The same command again resumes a stopped evaluation. With more attacks at the end of --attacks it adds them.
     """
     from datetime import timedelta
+
+    if corruptions is not None:
+        _refuse_with_corruptions(attacks, eps, norm, shard, batch, png)
+        inputs = open_inputs(file, data, n, model, normalize, weights, probe, device, None, None, accept_reading,
+                             resize, crop)  # fmt: skip
+        _evaluate_corruptions(inputs, corruptions, n, out, seed, fresh)
+        return
 
     from robustmail.evaluation.task import EvaluationTask
     from robustmail.runtime import distributed
@@ -121,6 +136,52 @@ def eval_(
     except Stopped as stop:
         has_begun = folder is not None and folder.exists()
         raise stop_exit(stop, f"the same command resumes in {folder}" if has_begun else "nothing was begun") from None
+
+
+def _refuse_with_corruptions(*given: Any) -> None:
+    names = ("--attacks", "--eps", "--norm", "--shard", "--batch", "--png")
+    if refused := [name for name, value in zip(names, given, strict=True) if value]:
+        wrong = f"{refused[0]} has no meaning with it: corrupted images are not attacked"
+        raise RecipeError("--corruptions", wrong, "Leave it out, or evaluate without --corruptions too.")
+
+
+def _evaluate_corruptions(
+    inputs: EvaluationInputs, where: str, n: int | None, out: Path | None, seed: int, fresh: bool
+) -> None:
+    """Measure the accuracy on corrupted images; print and draw a table of it."""
+    from contextlib import closing
+
+    from rich.console import Console
+
+    from robustmail.data.corruptions import find_corruptions, generate_corruptions
+    from robustmail.evaluation.corruptions import CorruptionTask, corruption_means, evaluate_corruptions
+    from robustmail.report.corruptions import corruption_table, draw_corruptions, write_corruption_csv
+    from robustmail.runtime import distributed
+    from robustmail.runtime.signals import Signals
+
+    if distributed.world_size() > 1:
+        raise RecipeError("--corruptions", "several processes cannot share it", "Run it without torchrun.")
+    is_made = where == "generate" and not Path(where).exists()
+    sets = generate_corruptions(inputs.data, seed) if is_made else find_corruptions(Path(where), inputs.data)
+    name = f"{inputs.data.name}, corrupted here, not CIFAR-10-C or ImageNet-C" if is_made else where
+    task = CorruptionTask(inputs.model, inputs.data, sets, name, n, inputs.data.preprocess, seed)
+    folder = out or Path("evals") / f"{result_name(inputs.model)}-corruptions"
+    for text in inputs.model.notes:
+        print(text)
+    rows, signals = [], Signals()
+    try:
+        with signals.caught(), closing(evaluate_corruptions(task, folder, fresh, command_line())) as found:
+            for row in found:
+                rows.append(row)
+                print(f"{row.corruption} {row.severity or ''}: {100 * row.accuracy:.1f} %".replace(" :", ":"))
+                signals.check()
+    except Stopped as stop:
+        raise stop_exit(stop, f"the same command resumes in {folder}") from None
+    title = f"{inputs.model.name} on {name}"
+    Console().print(corruption_table(rows, corruption_means(rows), title))
+    write_corruption_csv(rows, folder / "corruptions.csv")
+    pictures = draw_corruptions(rows, title, folder / "corruptions")
+    print(", ".join(map(str, [*pictures, folder / "corruptions.csv", folder / "corruptions.json"])))
 
 
 def _evaluate(task: EvaluationTask, folder: Path, fresh: bool, plain: bool, signals: Signals) -> None:

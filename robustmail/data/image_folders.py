@@ -22,7 +22,7 @@ from robustmail.data.image_files import ImageFiles, Preprocess, StreamedSplit
 from robustmail.errors import DataError, in_brief
 from robustmail.text import plural
 
-__all__ = ["Listing", "stream_images", "to_evaluate", "to_train"]
+__all__ = ["Listing", "class_folders", "stream_images", "to_evaluate", "to_train"]
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
           "testing": "test"}  # fmt: skip
@@ -58,6 +58,11 @@ def to_evaluate(who: str, folder: Path) -> Listing:
         return _beside_train(who, tree)
     train = splits.get("train")
     return _chosen(who, tree, splits, _listed(who, train).classes if train else _wnids(who, tree.path))
+
+
+def class_folders(who: str, folder: Path, known: tuple[str, ...] | None) -> Listing:
+    """The images of folder/<class>/, whatever the classes are called; known: all classes, which fix the numbers."""
+    return _listed(who, _scan(who, folder), known)
 
 
 def to_train(who: str, folder: Path) -> tuple[Listing, Listing]:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from robustmail.data.dataset import ImageData, in_turn
 from robustmail.data.image_files import LabelledImages, Preprocess, StreamedSplit
-from robustmail.data.image_folders import stream_images, to_evaluate
+from robustmail.data.image_folders import class_folders, stream_images, to_evaluate
 from robustmail.data.sources import as_split, read_arrays
 from robustmail.errors import DataError
 
-__all__ = ["TestSet", "from_image_data", "from_path"]
+__all__ = ["TestSet", "from_class_folders", "from_image_data", "from_path"]
 
 PAIRS = (("x_test", "y_test"), ("x", "y"), ("images", "labels"), ("data", "targets"))
 
@@ -79,6 +79,19 @@ class TestSet:
 def from_image_data(images: ImageData) -> TestSet:
     """The test part of a recipe's data."""
     return TestSet(images.name, images.test, images.classes, images.class_names)
+
+
+def from_class_folders(folder: Path, like: TestSet) -> TestSet:
+    """The images of folders that are classes, numbered as in `like`, the first of each class first.
+
+    Raises DataError: the folders are not the classes of `like`, so that their numbers are in doubt.
+    """
+    listing = class_folders(str(folder), folder, like.class_names)
+    if like.class_names is None and len(listing.classes) != like.classes:
+        wrong = f"has {len(listing.classes)} classes of {like.classes}, whose numbers are in doubt"
+        raise DataError(str(folder), wrong, "Pass --data with a folder that names all classes.")
+    files = stream_images(str(folder), listing)
+    return TestSet(str(folder), files.take(in_turn(files.y)), like.classes, listing.classes, notes=listing.notes)
 
 
 def from_path(path: Path, preprocess: Preprocess | None = None) -> TestSet:

@@ -580,7 +580,7 @@ def test_an_example_recorded_as_its_true_class_is_no_break_however_near(copy, ha
         middle = (low + high) / 2
         low, high = (low, middle) if int(hardened(middle[None]).argmax()) != int(ledger.label[at]) else (middle, high)
     for example in (low, high):
-        ledger.examples[at] = example
+        ledger.examples = ledger.examples | {at: example}
         ledger.broken_as[at] = ledger.label[at]
         ledger.distance[at] = float((example - hand.part.x[at].float() / 255).abs().max())
         forged = task(hardened, hand)
