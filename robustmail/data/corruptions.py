@@ -184,10 +184,11 @@ def _made(
     """Each image corrupted by itself, so that its noise depends on its place and the seed alone."""
     made = []
     unseeded = np.random.default_rng
-    with fork_rng(), patched(np.random, default_rng=lambda *_: unseeded(derive_seed(seed, name, severity, i))):
-        for i in range(len(clean.part.y)):
+    for i in range(len(clean.part.y)):
+        number = derive_seed(seed, name, severity, i)
+        with fork_rng(), patched(np.random, default_rng=lambda *_, number=number: unseeded(number)):
             seed_all(seed, name, severity, i)
-            seed_numba(derive_seed(seed, name, severity, i) % 2**32)
+            seed_numba(number % 2**32)
             image = _eight_bit(clean.part.x[i])
             made.append(corrupt(image if image.shape[2] == 3 else image[..., 0], severity, name))
     x = torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2)
