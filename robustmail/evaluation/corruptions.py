@@ -100,7 +100,7 @@ def corruption_means(rows: Sequence[CorruptionRow]) -> dict[str, float]:
 def _row(task: CorruptionTask, corrupted: CorruptedSet) -> CorruptionRow:
     images = corrupted.load()
     images = images.first(task.n).checked(task.preprocess, fixed=True) if corrupted.severity else images
-    ledger = clean_pass(task.subject.model, images.part, batch_sizer(task.subject.model, None))
+    ledger = clean_pass(task.subject.model, images.part, batch_sizer(task.subject.model, images.part))
     row = accuracy_row(corrupted.corruption, int(ledger.right.sum()), len(ledger))
     return CorruptionRow(corrupted.corruption, corrupted.severity, row.correct, row.n, row.accuracy, row.low, row.high,
                          data_fingerprint(images.part))  # fmt: skip

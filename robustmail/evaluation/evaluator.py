@@ -23,6 +23,7 @@ from robustmail.evaluation.exact_inference import (
     BatchSizer,
     SearchModel,
     exact_inference,
+    fills_cpu,
     is_out_of_memory,
     make_search_model,
     search_view,
@@ -129,7 +130,7 @@ def evaluate(
     if isinstance(attacks, str):
         attacks = tuple(name.strip() for name in attacks.split(","))
     specs = parse_attacks(attacks, eps, classes_of(model, part), norm)
-    sizer = batch_sizer(model, batch)
+    sizer = batch_sizer(model, part, batch)
     ledger = clean_pass(model, part, sizer)
     rows = []
     for spec in specs:
@@ -147,7 +148,7 @@ def evaluate_attack(
 
     Several processes share the images in whole blocks of BLOCK, so that the result is that of a single process.
     """
-    sizer = batch_sizer(model, None)
+    sizer = batch_sizer(model, part)
     index = torch.arange(len(part.y))
     index = index[index // BLOCK % distributed.world_size() == distributed.rank()]
     local_part = part.take(index)
@@ -312,9 +313,10 @@ def classes_of(model: nn.Module, part: LabelledImages) -> int:
     return sizer.with_oom_retry(work)
 
 
-def batch_sizer(model: nn.Module, batch: int | None) -> BatchSizer:
-    """A BatchSizer for the model's device; batch: images under attack at once, if given."""
-    return BatchSizer(next((p.device for p in model.parameters()), torch.device("cpu")), batch)
+def batch_sizer(model: nn.Module, part: LabelledImages, batch: int | None = None) -> BatchSizer:
+    """A BatchSizer for the model's device and images of this size; batch: images under attack at once, if given."""
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return BatchSizer(device, batch, fills_cpu(device, part.x.shape))
 
 
 def image_batch(model: nn.Module, part: LabelledImages, which: slice | Tensor) -> tuple[Tensor, Tensor]:

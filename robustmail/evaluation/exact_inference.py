@@ -21,15 +21,29 @@ from robustmail.models.classifier import Classifier, example_logits
 from robustmail.models.folded import FoldedModel
 from robustmail.models.precision import flops
 
-__all__ = ["SearchModel", "BatchSizer", "exact_inference", "is_out_of_memory", "make_search_model", "search_view"]
+__all__ = [
+    "SearchModel",
+    "BatchSizer",
+    "exact_inference",
+    "fills_cpu",
+    "is_out_of_memory",
+    "make_search_model",
+    "search_view",
+]
 
 T = TypeVar("T")
 PASS_SIZE = {"cpu": 8, "cuda": 250}  # images in one pass of the model
 TRIED_SIZES = (8, 16, 24, 40, 72)  # multiples of the CPU's pass size at which batch invariance is tested
+LARGE = 128 * 128  # pixels of an image that fills a CPU by itself
 MAX_PASS = 128  # images in a pass of a batch-invariant model
 MAX_FLOPS = 2e9  # of one image's forward pass (a ResNet-18 has 1.1e9): above, the test would need much memory
 BATCH_SIZES = {"cpu": (32, 128), "cuda": (500, 2000)}  # images under attack: at first, at most
 MIN_SECONDS, MAX_SECONDS = 5.0, 30.0  # of a batch: it is what a kill loses, and how often progress is shown
+
+
+def fills_cpu(device: torch.device, shape: torch.Size) -> bool:
+    """Whether one image [..., H, W] is work enough for a CPU; then no pass is filled up with copies of it."""
+    return device.type == "cpu" and shape[-2] * shape[-1] >= LARGE
 
 
 class BatchSizer:
@@ -42,12 +56,12 @@ class BatchSizer:
     recompute: for an attack that sees a fixed block of images, which cannot be halved: its gradients keep the
     activations of one pass and compute those of the others again.
 
-    No result depends on `batch` or `recompute`.
+    No result depends on `batch` or `recompute`. is_large: see `fills_cpu`.
     """
 
-    def __init__(self, device: torch.device, batch: int | None = None) -> None:
+    def __init__(self, device: torch.device, batch: int | None = None, is_large: bool = False) -> None:
         first, most = BATCH_SIZES.get(device.type, BATCH_SIZES["cpu"])
-        self.pass_size = PASS_SIZE.get(device.type, PASS_SIZE["cpu"])
+        self.pass_size = 1 if is_large else PASS_SIZE.get(device.type, PASS_SIZE["cpu"])
         self.batch, self.max_batch, self.is_given = batch or first, batch or most, batch is not None
         self.recompute = False
 

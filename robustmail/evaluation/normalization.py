@@ -243,7 +243,7 @@ def score(network: str, normalization: str, model: Classifier, part: LabelledIma
 
     Raises ValueError: the model returns no finite logits for these labels. Raises whatever the model raises.
     """
-    sizer, batches = batch_sizer(model, None), []
+    sizer, batches = batch_sizer(model, part), []
 
     def infer(x: Tensor) -> Tensor:
         with exact_inference(model, sizer.pass_size) as view, torch.no_grad():

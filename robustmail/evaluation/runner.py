@@ -109,7 +109,7 @@ def _evaluate(
     task: EvaluationTask, folder: Path, stored: StoredEvaluation | None
 ) -> Iterator[AttackProgress | AttackResult]:
     """Run what is left to do, and save at intervals, at the end, and when interrupted."""
-    model, part, sizer = task.subject.model, task.part, batch_sizer(task.subject.model, task.batch)
+    model, part, sizer = task.subject.model, task.part, batch_sizer(task.subject.model, task.part, task.batch)
     start_time = time.perf_counter() - (stored.results["provenance"]["seconds"] if stored else 0.0)
     ledger = stored.ledger if stored else clean_pass(model, part, sizer, task.index)
     on_disk = {i: row["example"] for i, row in enumerate(stored.rows) if row["example"]} if stored else {}

@@ -19,7 +19,7 @@ from robustmail.attacks.torchattacks import torchattack
 from robustmail.data.image_files import LabelledImages
 from robustmail.evaluation.attack_specs import AttackSpec, attack_spec
 from robustmail.evaluation.evaluator import clean_pass, image_batch, run_attack
-from robustmail.evaluation.exact_inference import BatchSizer, exact_inference
+from robustmail.evaluation.exact_inference import BatchSizer, exact_inference, fills_cpu
 from robustmail.evaluation.ledger import BROKE, UNTRIED, Ledger
 from robustmail.evaluation.results import Check
 from robustmail.evaluation.statistics import paired, wilson
@@ -29,7 +29,7 @@ from robustmail.records import AttackProgress
 
 __all__ = ["SAMPLE", "Check", "Measurements", "curve", "judge", "light", "measure"]
 
-SAMPLE = 128  # images that are measured: the first ones of the data set
+SAMPLE, LARGE_SAMPLE = 128, 8  # images that are measured, the first ones; on a CPU fewer where they are large
 LIGHTS = ("grey", "green", "yellow", "red")
 
 # Thresholds; docs/believing.md says where they come from.
@@ -94,7 +94,7 @@ class Measurements:
 def measure(
     model: nn.Module, part: LabelledImages, known: Ledger, eps: float, norm: Norm, seed: int, sizer: BatchSizer
 ) -> Iterator[AttackProgress | dict[str, Any]]:
-    """Measure on the first SAMPLE images what the checks need: yields progress, and at last the measurements as plain
+    """Measure on the first images what the checks need: yields progress, and at last the measurements as plain
     values (see `Measurements`).
 
     model, part: the model and all images of the data set.
@@ -102,7 +102,8 @@ def measure(
     eps, norm, seed: of the evaluation.
     sizer: batch sizes.
     """
-    part = part.first(SAMPLE)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    part = part.first(LARGE_SAMPLE if fills_cpu(device, part.x.shape) else SAMPLE)
     sample = clean_pass(model, part, sizer)
     n = len(sample)
     results: dict[str, Any] = {

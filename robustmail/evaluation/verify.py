@@ -155,7 +155,7 @@ def _verify(held: StoredEvaluation, subject: LoadedModel, data: TestSet, moved: 
     text = write_rows(ledger, images, examples, context_of(subject.fingerprint, results["spec"]))
     if text != rows_as_text(held.rows):
         raise RunError(str(where), "is not what robustmail writes of these verdicts: it was altered")
-    room = batch_sizer(subject.model, None)
+    room = batch_sizer(subject.model, mine)
     clean = clean_pass(subject.model, mine, room, ledger.index)
     if not torch.equal(clean.margin, clean_pass(subject.model, mine, room, ledger.index).margin):
         raise RunError(str(held.folder), "cannot be judged again: asked twice, the model answers differently",

@@ -166,7 +166,7 @@ def measure_margins(task: MarginTask) -> Iterator[AttackProgress | AttackResult 
     """
     costs, attack_cost = measure_costs(task)
     model, part = task.subject.model, task.data.part.loaded()
-    sizer = batch_sizer(model, task.batch)
+    sizer = batch_sizer(model, part, task.batch)
     ledger = clean_pass(model, part, sizer)
     paths: list[AttackPath] = []
     for spec in task.paths:

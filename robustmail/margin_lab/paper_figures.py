@@ -108,7 +108,7 @@ class FigureInputs:
         """Attack every image of `part`, by default all images, with a trace; yields progress, returns the path."""
         model = self.subjects[0].model
         spec = PathSpec(name, attack, self.seed)
-        for record in run_path(model, part or self.part, spec, batch_sizer(model, self.batch)):
+        for record in run_path(model, part or self.part, spec, batch_sizer(model, self.part, self.batch)):
             if isinstance(record, AttackPath):
                 return record
             yield record
@@ -237,7 +237,7 @@ def _critical_images(inputs: FigureInputs) -> FigureProgress:
 def _attack_ledger(inputs: FigureInputs, attack: AttackSpec) -> Generator[AttackProgress, None, Ledger]:
     """Run an attack on every correct image; returns the outcome of each."""
     model = inputs.subjects[0].model
-    sizer = batch_sizer(model, inputs.batch)
+    sizer = batch_sizer(model, inputs.part, inputs.batch)
     ledger = clean_pass(model, inputs.part, sizer)
     yield from run_attack(model, inputs.part, ledger, attack, inputs.seed, sizer, keep_examples=False)
     return ledger

@@ -57,7 +57,7 @@ MASKS = {
 
 def examined(model, hand, seed=0):
     found = evaluate(model, hand.part.first(64), ("nat", "pgd10", "pgd100"), EPS)
-    *_, measured = measure(model, hand.part.first(64), found.ledger, EPS, "linf", seed, batch_sizer(model, None))
+    *_, measured = measure(model, hand.part.first(64), found.ledger, EPS, "linf", seed, batch_sizer(model, hand.part))
     return measured, judge(measured, found.ledger, ["pgd10", "pgd100"], 10)
 
 
@@ -159,7 +159,7 @@ def test_attacks_that_are_too_weak_are_told_by_what_the_check_finds_itself(harde
         return x
 
     found = evaluate(hardened, part, (idle,), 2.5 * EPS)
-    *_, measured = measure(hardened, part, found.ledger, 2.5 * EPS, "linf", 0, batch_sizer(hardened, None))
+    *_, measured = measure(hardened, part, found.ledger, 2.5 * EPS, "linf", 0, batch_sizer(hardened, part))
     flags = {flag["name"]: flag["light"] for flag in judge(measured, found.ledger, [], 10)["flags"]}
     assert flags["overlooked"] == "red"
     assert len(measured["broken"]) > 6
@@ -224,7 +224,7 @@ def test_a_ball_in_l2_is_huge_only_where_every_image_can_be_made_grey():
     for size in (32, 96):
         part = Split(torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1]))
         found = evaluate(Mean(), part, ("nat",), 0.5, "l2")
-        *_, measured = measure(Mean(), part, found.ledger, 0.5, "l2", 0, batch_sizer(Mean(), None))
+        *_, measured = measure(Mean(), part, found.ledger, 0.5, "l2", 0, batch_sizer(Mean(), part))
         huge[size] = measured["huge"]
         verdict = judge(measured, found.ledger, [], 2)
         names = {flag["name"] for flag in [*verdict["flags"], *verdict["examined"]]}
