@@ -19,6 +19,7 @@ from robustmail.cli.options import (
     Folder,
     Folders,
     Fresh,
+    IgnoreUnused,
     MaxImages,
     Model,
     Normalize,
@@ -69,6 +70,7 @@ def eval_(
     normalize: Normalize = None,
     probe: Probe = False,
     accept_reading: AcceptReading = False,
+    ignore_unused: IgnoreUnused = False,
     weights: Weights = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results.  [default: evals/NAME]")] = None,
     seed: Seed = 0,
@@ -93,7 +95,9 @@ def eval_(
 
     def make_task() -> tuple[EvaluationTask, Path]:
         """The task of this process, and the folder for the results of all processes."""
-        inputs = open_inputs(file, data, n, model, normalize, weights, probe, device, eps, norm, accept_reading)
+        inputs = open_inputs(
+            file, data, n, model, normalize, weights, probe, device, eps, norm, accept_reading, ignore_unused
+        )
         if (processes := distributed.world_size()) > 1 and shard:
             raise RecipeError(f"--shard {shard}", "torchrun's processes are the shards already", "Leave it out.")
         part = (distributed.rank() + 1, processes) if processes > 1 else parse_shard(shard)

@@ -33,6 +33,7 @@ __all__ = [
     "Folder",
     "Folders",
     "Fresh",
+    "IgnoreUnused",
     "Jobs",
     "MaxImages",
     "Model",
@@ -75,6 +76,9 @@ Normalize = Annotated[
 Probe = Annotated[bool, typer.Option("--probe", help="Choose the normalization by accuracy on 256 images.")]
 AcceptReading = Annotated[
     bool, typer.Option("--accept-reading", help="Go on although the inferred architecture is doubtful.")
+]
+IgnoreUnused = Annotated[
+    bool, typer.Option("--ignore-unused", help="Leave out tensors that the network of --model has no place for.")
 ]
 Data = Annotated[
     str | None, typer.Option(help="A recipe's data=, an npz file or an image folder.  [default: a run's own]")
@@ -132,6 +136,7 @@ def open_inputs(
     eps: str | None = None,
     norm: str | None = None,
     accept_reading: bool = False,
+    ignore_unused: bool = False,
 ) -> EvaluationInputs:
     """Load the model and the images that the options of `robustmail eval` name; the parameters are its options.
 
@@ -154,7 +159,9 @@ def open_inputs(
     images = whole.first(check_count("--n", n))
     first_images = whole.first(min(1000, len(whole.part.y)))  # to choose architecture and normalization by
     torch_device = pick_device(device)
-    subject = load_model(path, first_images, model, normalize, weights, probe, torch_device, accept_reading)
+    subject = load_model(
+        path, first_images, model, normalize, weights, probe, torch_device, accept_reading, ignore_unused
+    )
     few_classes = images.class_warning(whole)
     subject = replace(subject, notes=(*whole.notes, *subject.notes, *([few_classes] if few_classes else [])))
     trained_norm = facts.get("norm") or "linf"

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from robustmail.checkpoints import candidates
+from robustmail.checkpoints.infer.search import _proposals
 from robustmail.models.classifier import build
 from tests.checkpoints import networks as n
 
@@ -95,11 +96,11 @@ def test_what_no_tensor_says_is_among_the_readings(name: str) -> None:
 @pytest.mark.parametrize("name", FIRST)
 def test_the_order_of_names_does_not_matter(name: str) -> None:
     tensors = FIRST[name][0]().state_dict()
-    first = candidates(tensors)
+    first = [(p.name, p.cost, p.assumptions) for p in _proposals(tensors, None)]
     for seed in range(3):
         names = random.Random(seed).sample(list(tensors), len(tensors))
-        found = candidates({key: tensors[key] for key in names})
-        assert [(c.name, c.assumptions) for c in found] == [(c.name, c.assumptions) for c in first]
+        found = _proposals({key: tensors[key] for key in names}, None)
+        assert [(p.name, p.cost, p.assumptions) for p in found] == first
 
 
 def test_counters_of_batches_may_be_absent() -> None:

@@ -44,7 +44,6 @@ def candidates(tensors: Mapping[str, Tensor], size: int | None = None) -> list[C
     size: side of the images in pixels, if
     known.
     """
-    tensors = canonical(tensors)
     n_parameters = sum(tensor.numel() for tensor in tensors.values())
     limit = prices.MAX_CANDIDATES if n_parameters < prices.LARGE_NETWORK else prices.MAX_CANDIDATES_LARGE
     results: list[Candidate] = []
@@ -67,6 +66,7 @@ def candidates(tensors: Mapping[str, Tensor], size: int | None = None) -> list[C
 
 
 def _proposals(tensors: Mapping[str, Tensor], size: int | None) -> Iterator[Proposal]:
+    tensors = canonical(tensors)
     named = list(registered.proposals(tensors))
     yield from named
     layers = grouped(tensors)
