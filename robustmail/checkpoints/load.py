@@ -25,7 +25,7 @@ from robustmail.errors import ModelError, in_brief
 from robustmail.models.classifier import check_name
 from robustmail.text import plural
 
-__all__ = ["build_network", "load_strict", "load_tensors", "normalisation_in"]
+__all__ = ["build_network", "fits", "load_strict", "load_tensors", "normalisation_in"]
 
 _COUNTER = "num_batches_tracked"
 _CLASSES = ("classes", "num_classes", "n_classes", "nclasses", "num_class")
@@ -61,6 +61,11 @@ def load_tensors(
                 return network.eval(), tuple(_left_out(extra, is_left_out is _anything))
     nearest = max(variants, key=lambda variant: len(set(variant) & set(own)))
     raise _misfit(nearest, own, who, network)
+
+
+def fits(tensors: Mapping[str, Tensor], network: nn.Module) -> bool:
+    """Whether tensors have exactly the names and shapes of a network's."""
+    return not _misfits(tensors, network.state_dict())
 
 
 def _nothing(name: str, tensor: Tensor, beside: Mapping[str, Tensor]) -> bool:

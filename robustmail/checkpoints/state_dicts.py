@@ -238,7 +238,8 @@ def _groups(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 
 def _networks(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """The networks in a flat state dict, by their first names, where there are several: {} for one."""
-    groups = {name: part for name, part in _groups(tensors).items() if name and not _words(name) & _BESIDES}
+    ignored = {"attacker", *_BESIDES}  # MadryLab's attacker holds a copy of the network
+    groups = {name: part for name, part in _groups(tensors).items() if name and not _words(name) & ignored}
     networks = {name: part for name, part in groups.items() if _is_whole(part) or _plays_a_role(name, part)}
     return networks if len(networks) > 1 else {}
 
@@ -391,6 +392,8 @@ def clean_state_dict(raw: Mapping[str, Tensor]) -> CleanStateDict:
         last = name.rsplit(".", 1)[-1]
         if last in _DEBRIS:
             notes.append(f"{_DEBRIS[last]} ({name}) left out")
+        elif _is_counter(name, tensor):
+            notes.append(f"a counter ({name}) left out")
         elif is_table(name, tensor, folded):
             tables.append(name)
         elif problem := _problem(tensor):
@@ -413,6 +416,11 @@ def clean_state_dict(raw: Mapping[str, Tensor]) -> CleanStateDict:
     tensors, _ = strip_prefixes(dict(zip(bare_names(tensors), tensors.values(), strict=True)))
     problems += check_numbers(tensors)
     return CleanStateDict(canonical(tensors), prefixes, normalize, tuple(notes), tuple(problems))
+
+
+def _is_counter(name: str, tensor: Tensor) -> bool:
+    is_whole = tensor.dtype in (torch.int64, torch.int32) and tensor.numel() == 1 and tensor.ndim < 2
+    return is_whole and not name.endswith(_STATISTICS)
 
 
 def is_table(name: str, tensor: Tensor, beside: Mapping[str, Tensor]) -> bool:

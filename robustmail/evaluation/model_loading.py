@@ -23,6 +23,7 @@ from robustmail.checkpoints import (
     Checkpoint,
     build_network,
     convert_names,
+    fits,
     load_tensors,
     normalisation_in,
     open_checkpoint,
@@ -256,16 +257,11 @@ def _named_network(
     try:
         return load_tensors(checkpoint.raw_tensors, source, path, ignore_unused)
     except ModelError:
-        renamed = None if is_code(model) else convert_names(model, checkpoint.tensors, source)
-        if renamed is None:
+        renamed = {} if is_code(model) else convert_names(model, checkpoint.tensors, source)
+        if not renamed or not fits(renamed, source):
             raise
-        try:
-            network, notes = load_tensors(renamed, source, path, ignore_unused)
-        except ModelError:
-            renamed = None
-        if renamed is None:
-            raise
-    return network, (f"names are those of an older {model}, which timm's own conversion renames", *notes)
+    note = f"its names are those of an older {model}: timm's own conversion renames them"
+    return load_tensors(renamed, source, path)[0], (note,)
 
 
 def _file_notes(checkpoint: Checkpoint) -> list[str]:

@@ -79,10 +79,13 @@ def build_named(name: str, tensors: Mapping[str, Tensor], classes: list[int], ch
     return sketch if is_huge else build(name, ends)
 
 
-def convert_names(name: str, tensors: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor] | None:
+_POSITION_TABLES = ("pos_embed", "position_bias", "rel_pos", "pos_emb")
+
+
+def convert_names(name: str, tensors: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
     """The tensors under the names of today's timm, by the conversion that timm has for older files of this model.
 
-    None if it has none, fails, or would change numbers: position tables are resized for another image size.
+    {} if it has none, fails, or would change numbers: position tables are resized for another image size.
     name: of a model of timm. network: of that model.
     """
     from timm.models import model_entrypoint
@@ -91,7 +94,7 @@ def convert_names(name: str, tensors: Mapping[str, Tensor], network: nn.Module) 
         module = sys.modules[model_entrypoint(name).__module__]
         convert = getattr(module, "checkpoint_filter_fn", None) if module.__name__.startswith("timm.") else None
         if convert is None:
-            return None
+            return {}
         given = {key: tensor.clone() for key, tensor in tensors.items()}
         needs_network = len(inspect.signature(convert).parameters) > 1
         with warnings.catch_warnings():
@@ -99,9 +102,10 @@ def convert_names(name: str, tensors: Mapping[str, Tensor], network: nn.Module) 
             found = convert(given, network) if needs_network else convert(given)
         found = {key: tensor for key, tensor in found.items() if isinstance(tensor, Tensor)}
     except Exception:  # it expects certain names and shapes
-        return None
-    resized = [key for key in found if key in tensors and found[key].numel() != tensors[key].numel()]
-    return None if resized or _parameters(found) > _parameters(tensors) else found
+        return {}
+    tables = [key for key in found if key in tensors and any(word in key for word in _POSITION_TABLES)]
+    resized = [key for key in tables if found[key].numel() != tensors[key].numel()]
+    return {} if resized or _parameters(found) > _parameters(tensors) else found
 
 
 def _parameters(tensors: Mapping[str, Tensor]) -> int:
