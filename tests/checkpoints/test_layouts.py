@@ -33,6 +33,7 @@ def test_every_layout_gives_the_logits_of_its_network(name: str, written: tuple[
 def test_five_processes_give_the_same_bits(written: tuple[Path, torch.Tensor]) -> None:
     words = [sys.executable, "-m", "tests.checkpoints.layouts", written[0]]
     root = Path(__file__).parents[2]
-    said = {subprocess.run(words, cwd=root, capture_output=True, text=True, check=True).stdout for _ in range(5)}
+    started = [subprocess.Popen(words, cwd=root, stdout=subprocess.PIPE, text=True) for _ in range(5)]
+    said = {process.communicate()[0] for process in started}
     assert len(said) == 1
     assert said.pop().count("\n") == len(FILES)
