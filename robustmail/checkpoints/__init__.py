@@ -2,16 +2,19 @@
 
 from robustmail.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from robustmail.checkpoints.file_formats import check_exists, load_saved
-from robustmail.checkpoints.infer import Candidate, candidates
+from robustmail.checkpoints.infer import Candidate, candidates, convert_names
 from robustmail.checkpoints.inspection import Inspection, inspect_checkpoint
-from robustmail.checkpoints.load import build_network, load_strict, normalisation_in
+from robustmail.checkpoints.load import build_network, fits, load_strict, load_tensors, normalisation_in
 
 __all__ = [
     "Checkpoint",
     "Candidate",
     "Inspection",
     "check_exists",
+    "convert_names",
+    "fits",
     "load_strict",
+    "load_tensors",
     "inspect_checkpoint",
     "load_saved",
     "build_network",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from robustmail.checkpoints.state_dicts import (
     Normalisation,
     choose_state_dict,
     clean_state_dict,
+    complete_average,
     find_state_dicts,
 )
 from robustmail.errors import ModelError
@@ -106,8 +107,9 @@ def inspect_content(path: str | Path, weights: str | None = None, size: int | No
     """Read a checkpoint as `open_checkpoint` does, but return it also if its weights cannot be used: see `problems`."""
     file = read_file(path)
     state_dicts = find_state_dicts(file.content)
-    name, reason = choose_state_dict(state_dicts.tensors, weights, str(path))
-    raw = state_dicts.tensors[name]
+    name, reason = choose_state_dict(state_dicts, weights, str(path))
+    raw, borrowed = complete_average(state_dicts, name)
+    cleaned = clean_state_dict(raw)
     facts = _facts(file.metadata.get("robustmail", ""))
     shape = facts.get("shape")
     return Checkpoint(
@@ -120,7 +122,7 @@ def inspect_content(path: str | Path, weights: str | None = None, size: int | No
         tensor_counts={name: len(tensors) for name, tensors in state_dicts.tensors.items()},
         plain_values=state_dicts.plain_values,
         raw_tensors=raw,
-        cleaned=clean_state_dict(raw),
+        cleaned=replace(cleaned, notes=(*state_dicts.notes, *borrowed, *cleaned.notes)),
         facts=facts,
         image_size=size or (shape[-1] if shape else None),
         accuracies=stored_accuracies({**file.metadata, **state_dicts.plain_values}),

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import bz2
-import codecs
 import gzip
 import hashlib
 import io
 import lzma
 import os
-import pathlib
 import struct
 import tarfile
-import types
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -25,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustmail.checkpoints.pickle_scan import PickleTooLongError, global_names
+from robustmail.checkpoints.unpickler import Global, Storage, Unbuilt, parts, unpickle
 from robustmail.errors import ModelError, did_you_mean, in_brief
 from robustmail.runtime.untrusted import HEADER, check_inside, check_unpacked, parse_json, unpacked
 
@@ -187,16 +183,18 @@ def _zip(path: Path, file: IO[bytes]) -> tuple[str, Any, dict[str, str]]:
                 raise ModelError(str(path), f"damaged: the checksum of {broken!a} is wrong", _AGAIN)
             if not pickled:
                 return "numpy npz", _npz(path, file), {}
-            _check_globals(path, io.BytesIO(archive.read(pickled[0])))
             folder = pickled[0].removesuffix("data.pkl")
             if f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") != b"little":
                 raise ModelError(str(path), "written on a big-endian machine", _RESAVE)
-            sizes = {m.file_size for m in members}
+
+            def read(key: str, nbytes: int) -> torch.UntypedStorage:
+                return _bytes(archive.read(f"{folder}data/{key}")).untyped_storage()
+
+            storages = _Storages(read, sum(m.file_size for m in members))
+            content = _unpickle(path, io.BytesIO(archive.read(pickled[0])), storages)
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, KeyError, RuntimeError) as error:
         raise ModelError(str(path), f"damaged or cut short: not a whole zip ({in_brief(error)})", _AGAIN) from error
-    file.seek(0)
-    content = _torch_load(path, file)
-    _check_storages(path, content, sizes)
+    _check_storages(path, content, None)
     return "torch file (zip)", content, {}
 
 
@@ -259,81 +257,111 @@ def _npz(path: Path, file: IO[bytes]) -> dict[str, Any]:
 
 def _legacy(path: Path, file: IO[bytes], head: bytes) -> tuple[Any, dict[str, str]]:
     """Five pickles one after another (magic number, version, machine, content, storage keys), then the numbers."""
-    ours = _MAGIC in head[:32]
-    _check_globals(path, file, pickles=4 if ours else 1)
-    if not ours:
-        raise ModelError(str(path), "a plain pickle, not written by torch.save", _RESAVE)
-    file.seek(0)
-    content = _torch_load(path, file)
+    if _MAGIC not in head[:32]:
+        names = {part.name for part in _unbuilt(_unpickle(path, file))}
+        named = sorted(names, key=lambda name: (name.startswith(("torch.", "collections.")), name))
+        shown = f" (it names {ascii(', '.join(named[:3]))[1:-1]})" if named else ""
+        raise ModelError(str(path), f"a plain pickle, not written by torch.save{shown}; nothing was run", _RESAVE)
+    _, _, machine = (_unpickle(path, file) for _ in range(3))
+    if isinstance(machine, dict) and not machine.get("little_endian", True):
+        raise ModelError(str(path), "written on a big-endian machine", _RESAVE)
+    start = file.tell()
+    most = file.seek(0, os.SEEK_END) - start
+    file.seek(start)
+    storages = _Storages(lambda key, nbytes: torch.UntypedStorage(nbytes), most)  # the numbers come after all pickles
+    content = _unpickle(path, file, storages)
+    keys = _unpickle(path, file)
+    for key in keys if isinstance(keys, list) else ():
+        untyped = storages.by_key.get(key) if isinstance(key, str) else None
+        data = file.read(8 + untyped.nbytes())[8:] if untyped is not None else b""
+        if untyped is None or len(data) < untyped.nbytes():
+            raise ModelError(str(path), "damaged or cut short: it ends within its tensors", _AGAIN)
+        torch.empty(0, dtype=torch.uint8).set_(untyped).copy_(_bytes(data))  # type: ignore[arg-type]
+        del storages.by_key[key]
+    if storages.by_key:
+        raise ModelError(str(path), "damaged or cut short: numbers of its tensors are not there", _AGAIN)
     _check_storages(path, content, None)
     return content, {}
 
 
-def _check_globals(path: Path, stream: IO[bytes], pickles: int = 1) -> None:
-    """Refuse a pickle that names anything but tensors and plain values."""
+def _unbuilt(content: Any) -> Iterator[Global | Unbuilt]:
+    """The classes and functions that a content names, and the objects that were not built."""
+    seen, todo = set(), [content]
+    while todo:
+        value = todo.pop()
+        if id(value) not in seen:
+            seen.add(id(value))
+            todo += parts(value)
+            if isinstance(value, (Global, Unbuilt)):
+                yield value
+
+
+class _Storages:
+    """The numbers of a torch file, read once each when a tensor asks for them.
+
+    read: the numbers that a storage's key stands for; its second argument is how many bytes there should be. most:
+    bytes that all may have.
+    """
+
+    def __init__(self, read: Callable[[str, int], torch.UntypedStorage], most: int) -> None:
+        self.read, self.left = read, most
+        self.by_key: dict[str, torch.UntypedStorage] = {}
+
+    def __call__(self, identifier: Any) -> Storage:
+        """The storage of a persistent id: ("storage", its type, its key, its device, how many numbers, its part)."""
+        _, kind, key, _, count, *view = identifier
+        dtype = _storage_dtype(kind)
+        itemsize = dtype.itemsize if dtype else 1
+        if not isinstance(key, str) or type(count) is not int or not 0 <= count < 2**48:
+            raise ValueError("a storage that is none")
+        if key not in self.by_key:
+            self.left -= count * itemsize
+            if self.left < 0:
+                raise ValueError(f"a tensor claims {count * itemsize:,} bytes that are not in the file")
+            self.by_key[key] = self.read(key, count * itemsize)
+        untyped = self.by_key[key]
+        start, n = 0, count
+        if view and view[0] is not None:
+            _, start, n = view[0]
+            if type(start) is not int or type(n) is not int or min(start, n) < 0:
+                raise ValueError("a part of a storage that is none")
+        if (start + n) * itemsize > untyped.nbytes():
+            raise ValueError(f"a tensor claims {(start + n) * itemsize:,} bytes that are not in the file")
+        return Storage(untyped, dtype, start * itemsize, n * itemsize)
+
+
+_DTYPES = {
+    "Float": torch.float32, "Double": torch.float64, "Half": torch.float16, "BFloat16": torch.bfloat16,
+    "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
+    "Bool": torch.bool, "ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128,
+    "QInt8": torch.qint8, "QUInt8": torch.quint8, "QInt32": torch.qint32,
+}  # fmt: skip
+"""by the names of torch's classes of storages, FloatStorage and so on"""
+
+
+def _storage_dtype(kind: Any) -> torch.dtype | None:
+    """The type of a storage's numbers, by the name of its class; None for bytes."""
+    name = kind.name.rpartition(".")[2].removesuffix("Storage") if isinstance(kind, Global) else ""
+    if name == "Untyped":
+        return None
+    if name not in _DTYPES:
+        raise ValueError("a storage of an unknown type")
+    return _DTYPES[name]
+
+
+def _bytes(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+
+
+def _unpickle(path: Path, stream: IO[bytes], storages: _Storages | None = None) -> Any:
     try:
-        names = global_names(stream, pickles)
-    except PickleTooLongError as error:
-        raise ModelError(str(path), f"a pickle of {error}", "It is no checkpoint.") from error
-    except Exception as error:  # pickletools raises whatever its decoding of arguments does
-        raise ModelError(
-            str(path), f"damaged or cut short: its pickle ends or breaks off ({in_brief(error)})", _AGAIN
-        ) from error
-    unsafe = [name for name in names if name not in _harmless()]
-    if not unsafe:
-        return
-    shown = ", ".join(ascii(n)[1:-1][:80] for n in unsafe[:6]) + (
-        f" and {len(unsafe) - 6} more" if len(unsafe) > 6 else ""
-    )
-    whole = any(name.startswith("torch.nn.modules.") for name in unsafe)
-    what = "a whole module, whose pickle runs code" if whole else "needs code to be run"
-    raise ModelError(str(path), f"{what}: {shown}; nothing was run", _RESAVE)
-
-
-def _harmless() -> set[str]:
-    """What may be in a pickle: torch's own list for weights_only, and ours."""
-    from torch import _weights_only_unpickler as unpickler
-
-    return {*unpickler._get_allowed_globals(), *(name for _, name in _values())}
-
-
-def _values() -> list[tuple[Any, str]]:
-    """Types of plain values that checkpoints hold beside tensors: (type, name in the pickle)."""
-    core = np.core.multiarray if np.__version__ < "2" else np._core.multiarray  # type: ignore[attr-defined]
-    numpy = [(getattr(core, name), f"numpy.{module}.multiarray.{name}")
-             for name in ("scalar", "_reconstruct") for module in ("core", "_core")]  # fmt: skip
-    kinds = [getattr(np.dtypes, name) for name in np.dtypes.__all__ if name not in ("ObjectDType", "VoidDType")]
-    return [
-        *numpy, (np.ndarray, "numpy.ndarray"), (np.dtype, "numpy.dtype"), (codecs.encode, "_codecs.encode"),
-        *((kind, f"numpy.dtypes.{kind.__name__}") for kind in kinds),
-        (argparse.Namespace, "argparse.Namespace"), (types.SimpleNamespace, "types.SimpleNamespace"),
-        (_plain_dict, "collections.defaultdict"), (dict, "builtins.dict"), (list, "builtins.list"),
-        *((pathlib.PurePosixPath, f"pathlib{inner}.{name}")
-          for name in ("PosixPath", "PurePosixPath") for inner in ("", "._local")),
-        *((pathlib.PureWindowsPath, f"pathlib{inner}.{name}")
-          for name in ("WindowsPath", "PureWindowsPath") for inner in ("", "._local")),
-    ]  # fmt: skip
-
-
-def _plain_dict(*_: Any) -> dict[Any, Any]:
-    """In place of a defaultdict, which torch's unpickler does not fill."""
-    return {}
-
-
-def _torch_load(path: Path, file: IO[bytes]) -> Any:
-    try:
-        with torch.serialization.safe_globals(_values()):  # type: ignore[arg-type]
-            return torch.load(file, map_location="cpu", weights_only=True)
+        return unpickle(stream, storages)
     except (MemoryError, RecursionError):
         raise
-    except Exception as error:  # a damaged file fails in a dozen ways
-        if "Unsupported operand" in str(error):
-            raise ModelError(
-                str(path),
-                "written with a pickle protocol above 2, which torch cannot open without running code",
-                _RESAVE,
-            ) from error
-        raise ModelError(str(path), f"damaged or cut short ({_reason(error)})", _AGAIN) from error
+    except Exception as error:  # pickletools raises whatever its decoding of arguments does
+        raise ModelError(
+            str(path), f"damaged or cut short: its pickle cannot be read ({in_brief(error)})", _AGAIN
+        ) from error
 
 
 def _check_storages(path: Path, content: Any, sizes: set[int] | None) -> None:
@@ -347,13 +375,8 @@ def _check_storages(path: Path, content: Any, sizes: set[int] | None) -> None:
         if id(value) in seen:
             continue
         seen.add(id(value))
-        if isinstance(value, dict):
-            todo += value.values()
-        elif isinstance(value, (list, tuple, set)):
-            todo += value
-        elif hasattr(value, "__dict__") and not isinstance(value, Tensor):
-            todo += vars(value).values()
-        elif isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu":
+        todo += parts(value)
+        if isinstance(value, Tensor) and value.layout is torch.strided and value.device.type == "cpu":
             nbytes = value.untyped_storage().nbytes()
             claimed += value.numel() * value.element_size()
             if claimed > unpacked(path.stat().st_size):
@@ -362,14 +385,6 @@ def _check_storages(path: Path, content: Any, sizes: set[int] | None) -> None:
                 raise ModelError(
                     str(path), f"damaged: a tensor claims {nbytes:,} bytes that are not in the file", _AGAIN
                 )
-
-
-def _reason(error: Exception) -> str:
-    """torch's message for weights_only is half a page; the reason stands at its end."""
-    text = str(error)
-    for mark in ("WeightsUnpickler error:", "UnpicklingError:"):
-        text = text.split(mark)[-1]
-    return f"{type(error).__name__}: {' '.join(text.split())[:120]}"
 
 
 def _foreign(path: Path, head: bytes) -> ModelError:

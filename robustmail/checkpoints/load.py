@@ -5,18 +5,27 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from robustmail.checkpoints.infer import build_named
-from robustmail.checkpoints.state_dicts import MEANS, Normalisation, clean_state_dict, natural_key
+from robustmail.checkpoints.infer import build_named, class_counts, stem_channels
+from robustmail.checkpoints.state_dicts import (
+    MEANS,
+    Normalisation,
+    bare_names,
+    clean_state_dict,
+    is_table,
+    natural_key,
+)
 from robustmail.errors import ModelError, in_brief
 from robustmail.models.classifier import check_name
+from robustmail.text import plural
 
-__all__ = ["load_strict", "build_network", "normalisation_in"]
+__all__ = ["build_network", "fits", "load_strict", "load_tensors", "normalisation_in"]
 
 _COUNTER = "num_batches_tracked"
 _CLASSES = ("classes", "num_classes", "n_classes", "nclasses", "num_class")
@@ -29,18 +38,61 @@ def load_strict(tensors: Mapping[str, Tensor], network: nn.Module, who: str) -> 
     Pass a checkpoint's raw_tensors: normalisation that is a part of the network is loaded too, any other left out.
     Raises ModelError, with shapes on both sides and the likely reason.
     """
+    return load_tensors(tensors, network, who)[0]
+
+
+def load_tensors(
+    tensors: Mapping[str, Tensor], network: nn.Module, who: str, ignore_unused: bool = False
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """(the network of `load_strict`, what was left out, in sentences).
+
+    Tables that the network computes by itself are left out. No tensor of the network is ever left as it was.
+    ignore_unused: leave out whatever else of the file the network has no place for. Raises as `load_strict`.
+    """
     own = network.state_dict()
     variants = list(_variants(tensors, own))
-    for variant in variants:
-        if not _misfits(variant, own):
-            counters = {name: torch.zeros_like(t) for name, t in own.items() if name.endswith(_COUNTER)}
-            try:
-                network.load_state_dict({**counters, **variant}, strict=True)
-            except (Exception, SystemExit) as error:  # a method of somebody's own
-                raise ModelError(who, f"the model's load_state_dict raised {in_brief(error)}") from error
-            return network.eval()
+    computed = {name for name, _ in network.named_buffers()} - set(own)
+    for is_left_out in (_nothing, partial(_is_computed, computed), _anything)[: 3 if ignore_unused else 2]:
+        for variant in variants:
+            extra = [name for name in variant if name not in own and is_left_out(name, variant[name], variant)]
+            chosen = {name: tensor for name, tensor in variant.items() if name not in extra}
+            if not _misfits(chosen, own):
+                _assign(network, chosen, own, who)
+                return network.eval(), tuple(_left_out(extra, is_left_out is _anything))
     nearest = max(variants, key=lambda variant: len(set(variant) & set(own)))
-    raise _misfit(nearest, own, who)
+    raise _misfit(nearest, own, who, network)
+
+
+def fits(tensors: Mapping[str, Tensor], network: nn.Module) -> bool:
+    """Whether tensors have exactly the names and shapes of a network's."""
+    return not _misfits(tensors, network.state_dict())
+
+
+def _nothing(name: str, tensor: Tensor, beside: Mapping[str, Tensor]) -> bool:
+    return False
+
+
+def _anything(name: str, tensor: Tensor, beside: Mapping[str, Tensor]) -> bool:
+    return True
+
+
+def _is_computed(computed: set[str], name: str, tensor: Tensor, beside: Mapping[str, Tensor]) -> bool:
+    return name in computed or is_table(name, tensor, beside)
+
+
+def _assign(network: nn.Module, tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], who: str) -> None:
+    counters = {name: torch.zeros_like(t) for name, t in own.items() if name.endswith(_COUNTER)}
+    try:
+        network.load_state_dict({**counters, **tensors}, strict=True)
+    except (Exception, SystemExit) as error:  # a method of somebody's own
+        raise ModelError(who, f"the model's load_state_dict raised {in_brief(error)}") from error
+
+
+def _left_out(extra: list[str], is_asked: bool) -> Iterator[str]:
+    if extra:
+        what = "not used by the network" if is_asked else "tables and masks, which the network computes by itself"
+        more = f" and {len(extra) - 3} more" if len(extra) > 3 else ""
+        yield f"left out, {what}: {', '.join(sorted(extra, key=natural_key)[:3])}{more}"
 
 
 def build_network(
@@ -54,17 +106,16 @@ def build_network(
     Classes and channels are read off the tensors where they are not given. Raises ModelError: no such model, or a
     factory that raises or returns no nn.Module.
     """
-    first = next((t.shape[1] for t in tensors.values() if t.ndim == 4), None)
-    last = [len(t) for name, t in tensors.items() if t.ndim == 2 and name.endswith("weight")]
-    classes = classes or (last[-1] if last else 10)
-    channels = channels or first or 3
+    shapes = {name: tuple(tensor.shape) for name, tensor in clean_state_dict(tensors).tensors.items()}
+    counts = [classes] if classes else class_counts(shapes) or [10]
+    channels = channels or stem_channels(shapes) or 3
     if not isinstance(model, str):
-        return _called(model, classes, channels)
+        return _called(model, counts[0], channels)
     check_name(model)
     try:
-        return build_named(model, tensors, classes, channels)
+        return build_named(model, tensors, counts, channels)
     except Exception as error:  # a constructor may fail in any way
-        wrong = f"cannot be built for {classes} classes and {channels} channels ({in_brief(error)})"
+        wrong = f"cannot be built for {counts[0]} classes and {channels} channels ({in_brief(error)})"
         raise ModelError(f"model={model}", wrong) from error
 
 
@@ -97,9 +148,12 @@ def _few(value: Any) -> tuple[float, ...] | None:
 
 
 def _variants(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The tensors under the names they may have had: as they are, with fewer and with more components in front."""
+    """The tensors under the names they may have had: as they are, with fewer and with more components in front; with
+    and without the wrappers that the network has within."""
+    wrapped = dict(zip(bare_names(own), own, strict=True))
     for base in (dict(tensors), clean_state_dict(tensors).tensors):
         names, values = list(base), list(base.values())
+        yield {wrapped.get(name, name): tensor for name, tensor in zip(bare_names(names), values, strict=True)}
         while names:
             yield dict(zip(names, values, strict=True))
             heads = {name.partition(".")[0] for name in names}
@@ -121,7 +175,7 @@ def _misfits(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[s
     return [n for n in either if n not in tensors or n not in own or tensors[n].shape != own[n].shape]
 
 
-def _misfit(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], who: str) -> ModelError:
+def _misfit(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], who: str, network: nn.Module) -> ModelError:
     wrong = sorted(_misfits(tensors, own), key=natural_key)
     other = [name for name in wrong if name in tensors and name in own]
     extra = [name for name in wrong if name not in own]
@@ -129,6 +183,12 @@ def _misfit(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor], who: str) 
     shown = [f"{n} is {_shape(tensors[n])} in the file, {_shape(own[n])} in the model" for n in other]
     shown += [f"{n} {_shape(tensors[n])} is only in the file" for n in extra]
     shown += [f"{n} {_shape(own[n])} is only in the model" for n in missing]
+    computed = {name for name, _ in network.named_buffers()}
+    unused = [name for name in extra if not _is_computed(computed, name, tensors[name], tensors)]
+    if unused and len(unused) == len(wrong):
+        todo = "Pass --ignore-unused to leave them out, or the network that has them."
+        kept = f"{', '.join(shown[:3])}{f' and {len(unused) - 3} more' if len(unused) > 3 else ''}"
+        return ModelError(who, f"has {plural(len(unused), 'tensor')} more than the model: {kept}", todo)
     counts = f"{len(other)} tensors of another shape, {len(extra)} only in the file, {len(missing)} only in the model"
     picked = [*shown[:1], *shown[1:][-2:]] if len(other) < len(wrong) else shown[:3]
     return ModelError(

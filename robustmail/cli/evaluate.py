@@ -21,6 +21,7 @@ from robustmail.cli.options import (
     Folder,
     Folders,
     Fresh,
+    IgnoreUnused,
     MaxImages,
     Model,
     Normalize,
@@ -72,6 +73,7 @@ def eval_(
     normalize: Normalize = None,
     probe: Probe = False,
     accept_reading: AcceptReading = False,
+    ignore_unused: IgnoreUnused = False,
     weights: Weights = None,
     resize: Resize = None,
     crop: Crop = None,
@@ -101,8 +103,22 @@ def eval_(
 
     if corruptions is not None:
         _refuse_with_corruptions(attacks, eps, norm, shard, batch, png)
-        inputs = open_inputs(file, data, n, model, normalize, weights, probe, device, None, None, accept_reading,
-                             resize, crop)  # fmt: skip
+        inputs = open_inputs(
+            file,
+            data,
+            n,
+            model,
+            normalize,
+            weights,
+            probe,
+            device,
+            None,
+            None,
+            accept_reading,
+            ignore_unused,
+            resize,
+            crop,
+        )
         _evaluate_corruptions(inputs, corruptions, n, out, seed, fresh)
         return
 
@@ -112,8 +128,22 @@ def eval_(
 
     def make_task() -> tuple[EvaluationTask, Path]:
         """The task of this process, and the folder for the results of all processes."""
-        inputs = open_inputs(file, data, n, model, normalize, weights, probe, device, eps, norm, accept_reading,
-                             resize, crop)  # fmt: skip
+        inputs = open_inputs(
+            file,
+            data,
+            n,
+            model,
+            normalize,
+            weights,
+            probe,
+            device,
+            eps,
+            norm,
+            accept_reading,
+            ignore_unused,
+            resize,
+            crop,
+        )
         if (processes := distributed.world_size()) > 1 and shard:
             raise RecipeError(f"--shard {shard}", "torchrun's processes are the shards already", "Leave it out.")
         part = (distributed.rank() + 1, processes) if processes > 1 else parse_shard(shard)

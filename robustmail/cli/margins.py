@@ -18,6 +18,7 @@ from robustmail.cli.options import (
     EvaluationInputs,
     File,
     Fresh,
+    IgnoreUnused,
     MaxImages,
     Model,
     Normalize,
@@ -70,6 +71,7 @@ def margins(
     normalize: Normalize = None,
     probe: Probe = False,
     accept_reading: AcceptReading = False,
+    ignore_unused: IgnoreUnused = False,
     weights: Weights = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results.  [default: lab/NAME]")] = None,
     seed: Seed = 0,
@@ -86,7 +88,9 @@ def margins(
     from robustmail.margin_lab.measure import MarginTask, measure_costs
 
     by_name = _load_margins(margins)
-    inputs = open_inputs(file, data, n, model, normalize, weights, probe, device, eps, norm, accept_reading)
+    inputs = open_inputs(
+        file, data, n, model, normalize, weights, probe, device, eps, norm, accept_reading, ignore_unused
+    )
     names = split_names("--against", ATTACKS if against is None else against, ATTACKS)
     attacks = tuple(map(parse_attack, names))
     task = MarginTask(inputs.model, inputs.data, by_name, inputs.eps, inputs.norm, attacks, steps, seed,
@@ -135,6 +139,7 @@ def figure(
     normalize: Normalize = None,
     probe: Probe = False,
     accept_reading: AcceptReading = False,
+    ignore_unused: IgnoreUnused = False,
     weights: Weights = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the figures.  [default: figures/NAME]")] = None,
     seed: Seed = 0,
@@ -154,7 +159,7 @@ def figure(
     if len(files) > 1 and which != "1c":
         raise RecipeError(f"figure {which}", f"shows one model, not {len(files)}", "Pass one, or draw figure 1c.")
     several = [
-        open_inputs(file, data, n, model, normalize, weights, probe, device, eps, norm, accept_reading)
+        open_inputs(file, data, n, model, normalize, weights, probe, device, eps, norm, accept_reading, ignore_unused)
         for file in files
     ]
     first = several[0]

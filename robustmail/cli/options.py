@@ -34,6 +34,7 @@ __all__ = [
     "Folder",
     "Folders",
     "Fresh",
+    "IgnoreUnused",
     "Jobs",
     "MaxImages",
     "Model",
@@ -77,6 +78,9 @@ Normalize = Annotated[
 Probe = Annotated[bool, typer.Option("--probe", help="Choose the normalization by accuracy on 256 images.")]
 AcceptReading = Annotated[
     bool, typer.Option("--accept-reading", help="Go on although the inferred architecture is doubtful.")
+]
+IgnoreUnused = Annotated[
+    bool, typer.Option("--ignore-unused", help="Leave out tensors that the network of --model has no place for.")
 ]
 Data = Annotated[
     str | None, typer.Option(help="A recipe's data=, an npz file or an image folder.  [default: a run's own]")
@@ -140,6 +144,7 @@ def open_inputs(
     eps: str | None = None,
     norm: str | None = None,
     accept_reading: bool = False,
+    ignore_unused: bool = False,
     resize: int | None = None,
     crop: int | None = None,
 ) -> EvaluationInputs:
@@ -167,7 +172,9 @@ def open_inputs(
     # To choose architecture and normalization by, more images help; but of files, no more are decoded than asked for.
     first_images = (images if isinstance(images.part, StreamedSplit) else whole).first_at_most(1000)
     torch_device = pick_device(device)
-    subject = load_model(path, first_images, model, normalize, weights, probe, torch_device, accept_reading)
+    subject = load_model(
+        path, first_images, model, normalize, weights, probe, torch_device, accept_reading, ignore_unused
+    )
     few_classes = images.class_warning(whole)
     subject = replace(subject, notes=(*images.notes, *subject.notes, *([few_classes] if few_classes else [])))
     trained_norm = facts.get("norm") or "linf"

@@ -342,7 +342,11 @@ def _logits(view: ModelView, x: Tensor) -> Tensor:
         if is_out_of_memory(error):
             raise
         wrong = f"fails on images of {' x '.join(map(str, x.shape[1:]))}: {in_brief(error)}"
-        raise ModelError("the model", wrong, "It takes images in [0, 1].") from error
+        kinds = {str(p.dtype).removeprefix("torch.") for p in view.parameters() if p.is_floating_point()} - {"float32"}
+        if kinds:
+            wrong = f"its parameters are {' and '.join(sorted(kinds))}, images are float32 ({in_brief(error)})"
+        todo = "Call model.float() first." if kinds else "It takes images in [0, 1]."
+        raise ModelError("the model", wrong, todo) from error
     if logits.ndim != 2 or len(logits) != len(x) or logits.shape[1] < 2:
         wrong = f"returned {list(logits.shape)} for {len(x)} images, expected logits [B, classes]"
         raise ModelError("the model", wrong)

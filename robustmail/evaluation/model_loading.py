@@ -18,7 +18,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from robustmail.checkpoints import Candidate, Checkpoint, build_network, load_strict, normalisation_in, open_checkpoint
+from robustmail.checkpoints import (
+    Candidate,
+    Checkpoint,
+    build_network,
+    convert_names,
+    fits,
+    load_tensors,
+    normalisation_in,
+    open_checkpoint,
+)
 from robustmail.config.loader import find_plugin
 from robustmail.data.image_files import LabelledImages
 from robustmail.data.testsets import TestSet
@@ -38,7 +47,7 @@ from robustmail.evaluation.normalization import (
     usual_normalizations,
 )
 from robustmail.models.classifier import Classifier, is_network
-from robustmail.runtime.untrusted import is_code, quoted, read_text
+from robustmail.runtime.untrusted import is_code, printable, quoted, read_text
 
 __all__ = [
     "Choice",
@@ -111,6 +120,7 @@ def load_model(
     probe: bool = False,
     device: torch.device | str = "cpu",
     accept_reading: bool = False,
+    ignore_unused: bool = False,
 ) -> LoadedModel:
     """Load a checkpoint of any origin into a model, without running code that is in it.
 
@@ -123,19 +133,22 @@ def load_model(
     probe: if the file does not say how images are normalised, try the usual ways.
     device: where the model shall be.
     accept_reading: take the way the file was read even if something speaks against it; then see `LoadedModel.doubts`.
+    ignore_unused: leave out tensors of the file that the named network has no place for, such as an auxiliary head.
 
     Raises ModelError: the file cannot be read, or does not fit the network; nothing says which network or which
     normalisation it is; images would be normalised twice; or the way it was read is in doubt.
     """
     checkpoint = open_checkpoint(path, weights, data.part.x.shape[-1])
     channels = data.part.x.shape[1]
-    networks = {name: net.to(device) for name, net in candidate_networks(checkpoint, channels, model).items()}
+    networks, left_out = candidate_networks(checkpoint, channels, model, ignore_unused)
+    networks = {name: net.to(device) for name, net in networks.items()}
     normalizations, source = candidate_normalizations(checkpoint, networks, channels, normalize, probe)
     is_guessed = model is None and "model" not in checkpoint.facts
     is_named = normalize not in (None, "none")
     choice = choose(checkpoint, networks, normalizations, data.part, is_guessed, is_named, accept_reading)
-    spec = _spec(path, checkpoint, choice.network, normalizations[choice.normalization], model)
-    notes = [*_assumption_notes(checkpoint, choice.network), *filter(None, [source]), *choice.notes]
+    spec = _spec(path, checkpoint, choice.network, normalizations[choice.normalization], model, ignore_unused)
+    notes = [*_file_notes(checkpoint), *left_out, *_assumption_notes(checkpoint, choice.network)]
+    notes += [*filter(None, [source]), *choice.notes]
     loaded = choice.model.to(device)
     classes = classes_of(loaded, data.part)
     name = _display_name(path, checkpoint)
@@ -168,16 +181,23 @@ def reload_model(
     network = fitting.get(spec["model"])
     if network is None:
         is_own_name = spec["model"] == checkpoint.facts.get("model")
-        (network,) = candidate_networks(checkpoint, channels, None if is_own_name else spec["model"]).values()
+        named, unused = None if is_own_name else spec["model"], spec.get("ignore_unused", False)
+        (network,) = candidate_networks(checkpoint, channels, named, unused)[0].values()
     model = Classifier(network, parse_normalization(spec["normalize"], channels)).eval().to(device)
-    new_spec = {key: spec[key] for key in ("weights", "model", "normalize")} | {"checkpoint": str(path)}
+    kept = [key for key in ("weights", "model", "normalize", "ignore_unused") if key in spec]
+    new_spec = {key: spec[key] for key in kept} | {"checkpoint": str(path)}
     return LoadedModel(
         _display_name(path, checkpoint), model, classes_of(model, data.part), new_spec, checkpoint.sha256
     )
 
 
 def _spec(
-    path: Path, checkpoint: Checkpoint, network: str, normalize: Normalize | None, model: str | None = None
+    path: Path,
+    checkpoint: Checkpoint,
+    network: str,
+    normalize: Normalize | None,
+    model: str | None = None,
+    ignore_unused: bool = False,
 ) -> dict[str, Any]:
     """What `reload_model` needs to load the model again; model: as the caller named it, which may name code."""
     return {
@@ -186,6 +206,7 @@ def _spec(
         "model": network,
         "normalize": format_normalization(normalize),
         "source": _source_hash(model),
+        **({"ignore_unused": True} if ignore_unused else {}),
     }
 
 
@@ -197,29 +218,60 @@ def _display_name(path: Path, checkpoint: Checkpoint) -> str:
 # Question 1: which networks may the file hold?
 
 
-def candidate_networks(checkpoint: Checkpoint, channels: int, model: str | None = None) -> dict[str, nn.Module]:
-    """The networks that a file may hold, with its weights, by name: the likeliest first.
+def candidate_networks(
+    checkpoint: Checkpoint, channels: int, model: str | None = None, ignore_unused: bool = False
+) -> tuple[dict[str, nn.Module], tuple[str, ...]]:
+    """(the networks that a file may hold, with its weights, by name, the likeliest first; what was left out, in
+    sentences).
 
     channels: of the images. model: the network's name or file.py:factory, if the caller knows it; otherwise the file
-    may name it, and otherwise all networks that fit its tensors are candidates.
+    may name it, and otherwise all networks that fit its tensors are candidates. ignore_unused: leave out tensors that
+    the named network has no place for.
     Raises ModelError: no network fits, or the file names one whose code the caller has to allow.
     """
     path = str(checkpoint.path)
     if model is not None:
-        source: str | Callable[..., Any] = find_plugin(model) if is_code(model) else model
-        if not isinstance(source, nn.Module):
-            source = build_network(source, checkpoint.tensors, channels=channels)
-        return {model: load_strict(checkpoint.raw_tensors, source, path)}
+        network, notes = _named_network(checkpoint, channels, model, ignore_unused)
+        return {model: network}, notes
     if "model" in checkpoint.facts:
         facts = checkpoint.facts
         network = build_network(
             _recorded_model(checkpoint), checkpoint.tensors, facts.get("classes"), facts.get("channels")
         )
-        return {facts["model"]: load_strict(checkpoint.tensors, network, path)}
+        network, notes = load_tensors(checkpoint.tensors, network, path)
+        return {facts["model"]: network}, notes
     if not (fitting := _fitting_networks(checkpoint)):
         raise ModelError(path, "its tensors fit no network that robustmail knows",
                          "Say which it is: --model NAME (timm's or ours) or --model file.py:factory.")  # fmt: skip
-    return fitting
+    return fitting, ()
+
+
+def _named_network(
+    checkpoint: Checkpoint, channels: int, model: str, ignore_unused: bool
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """The network that the caller named, with the file's weights, and what was left out. Raises ModelError."""
+    path = str(checkpoint.path)
+    source: str | Callable[..., Any] = find_plugin(model) if is_code(model) else model
+    if not isinstance(source, nn.Module):
+        source = build_network(source, checkpoint.tensors, channels=channels)
+    try:
+        return load_tensors(checkpoint.raw_tensors, source, path, ignore_unused)
+    except ModelError:
+        renamed = {} if is_code(model) else convert_names(model, checkpoint.tensors, source)
+        if not renamed or not fits(renamed, source):
+            raise
+    note = f"its names are those of an older {model}: timm's own conversion renames them"
+    return load_tensors(renamed, source, path)[0], (note,)
+
+
+def _file_notes(checkpoint: Checkpoint) -> list[str]:
+    """Which of several state dicts was taken, and what was changed in it."""
+    others = [name or "the file itself" for name in checkpoint.tensor_counts if name != checkpoint.weights]
+    chosen = (
+        f"weights: {checkpoint.weights or 'the file itself'} ({checkpoint.reason}); also there, with --weights NAME"
+    )
+    notes = [f"{chosen}: {', '.join(others[:6])}"] if others else []
+    return [printable(note) for note in (*notes, *checkpoint.notes)]
 
 
 def _fitting_networks(checkpoint: Checkpoint) -> dict[str, nn.Module]:

@@ -49,7 +49,8 @@ MAX_COUNT = 10**7  # images or classes
 SPEC = {
     "checkpoint": (None, str), "weights": (None, str), "model": str, "normalize": (None, str), "source": (None, str),
     "data": str, "data_given": (None, str), "attacks": [str], "own": {"*": str}, "eps": float, "norm": str, "n": int,
-    "seed": int, "preprocess?": {"resize": (None, int), "crop": (None, int), "interpolation": str, "squash": bool},
+    "seed": int, "ignore_unused?": bool,
+    "preprocess?": {"resize": (None, int), "crop": (None, int), "interpolation": str, "squash": bool},
 }  # fmt: skip
 SHAPE = {
     "format": int, "kind": str, "complete": bool, "name": str, "n": int, "shard": (None, [int]), "spec": SPEC,

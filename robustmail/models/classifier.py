@@ -18,12 +18,13 @@ class Classifier(nn.Module):
     """A network with its normalisation inside: [B, C, H, W] in [0, 1] -> float32 logits [B, classes].
 
     So eps always means pixels, and attacks and plugins need not care about normalisation, memory layout or precision.
-    net: the network, which is moved to channels-last. normalize: (mean, std), one number per channel or one for all;
-    or None.
+    net: the network, which is moved to channels-last; one that then fails on strides, as `x.view` does, goes on with
+    plain strides. normalize: (mean, std), one number per channel or one for all; or None.
     """
 
     mean: Tensor
     std: Tensor
+    memory_format = torch.channels_last
 
     def __init__(self, net: nn.Module, normalize: tuple[Sequence[float], Sequence[float]] | None = None) -> None:
         super().__init__()
@@ -35,13 +36,22 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] in [0, 1] -> [B, classes]"""
+        if self.memory_format == torch.contiguous_format:
+            return precise(logits_of(self.net(self.prepare(x))))
+        try:
+            return precise(logits_of(self.net(self.prepare(x))))
+        except RuntimeError as error:
+            if not any(word in str(error) for word in ("view", "stride", "contiguous")):
+                raise
+        self.memory_format = torch.contiguous_format
+        self.net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
         return precise(logits_of(self.net(self.prepare(x))))
 
     def prepare(self, x: Tensor) -> Tensor:
-        """The input of the network for images x [B, C, H, W] in [0, 1]: normalised, channels-last."""
+        """The input of the network for images x [B, C, H, W] in [0, 1]: normalised, channels-last or plain."""
         if self.normalize is not None:
             x = (x - self.mean) / self.std
-        return x.contiguous(memory_format=torch.channels_last)
+        return x.contiguous(memory_format=self.memory_format)
 
 
 def build(
@@ -105,8 +115,6 @@ def check_forward(model: Classifier, name: str, images: Tensor, classes: int) ->
             raise
         wrong = f"does not take a batch of {size} ({in_brief(error)})"
         todo = "Choose one made for that size, e.g. cifar_resnet18 or small_cnn."
-        if "view size is not compatible" in str(error):
-            todo = "Images come channels-last: write x.flatten(1) or x.reshape(...) in place of x.view(...)."
         raise ModelError(f"model={name}", wrong, todo) from error
     if shape != [len(images), classes]:
         raise ModelError(f"model={name}", f"logits of shape {shape}, expected {[len(images), classes]}")

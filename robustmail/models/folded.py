@@ -57,6 +57,8 @@ class FoldedModel(nn.Module):
         super().__init__()
         self.model, self.dtype = model, dtype
         self.cuda_graph: CudaGraph | None = None
+        if model.memory_format != torch.channels_last:
+            raise ModelError(type(model.net).__name__, "needs plain strides, a folded model is channels-last")
         try:
             with module_mode(model, "eval"):
                 self.graph = _fold(model.net, dtype)

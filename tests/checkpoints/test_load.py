@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 import torchvision
 from torch import nn
 
-from robustmail.checkpoints import build_network, load_strict, normalisation_in
+from robustmail.checkpoints import build_network, convert_names, fits, load_strict, load_tensors, normalisation_in
+from robustmail.checkpoints.infer import class_counts, stem_channels
 from robustmail.errors import ModelError
 from tests.checkpoints import networks as n
 
@@ -125,3 +127,84 @@ def test_normalisation_is_found_inside_a_network() -> None:
     assert normalisation_in(nn.Sequential(torchvision.transforms.Normalize(MEAN, STD), n.LeNet())) == (MEAN, STD)
     assert normalisation_in(n.ResNet(n.Basic, (3, 6, 12))) is None
     assert normalisation_in(timm.create_model("resnet18")) is None
+
+
+def test_unused_tensors_are_told_and_left_out_only_where_asked() -> None:
+    net = n.seasoned(n.ResNet(n.Basic))
+    extra = {"rotation.weight": torch.zeros(4, 8), "rotation.bias": torch.zeros(4)}
+    with pytest.raises(ModelError, match=r"2 tensors more than the model: rotation.bias \[4\].*--ignore-unused"):
+        load_strict({**net.state_dict(), **extra}, n.ResNet(n.Basic), "file")
+    loaded, notes = load_tensors({**net.state_dict(), **extra}, n.ResNet(n.Basic), "file", ignore_unused=True)
+    assert same(loaded, net)
+    assert notes == ("left out, not used by the network: rotation.bias, rotation.weight",)
+    missing = {key: tensor for key, tensor in net.state_dict().items() if key != "linear.bias"}
+    with pytest.raises(ModelError, match="1 only in the model"):
+        load_tensors({**missing, **extra}, n.ResNet(n.Basic), "file", ignore_unused=True)
+
+
+class Tabled(nn.Module):
+    """A network with tables: one in its state dict, one not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = n.ResNet(n.Basic)
+        self.register_buffer("kept_index", torch.arange(4).view(2, 2))
+        self.register_buffer("own_scale", torch.ones(1, 1, 1, 1) * 2, persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x * self.own_scale)
+
+
+def test_tables_that_a_network_makes_itself_are_left_out_and_its_own_loaded() -> None:
+    net = Tabled()
+    tensors = {**net.state_dict(), "own_scale": torch.full((1, 1, 1, 1), 5.0), "kept_index": torch.ones(2, 2).long(),
+               "old_mask": torch.ones(3, 3, dtype=torch.bool)}  # fmt: skip
+    loaded, notes = load_tensors(tensors, Tabled(), "file")
+    assert torch.equal(loaded.kept_index, tensors["kept_index"])
+    assert loaded.own_scale.item() == 2
+    assert "old_mask, own_scale" in notes[0]
+    with pytest.raises(ModelError, match="kept_index"):
+        load_strict({key: t for key, t in net.state_dict().items() if key != "kept_index"}, Tabled(), "file")
+
+
+def test_wrappers_within_either_side_do_not_matter() -> None:
+    net, inner = n.seasoned(n.ResNet(n.Basic)), n.ResNet(n.Basic)
+    inner.layer1 = nn.DataParallel(inner.layer1)
+    wrapped = {name.replace("layer2.", "layer2._orig_mod."): t for name, t in net.state_dict().items()}
+    loaded = load_strict(wrapped, inner, "file")
+    inner.layer1 = inner.layer1.module
+    assert same(loaded, net)
+
+
+@pytest.mark.parametrize(
+    "name", ["vit_tiny_patch16_224", "convnext_atto", "resnet18", "efficientnet_b0", "swin_tiny_patch4_window7_224"]
+)
+def test_the_order_of_names_tells_nothing_of_classes_and_channels(name: str) -> None:
+    with torch.device("meta"):
+        tensors = timm.create_model(name, num_classes=7, in_chans=3).state_dict()
+    for shuffled in (dict(reversed(tensors.items())), dict(sorted(tensors.items())), tensors):
+        shapes = {key: tuple(tensor.shape) for key, tensor in shuffled.items()}
+        assert class_counts(shapes)[0] == 7
+        assert stem_channels(shapes) == 3
+
+
+def test_older_names_of_a_timm_network_go_through_its_own_conversion() -> None:
+    net = timm.create_model("convnext_atto", num_classes=7)
+    renames = (("stem.", "downsample_layers.0."), ("head.norm.", "norm."), ("head.fc.", "head."), (".blocks.", "."),
+               ("conv_dw", "dwconv"), ("mlp.fc1", "pwconv1"), ("mlp.fc2", "pwconv2"))  # fmt: skip
+    older = {}
+    for name, tensor in net.state_dict().items():
+        name = re.sub(r"stages\.(\d)\.downsample", r"downsample_layers.\1", name)
+        for new, old in renames:
+            name = name.replace(new, old)
+        older[name] = tensor
+    fresh = timm.create_model("convnext_atto", num_classes=7)
+    converted = convert_names("convnext_atto", older, fresh)
+    assert fits(converted, fresh)
+    assert all(torch.equal(converted[name].flatten(), tensor.flatten()) for name, tensor in net.state_dict().items())
+
+
+def test_a_conversion_that_would_resize_is_none() -> None:
+    small = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=7, depth=1)
+    large = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=7, depth=1)
+    assert convert_names("vit_tiny_patch16_224", small.state_dict(), large) == {}

@@ -275,3 +275,14 @@ def test_an_attack_that_keeps_to_a_smaller_ball_is_not_quoted_for_a_larger(victi
 def test_knobs_that_mean_nothing_are_refused_in_one_line(victim, knobs, wrong):
     with pytest.raises(RecipeError, match=wrong):
         evaluate(*victim, **knobs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_a_model_of_another_precision_is_told_so(dtype):
+    net, (x, y) = (
+        nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).to(dtype),
+        (torch.rand(4, 3, 2, 2), torch.zeros(4).long()),
+    )
+    said = rf"its parameters are {str(dtype).removeprefix('torch.')}, images are float32.*Call model\.float\(\) first"
+    with pytest.raises(ModelError, match=said):
+        evaluate(net, (x, y), "nat")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -10,7 +12,8 @@ from torch import nn
 
 from robustmail import catalog
 from robustmail.errors import ModelError
-from robustmail.models.classifier import Classifier, build, check_name
+from robustmail.models.classifier import Classifier, build, check_forward, check_name
+from robustmail.models.folded import FoldedModel
 from robustmail.models.wide_resnet import cifar_wrn32_10, cifar_wrn34_10
 
 REGISTERED = sorted(catalog.catalog_entries("models"))
@@ -173,3 +176,35 @@ def test_a_function_of_classes_and_channels_is_a_model_too() -> None:
     model = build(lambda classes, channels: nn.Sequential(nn.Flatten(), nn.Linear(channels * 4, classes)), 5, 2)
     assert isinstance(model, Classifier)
     assert model(torch.rand(3, 2, 2, 2)).shape == (3, 5)
+
+
+class Viewed(nn.Module):
+    """A network that flattens with view, which channels-last tensors do not allow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.linear = nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.Linear(4 * 8 * 8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(self.norm(self.conv(x)).view(-1, 4 * 8 * 8))
+
+
+def test_a_network_that_needs_plain_strides_gets_them() -> None:
+    net, x = Viewed().eval(), torch.rand(6, 3, 16, 16)
+    expected = net(x)
+    model = Classifier(copy.deepcopy(net)).eval()
+    assert torch.equal(model(x), expected)
+    assert model.memory_format == torch.contiguous_format
+    assert torch.equal(model(x), expected)
+    with pytest.raises(ModelError, match="plain strides"):
+        FoldedModel(model, x)
+    check_forward(Classifier(net), "viewed", x, 10)
+
+
+def test_channels_last_stays_where_it_works_and_other_errors_are_as_they_were() -> None:
+    model = build("small_cnn", 10, 3).eval()
+    model(torch.rand(2, 3, 32, 32))
+    assert model.memory_format == torch.channels_last
+    with pytest.raises(RuntimeError, match="channels"):
+        model(torch.rand(2, 5, 32, 32))
+    assert model.memory_format == torch.channels_last

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +19,18 @@ __all__ = [
     "conv",
     "dense",
     "grouped",
+    "in_sequence",
     "linear",
     "norm",
 ]
 
+T = TypeVar("T")
 MAX_WIDTH = 65536
 """channels or features; no image classifier has more"""
+_MAX_TRIED = 2000
+"""partial orders that are tried"""
+_MAX_SEARCHED = 300
+"""items that are put in order, below Python's limit of recursion"""
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "ReLU": nn.ReLU, "SiLU": nn.SiLU, "GELU": nn.GELU, "tanh": nn.Tanh,
@@ -80,7 +87,7 @@ class Proposal:
 
 
 def grouped(tensors: Mapping[str, Tensor]) -> list[Layer] | None:
-    """The layers of a state dict in the order in which they appear; None if a tensor belongs to no layer of a known
+    """The layers of a state dict in the order of their names; None if a tensor belongs to no layer of a known
     kind."""
     modules: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
@@ -104,6 +111,29 @@ def _kind(own: Mapping[str, Tensor]) -> str:
         return ""
     square = weight.ndim == 4 and weight.shape[2] == weight.shape[3] <= 64
     return "conv" if square else "linear" if weight.ndim == 2 else ""
+
+
+def in_sequence(items: Sequence[T], width: int, step: Callable[[T, int], int | None]) -> list[T]:
+    """The items in the first order in which each takes what the one before gives: as they are, else by a search that
+    prefers what comes first; [] if there is none.
+
+    width: that the first one gets. step: the width that an item gives for the one that it gets; None if it cannot take
+    that.
+    """
+    tried = 0
+
+    def extend(order: list[T], rest: list[T], width: int) -> list[T]:
+        nonlocal tried
+        tried += 1
+        if not rest or tried > _MAX_TRIED:
+            return [] if rest else order
+        for i, item in enumerate(rest):
+            given = step(item, width)
+            if given is not None and (found := extend([*order, item], [*rest[:i], *rest[i + 1 :]], given)):
+                return found
+        return []
+
+    return extend([], list(items), width) if len(items) <= _MAX_SEARCHED else []
 
 
 def conv(layer: Layer, in_channels: int, stride: int = 1, padding: int | None = None) -> nn.Module:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -12,9 +15,9 @@ from torch import Tensor, nn
 
 from robustmail.checkpoints.infer.layers import Proposal
 from robustmail.checkpoints.infer.timm_index import models_with_names
-from robustmail.checkpoints.state_dicts import clean_state_dict
+from robustmail.checkpoints.state_dicts import clean_state_dict, natural_key
 
-__all__ = ["build", "build_named", "proposals"]
+__all__ = ["build", "build_named", "class_counts", "convert_names", "proposals", "stem_channels"]
 
 _OUR_WIDTHS = {"cifar_resnet18": 64, "cifar_preact_resnet18": 64, "cifar_wrn28_10": 10, "small_cnn": 32}
 """our networks, one of each architecture: the width that its name stands for"""
@@ -50,18 +53,22 @@ def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     return network
 
 
-def build_named(name: str, tensors: Mapping[str, Tensor], classes: int, channels: int) -> nn.Module:
+def build_named(name: str, tensors: Mapping[str, Tensor], classes: list[int], channels: int) -> nn.Module:
     """A new network of timm or ours, with random weights: the tensors are only compared, not loaded.
 
-    Input and patch size are those at which the tensors fit, if there are such.
-    name: of a registered model. tensors: of the checkpoint. classes, channels: of the network's output and input.
+    Number of classes, input and patch size are those at which the tensors fit, if there are such.
+    name: of a registered model. tensors: of the checkpoint. classes: that the network's output may have, likeliest
+    first. channels: of the network's input.
     Raises any exception of its constructor.
     """
-    shapes = {key: tuple(tensor.shape) for key, tensor in clean_state_dict(tensors).tensors.items()}
-    ends = {"num_classes": classes, "in_chans": channels}
-    for arguments in _timm_arguments(shapes):
-        if next(_fitting(name, [{**arguments, **ends}], tensors, shapes, ""), None):
-            return build(name, {**arguments, **ends})
+    cleaned = clean_state_dict(tensors).tensors
+    shapes = {key: tuple(tensor.shape) for key, tensor in cleaned.items()}
+    for n in classes:
+        ends = {"num_classes": n, "in_chans": channels}
+        for arguments in _timm_arguments(shapes):
+            if next(_fitting(name, [{**arguments, **ends}], cleaned, shapes, ""), None):
+                return build(name, {**arguments, **ends})
+    ends = {"num_classes": classes[0], "in_chans": channels}
     try:
         with torch.device("meta"):
             sketch = build(name, ends)
@@ -70,6 +77,35 @@ def build_named(name: str, tensors: Mapping[str, Tensor], classes: int, channels
     # `classes` may be any number that a file claims: a network far larger than the file stays without memory.
     is_huge = _parameters(sketch.state_dict()) > 4 * _parameters(tensors) + _CHEAP
     return sketch if is_huge else build(name, ends)
+
+
+_POSITION_TABLES = ("pos_embed", "position_bias", "rel_pos", "pos_emb")
+
+
+def convert_names(name: str, tensors: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """The tensors under the names of today's timm, by the conversion that timm has for older files of this model.
+
+    {} if it has none, fails, or would change numbers: position tables are resized for another image size.
+    name: of a model of timm. network: of that model.
+    """
+    from timm.models import model_entrypoint
+
+    try:
+        module = sys.modules[model_entrypoint(name).__module__]
+        convert = getattr(module, "checkpoint_filter_fn", None) if module.__name__.startswith("timm.") else None
+        if convert is None:
+            return {}
+        given = {key: tensor.clone() for key, tensor in tensors.items()}
+        needs_network = len(inspect.signature(convert).parameters) > 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = convert(given, network) if needs_network else convert(given)
+        found = {key: tensor for key, tensor in found.items() if isinstance(tensor, Tensor)}
+    except Exception:  # it expects certain names and shapes
+        return {}
+    tables = [key for key in found if key in tensors and any(word in key for word in _POSITION_TABLES)]
+    resized = [key for key in tables if found[key].numel() != tensors[key].numel()]
+    return {} if resized or _parameters(found) > _parameters(tensors) else found
 
 
 def _parameters(tensors: Mapping[str, Tensor]) -> int:
@@ -137,18 +173,51 @@ def _our_arguments(shapes: Shapes) -> dict[str, dict[str, Any]]:
     }
 
 
+def class_counts(shapes: Shapes) -> list[int]:
+    """How many classes a network with these tensors may have, likeliest first: the rows of a head, which has a usual
+    name and comes last among its like, or else of any matrix."""
+    heads = [name for name, shape in shapes.items() if name.endswith("weight") and _is_matrix(shape)]
+    last_first = sorted(heads, key=lambda name: (natural_key(name), name), reverse=True)
+    usual = [name for name in last_first if any(map(_HEAD.fullmatch, name.split(".")[:2]))]
+    outside = [name for name in usual if name in _TIMM_HEADS]
+    return list(dict.fromkeys(shapes[name][0] for name in (*outside, *usual, *last_first)))[:_MAX_CLASS_COUNTS]
+
+
+_HEAD = re.compile(r"(heads?|fc|classifier|linear|last_linear|logits|output|out|pred|prediction|cls|dense)_?\d*")
+_MAX_CLASS_COUNTS = 8
+
+
+def _is_matrix(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 2 or (len(shape) == 4 and shape[2:] == (1, 1))
+
+
+def stem_channels(shapes: Shapes) -> int | None:
+    """The channels that a network with these tensors takes, by its first kernel; None without kernels."""
+    kernels = {name: shape for name, shape in shapes.items() if len(shape) == 4}
+    return kernels[_stem(kernels)][1] if kernels else None
+
+
+def _stem(kernels: Shapes) -> str:
+    """The name of a network's first kernel, among all: it takes three channels, or has a usual name."""
+
+    def rank(name: str) -> tuple[Any, ...]:
+        channels = kernels[name][1]
+        is_usual = any(word in name for word in ("stem", "conv1", "conv_1", "patch_embed"))
+        return abs(channels - 3) if 1 < channels < 5 else 9, not is_usual, natural_key(name), name
+
+    return min(kernels, key=rank)
+
+
 def _timm_arguments(shapes: Shapes) -> list[dict[str, Any]]:
     """Constructor arguments in the order in which they are tried: classes and channels, then input and patch size, then
     windows."""
-    matrices = [shape for shape in shapes.values() if len(shape) in (2, 4)]
-    kernels = [shape for shape in matrices if len(shape) == 4]
-    heads = [shape for name, shape in shapes.items() if len(shape) == 2 and name.endswith("weight")]
-    if not heads or not kernels or heads[-1][0] > 100_000:
+    kernels = {name: shape for name, shape in shapes.items() if len(shape) == 4}
+    classes = class_counts(shapes)
+    if not classes or not kernels or classes[0] > 100_000:
         return []
     embedded = shapes.get("patch_embed.proj.weight", ())
-    stem = embedded if len(embedded) == 4 else kernels[0]
-    classes = next((shapes[name][0] for name in _TIMM_HEADS if len(shapes.get(name, ())) == 2), heads[-1][0])
-    ends = {"num_classes": classes, "in_chans": stem[1]}
+    stem = embedded if len(embedded) == 4 else kernels[_stem(kernels)]
+    ends = {"num_classes": classes[0], "in_chans": stem[1]}
     tokens = shapes.get("pos_embed", ())
     options: list[dict[str, Any]] = [ends]
     if len(embedded) == 4 and len(tokens) == 3 and embedded[2] == embedded[3]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from robustmail.checkpoints.infer.layers import Layer
+from robustmail.checkpoints.infer.layers import Layer, in_sequence
 from robustmail.checkpoints.state_dicts import natural_key
 
 __all__ = ["BlockLayout", "Structure", "resembles_chain", "structures"]
@@ -86,19 +86,17 @@ def _members(layers: Sequence[Layer]) -> dict[str, list[Layer]]:
 
 
 def _blocks(members: dict[str, list[Layer]], in_channels: int) -> list[BlockLayout]:
-    """The blocks in the order of the forward pass: as they appear in the file, or else by their numbers."""
-    for order in (list(members), sorted(members, key=natural_key)):
-        blocks: list[BlockLayout] = []
-        channels = in_channels
-        for name in order:
-            block = _block(name, members[name], channels)
-            if block is None:
-                break
-            blocks.append(block)
-            channels = block.out_channels
-        else:
-            return blocks
-    return []
+    """The blocks in the order of the forward pass: by their numbers, or else so that their channels fit."""
+
+    def step(name: str, channels: int) -> int | None:
+        block = _block(name, members[name], channels)
+        return block.out_channels if block else None
+
+    blocks: list[BlockLayout] = []
+    for name in in_sequence(sorted(members, key=natural_key), in_channels, step):
+        block = _block(name, members[name], blocks[-1].out_channels if blocks else in_channels)
+        blocks += [block] if block else []
+    return blocks
 
 
 def _block(prefix: str, layers: list[Layer], in_channels: int) -> BlockLayout | None:
@@ -124,14 +122,16 @@ def _block(prefix: str, layers: list[Layer], in_channels: int) -> BlockLayout | 
 
 
 def _in_order(layers: list[Layer], in_channels: int | None) -> list[Layer]:
-    """The layers in an order in which each takes the channels that the one before gives, by number or by appearance; an
+    """The layers in an order in which each takes the channels that the one before gives, by number where that fits; an
     empty list if there is none."""
-    for order in (sorted(layers, key=lambda layer: natural_key(layer.name)), layers):
-        first = order[0].in_channels if in_channels is None and order else in_channels or 0
-        widths = [first, *(layer.out_channels for layer in order)]
-        if all(_takes(layer, width) for width, layer in zip(widths[:-1], order, strict=True)):
-            return order
-    return []
+    numbered = sorted(layers, key=lambda layer: natural_key(layer.name))
+    starts = [layer.in_channels for layer in numbered] if in_channels is None else [in_channels]
+    orders = (in_sequence(numbered, start, _step) for start in dict.fromkeys(starts))
+    return next(filter(None, orders), [])
+
+
+def _step(layer: Layer, width: int) -> int | None:
+    return layer.out_channels if _takes(layer, width) else None
 
 
 def _takes(layer: Layer, width: int) -> bool:

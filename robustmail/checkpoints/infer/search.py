@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from robustmail.checkpoints.infer import prices, registered, residual, sequential
 from robustmail.checkpoints.infer.layers import Proposal, grouped
+from robustmail.checkpoints.state_dicts import canonical
 
 __all__ = ["Candidate", "candidates"]
 
@@ -39,7 +40,8 @@ class Candidate:
 def candidates(tensors: Mapping[str, Tensor], size: int | None = None) -> list[Candidate]:
     """The networks that fit the tensors of a state dict, likeliest first; an empty list if none does.
 
-    Of several networks that compute the same, the likeliest stands for all. size: side of the images in pixels, if
+    The order of the tensors does not matter. Of several networks that compute the same, the likeliest stands for all.
+    size: side of the images in pixels, if
     known.
     """
     n_parameters = sum(tensor.numel() for tensor in tensors.values())
@@ -64,6 +66,7 @@ def candidates(tensors: Mapping[str, Tensor], size: int | None = None) -> list[C
 
 
 def _proposals(tensors: Mapping[str, Tensor], size: int | None) -> Iterator[Proposal]:
+    tensors = canonical(tensors)
     named = list(registered.proposals(tensors))
     yield from named
     layers = grouped(tensors)

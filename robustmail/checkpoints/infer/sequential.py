@@ -16,7 +16,16 @@ from functools import partial
 from torch import nn
 
 from robustmail.checkpoints.infer import prices
-from robustmail.checkpoints.infer.layers import Layer, Proposal, WithShortcut, activation, conv, linear, norm
+from robustmail.checkpoints.infer.layers import (
+    Layer,
+    Proposal,
+    WithShortcut,
+    activation,
+    conv,
+    in_sequence,
+    linear,
+    norm,
+)
 from robustmail.checkpoints.state_dicts import natural_key
 from robustmail.text import plural
 
@@ -95,24 +104,45 @@ def proposals(layers: Sequence[Layer], size: int | None) -> list[Proposal]:
 
 
 def _orders(layers: Sequence[Layer]) -> Iterator[list[Layer]]:
-    """The layers as they appear; and, for files that sort their names, by number with the linear layers last."""
-    yield list(layers)
+    """The layers by number; by number with the linear layers last; and so that each takes what the one before gives."""
     numbered = sorted(layers, key=lambda layer: natural_key(layer.name))
     yield numbered
-    convs = [layer for layer in numbered if layer.kind != "linear"]
-    linears = [layer for layer in numbered if layer.kind == "linear"]
-    yield [*_interleaved(convs), *linears]
+    convs, norms, linears = ([layer for layer in numbered if layer.kind == kind] for kind in ("conv", "norm", "linear"))
+    yield [*_interleaved([layer for layer in numbered if layer.kind != "linear"]), *linears]
+    first = min((layer.in_channels for layer in convs), default=0)
+    fitting = in_sequence(convs, first, _step)
+    starts = dict.fromkeys(layer.in_channels for layer in linears)
+    chains = filter(None, (in_sequence(linears, start, _step) for start in starts))
+    yield from ([*_interleaved([*fitting, *norms]), *chain] for chain in chains)
+
+
+def _step(layer: Layer, width: int) -> int | None:
+    return layer.out_channels if layer.in_channels == width else None
 
 
 def _interleaved(layers: list[Layer]) -> Iterator[Layer]:
-    """conv1, bn1, conv2, bn2, where the names alone would give bn1, bn2, conv1, conv2."""
+    """conv1, bn1, conv2, bn2, where the names alone would give bn1, bn2, conv1, conv2: behind each convolution the norm
+    of its width whose name is most alike."""
     norms = [layer for layer in layers if layer.kind == "norm"]
     for layer in layers:
         if layer.kind == "conv":
             yield layer
-            if norms and norms[0].out_channels == layer.out_channels:
-                yield norms.pop(0)
+            fitting = [norm for norm in norms if norm.out_channels == layer.out_channels]
+            if fitting and (norm := max(fitting, key=partial(_likeness, layer.name))):
+                norms.remove(norm)
+                yield norm
     yield from norms
+
+
+def _likeness(name: str, norm: Layer) -> tuple[int, bool]:
+    """How alike the names of a convolution and of a norm are: the parts that they share, and the number at the end."""
+    parts = list(zip(name.split("."), norm.name.split("."), strict=False))
+    shared = next((i for i, (a, b) in enumerate(parts) if a != b), len(parts))
+    return shared, _number(name) == _number(norm.name)
+
+
+def _number(name: str) -> str:
+    return name[len(name.rstrip("0123456789")) :]
 
 
 def _links(layers: Sequence[Layer]) -> list[Link]:
