@@ -5,12 +5,15 @@ from robustmail.checkpoints.file_formats import check_exists, load_saved
 from robustmail.checkpoints.infer import Candidate, candidates
 from robustmail.checkpoints.inspection import Inspection, inspect_checkpoint
 from robustmail.checkpoints.load import build_network, load_strict, normalisation_in
+from robustmail.checkpoints.source import WeightsSource, find_weights
 
 __all__ = [
     "Checkpoint",
     "Candidate",
     "Inspection",
+    "WeightsSource",
     "check_exists",
+    "find_weights",
     "load_strict",
     "inspect_checkpoint",
     "load_saved",

@@ -36,7 +36,6 @@ from robustmail.cli.options import (
     split_names,
     stop_exit,
     wants_plain,
-    weights_file,
 )
 from robustmail.errors import RecipeError, RunError, Stopped
 
@@ -189,17 +188,19 @@ def inspect(file: File, weights: Weights = None, as_json: AsJson = False) -> Non
     Prints its format, state_dicts, architecture and normalization. The exit code is 1 for weights that cannot be
     used, such as weights with NaN.
     """
-    from robustmail.checkpoints import inspect_checkpoint
+    from robustmail.checkpoints import find_weights, inspect_checkpoint
 
-    inspection = inspect_checkpoint(weights_file(file), weights)
-    print(json.dumps(inspection.as_dict(), indent=2) if as_json else "\n".join(inspection.lines()))
+    source = find_weights(file)
+    inspection = inspect_checkpoint(source.path, weights)
+    lines = [*source.notes, *inspection.lines()]
+    print(json.dumps(inspection.as_dict(), indent=2) if as_json else "\n".join(lines))
     if inspection.checkpoint.problems:
         raise typer.Exit(1)
 
 
 def verify(
     folder: Folder,
-    checkpoint: Annotated[Path | None, typer.Option(help="The weights, where they are not in the folder.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="The weights, where they are not in the folder.")] = None,
     data: Annotated[
         str | None, typer.Option(help="The data, where they are not built in: an npz file, an image folder, ...")
     ] = None,
