@@ -50,52 +50,49 @@ def download(text: str | Path) -> HubFile:
     match = _FORM.fullmatch(str(text))
     if match is None:
         raise ModelError(str(text), "not a file of the hub", _TODO)
-    repo, revision = match["repo"], match["revision"]
+    repo, file, revision = match["repo"], match["file"], match["revision"]
     from huggingface_hub import hf_hub_download
 
-    with _told(str(text), repo, match["file"], revision):
-        file, revision = (match["file"], revision) if match["file"] else _only_file(repo, revision)
-        path = Path(hf_hub_download(repo, file, revision=revision))
+    with _told(str(text), repo, revision):
+        is_pinned = re.fullmatch("[0-9a-f]{40}", revision or "") is not None
+        names = None if is_pinned and file and _is_cached(repo, file, revision) else _files(repo, revision)
+        if names is None:  # from the cache
+            file = file or next((name for name in USUAL if _is_cached(repo, name, revision)), USUAL[0])
+        elif file is None:
+            at = f"@{revision}" if revision else ""
+            file = only_weights(names, str(text), lambda name: f"hf://{repo}/{name}{at}")
+        elif file not in names:
+            raise ModelError(str(text), f"{repo} has no file {file}", did_you_mean(file, names))
+        path = Path(hf_hub_download(repo, file, revision=revision, local_files_only=names is None))
         # The folder of a snapshot is named by its commit.
         found = HubFile(path, repo, file, path.parts[-1 - len(Path(file).parts)])
-        _download_config(found)
+        if (config := (Path(file).parent / CONFIG).as_posix()) in (names or ()):
+            hf_hub_download(repo, config, revision=found.commit)
     return found
 
 
-def _only_file(repo: str, revision: str | None) -> tuple[str, str | None]:
-    """(the only file of weights in a repository, the commit that has it); offline, a usual one in the cache."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
+def _files(repo: str, revision: str | None) -> list[str] | None:
+    """The files of a repository; None without a network. Raises what huggingface_hub does where the hub refuses."""
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
         info = HfApi().model_info(repo, revision=revision)
-    except HfHubHTTPError:
+    except (HfHubHTTPError, ValueError):
         raise
-    except Exception:  # no network, in whatever words the HTTP library has for it
-        for name in USUAL:
-            if isinstance(try_to_load_from_cache(repo, name, revision=revision or "main"), str):
-                return name, revision
-        raise
-    names = [sibling.rfilename for sibling in info.siblings or []]
-    return only_weights(names, f"hf://{repo}", f"hf://{repo}/{{}}@{revision or info.sha}"), info.sha
+    except Exception:  # in whatever words the HTTP library has for it
+        return None
+    return [sibling.rfilename for sibling in info.siblings or []]
 
 
-def _download_config(found: HubFile) -> None:
-    """Have config.json beside the file in the cache, if the repository has it."""
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError
+def _is_cached(repo: str, file: str, revision: str | None) -> bool:
+    from huggingface_hub import try_to_load_from_cache
 
-    name = (Path(found.file).parent / CONFIG).as_posix()
-    if try_to_load_from_cache(found.repo, name, revision=found.commit) is None:  # neither there nor known to be absent
-        with (
-            contextlib.suppress(EntryNotFoundError),
-            _without_bars(),
-        ):  # also if it is not there and there is no network
-            hf_hub_download(found.repo, name, revision=found.commit)
+    return isinstance(try_to_load_from_cache(repo, file, revision=revision or "main"), str)
 
 
 @contextlib.contextmanager
-def _told(text: str, repo: str, file: str | None, revision: str | None) -> Iterator[None]:
+def _told(text: str, repo: str, revision: str | None) -> Iterator[None]:
     """Tell what huggingface_hub raises in one line (ModelError)."""
     from huggingface_hub import constants, errors
 
@@ -113,27 +110,11 @@ def _told(text: str, repo: str, file: str | None, revision: str | None) -> Itera
     except errors.RevisionNotFoundError as error:
         raise ModelError(text, f"{repo} has no revision {revision}", _TODO) from error
     except errors.LocalEntryNotFoundError as error:
-        wrong = f"is not in the cache ({constants.HF_HUB_CACHE}), and {_no_network()}"
+        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} does not answer"
+        wrong = f"is not in the cache ({constants.HF_HUB_CACHE}), and {reason}"
         raise ModelError(text, wrong, "Check the network, or copy the file there.") from error
-    except errors.EntryNotFoundError as error:
-        raise ModelError(text, f"{repo} has no file {file}", _near(repo, file or "", revision)) from error
-    except errors.HFValidationError as error:
+    except ValueError as error:  # a name that the hub does not allow
         raise ModelError(text, f"not a file of the hub ({in_brief(error)})", _TODO) from error
     except Exception as error:  # of the HTTP library or the file system
-        wrong = f"cannot be downloaded: {_no_network()} ({in_brief(error)})"
+        wrong = f"cannot be downloaded from {constants.ENDPOINT} ({in_brief(error)})"
         raise ModelError(text, wrong, "Check the network, HF_ENDPOINT and HF_HOME.") from error
-
-
-def _no_network() -> str:
-    from huggingface_hub import constants
-
-    return "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} does not answer"
-
-
-def _near(repo: str, file: str, revision: str | None) -> str:
-    from huggingface_hub import HfApi
-
-    try:
-        return did_you_mean(file, HfApi().list_repo_files(repo, revision=revision))
-    except Exception:  # the first error is the one to tell
-        return ""

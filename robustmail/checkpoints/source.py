@@ -82,7 +82,7 @@ def _of_folder(folder: Path) -> WeightsSource:
         names = [path.name for path in folder.iterdir() if path.is_file()]
     except (OSError, ValueError) as error:
         raise ModelError(str(folder), f"cannot be read ({error})") from error
-    path = folder / only_weights(names, str(folder), f"{quoted(folder)}/{{}}")
+    path = folder / only_weights(names, str(folder), lambda name: quoted(folder / name))
     _real(path)
     source = WeightsSource(path, str(path), name)
     return _with_config(source, _real(folder / CONFIG)) if CONFIG in names else source

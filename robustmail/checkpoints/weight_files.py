@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import PurePosixPath
 
 from robustmail.errors import ModelError
@@ -20,11 +20,11 @@ _SHARD = re.compile(r".*-\d{5}-of-\d{5}\.\w+|.*\.index\.json")
 MAX_SHOWN = 8
 
 
-def only_weights(names: Iterable[str], who: str, example: str) -> str:
+def only_weights(names: Iterable[str], who: str, example: Callable[[str], str]) -> str:
     """The one file of weights among files, of which model.safetensors and pytorch_model.bin count as one.
 
-    names: of the files, with "/" between folders. who: the folder, for errors. example: how one of the files is named,
-    with {} for its name.
+    names: of the files, with "/" between folders. who: the folder, for errors. example: how the caller names
+    one of the files.
     Raises ModelError: there is none, there are several, or the weights are split into several files.
     """
     names = sorted(names)
@@ -37,7 +37,7 @@ def only_weights(names: Iterable[str], who: str, example: str) -> str:
         return weights[0]
     if weights:
         shown = _shown(weights)
-        raise ModelError(who, f"has {len(weights)} files of weights: {shown}", f"Pass {example.format(weights[0])}.")
+        raise ModelError(who, f"has {len(weights)} files of weights: {shown}", f"Pass {example(weights[0])}.")
     if shards:
         todo = "Where you load it, save them in one: torch.save(model.state_dict(), 'weights.pt')."
         raise ModelError(who, f"its weights are split into several files: {_shown(shards)}", todo)
