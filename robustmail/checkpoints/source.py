@@ -26,6 +26,7 @@ class WeightsSource:
 
     path: of the file.
     reference: what opens it again: its path, or hf://OWNER/NAME/FILE@COMMIT.
+    given: what opens it with what config.json says: as `reference`, or the folder.
     name: for people; "" where the file's own will do.
     model: the network that config.json names, of timm or ours.
     config: how config.json has images prepared.
@@ -35,6 +36,7 @@ class WeightsSource:
 
     path: Path
     reference: str
+    given: str
     name: str = ""
     model: str | None = None
     config: PretrainedConfig | None = None
@@ -60,14 +62,14 @@ def find_weights(source: str | Path | WeightsSource) -> WeightsSource:
     if is_hub(source):
         return _of_hub(download(source))
     path = Path(source)
-    return _of_folder(path) if path.is_dir() else WeightsSource(path, str(path))
+    return _of_folder(path) if path.is_dir() else WeightsSource(path, str(path), str(path))
 
 
 def _of_hub(file: HubFile) -> WeightsSource:
     stem = Path(file.file).stem
     name = file.repo.rpartition("/")[2] + ("" if Path(file.file).name in USUAL else f"/{stem}")
     note = f"{file.reference} is {file.path}"
-    source = WeightsSource(file.path, file.reference, name, notes=(note,))
+    source = WeightsSource(file.path, file.reference, file.reference, name, notes=(note,))
     # What huggingface_hub has put into its cache are links to where it keeps the content.
     config = file.path.parent / CONFIG
     return _with_config(source, config.resolve()) if config.is_file() else source
@@ -77,14 +79,14 @@ def _of_folder(folder: Path) -> WeightsSource:
     try:
         own = _weights_of_run(folder)
         if own is not None:
-            return WeightsSource(own, str(own))
+            return WeightsSource(own, str(own), str(own))
         folder, name = _snapshot(folder)
         names = [path.name for path in folder.iterdir() if path.is_file()]
     except (OSError, ValueError) as error:
         raise ModelError(str(folder), f"cannot be read ({error})") from error
     path = folder / only_weights(names, str(folder), lambda name: quoted(folder / name))
     _real(path)
-    source = WeightsSource(path, str(path), name)
+    source = WeightsSource(path, str(path), str(folder), name)
     return _with_config(source, _real(folder / CONFIG)) if CONFIG in names else source
 
 
@@ -174,6 +176,8 @@ def _config_notes(
         yield f"{CONFIG} says it is {model}"
     elif model is not None:
         yield f"{CONFIG} names no network of timm or ours ({ascii(model)[:60]}): not used"
+    if not has_name and (library_class := _transformers_class(content)):
+        yield f"{CONFIG} is of the transformers library ({library_class}), whose networks are not built here"
     if content.get("model_args"):
         yield f"{CONFIG} has model_args ({ascii(content['model_args'])[:60]}): not used"
     if config:

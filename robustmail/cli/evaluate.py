@@ -188,12 +188,10 @@ def inspect(file: File, weights: Weights = None, as_json: AsJson = False) -> Non
     Prints its format, state_dicts, architecture and normalization. The exit code is 1 for weights that cannot be
     used, such as weights with NaN.
     """
-    from robustmail.checkpoints import find_weights, inspect_checkpoint
+    from robustmail.checkpoints import inspect_checkpoint
 
-    source = find_weights(file)
-    inspection = inspect_checkpoint(source.path, weights)
-    lines = [*source.notes, *inspection.lines()]
-    print(json.dumps(inspection.as_dict(), indent=2) if as_json else "\n".join(lines))
+    inspection = inspect_checkpoint(file, weights)
+    print(json.dumps(inspection.as_dict(), indent=2) if as_json else "\n".join(inspection.lines()))
     if inspection.checkpoint.problems:
         raise typer.Exit(1)
 
