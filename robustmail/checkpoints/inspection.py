@@ -9,6 +9,7 @@ from typing import Any
 
 from robustmail.checkpoints.checkpoint import Checkpoint, inspect_content
 from robustmail.checkpoints.infer import Candidate
+from robustmail.checkpoints.source import WeightsSource, find_weights
 from robustmail.runtime.untrusted import data_source
 from robustmail.text import plural
 
@@ -19,16 +20,19 @@ __all__ = ["Inspection", "inspect_checkpoint"]
 class Inspection:
     """What `inspect_checkpoint` returns.
 
-    checkpoint: the file, read and cleaned. candidates: the networks that its tensors fit, likeliest first.
+    checkpoint: the file, read and cleaned. candidates: the networks that its tensors fit, likeliest first. source:
+    where the file comes from, and what config.json beside it says.
     """
 
     checkpoint: Checkpoint
     candidates: list[Candidate]
+    source: WeightsSource
 
     def lines(self) -> list[str]:
         """The report that `robustmail inspect` prints, in plain text."""
         file = self.checkpoint
-        out = [f"{_printable(file.path.name)}: {file.container}, {_bytes(file.size)}, sha256 {file.sha256[:16]}…"]
+        out = [f"Note: {note}." for note in self.source.notes]
+        out += [f"{_printable(file.path.name)}: {file.container}, {_bytes(file.size)}, sha256 {file.sha256[:16]}…"]
         out += [*_recorded(file), *_weights(file), *_normalisation(file)]
         out += [f"Note: {_printable(note)}." for note in file.notes]
         if file.problems:
@@ -41,7 +45,8 @@ class Inspection:
         """The report as plain values, as `robustmail inspect --json` prints it."""
         file = self.checkpoint
         return {
-            "path": str(file.path), "container": file.container, "bytes": file.size, "sha256": file.sha256,
+            "path": str(file.path), "source": self.source.reference,
+            "container": file.container, "bytes": file.size, "sha256": file.sha256,
             "candidates": file.tensor_counts, "weights": file.weights, "why": file.reason, "others": file.plain_values,
             "prefixes": list(file.cleaned.prefixes), "normalize": file.normalize, "facts": file.facts,
             "notes": list(file.notes), "ailments": list(file.problems), "tensors": len(file.tensors),
@@ -66,35 +71,45 @@ class Inspection:
         return out
 
     def _next(self) -> list[str]:
-        file = shlex.quote(_printable(str(self.checkpoint.path)))
-        if not self.candidates:
+        file = shlex.quote(_printable(self.source.given))
+        if not self.candidates and not self.source.model:
             return [
                 "Say which network it is, one of timm's or a function of your own that builds it:",
                 f"  robustmail eval {file} --model NAME",
                 f"  robustmail eval {file} --model file.py:factory",
             ]
-        has_normalization = "normalize" in self.checkpoint.facts or self.checkpoint.normalize
+        has_normalization = "normalize" in self.checkpoint.facts or self.checkpoint.normalize or self.source.normalize
         missing = [] if has_normalization else ["the normalisation of the images"]
         if not self.checkpoint.facts.get("data"):
             missing.append("the data it was trained on")
         out = [f"Not written in the file: {', '.join(missing)}."] if missing else []
-        first = self.candidates[0]
-        known = {10: "cifar10", 100: "cifar100"} if first.channels == 3 and first.size in (None, 32) else {}
         is_recorded = data_source(self.checkpoint.facts.get("source")) is not None
-        data = "" if is_recorded else f" --data {known.get(first.classes, 'IMAGES.npz')}"
+        data = "" if is_recorded else f" --data {self._usual_data()}"
         return [*out, "Next:", f"  robustmail eval {file}{data}{'' if has_normalization else ' --probe'}"]
 
+    def _usual_data(self) -> str:
+        """The data set to try: CIFAR's for small colour images, by the number of classes."""
+        first, config = next(iter(self.candidates), None), self.source.config
+        is_small = config is None or config.crop == 32
+        if first is None or first.channels != 3 or first.size not in (None, 32) or not is_small:
+            return "IMAGES.npz"
+        return {10: "cifar10", 100: "cifar100"}.get(first.classes, "IMAGES.npz")
 
-def inspect_checkpoint(path: str | Path, weights: str | None = None, size: int | None = None) -> Inspection:
+
+def inspect_checkpoint(
+    path: str | Path | WeightsSource, weights: str | None = None, size: int | None = None
+) -> Inspection:
     """Say what is in a checkpoint, without running code that is in it: format, weights, what was recorded, and the
     networks that have these tensors.
 
-    path: of the file. weights: which of several state dicts, by its path in the file. size: side of the images in
-    pixels, if known. Raises ModelError: the file is not a checkpoint, is damaged, or could only be read by running its
-    code.
+    path: of the file, or what else `find_weights` takes: a folder, hf://OWNER/NAME/FILE. weights: which of several
+    state dicts, by its path in the file. size: side of the images in pixels, if known.
+    Raises ModelError: the file is not a checkpoint, is damaged, or could only be read by running its code. Raises as
+    `find_weights`.
     """
-    checkpoint = inspect_content(path, weights, size)
-    return Inspection(checkpoint, checkpoint.candidates)
+    source = find_weights(path)
+    checkpoint = inspect_content(source.path, weights, size)
+    return Inspection(checkpoint, checkpoint.candidates, source)
 
 
 def _recorded(file: Checkpoint) -> list[str]:

@@ -40,7 +40,6 @@ from robustmail.cli.options import (
     split_names,
     stop_exit,
     wants_plain,
-    weights_file,
 )
 from robustmail.errors import RecipeError, RunError, Stopped
 
@@ -287,7 +286,7 @@ def inspect(file: File, weights: Weights = None, as_json: AsJson = False) -> Non
     """
     from robustmail.checkpoints import inspect_checkpoint
 
-    inspection = inspect_checkpoint(weights_file(file), weights)
+    inspection = inspect_checkpoint(file, weights)
     print(json.dumps(inspection.as_dict(), indent=2) if as_json else "\n".join(inspection.lines()))
     if inspection.checkpoint.problems:
         raise typer.Exit(1)
@@ -295,7 +294,7 @@ def inspect(file: File, weights: Weights = None, as_json: AsJson = False) -> Non
 
 def verify(
     folder: Folder,
-    checkpoint: Annotated[Path | None, typer.Option(help="The weights, where they are not in the folder.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="The weights, where they are not in the folder.")] = None,
     data: Annotated[
         str | None, typer.Option(help="The data, where they are not built in: an npz file, an image folder, ...")
     ] = None,

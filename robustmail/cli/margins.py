@@ -130,7 +130,7 @@ def _measure(task: MarginTask, folder: Path, fresh: bool, plain: bool) -> None:
 
 def figure(
     which: Annotated[str, typer.Argument(metavar="FIGURE", help=f"The paper's figure: {', '.join(FIGURES)}.")],
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Checkpoints or runs; several only for 1c.")],
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Checkpoints or runs; several only for 1c.")],
     data: Data = None,
     n: MaxImages = None,
     eps: Eps = None,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from robustmail.errors import DataError, RecipeError, RobustmailError, RunError, Stopped
+from robustmail.errors import DataError, RecipeError, RobustmailError, Stopped
 
 if TYPE_CHECKING:
     from robustmail.data.testsets import TestSet
@@ -57,7 +57,6 @@ __all__ = [
     "result_name",
     "split_names",
     "stop_exit",
-    "weights_file",
     "wants_plain",
 ]
 
@@ -66,11 +65,16 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[PATH=VALUE]...", help="Changes to the recipe: weighter.slope=5 epochs=30 burn_in=20."),
 ]
-File = Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint of any format, or the folder of a run.")]
+File = Annotated[
+    str,
+    typer.Argument(metavar="FILE", help="A checkpoint of any format, a folder with one, or hf://OWNER/NAME/FILE."),
+]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of an evaluation.")]
 Folders = Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of evaluations or runs.")]
 
-Model = Annotated[str | None, typer.Option(help="A timm name, or file.py:factory.  [default: inferred]")]
+Model = Annotated[
+    str | None, typer.Option(help="A name of timm or RobustBench, or file.py:factory.  [default: inferred]")
+]
 Weights = Annotated[str | None, typer.Option(help="Which state_dict, where the file has several.")]
 Normalize = Annotated[
     str | None, typer.Option(help="Of the inputs: cifar10, imagenet, ..., MEAN/STD or none.  [default: inferred]")
@@ -133,7 +137,7 @@ def load_recipe_with(name: str, overrides: list[str] | None) -> Recipe:
 
 
 def open_inputs(
-    file: Path,
+    file: str,
     data: str | None = None,
     n: int | None = None,
     model: str | None = None,
@@ -156,24 +160,28 @@ def open_inputs(
     """
     from dataclasses import replace
 
-    from robustmail.checkpoints import check_exists
+    from robustmail.checkpoints import check_exists, find_weights
     from robustmail.data.image_files import Preprocess, StreamedSplit
     from robustmail.evaluation.data_loading import open_data, open_recorded_data, pretrained_preprocess
     from robustmail.evaluation.model_loading import load_model
+    from robustmail.models.pretrained import pretrained_config
     from robustmail.runtime.devices import pick_device
 
-    check_exists(path := weights_file(file))
-    facts = _training_facts(path)
+    source = find_weights(file)
+    check_exists(source.path)
+    facts = _training_facts(source.path)
     if data is None and "source" not in facts:
-        raise DataError(str(file), "no data stored in it", "Pass --data cifar10, or an npz file.")
+        raise DataError(file, "no data stored in it", "Pass --data cifar10, or an npz file.")
     preprocess = Preprocess(resize, crop) if resize or crop else None
-    whole = open_data(data, preprocess) if data else open_recorded_data(facts["source"], str(file))
-    images = whole.first(check_count("--n", n)).checked(*pretrained_preprocess(model or facts.get("model")))
+    whole = open_data(data, preprocess) if data else open_recorded_data(facts["source"], file)
+    named = model or source.model or facts.get("model")
+    config = source.config or (pretrained_config(named) if named else None)
+    images = whole.first(check_count("--n", n)).checked(*pretrained_preprocess(config))
     # To choose architecture and normalization by, more images help; but of files, no more are decoded than asked for.
     first_images = (images if isinstance(images.part, StreamedSplit) else whole).first_at_most(1000)
     torch_device = pick_device(device)
     subject = load_model(
-        path, first_images, model, normalize, weights, probe, torch_device, accept_reading, ignore_unused
+        source, first_images, model, normalize, weights, probe, torch_device, accept_reading, ignore_unused
     )
     few_classes = images.class_warning(whole)
     subject = replace(subject, notes=(*images.notes, *subject.notes, *([few_classes] if few_classes else [])))
@@ -182,21 +190,6 @@ def open_inputs(
     trained_eps = facts.get("eps") if chosen_norm == trained_norm else None  # an eps holds in its own norm only
     default_eps = float(trained_eps or {"linf": 8 / 255, "l2": 0.5}[chosen_norm])
     return EvaluationInputs(subject, images, _parse_number("--eps", eps) if eps else default_eps, chosen_norm)
-
-
-def weights_file(file: Path) -> Path:
-    """The file itself; of a run's folder, the weights that the run evaluated. Raises RunError: no weights in it."""
-    if not file.is_dir():
-        return file
-    from robustmail.runtime.untrusted import beside, inside, read_json
-
-    try:
-        name = read_json(file / "results.json")["weights"]["file"]
-    except (OSError, ValueError, KeyError, TypeError):
-        name = "best.safetensors"
-    if (path := beside(file, name) or inside(file, "best.safetensors")) is None:
-        raise RunError(str(file), "a folder without weights of a run", "Pass a checkpoint file.")
-    return path
 
 
 def result_name(subject: LoadedModel) -> str:

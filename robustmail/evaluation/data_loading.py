@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from robustmail.config.overrides import parse_value
 from robustmail.data.image_files import Preprocess
 from robustmail.data.testsets import TestSet, from_image_data, from_path
 from robustmail.errors import DataError, RecipeError
-from robustmail.models.classifier import is_network
+from robustmail.models.pretrained import PretrainedConfig
 from robustmail.runtime.untrusted import data_source, quoted
 
 __all__ = ["load_data", "open_data", "open_recorded_data", "pretrained_preprocess"]
@@ -46,18 +45,11 @@ def open_data(text: str, preprocess: Preprocess | None = None) -> TestSet:
     return _from_source(source, text)
 
 
-def pretrained_preprocess(model: str | None) -> tuple[Preprocess | None, bool]:
-    """(the preprocessing in the pretrained configuration of timm's network of that name, whether the network takes
-    images of no other size); (None, False) for other networks."""
-    import timm
-
-    config = timm.get_pretrained_cfg(model) if model and is_network(model) else None
-    if config is None or not (config.has_weights or config.fixed_input_size):
+def pretrained_preprocess(config: PretrainedConfig | None) -> tuple[Preprocess | None, bool]:
+    """(how images are resized for a network of this configuration, whether it takes images of no other size)."""
+    if config is None:
         return None, False
-    crop = config.input_size[-1]
-    squash = config.crop_mode == "squash"
-    resize = crop if squash else math.floor(crop / config.crop_pct)
-    return Preprocess(resize, crop, config.interpolation, squash), config.fixed_input_size
+    return Preprocess(config.resize, config.crop, config.interpolation, config.squash), config.fixed_size
 
 
 def open_recorded_data(text: str, who: str) -> TestSet:

@@ -21,8 +21,10 @@ from torch import nn
 from robustmail.checkpoints import (
     Candidate,
     Checkpoint,
+    WeightsSource,
     build_network,
     convert_names,
+    find_weights,
     fits,
     load_tensors,
     normalisation_in,
@@ -47,6 +49,8 @@ from robustmail.evaluation.normalization import (
     usual_normalizations,
 )
 from robustmail.models.classifier import Classifier, is_network
+from robustmail.models.pretrained import pretrained_config
+from robustmail.models.robustbench import use_statistics, zoo_normalization
 from robustmail.runtime.untrusted import is_code, printable, quoted, read_text
 
 __all__ = [
@@ -112,7 +116,7 @@ class LoadedModel:
 
 
 def load_model(
-    path: Path,
+    path: str | Path | WeightsSource,
     data: TestSet,
     model: str | None = None,
     normalize: str | None = None,
@@ -124,7 +128,8 @@ def load_model(
 ) -> LoadedModel:
     """Load a checkpoint of any origin into a model, without running code that is in it.
 
-    path: the file; torch, safetensors or npz.
+    path: a file (torch, safetensors or npz), a folder with one, or hf://OWNER/NAME/FILE@REVISION, as `find_weights`
+    takes it. A config.json in the folder may name the network and the normalisation.
     data: labelled images of the kind that the model was trained on; they decide between several ways to read the file.
     model: name of a network of timm or of robustmail, or file.py:factory; by default, all networks that fit the names
     and shapes of the file's tensors are tried.
@@ -138,32 +143,42 @@ def load_model(
     Raises ModelError: the file cannot be read, or does not fit the network; nothing says which network or which
     normalisation it is; images would be normalised twice; or the way it was read is in doubt.
     """
-    checkpoint = open_checkpoint(path, weights, data.part.x.shape[-1])
+    source = find_weights(path)
+    if model is None and source.transformers:
+        raise ModelError(source.reference, f"its config.json is of the transformers library ({source.transformers})",
+                         "Load it there in Python and pass it to robustmail.evaluate(model, data), which takes outputs "
+                         "with .logits.")  # fmt: skip
+    model = model or source.model
+    checkpoint = open_checkpoint(source.path, weights, data.part.x.shape[-1])
     channels = data.part.x.shape[1]
     networks, left_out = candidate_networks(checkpoint, channels, model, ignore_unused)
     networks = {name: net.to(device) for name, net in networks.items()}
-    normalizations, source = candidate_normalizations(checkpoint, networks, channels, normalize, probe)
+    normalizations, origin = candidate_normalizations(
+        checkpoint, networks, channels, normalize, probe, source.normalize
+    )
     is_guessed = model is None and "model" not in checkpoint.facts
     is_named = normalize not in (None, "none")
     choice = choose(checkpoint, networks, normalizations, data.part, is_guessed, is_named, accept_reading)
-    spec = _spec(path, checkpoint, choice.network, normalizations[choice.normalization], model, ignore_unused)
-    notes = [*_file_notes(checkpoint), *left_out, *_assumption_notes(checkpoint, choice.network)]
-    notes += [*filter(None, [source]), *choice.notes]
+    spec = _spec(
+        source.reference, checkpoint, choice.network, normalizations[choice.normalization], model, ignore_unused
+    )
+    notes = [*source.notes, *_file_notes(checkpoint), *left_out, *_assumption_notes(checkpoint, choice.network)]
+    notes += [*_title_note(choice), *filter(None, [origin]), *choice.notes]
     loaded = choice.model.to(device)
     classes = classes_of(loaded, data.part)
-    name = _display_name(path, checkpoint)
+    name = source.name or _display_name(checkpoint)
     return LoadedModel(name, loaded, classes, spec, checkpoint.sha256, tuple(notes), tuple(choice.doubts))
 
 
 def trained_model(model: nn.Module, path: Path, data: TestSet) -> LoadedModel:
     """A model in memory whose weights a training run has written to `path`, described as `load_model` would do."""
     checkpoint = open_checkpoint(path)
-    spec = _spec(path, checkpoint, checkpoint.facts["model"], checkpoint.normalize)
-    return LoadedModel(_display_name(path, checkpoint), model, classes_of(model, data.part), spec, checkpoint.sha256)
+    spec = _spec(str(path), checkpoint, checkpoint.facts["model"], checkpoint.normalize)
+    return LoadedModel(_display_name(checkpoint), model, classes_of(model, data.part), spec, checkpoint.sha256)
 
 
 def reload_model(
-    spec: dict[str, Any], data: TestSet, path: Path | None = None, device: torch.device | str = "cpu"
+    spec: dict[str, Any], data: TestSet, path: str | Path | None = None, device: torch.device | str = "cpu"
 ) -> LoadedModel:
     """The model of an earlier evaluation. `spec` decides which code is run, so it must be trusted.
 
@@ -174,9 +189,9 @@ def reload_model(
         raise ModelError(
             "verify", "this evaluation was of a model in memory", "Call robustmail.verify(DIR, model, data)."
         )
-    path = path or Path(spec["checkpoint"])
+    source = find_weights(path or spec["checkpoint"])
     channels = data.part.x.shape[1]
-    checkpoint = open_checkpoint(path, spec["weights"] or None, data.part.x.shape[-1])
+    checkpoint = open_checkpoint(source.path, spec["weights"] or None, data.part.x.shape[-1])
     fitting = {} if "model" in checkpoint.facts else _fitting_networks(checkpoint)
     network = fitting.get(spec["model"])
     if network is None:
@@ -185,14 +200,13 @@ def reload_model(
         (network,) = candidate_networks(checkpoint, channels, named, unused)[0].values()
     model = Classifier(network, parse_normalization(spec["normalize"], channels)).eval().to(device)
     kept = [key for key in ("weights", "model", "normalize", "ignore_unused") if key in spec]
-    new_spec = {key: spec[key] for key in kept} | {"checkpoint": str(path)}
-    return LoadedModel(
-        _display_name(path, checkpoint), model, classes_of(model, data.part), new_spec, checkpoint.sha256
-    )
+    new_spec = {key: spec[key] for key in kept} | {"checkpoint": source.reference}
+    name = source.name or _display_name(checkpoint)
+    return LoadedModel(name, model, classes_of(model, data.part), new_spec, checkpoint.sha256)
 
 
 def _spec(
-    path: Path,
+    reference: str,
     checkpoint: Checkpoint,
     network: str,
     normalize: Normalize | None,
@@ -201,7 +215,7 @@ def _spec(
 ) -> dict[str, Any]:
     """What `reload_model` needs to load the model again; model: as the caller named it, which may name code."""
     return {
-        "checkpoint": str(path),
+        "checkpoint": reference,
         "weights": checkpoint.weights,
         "model": network,
         "normalize": format_normalization(normalize),
@@ -210,7 +224,8 @@ def _spec(
     }
 
 
-def _display_name(path: Path, checkpoint: Checkpoint) -> str:
+def _display_name(checkpoint: Checkpoint) -> str:
+    path = checkpoint.path
     is_run = path.stem in ("best", "last") and "epoch" in checkpoint.facts
     return "/".join(path.resolve().parts[-3:-1]) if is_run else path.stem
 
@@ -232,6 +247,8 @@ def candidate_networks(
     path = str(checkpoint.path)
     if model is not None:
         network, notes = _named_network(checkpoint, channels, model, ignore_unused)
+        if checkpoint.normalize:
+            use_statistics(network, checkpoint.normalize)
         return {model: network}, notes
     if "model" in checkpoint.facts:
         facts = checkpoint.facts
@@ -310,6 +327,12 @@ def _assumption_notes(checkpoint: Checkpoint, network: str) -> list[str]:
     return [f"read off the tensors: {candidate.name}", *(f"  assumed: {text}" for text in candidate.assumptions)]
 
 
+def _title_note(choice: Choice) -> list[str]:
+    """Which of the networks that a name of RobustBench stands for it is."""
+    title = getattr(choice.model.net, "title", None)
+    return [f"{choice.network} is read as {title}"] if title else []
+
+
 # Question 2: how may their images be normalised?
 
 
@@ -319,11 +342,13 @@ def candidate_normalizations(
     channels: int,
     normalize: str | None = None,
     probe: bool = False,
+    config: Normalize | None = None,
 ) -> tuple[dict[str, Normalize | None], str]:
     """(the normalisations that images may need, by name; a sentence that says where the only one comes from, or "").
 
     networks: the candidates, of which one may normalise by itself. channels: of the images. normalize: what the caller
-    says, in the words of `parse_normalization`. probe: try the usual ones if the file does not say.
+    says, in the words of `parse_normalization`. probe: try the usual ones if the file does not say. config: what a
+    config.json beside the file says.
     Raises ModelError: images would be normalised twice, or nothing says how.
     """
     in_network = next((pair for network in networks.values() if (pair := normalisation_in(network))), None)
@@ -338,11 +363,25 @@ def candidate_normalizations(
     if "normalize" in checkpoint.facts or recorded:
         how = f"normalised by {format_normalization(recorded)}" if recorded else "not normalised"
         return {"in the file": recorded}, f"images are {how}, says the file"
+    if config is not None:
+        return {"in config.json": config}, f"images are normalised by {format_normalization(config)}, says config.json"
     if probe:
         return usual_normalizations(channels), ""
+    name, network = next(iter(networks.items()))
+    if known := zoo_normalization(name, _outputs(network)):
+        how = "not normalised" if known == "none" else f"normalised by {known}"
+        return {known: parse_normalization(known, channels)}, f"images are {how}, as RobustBench's {name}"
+    usual = "(none, cifar10, imagenet, ... or mean/std)"
+    if (prepared := pretrained_config(name)) is not None:
+        timm_has = format_normalization((prepared.mean, prepared.std))
+        usual = f"(timm's weights of {name} have {timm_has}; or none, mean/std)"
     raise ModelError(str(checkpoint.path), "does not say how images are normalised",
-                     "Pass --normalize NAME (none, cifar10, imagenet, ... or mean/std), or --probe to try them on "
-                     f"{PROBE_IMAGES} images.")  # fmt: skip
+                     f"Pass --normalize NAME {usual}, or --probe to try them on {PROBE_IMAGES} images.")  # fmt: skip
+
+
+def _outputs(network: nn.Module) -> int:
+    """The width of the last linear layer; 0 without one."""
+    return next((m.out_features for m in reversed(list(network.modules())) if isinstance(m, nn.Linear)), 0)
 
 
 # Question 3: which pair fits, and may it be believed?

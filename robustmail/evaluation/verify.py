@@ -65,7 +65,7 @@ def verify(
     folder: of the evaluation.
     model: the model, if it is in memory; it takes images in [0, 1] and stays on its device.
     images: the images and labels, as `evaluate` takes data.
-    checkpoint: file of the weights.
+    checkpoint: file of the weights, or hf://OWNER/NAME/FILE@REVISION.
     data: the images by name or path, as `load_data` takes them.
     factory: file.py:factory that builds the network.
     device: "auto", "cpu", "cuda", ...; where the checkpoint is loaded.
@@ -78,7 +78,7 @@ def verify(
     if images is not None and not isinstance(images, TestSet):
         part = read_data("verify", images)
         images = TestSet("images", part, int(part.y.max()) + 1)
-    there = Path(checkpoint) if checkpoint else beside(held.folder, spec["checkpoint"])
+    there = checkpoint or beside(held.folder, spec["checkpoint"])
     if wanted := _wanted(held, model is not None, images is not None or bool(data), there, factory):
         wrong = f"was made with {', '.join(wanted)}, and a file may not say what to open"
         raise RunError(str(folder), wrong, f"If you trust it: {verify_command(held.folder, spec)}")
@@ -98,7 +98,9 @@ def _preprocess(spec: dict[str, Any]) -> Preprocess | None:
     return Preprocess(**given) if (given := spec.get("preprocess")) else None
 
 
-def _wanted(held: StoredEvaluation, model: bool, data: bool, checkpoint: Path | None, factory: str | None) -> list[str]:
+def _wanted(
+    held: StoredEvaluation, model: bool, data: bool, checkpoint: str | Path | None, factory: str | None
+) -> list[str]:
     """What the folder names and does not contain, so that the caller has to pass it."""
     spec, found = held.results["spec"], []
     if not model and spec["checkpoint"] and checkpoint is None:

@@ -11,7 +11,7 @@ from robustmail.errors import ModelError, asked_to_stop, did_you_mean, in_brief
 from robustmail.functional import precise
 from robustmail.step import logits_of, module_mode, restored
 
-__all__ = ["Classifier", "build", "check_name", "is_network", "example_logits", "check_forward"]
+__all__ = ["Classifier", "build", "check_name", "is_in_timm", "is_network", "example_logits", "check_forward"]
 
 
 class Classifier(nn.Module):
@@ -62,7 +62,8 @@ def build(
 ) -> Classifier:
     """Build a Classifier with newly initialised weights.
 
-    model: a timm name (our networks are registered there), or a function (classes, channels) -> nn.Module.
+    model: a timm name (our networks are registered there), a name of RobustBench such as WideResNet-34-10, or a
+    function (classes, channels) -> nn.Module.
     classes: number of logits.
     channels: channels of the images.
     normalize: (mean, std), one number per channel or one for all; or None.
@@ -124,13 +125,17 @@ def _network(model: str | Callable[[int, int], nn.Module], classes: int, channel
     if callable(model):
         return model(classes, channels)
     check_name(model)
+    if not is_in_timm(model):
+        from robustmail.models.robustbench import architectures
+
+        return architectures(model)[0].build(classes, channels)
     import timm
 
     network: nn.Module = timm.create_model(model, num_classes=classes, in_chans=channels)
     return network
 
 
-def is_network(name: str) -> bool:
+def is_in_timm(name: str) -> bool:
     """Whether timm's registry, our networks included, has that name; never true for names that are downloaded."""
     import timm
 
@@ -139,11 +144,18 @@ def is_network(name: str) -> bool:
     return timm.is_model(name) and ":" not in name and "/" not in name
 
 
+def is_network(name: str) -> bool:
+    """Whether it is the name of a network of timm, ours or RobustBench's; never true for names that are downloaded."""
+    from robustmail.models.robustbench import architectures
+
+    return is_in_timm(name) or bool(architectures(name))
+
+
 def check_name(model: str) -> None:
-    """Check that timm, where our networks are registered, has a model of that name. Raises ModelError."""
+    """Check that `is_network` is true. Raises ModelError, with the nearest name."""
     import timm
 
-    from robustmail.models import resnet, small, wide_resnet
+    from robustmail.models import resnet, robustbench, small, wide_resnet
 
     ours = [*resnet.__all__, *small.__all__, *wide_resnet.__all__]
     if not is_network(model):
@@ -151,6 +163,6 @@ def check_name(model: str) -> None:
             raise ModelError(f"model={model!r}", "no function of the file named", f"Write {model}:FUNCTION.")
         near = did_you_mean(model, ours)
         if not near.startswith("Did"):
-            near = did_you_mean(model, timm.list_models())
-        near = near or f"Ours are {', '.join(sorted(ours))}; any timm name works too."
+            near = did_you_mean(model, [*timm.list_models(), *robustbench.NAMES])
+        near = near or f"Ours are {', '.join(sorted(ours))}; names of timm and of RobustBench work too."
         raise ModelError(f"model={model!r}", "no such model", near)

@@ -1,7 +1,8 @@
-"""ResNet-18 for CIFAR (3x3 stem, no max-pool), post- and pre-activation, in several widths."""
+"""ResNets for CIFAR (3x3 stem, no max-pool): ResNet-18 post- and pre-activation in several widths, and deeper ones."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -9,7 +10,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustmail.models.timm_interface import Network, build_in_timm, config
+from robustmail.models.timm_interface import Network, block_stage, build_in_timm, config
 
 __all__ = [
     "cifar_preact_resnet18",
@@ -24,7 +25,11 @@ default_cfgs = generate_default_cfgs({f"{name}.none": config() for name in __all
 
 
 class ResNet(Network):
-    """Four stages of two blocks, widths w, 2w, 4w, 8w, strides 1, 2, 2, 2."""
+    """Four stages of `blocks` blocks each, two by default, of widths w, 2w, 4w, 8w and strides 1, 2, 2, 2.
+
+    bottleneck: blocks of three convolutions, 1x1, 3x3 and 1x1, with four times as many channels at their end, as in
+    ResNet-50; not with preact.
+    """
 
     def __init__(
         self,
@@ -32,17 +37,20 @@ class ResNet(Network):
         in_chans: int = 3,
         width: int = 64,
         preact: bool = False,
+        blocks: Sequence[int] = (2, 2, 2, 2),
+        bottleneck: bool = False,
         global_pool: str = "avg",
         drop_rate: float = 0.0,
     ) -> None:
-        super().__init__(8 * width, num_classes, drop_rate)
+        block = PreActBlock if preact else Bottleneck if bottleneck else Block
+        top = 4 if block is Bottleneck else 1
+        super().__init__(8 * top * width, num_classes, drop_rate)
         self.conv1 = _conv3(in_chans, width)
         self.bn1 = nn.Identity() if preact else nn.BatchNorm2d(width)
-        block = PreActBlock if preact else Block
-        channels = [width, width, 2 * width, 4 * width, 8 * width]
+        channels = [width, *(top * width * 2**i for i in range(4))]
         for i, (in_channels, out_channels) in enumerate(pairwise(channels), start=1):
-            first = block(in_channels, out_channels, 1 if i == 1 else 2)
-            self.add_module(f"layer{i}", nn.Sequential(first, block(out_channels, out_channels, 1)))
+            stage = block_stage(block, in_channels, out_channels, 1 if i == 1 else 2, blocks[i - 1])
+            self.add_module(f"layer{i}", stage)
         self.bn = nn.BatchNorm2d(8 * width) if preact else nn.Identity()
         self.preact = preact
 
@@ -62,15 +70,29 @@ class Block(nn.Module):
         super().__init__()
         self.conv1, self.bn1 = _conv3(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels)
         self.conv2, self.bn2 = _conv3(out_channels, out_channels), nn.BatchNorm2d(out_channels)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or in_channels != out_channels:
-            conv = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
-            self.shortcut = nn.Sequential(conv, nn.BatchNorm2d(out_channels))
+        self.shortcut = _projection(in_channels, out_channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, H, W] -> [B, out, H/stride, W/stride]"""
         out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         return F.relu(out + self.shortcut(x))
+
+
+class Bottleneck(nn.Module):
+    """As Block, of three convolutions: 1x1 to a quarter of the output's channels, 3x3 with the stride, and 1x1."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        width = out_channels // 4
+        self.conv1, self.bn1 = nn.Conv2d(in_channels, width, 1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = _conv3(width, width, stride), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = nn.Conv2d(width, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels)
+        self.shortcut = _projection(in_channels, out_channels, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, in, H, W] -> [B, out, H/stride, W/stride]"""
+        out = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+        return F.relu(self.bn3(self.conv3(out)) + self.shortcut(x))
 
 
 class PreActBlock(nn.Module):
@@ -90,6 +112,14 @@ class PreActBlock(nn.Module):
         shortcut = self.shortcut(active) if self.shortcut else x
         out: Tensor = shortcut + self.conv2(F.relu(self.bn2(self.conv1(active))))
         return out
+
+
+def _projection(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+    """A shortcut: a 1x1 convolution and BatchNorm where the shape changes, else nothing."""
+    if stride == 1 and in_channels == out_channels:
+        return nn.Identity()
+    conv = nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels))
 
 
 def _conv3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:

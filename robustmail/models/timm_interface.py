@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from timm.models import build_model_with_cfg
 from torch import Tensor, nn
 
-__all__ = ["Network", "build_in_timm", "config"]
+__all__ = ["Network", "block_stage", "build_in_timm", "config"]
 
 
 def config(**changes: Any) -> dict[str, Any]:
@@ -29,6 +30,14 @@ def build_in_timm(cls: type[Network], name: str, pretrained: bool, **options: An
     """Build cls(**options) with timm's factory, which handles checkpoints and other numbers of classes and channels."""
     network: nn.Module = build_model_with_cfg(cls, name, pretrained, **options)
     return network
+
+
+def block_stage(
+    block: Callable[[int, int, int], nn.Module], in_channels: int, out_channels: int, stride: int, depth: int
+) -> nn.Sequential:
+    """A stage of `depth` blocks, block(in, out, stride) each, of which the first changes channels and size."""
+    rest = (block(out_channels, out_channels, 1) for _ in range(depth - 1))
+    return nn.Sequential(block(in_channels, out_channels, stride), *rest)
 
 
 class Network(nn.Module):

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 from timm.models import generate_default_cfgs, register_model
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from robustmail.models.timm_interface import Network, build_in_timm, config
+from robustmail.models.timm_interface import Network, block_stage, build_in_timm, config
 
 __all__ = ["cifar_wrn16_2", "cifar_wrn28_10", "cifar_wrn32_10", "cifar_wrn34_10"]
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
 
 default_cfgs = generate_default_cfgs({f"{name}.none": config() for name in __all__})
 
 
 class WideResNet(Network):
-    """A 16-channel stem and three groups of (depth - 4) / 6 pre-activation blocks, widths 16w, 32w, 64w."""
+    """A 16-channel stem and three groups of (depth - 4) / 6 pre-activation blocks, widths 16w, 32w, 64w.
+
+    act: the activation, "relu" or, as in the networks of Gowal et al. 2020 and their successors, "silu".
+    """
 
     def __init__(
         self,
@@ -26,6 +31,7 @@ class WideResNet(Network):
         in_chans: int = 3,
         depth: int = 34,
         width: int = 10,
+        act: str = "relu",
         global_pool: str = "avg",
         drop_rate: float = 0.0,
     ) -> None:
@@ -35,32 +41,37 @@ class WideResNet(Network):
         widths = [16, 16 * width, 32 * width, 64 * width]
         self.conv1 = nn.Conv2d(in_chans, 16, 3, 1, 1, bias=False)
         for i, (in_channels, out_channels) in enumerate(pairwise(widths), start=1):
-            first = WideBlock(in_channels, out_channels, 1 if i == 1 else 2)
-            rest = [WideBlock(out_channels, out_channels, 1) for _ in range((depth - 4) // 6 - 1)]
-            self.add_module(f"block{i}", nn.Sequential(first, *rest))
-        self.bn1 = nn.BatchNorm2d(64 * width)
-        self._initialise()
+            block = partial(WideBlock, act=act)
+            stage = block_stage(block, in_channels, out_channels, 1 if i == 1 else 2, (depth - 4) // 6)
+            self.add_module(f"block{i}", stage)
+        self.bn1, self.act = nn.BatchNorm2d(64 * width), ACTIVATIONS[act]()
+        initialise(self)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, 64 width, H/4, W/4]"""
         x = self.conv1(x)
         for i in range(1, 4):
             x = self.get_submodule(f"block{i}")(x)
-        return F.relu(self.bn1(x))
+        features: Tensor = self.act(self.bn1(x))
+        return features
 
-    def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
-                nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
-        nn.init.zeros_(self.linear.bias)
+
+def initialise(network: nn.Module) -> None:
+    """Draw convolutions as Zagoruyko's code does, with a variance of 2 / fan-out; biases of linear layers are 0."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
+            nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
+        elif isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 class WideBlock(nn.Module):
     """Pre-activation basic block; a convolution as shortcut gets relu(bn(x)) instead of x."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, act: str = "relu") -> None:
         super().__init__()
+        self.act = ACTIVATIONS[act]()
         self.bn1 = nn.BatchNorm2d(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(out_channels)
@@ -71,9 +82,9 @@ class WideBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, H, W] -> [B, out, H/stride, W/stride]"""
-        active = F.relu(self.bn1(x))
+        active = self.act(self.bn1(x))
         shortcut = self.shortcut(active) if self.shortcut else x
-        out: Tensor = shortcut + self.conv2(F.relu(self.bn2(self.conv1(active))))
+        out: Tensor = shortcut + self.conv2(self.act(self.bn2(self.conv1(active))))
         return out
 
 

@@ -13,6 +13,7 @@ from robustmail import evaluate, load_data
 from robustmail.data.image_files import Preprocess, StreamedSplit, data_fingerprint
 from robustmail.errors import DataError
 from robustmail.evaluation.data_loading import open_data, pretrained_preprocess
+from robustmail.models.pretrained import pretrained_config
 
 
 @pytest.fixture
@@ -37,11 +38,11 @@ def test_pixels_are_those_of_torchvisions_resize_and_centre_crop(photos: Path) -
 
 
 def test_images_of_different_sizes_are_resized_as_the_model_was_pretrained_and_that_is_said(photos: Path) -> None:
-    found = open_data(str(photos)).checked(*pretrained_preprocess("resnet50"))
+    found = open_data(str(photos)).checked(*pretrained_preprocess(pretrained_config("resnet50")))
     assert found.part.x.shape == (12, 3, 224, 224)
     assert found.notes[0] == "images: shorter side resized to 235 (bicubic), centre 224 x 224"
     with pytest.raises(DataError, match=r"images differ in size.*Pass --resize 256 --crop 224"):
-        open_data(str(photos)).checked(*pretrained_preprocess("small_cnn"))
+        open_data(str(photos)).checked(*pretrained_preprocess(pretrained_config("small_cnn")))
 
 
 @pytest.mark.parametrize(("model", "side"), [("vit_tiny_patch16_224", 224), ("resnet50", 48)])
@@ -51,7 +52,10 @@ def test_images_of_one_size_are_resized_only_for_a_network_that_takes_no_other(
     for name in "ab":
         (tmp_path / name).mkdir()
         Image.fromarray(np.zeros((48, 48, 3), np.uint8)).save(tmp_path / name / "0.png")
-    assert open_data(str(tmp_path)).checked(*pretrained_preprocess(model)).part.x.shape[2:] == (side, side)
+    assert open_data(str(tmp_path)).checked(*pretrained_preprocess(pretrained_config(model))).part.x.shape[2:] == (
+        side,
+        side,
+    )
 
 
 def test_only_the_images_that_are_asked_for_are_opened(photos: Path) -> None:

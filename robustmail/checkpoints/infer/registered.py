@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from robustmail.checkpoints.infer.layers import Proposal
 from robustmail.checkpoints.infer.timm_index import models_with_names
 from robustmail.checkpoints.state_dicts import clean_state_dict, natural_key
+from robustmail.models.classifier import is_in_timm
+from robustmail.models.robustbench import architectures
 
 __all__ = ["build", "build_named", "class_counts", "convert_names", "proposals", "stem_channels"]
 
@@ -54,29 +57,49 @@ def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
 
 
 def build_named(name: str, tensors: Mapping[str, Tensor], classes: list[int], channels: int) -> nn.Module:
-    """A new network of timm or ours, with random weights: the tensors are only compared, not loaded.
+    """A new network of timm, ours or RobustBench's, with random weights: the tensors are only compared, not loaded.
 
-    Number of classes, input and patch size are those at which the tensors fit, if there are such.
-    name: of a registered model. tensors: of the checkpoint. classes: that the network's output may have, likeliest
-    first. channels: of the network's input.
+    Of several networks that the name stands for it is the one whose tensors have these names and shapes, or, if none
+    has, most of these names. Number of classes, input and patch size are those at which the tensors fit, if there are
+    such.
+    name: of the model. tensors: of the checkpoint. classes: that the network's output may have, likeliest first.
+    channels: of the network's input.
     Raises any exception of its constructor.
     """
-    cleaned = clean_state_dict(tensors).tensors
-    shapes = {key: tuple(tensor.shape) for key, tensor in cleaned.items()}
+    shapes = {key: tuple(tensor.shape) for key, tensor in clean_state_dict(tensors).tensors.items()}
+    makers: list[Callable[[], nn.Module]] = []
     for n in classes:
         ends = {"num_classes": n, "in_chans": channels}
-        for arguments in _timm_arguments(shapes):
-            if next(_fitting(name, [{**arguments, **ends}], cleaned, shapes, ""), None):
-                return build(name, {**arguments, **ends})
-    ends = {"num_classes": classes[0], "in_chans": channels}
+        if is_in_timm(name):
+            makers += [partial(build, name, {**arguments, **ends}) for arguments in (*_timm_arguments(shapes), {})]
+        makers += [partial(network.build, n, channels, shapes) for network in architectures(name)]
+    overlaps: list[int] = []
+    for make in makers:
+        own = _shapes_of(make)
+        if own == _without_counters(shapes):
+            return make()
+        overlaps.append(len(set(own) & set(shapes)))
+    make = makers[overlaps.index(max(overlaps))]
+    # `classes` may be any number that a file claims: a network far larger than the file stays without memory.
+    size = sum(math.prod(shape) for shape in _shapes_of(make).values())
+    if size <= 4 * _parameters(tensors) + _CHEAP:
+        return make()
+    with torch.device("meta"):
+        return make()
+
+
+def _shapes_of(make: Callable[[], nn.Module]) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of a network's tensors, without allocating them; {} if its constructor fails."""
     try:
         with torch.device("meta"):
-            sketch = build(name, ends)
-    except Exception:  # some constructors compute with their parameters
-        return build(name, ends)
-    # `classes` may be any number that a file claims: a network far larger than the file stays without memory.
-    is_huge = _parameters(sketch.state_dict()) > 4 * _parameters(tensors) + _CHEAP
-    return sketch if is_huge else build(name, ends)
+            network = make()
+    except Exception:  # an argument that it does not take, or it computes with its parameters
+        return {}
+    return _without_counters({key: tuple(t.shape) for key, t in network.state_dict().items()})
+
+
+def _without_counters(shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    return {key: shape for key, shape in shapes.items() if not key.endswith(_COUNTER)}
 
 
 _POSITION_TABLES = ("pos_embed", "position_bias", "rel_pos", "pos_emb")
@@ -116,15 +139,15 @@ def _fitting(
     name: str, options: list[dict[str, Any]], tensors: Mapping[str, Tensor], shapes: Shapes, library: str
 ) -> Iterator[Proposal]:
     """The network with the first arguments of `options` that give it exactly these names and shapes."""
-    wanted = {key: shape for key, shape in shapes.items() if not key.endswith(_COUNTER)}
+    wanted = _without_counters(shapes)
     for arguments in options:
         try:
             with torch.device("meta"):
                 network = build(name, arguments)
         except Exception:  # an argument that this model does not take
             continue
-        own = {key: tuple(t.shape) for key, t in network.state_dict().items() if not key.endswith(_COUNTER)}
-        if own == wanted:
+        own = {key: tuple(t.shape) for key, t in network.state_dict().items()}
+        if _without_counters(own) == wanted:
             size = arguments.get("img_size") or _fixed_size(network)
             load = partial(_loaded, name, arguments, tensors)
             yield Proposal(_title(name, arguments, library), arguments["in_chans"], size, (), load)
