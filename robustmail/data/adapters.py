@@ -12,15 +12,14 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
 from robustmail.data.dataset import Split, channels_first
+from robustmail.data.image_files import IMAGE, LABEL
 from robustmail.data.image_folders import alike, pixels
-from robustmail.data.testsets import TestSet
 from robustmail.errors import DataError, RobustmailError, in_brief
 from robustmail.runtime.rng import fork_rng
+from robustmail.runtime.untrusted import printable
 
-__all__ = ["read_data"]
+__all__ = ["class_names", "read_bytes", "read_data"]
 
-IMAGE = ("image", "img", "pixel_values", "images")  # columns, as Hugging Face's data sets call them
-LABEL = ("label", "labels", "fine_label")
 TWICE = 32  # items that are read twice, to see whether they are the same
 DEEP = 8  # data sets and transforms within one another
 RANDOM = ("Random", "Jitter", "Aug")  # in the names of transforms that draw
@@ -38,7 +37,7 @@ def read_data(who: str, data: Any, n: int | None = None) -> Split:
     Raises DataError: images that are normalised, augmented or outside [0, 1], labels that are not whole numbers from 0,
     or fewer than n images.
     """
-    data = data.part if isinstance(data, TestSet) else data
+    data = data.part if isinstance(getattr(data, "part", None), Split) else data  # what `load_data` returns
     pair = _columns(who, data) or _collected(who, data, n)
     x, y = (_joined(who, value) if isinstance(value, list) else _tensor(who, value) for value in _plain(who, pair))
     y = y.squeeze(1) if y.ndim == 2 and y.shape[1] == 1 else y
@@ -48,6 +47,35 @@ def read_data(who: str, data: Any, n: int | None = None) -> Split:
     if n is not None and not 1 <= n <= len(y):
         raise DataError(f"{who} (given n={n})", f"there are {len(y)} images", f"Pass 1 ... {len(y)}, or leave n out.")
     return Split(x.float() if x.is_floating_point() else x, y.long()).first(n)
+
+
+def read_bytes(who: str, data: Any) -> Split:
+    """The same to train on, as bytes: floats are k / 255, as ToTensor gives them, or refused (DataError)."""
+    x, y = read_data(who, data)
+    if not x.is_floating_point():
+        return Split(x, y)
+    levels = (x * 255).round().to(torch.uint8)
+    if not torch.equal(levels.float() / 255, x):
+        wrong = "images are floats between the 256 levels of a byte"
+        raise DataError(who, wrong, "Pass uint8: multiply floats in [0, 1] by 255 and round.")
+    return Split(levels, y)
+
+
+def class_names(data: Any) -> tuple[str, ...] | None:
+    """The names of its classes that a data set has, in `classes` or in the features of its label; else None."""
+    for _ in range(DEEP):
+        features = getattr(data, "features", None)
+        label = (
+            next((features[name] for name in LABEL if name in features), None)
+            if isinstance(features, Mapping)
+            else None
+        )
+        names = getattr(label, "names", None) or getattr(data, "classes", None)
+        if isinstance(names, (list, tuple)) and len(names) > 1 and all(isinstance(name, str) for name in names):
+            return tuple(map(printable, names))
+        if (data := getattr(data, "dataset", None)) is None:
+            break
+    return None
 
 
 def _check_images(who: str, x: Tensor, data: Any) -> None:
@@ -161,7 +189,8 @@ def _guarded(who: str, whole: Any, items: Iterator[Any]) -> Iterator[Any]:
 def _row(who: str, row: Any) -> Pair:
     """(image, label) of an item, or of a batch."""
     if isinstance(row, Mapping):
-        image, label = (next((name for name in names if name in row), None) for names in (IMAGE, LABEL))
+        lower = {str(name).lower(): name for name in row}
+        image, label = (next((lower[name] for name in names if name in lower), None) for names in (IMAGE, LABEL))
         if image is not None and label is not None:
             return row[image], row[label]
         missing = "image" if image is None else "label"

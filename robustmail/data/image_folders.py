@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from robustmail.data.dataset import Split, channels_first
 from robustmail.errors import DataError, in_brief
 from robustmail.text import plural
 
-__all__ = ["Listing", "alike", "pixels", "read_images", "to_evaluate", "to_train"]
+__all__ = ["Listing", "alike", "pixels", "read_images", "to_evaluate", "to_train", "wordnet_names"]
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
           "testing": "test"}  # fmt: skip
@@ -341,6 +342,20 @@ def _wnids(who: str, folder: Path) -> tuple[str, ...] | None:
     """The classes of a Tiny-ImageNet without its train/, in the order that train/ has."""
     place = folder / "wnids.txt"
     return tuple(sorted(set(_text(who, place).split()))) if place.is_file() else None
+
+
+def wordnet_names(listing: Listing) -> tuple[str, ...]:
+    """The names of the classes, where words.txt beside the splits has one for each number: n02124075 -> Egyptian cat.
+
+    Of two classes that share a word, both keep their number: crane (n02012849).
+    """
+    place = listing.folder.parent / "words.txt"
+    lines = _text(str(listing.folder), place).splitlines() if place.is_file() else []
+    words = {number: text.split(",")[0].strip() for number, _, text in (line.partition("\t") for line in lines)}
+    if not all(words.get(name) for name in listing.classes):
+        return listing.classes
+    count = Counter(words[name] for name in listing.classes)
+    return tuple(f"{words[n]} ({n})" if count[words[n]] > 1 else words[n] for n in listing.classes)
 
 
 def _text(who: str, path: Path) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from robustmail.data import sources
 from robustmail.data.dataset import ImageData, Split, in_turn
-from robustmail.data.image_folders import read_images, to_evaluate
-from robustmail.data.sources import as_split, read_arrays
+from robustmail.data.image_files import ImageFile, open_file, open_folder
+from robustmail.data.image_folders import read_images, to_evaluate, wordnet_names
+from robustmail.data.torchvision_sets import layout_of
 from robustmail.errors import DataError
 
-__all__ = ["TestSet", "from_image_data", "from_path"]
-
-PAIRS = (("x_test", "y_test"), ("x", "y"), ("images", "labels"), ("data", "targets"))
+__all__ = ["TestSet", "from_file", "from_image_data", "from_path"]
 
 
 @dataclass(frozen=True)
@@ -56,26 +56,34 @@ def from_image_data(images: ImageData) -> TestSet:
 
 
 def from_path(path: Path) -> TestSet:
-    """The images of an npz file or of an image folder.
+    """The images of a file, an image folder, a folder of parquet files, or one that torchvision's data lie in.
 
-    The file has the keys x_test and y_test; or x, y; or images, labels; or data, targets. The folder has test/<class>/,
-    else val/<class>/, else <class>/; of its images come the first of each class, then the second of each, and so on.
-    Raises DataError: not found, damaged, images outside [0, 1], or a folder whose classes are ambiguous.
+    An npz file has the keys x_test and y_test; or image, label; or data, targets; ... Labels lie beside an npy file.
+    The folder has test/<class>/, else val/<class>/, else <class>/; of its images come the first of each class, then
+    the second of each, and so on. Raises DataError: not found, damaged, images outside [0, 1], or a folder whose
+    classes are ambiguous.
     """
     who = str(path)
-    if path.is_dir():
-        listing = to_evaluate(who, path)
-        part, said = read_images(who, listing)
-        classes = listing.classes
-        return TestSet(str(listing.folder), in_turn(part), len(classes), classes, notes=(*listing.notes, *said))
-    arrays, there = read_arrays(who, path, tuple(name for pair in PAIRS for name in pair))
-    pair = next((pair for pair in PAIRS if all(name in arrays for name in pair)), None)
-    if pair is None:
-        wanted = " or ".join(", ".join(pair) for pair in PAIRS)
-        raise DataError(who, f"has {', '.join(there) or 'nothing'}", f"Its keys must be {wanted}.")
-    part = as_split(who, arrays[pair[0]], arrays[pair[1]], floats=True)
-    if len(part.x) != len(part.y) or not len(part.y):
-        raise DataError(who, f"has {len(part.x)} images and {len(part.y)} labels")
-    if int(part.y.min()) < 0:
-        raise DataError(who, f"has the label {int(part.y.min())}", "Labels are 0, 1, 2, ...")
-    return TestSet(who, part, int(part.y.max()) + 1)
+    if layout := layout_of(who, path):
+        name, root = layout
+        found = from_image_data(getattr(sources, name)(str(root))(download=False))
+        return replace(found, notes=(f"read as {name}('{root}')",))
+    if file := open_folder(who, path) if path.is_dir() else open_file(who, path):
+        return from_file(file)
+    listing = to_evaluate(who, path)
+    part, said = read_images(who, listing)
+    names = wordnet_names(listing)
+    return TestSet(str(listing.folder), in_turn(part), len(names), names, notes=(*listing.notes, *said))
+
+
+def from_file(file: ImageFile) -> TestSet:
+    """The images of a file to evaluate on. Raises DataError as `from_path`."""
+    who, part = file.name, file.evaluated()
+    low, high = int(part.y.min()), int(part.y.max())
+    if low < 0:
+        raise DataError(who, f"has the label {low}", "Labels are 0, 1, 2, ...; -1 is what images without one have.")
+    names = file.class_names
+    if names and high >= len(names):
+        raise DataError(who, f"has the label {high}, and names of {len(names)} classes", "Labels are 0, 1, 2, ...")
+    notes = (f"no image is of class 0: labels span 1 ... {high}, and count from 0",) if low == 1 else ()
+    return TestSet(who, part, len(names) if names else high + 1, names, notes=notes)
