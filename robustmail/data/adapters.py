@@ -98,7 +98,8 @@ def _check_images(who: str, x: Tensor, data: Any) -> None:
 def _check_labels(who: str, x: Tensor, y: Tensor) -> None:
     if y.ndim != 1 or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         wrong = f"labels are {str(y.dtype)[6:]} of shape {list(y.shape)}, expected whole numbers of shape [N]"
-        raise DataError(who, wrong, "Pass y.argmax(1) of one-hot labels." if y.ndim == 2 else "")
+        todo = "Pass y.argmax(1) of one-hot labels." if y.ndim == 2 else "Pass y.astype(int)." if y.ndim == 1 else ""
+        raise DataError(who, wrong, todo)
     if len(x) != len(y):
         raise DataError(who, f"{len(x)} images, but {len(y)} labels")
     if int(y.min()) < 0:
@@ -254,7 +255,7 @@ def _check_repeatable(who: str, data: Any, loader: DataLoader[Any] | None) -> No
             items = list(_guarded(who, source, (source[i] for i in places)))
             return loader.collate_fn(items) if loader is not None and loader.batch_size and items else items
 
-        todo = "Evaluate without augmentation, as with dataset.transform = torchvision.transforms.ToTensor()."
+        todo = "Read it without augmentation, as with dataset.transform = torchvision.transforms.ToTensor()."
     if not _same(*_plain(who, [read(), read()])):
         names = dict.fromkeys(type(transform).__name__ for transform in _transforms(data))
         drawn = [name for name in names if any(word in name for word in RANDOM)]

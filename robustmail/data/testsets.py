@@ -33,6 +33,11 @@ class TestSet:
     given: str | None = None
     notes: tuple[str, ...] = ()
 
+    def class_name(self, number: int) -> str:
+        """ "cat", or "class 3" where names are not known."""
+        names = self.class_names or ()
+        return names[number] if number < len(names) else f"class {number}"
+
     def first(self, n: int | None) -> TestSet:
         """The first n images. Raises DataError where there are fewer."""
         count = len(self.part.y)
@@ -85,5 +90,8 @@ def from_file(file: ImageFile) -> TestSet:
     names = file.class_names
     if names and high >= len(names):
         raise DataError(who, f"has the label {high}, and names of {len(names)} classes", "Labels are 0, 1, 2, ...")
-    notes = (f"no image is of class 0: labels span 1 ... {high}, and count from 0",) if low == 1 else ()
-    return TestSet(who, part, len(names) if names else high + 1, names, notes=notes)
+    notes = [f"no image is of class 0: labels are to count from 0, and span 1 ... {high}"] if low == 1 else []
+    _, channels, height, width = part.x.shape
+    if channels in (1, 3) and width in (1, 3, 4):  # either may be the channels
+        notes.append(f"images are read as [N, C, H, W], {channels} channels of {height} x {width} pixels")
+    return TestSet(who, part, len(names) if names else high + 1, names, notes=tuple(notes))

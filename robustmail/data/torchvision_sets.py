@@ -83,7 +83,7 @@ def read_torchvision(
 
 def _constructed(who: str, kind: Any, root: str, download: bool, split: str | None) -> tuple[Any, Any]:
     """The training and the test set, however the class calls them."""
-    knobs = inspect.signature(kind).parameters
+    knobs = _knobs(kind)
     fixed: dict[str, Any] = {"download": download} if "download" in knobs else {}
     if "train" in knobs:
         if "split" in knobs and split is None:
@@ -103,14 +103,33 @@ def _constructed(who: str, kind: Any, root: str, download: bool, split: str | No
     raise DataError(who, f"{kind.__name__} has none of the splits {', '.join(TESTS)}")
 
 
+def _knobs(kind: type) -> set[str]:
+    """The parameters of a class, with those that it hands on to its base as **kwargs."""
+    found: set[str] = set()
+    for one in kind.__mro__:
+        if "__init__" in vars(one):
+            knobs = inspect.signature(one).parameters
+            found |= knobs.keys()
+            if all(knob.kind is not knob.VAR_KEYWORD for knob in knobs.values()):
+                break
+    return found
+
+
 def _refusal(who: str, name: str, root: str, error: Exception) -> DataError:
-    put = f"put torchvision's {name} files into {root}, or use data=npz('FILE')."
-    if isinstance(error, OSError) or str(error).startswith("Error downloading"):
-        return DataError(who, f"cannot be read or downloaded ({error})", f"Connect to the network, {put}")
-    if "ot found" in str(error) and "corrupted" not in str(error):
-        return DataError(who, f"its files are not there: {in_brief(error)}", f"Connect to the network, {put}")
-    brief = str(error) if type(error) is RuntimeError else in_brief(error)
-    return DataError(who, f"damaged: {brief}", f"Delete torchvision's {name} files in {root}.")
+    """What torchvision's error means, and what to do."""
+    said = str(error).replace("You can use download=True to download it", "").strip()
+    put = f"Connect to the network, put torchvision's {name} files into {root}, or use data=npz('FILE')."
+    if isinstance(error, OSError) or said.startswith("Error downloading"):
+        return DataError(who, f"cannot be read or downloaded ({said})", put)
+    if said == "Dataset not found.":
+        return DataError(who, "its files are not there", put)
+    if isinstance(error, TypeError) or "Unknown value" in said:
+        wrong = f"{name} has more than training and test images ({said})"
+        return DataError(who, wrong, "Make both yourself, and pass robustmail.dataset(train, test) in Python.")
+    if any(word in said for word in ("install", "externally")):
+        return DataError(who, f"torchvision cannot read {name} ({said})")
+    said = said if type(error) is RuntimeError else in_brief(error)
+    return DataError(who, f"damaged: {said}", f"Delete torchvision's {name} files in {root}.")
 
 
 def _remove_empty(root: Path) -> None:

@@ -27,7 +27,7 @@ def load_data(text: str) -> TestSet:
     if path.exists():
         return replace(from_path(path), given=text)
     if "(" not in text and (
-        path.suffix in (".npz", ".npy", ".parquet") or (len(path.parts) > 1 and ".py:" not in text)
+        path.suffix in (".npz", ".npy", ".parquet", ".mat") or (len(path.parts) > 1 and ".py:" not in text)
     ):
         raise DataError(text, "no such file or folder")
     source = parse_value(text, "data")
