@@ -17,7 +17,24 @@ if TYPE_CHECKING:
     from robustmail.checkpoints import inspect_checkpoint
     from robustmail.config.loader import load_recipe
     from robustmail.data.dataset import ImageData
-    from robustmail.data.sources import cifar10, cifar100, digits, image_folder, npz, subset, svhn
+    from robustmail.data.sources import (
+        cifar10,
+        cifar100,
+        dataset,
+        digits,
+        fashion_mnist,
+        gtsrb,
+        image_folder,
+        mnist,
+        npy,
+        npz,
+        parquet,
+        stl10,
+        subset,
+        svhn,
+        tiny_imagenet,
+        torchvision_dataset,
+    )
     from robustmail.errors import RobustmailError
     from robustmail.evaluation.data_loading import load_data
     from robustmail.evaluation.evaluator import evaluate
@@ -46,7 +63,24 @@ _NAMES = {  # by module; type checkers read the imports above instead
     "attacks.torchattacks": ["torchattack"],
     "checkpoints": ["inspect_checkpoint"],
     "data.dataset": ["ImageData"],
-    "data.sources": ["cifar10", "cifar100", "digits", "image_folder", "npz", "subset", "svhn"],
+    "data.sources": [
+        "cifar10",
+        "cifar100",
+        "dataset",
+        "digits",
+        "fashion_mnist",
+        "gtsrb",
+        "image_folder",
+        "mnist",
+        "npy",
+        "npz",
+        "parquet",
+        "stl10",
+        "subset",
+        "svhn",
+        "tiny_imagenet",
+        "torchvision_dataset",
+    ],
     "errors": ["RobustmailError"],
     "evaluation.data_loading": ["load_data"],
     "evaluation.model_loading": ["load_model"],

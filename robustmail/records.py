@@ -52,6 +52,7 @@ class RunStarted:
     step: int = 0
     note: str = ""
     precision: str = ""
+    augmentation: str = ""
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
+from robustmail.data.array_files import IMAGE, LABEL
 from robustmail.data.dataset import Split, channels_first
 from robustmail.data.image_files import LabelledImages, StreamedSplit, alike, pixels
-from robustmail.data.testsets import TestSet
 from robustmail.errors import DataError, RobustmailError, in_brief
 from robustmail.runtime.rng import fork_rng
+from robustmail.runtime.untrusted import printable
 
-__all__ = ["read_data"]
+__all__ = ["class_names", "read_bytes", "read_data"]
 
-IMAGE = ("image", "img", "pixel_values", "images")  # columns, as Hugging Face's data sets call them
-LABEL = ("label", "labels", "fine_label")
 TWICE = 32  # items that are read twice, to see whether they are the same
 DEEP = 8  # data sets and transforms within one another
 RANDOM = ("Random", "Jitter", "Aug")  # in the names of transforms that draw
@@ -38,7 +37,7 @@ def read_data(who: str, data: Any, n: int | None = None) -> LabelledImages:
     Raises DataError: images that are normalised, augmented or outside [0, 1], labels that are not whole numbers from 0,
     or fewer than n images.
     """
-    data = data.part if isinstance(data, TestSet) else data
+    data = data.part if isinstance(getattr(data, "part", None), (Split, StreamedSplit)) else data  # of `load_data`
     if isinstance(data, StreamedSplit):
         return _first(who, data, n)
     pair = _columns(who, data) or _collected(who, data, n)
@@ -55,6 +54,35 @@ def _first(who: str, part: LabelledImages, n: int | None) -> LabelledImages:
     if n is not None and not 1 <= n <= count:
         raise DataError(f"{who} (given n={n})", f"there are {count} images", f"Pass 1 ... {count}, or leave n out.")
     return part.first(n)
+
+
+def read_bytes(who: str, data: Any) -> Split:
+    """The same to train on, as bytes: floats are k / 255, as ToTensor gives them, or refused (DataError)."""
+    x, y = read_data(who, data).loaded()
+    if not x.is_floating_point():
+        return Split(x, y)
+    levels = (x * 255).round().to(torch.uint8)
+    if not torch.equal(levels.float() / 255, x):
+        wrong = "images are floats between the 256 levels of a byte"
+        raise DataError(who, wrong, "Pass uint8: multiply floats in [0, 1] by 255 and round.")
+    return Split(levels, y)
+
+
+def class_names(data: Any) -> tuple[str, ...] | None:
+    """The names of its classes that a data set has, in `classes` or in the features of its label; else None."""
+    for _ in range(DEEP):
+        features = getattr(data, "features", None)
+        label = (
+            next((features[name] for name in LABEL if name in features), None)
+            if isinstance(features, Mapping)
+            else None
+        )
+        names = getattr(label, "names", None) or getattr(data, "classes", None)
+        if isinstance(names, (list, tuple)) and len(names) > 1 and all(isinstance(name, str) for name in names):
+            return tuple(map(printable, names))
+        if (data := getattr(data, "dataset", None)) is None:
+            break
+    return None
 
 
 def _check_images(who: str, x: Tensor, data: Any) -> None:
@@ -77,7 +105,8 @@ def _check_images(who: str, x: Tensor, data: Any) -> None:
 def _check_labels(who: str, x: Tensor, y: Tensor) -> None:
     if y.ndim != 1 or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         wrong = f"labels are {str(y.dtype)[6:]} of shape {list(y.shape)}, expected whole numbers of shape [N]"
-        raise DataError(who, wrong, "Pass y.argmax(1) of one-hot labels." if y.ndim == 2 else "")
+        todo = "Pass y.argmax(1) of one-hot labels." if y.ndim == 2 else "Pass y.astype(int)." if y.ndim == 1 else ""
+        raise DataError(who, wrong, todo)
     if len(x) != len(y):
         raise DataError(who, f"{len(x)} images, but {len(y)} labels")
     if int(y.min()) < 0:
@@ -168,7 +197,8 @@ def _guarded(who: str, whole: Any, items: Iterator[Any]) -> Iterator[Any]:
 def _row(who: str, row: Any) -> Pair:
     """(image, label) of an item, or of a batch."""
     if isinstance(row, Mapping):
-        image, label = (next((name for name in names if name in row), None) for names in (IMAGE, LABEL))
+        lower = {str(name).lower(): name for name in row}
+        image, label = (next((lower[name] for name in names if name in lower), None) for names in (IMAGE, LABEL))
         if image is not None and label is not None:
             return row[image], row[label]
         missing = "image" if image is None else "label"
@@ -232,7 +262,7 @@ def _check_repeatable(who: str, data: Any, loader: DataLoader[Any] | None) -> No
             items = list(_guarded(who, source, (source[i] for i in places)))
             return loader.collate_fn(items) if loader is not None and loader.batch_size and items else items
 
-        todo = "Evaluate without augmentation, as with dataset.transform = torchvision.transforms.ToTensor()."
+        todo = "Read it without augmentation, as with dataset.transform = torchvision.transforms.ToTensor()."
     if not _same(*_plain(who, [read(), read()])):
         names = dict.fromkeys(type(transform).__name__ for transform in _transforms(data))
         drawn = [name for name in names if any(word in name for word in RANDOM)]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from robustmail.errors import DataError
 from robustmail.runtime.deferred import to_device
+from robustmail.text import plural
 
 __all__ = [
     "ImageData",
@@ -82,6 +83,12 @@ class ImageData:
                 self.name,
                 f"training images are {list(self.train.x.shape[1:])}, test images {list(self.test.x.shape[1:])}",
             )
+
+    @property
+    def augmentation(self) -> str:
+        """What is done to training images, in words."""
+        crops = f"random crops of images padded by {plural(self.pad, 'pixel')}" if self.pad else "no crops"
+        return f"{crops}, {'mirrored at random' if self.flip else 'never mirrored'}"
 
     @property
     def shape(self) -> tuple[int, int, int]:

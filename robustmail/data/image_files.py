@@ -21,6 +21,7 @@ from robustmail.errors import DataError, did_you_mean, in_brief
 from robustmail.text import plural
 
 __all__ = [
+    "FORMATS",
     "ImageFiles",
     "LabelledImages",
     "Preprocess",
@@ -268,6 +269,8 @@ def _read_image(who: str, file: Path, read: Callable[[Any], T]) -> T:
 
 
 def _check_mode(who: str, image: Any) -> None:
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # which is a photograph with its preview
+        raise DataError(who, f"an image has {image.n_frames} frames", "Save one of them.")
     if image.mode not in BYTES:
         raise DataError(who, f"an image has pixels of mode {image.mode}", "Save it with 8 bits.")
 

@@ -5,13 +5,17 @@ What a folder is follows from its structure, and whatever could be two things is
     train/<class>/...   with val/ or test/ beside it, under any usual name and in any letter case
     <class>/...         classes alone
     val/images/...      with val_annotations.txt, as Tiny-ImageNet has it
+    images/...          with labels.csv or metadata.csv, of columns file and label
 
 Classes are numbered in the order of their names as text, as torchvision's ImageFolder does.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,15 +24,19 @@ import torch
 
 from robustmail.data.image_files import ImageFiles, Preprocess, StreamedSplit
 from robustmail.errors import DataError, in_brief
+from robustmail.runtime.untrusted import printable
 from robustmail.text import plural
 
-__all__ = ["Listing", "class_folders", "stream_images", "to_evaluate", "to_train"]
+__all__ = ["Listing", "class_folders", "stream_images", "to_evaluate", "to_train", "wordnet_names"]
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
           "testing": "test"}  # fmt: skip
 IMAGES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # as torchvision has it
 HIDDEN = ("__MACOSX", "__pycache__", "@eaDir")  # and whatever begins with a dot
-ANNOTATIONS = "val_annotations.txt"
+ANNOTATIONS = ("val_annotations.txt", "labels.csv", "metadata.csv")  # files that label images
+FILE = ("file", "file_name", "filename", "image", "path", "id")  # columns of the csv ones
+LABEL = ("label", "class", "target")
+TABLES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".xml")  # others that may, and are named where labels lack
 DEEP = 50  # folders within one another
 
 
@@ -127,9 +135,15 @@ class _Tree:
         return Path(os.path.abspath(self.path))
 
     @property
+    def annotations(self) -> Path | None:
+        """The file that labels its images, where they are not sorted into folders."""
+        found = [self.path / name for name in ANNOTATIONS if self.path / name in self.others]
+        return found[0] if found and all(f.name == "images" for f in self.folders) else None
+
+    @property
     def annotated(self) -> bool:
         """Are its images labelled by a file, and not sorted into folders?"""
-        return self.path / ANNOTATIONS in self.others and all(f.name == "images" for f in self.folders)
+        return self.annotations is not None
 
     def walk(self) -> Iterator[_Tree]:
         """Itself and all folders below."""
@@ -216,7 +230,7 @@ def _listed(who: str, tree: _Tree, known: tuple[str, ...] | None = None) -> List
     names = tuple(f.name for f in tree.folders)
     if not names:
         wrong = f"{tree.path} has images, but no folder for each class" if tree.images else f"{tree.path} has no images"
-        raise DataError(who, wrong, "Make <class>/ with images for every class.")
+        raise DataError(who, wrong, _table_todo(tree) or "Make <class>/ with images for every class.")
     if extra := [name for name in names if known and name not in known]:
         raise DataError(who, f"{tree.name} has classes that train lacks: {', '.join(extra[:5])}")
     if tree.empty and not known:
@@ -226,7 +240,7 @@ def _listed(who: str, tree: _Tree, known: tuple[str, ...] | None = None) -> List
     if len(classes) < 2:
         inner = ", ".join(f.name for f in tree.folders[0].folders[:3])
         todo = f"Pass {tree.folders[0].path} if {inner} are the classes." if "," in inner else "Pass a folder of two."
-        raise DataError(who, f"all images are of one class, {tree.folders[0].path}", todo)
+        raise DataError(who, f"all images are of one class, {tree.folders[0].path}", _table_todo(tree) or todo)
     files = [(file, classes.index(c.name)) for c in tree.folders for file in _of_class(who, c)]
     return Listing(
         tree.path, tuple(f for f, _ in files), tuple(y for _, y in files), classes, tuple(_told(tree, classes))
@@ -264,16 +278,57 @@ def _stray(tree: _Tree) -> list[str]:
     return [f"left out: {plural(count, 'image')} beside the folders, such as {tree.images[0].name}"] if count else []
 
 
-def _annotated(who: str, tree: _Tree, known: tuple[str, ...] | None) -> Listing:
-    """Images that lines `file<TAB>class<TAB>box` label."""
-    place = tree.path / ANNOTATIONS
+def _table_todo(tree: _Tree) -> str:
+    """What to do with a table beside the images, or beside their folder, that may label them; "" without one."""
+    beside = (
+        [f for f in sorted(tree.place.parent.iterdir()) if f.stem == tree.name and f.is_file()] if tree.split else []
+    )
+    found = next((f for f in (*tree.others, *beside) if f.suffix.lower() in TABLES), None)
+    if found is None:
+        return ""
+    return f"{found} is not read: make it {tree.path / 'labels.csv'} with columns file and label, or make <class>/."
+
+
+def _tab_lines(who: str, place: Path) -> list[tuple[str, str]]:
+    """(file, class) of lines `file<TAB>class<TAB>box`."""
     rows = [line.split("\t") for line in _text(who, place).splitlines() if line.strip()]
     if short := next((row for row in rows if len(row) < 2), None):
         raise DataError(
             who, f"{place}: {short[0][:40]!r} has no class", "A line is file, class, box, with tabs between."
         )
-    label = {row[0]: row[1].strip() for row in rows}
-    classes = known or tuple(sorted(set(label.values())))
+    return [(row[0], row[1].strip()) for row in rows]
+
+
+def _csv_lines(who: str, place: Path) -> list[tuple[str, str]]:
+    """(file, class) of the rows of a csv file; a file may be given with its folder, images/0.png."""
+    rows = list(csv.DictReader(io.StringIO(_text(who, place), newline="")))
+    columns = [str(name) for name in (rows[0] if rows else {})]
+    file, label = (next((c for w in known for c in columns if c.lower().strip() == w), None) for known in (FILE, LABEL))
+    if file is None or label is None:
+        wrong = f"{place} has the columns {', '.join(map(printable, columns[:9])) or 'none'}"
+        raise DataError(who, wrong, "It needs file and label.")
+    found = [(str(row[file]).removeprefix("images/"), str(row[label] or "").strip()) for row in rows]
+    if empty := next((name for name, value in found if not value), None):
+        raise DataError(who, f"{place}: {empty[:40]!r} has no class")
+    return found
+
+
+def _numbered(labels: set[str]) -> tuple[str, ...]:
+    """The classes in the order of their numbers: whole numbers are these themselves, else names as text."""
+    if all(label.isdecimal() and len(label) < 7 for label in labels):
+        return tuple(map(str, range(max(map(int, labels)) + 1)))
+    return tuple(sorted(labels))
+
+
+def _annotated(who: str, tree: _Tree, known: tuple[str, ...] | None) -> Listing:
+    """Images that a file labels."""
+    place = tree.annotations or tree.path
+    rows = (_csv_lines if place.suffix == ".csv" else _tab_lines)(who, place)
+    label = dict(rows)
+    if len(label) < len(rows):
+        twice = next(name for name, count in Counter(name for name, _ in rows).items() if count > 1)
+        raise DataError(who, f"{place} has {twice[:40]!r} twice")
+    classes = known or _numbered(set(label.values()))
     if extra := sorted(set(label.values()) - set(classes)):
         raise DataError(who, f"{place} has classes that train lacks: {', '.join(extra[:5])}")
     if len(classes) < 2:
@@ -291,6 +346,20 @@ def _wnids(who: str, folder: Path) -> tuple[str, ...] | None:
     """The classes of a Tiny-ImageNet without its train/, in the order that train/ has."""
     place = folder / "wnids.txt"
     return tuple(sorted(set(_text(who, place).split()))) if place.is_file() else None
+
+
+def wordnet_names(listing: Listing) -> tuple[str, ...]:
+    """The names of the classes, where words.txt beside the splits has one for each number: n02124075 -> Egyptian cat.
+
+    Of two classes that share a word, both keep their number: crane (n02012849).
+    """
+    place = listing.folder.parent / "words.txt"
+    lines = _text(str(listing.folder), place).splitlines() if place.is_file() else []
+    words = {number: text.split(",")[0].strip() for number, _, text in (line.partition("\t") for line in lines)}
+    if not all(words.get(name) for name in listing.classes):
+        return listing.classes
+    count = Counter(words[name] for name in listing.classes)
+    return tuple(f"{words[n]} ({n})" if count[words[n]] > 1 else words[n] for n in listing.classes)
 
 
 def _text(who: str, path: Path) -> str:

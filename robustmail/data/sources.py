@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from robustmail.data.dataset import ImageData, Split, channels_first, in_turn
+from robustmail.data.adapters import class_names, read_bytes
+from robustmail.data.array_files import ImageFile, as_split, open_file, open_folder
+from robustmail.data.dataset import ImageData, Split, in_turn
 from robustmail.data.image_files import Preprocess
-from robustmail.data.image_folders import stream_images, to_train
+from robustmail.data.image_folders import stream_images, to_train, wordnet_names
+from robustmail.data.torchvision_sets import Fit, check_name, read_torchvision
 from robustmail.errors import DataError, RecipeError
 from robustmail.fields import check_types
-from robustmail.runtime.untrusted import check_unpacked
 
-__all__ = ["cifar10", "cifar100", "digits", "image_folder", "npz", "subset", "svhn"]
+__all__ = [
+    "cifar10", "cifar100", "dataset", "digits", "fashion_mnist", "gtsrb", "image_folder", "mnist", "npy", "npz",
+    "parquet", "stl10", "subset", "svhn", "tiny_imagenet", "torchvision_dataset",
+]  # fmt: skip
 
 
 def _check_knobs(source: Any) -> None:
@@ -26,7 +30,7 @@ def _check_knobs(source: Any) -> None:
     check_types(source)
     for name, least in {"pad": 0, "validation": 1, "classes": 1, "train": 1, "size": 1}.items():
         value = getattr(source, name, None)
-        if value is not None and value < least:
+        if isinstance(value, int) and value < least:
             raise RecipeError(f"{type(source).__name__} (given {name}={value})", f"{name} must be at least {least}")
 
 
@@ -42,8 +46,8 @@ class cifar10:
     def __post_init__(self) -> None:
         _check_knobs(self)
 
-    def __call__(self) -> ImageData:
-        return _torchvision(self, "CIFAR10", 10)
+    def __call__(self, download: bool = True) -> ImageData:
+        return _torchvision(self, "CIFAR10", download, 10)
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,8 @@ class cifar100:
     def __post_init__(self) -> None:
         _check_knobs(self)
 
-    def __call__(self) -> ImageData:
-        return _torchvision(self, "CIFAR100", 100)
+    def __call__(self, download: bool = True) -> ImageData:
+        return _torchvision(self, "CIFAR100", download, 100)
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,101 @@ class svhn:
     def __post_init__(self) -> None:
         _check_knobs(self)
 
-    def __call__(self) -> ImageData:
-        return _torchvision(self, "SVHN", 10)
+    def __call__(self, download: bool = True) -> ImageData:
+        return _torchvision(self, "SVHN", download, 10)
+
+
+@dataclass(frozen=True)
+class mnist:
+    """MNIST: 60,000 + 10,000 digits of 1x28x28 in 10 classes, downloaded by torchvision with its checksum."""
+
+    root: str = "data"
+    validation: int | None = 1000
+    pad: int = 3
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        _check_knobs(self)
+
+    def __call__(self, download: bool = True) -> ImageData:
+        return _torchvision(self, "MNIST", download, 10)
+
+
+@dataclass(frozen=True)
+class fashion_mnist:
+    """Fashion-MNIST: 60,000 + 10,000 clothes of 1x28x28 in 10 classes, downloaded by torchvision with its checksum."""
+
+    root: str = "data"
+    validation: int | None = 1000
+    pad: int = 3
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        _check_knobs(self)
+
+    def __call__(self, download: bool = True) -> ImageData:
+        return _torchvision(self, "FashionMNIST", download, 10)
+
+
+@dataclass(frozen=True)
+class stl10:
+    """STL-10: 5,000 + 8,000 images of 3x96x96 in 10 classes, downloaded by torchvision with its checksum."""
+
+    root: str = "data"
+    validation: int | None = 1000
+    pad: int = 12
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        _check_knobs(self)
+
+    def __call__(self, download: bool = True) -> ImageData:
+        return _torchvision(self, "STL10", download, 10)
+
+
+@dataclass(frozen=True)
+class gtsrb:
+    """GTSRB: 26,640 + 12,630 traffic signs in 43 classes, resized to 3x`size`x`size`, downloaded by torchvision."""
+
+    root: str = "data"
+    validation: int | None = 1000
+    pad: int | None = None
+    flip: bool = False
+    size: int = 32
+
+    def __post_init__(self) -> None:
+        _check_knobs(self)
+
+    def __call__(self, download: bool = True) -> ImageData:
+        return _torchvision(self, "GTSRB", download, 43, fit=_squared(self.size))
+
+
+@dataclass(frozen=True)
+class torchvision_dataset:
+    """Any labelled data set of torchvision by the name of its class, such as "Flowers102", downloaded if it can be.
+
+    Its train split, and test, else val. size: the shorter side of each image after resizing, which is then cropped to a
+    square in the centre; needed where images differ in size. split: which of EMNIST's subsets. pad: by default an
+    eighth of the shorter side.
+    """
+
+    name: str
+    root: str = "data"
+    validation: int | None = None
+    pad: int | None = None
+    flip: bool = False
+    size: int | None = None
+    split: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_knobs(self)
+        check_name(f"torchvision_dataset({self.name!r})", self.name)
+
+    def __call__(self, download: bool = True) -> ImageData:
+        who, fit = f"torchvision_dataset({self.name!r}, {self.root!r})", self.size and _cropped(self.size)
+        train, test, names = read_torchvision(who, self.name, self.root, download, self.split, fit or None)
+        classes = len(names) if names else int(train.y.max()) + 1
+        return _image_data(self, who, train, test, classes, names)
 
 
 @dataclass(frozen=True)
@@ -99,40 +196,98 @@ class digits:
         x = torch.from_numpy((raw.reshape(-1, 1, 8, 8) * (255 / 16)).round().astype(np.uint8))
         y = torch.from_numpy(labels.astype(np.int64))
         test = torch.arange(len(y)) % 5 == 4
-        return ImageData(
-            "digits()",
-            Split(x[~test], y[~test]),
-            Split(x[test], y[test]),
-            10,
-            self.pad,
-            self.flip,
-            self.validation,
-            tuple(map(str, range(10))),
-        )
+        parts = Split(x[~test], y[~test]), Split(x[test], y[test])
+        return _image_data(self, "digits()", *parts, 10, tuple(map(str, range(10))))
 
 
 @dataclass(frozen=True)
 class npz:
     """A file with Keras' keys x_train, y_train, x_test, y_test: uint8 images, NHWC or NCHW; integer labels.
 
-    classes: by default one more than the largest label of y_train.
+    Also train_images, train_labels and the like, in any letter case; class_names, an array of texts, may be there.
+    classes: by default as many as class_names, or one more than the largest training label. test: another file, for the
+    images to test on. pad: by default an eighth of the shorter side. flip: training images are mirrored at random.
     """
 
     path: str
     classes: int | None = None
     validation: int | None = None
-    pad: int = 4
-    flip: bool = True
+    pad: int | None = None
+    flip: bool = False
+    test: str | None = None
 
     def __post_init__(self) -> None:
         _check_knobs(self)
 
+    def tested(self) -> ImageFile:
+        """The file to evaluate on."""
+        return open_file(f"npz({self.path!r})", Path(self.test or self.path))
+
     def __call__(self) -> ImageData:
         who = f"npz({self.path!r})"
-        arrays = _read_npz(who, Path(self.path))
-        train, test = (as_split(f"{who} ({s})", arrays[f"x_{s}"], arrays[f"y_{s}"]) for s in ("train", "test"))
-        classes = self.classes or (int(train.y.max()) + 1 if len(train.y) else 1)
-        return ImageData(who, train, test, classes, self.pad, self.flip, self.validation)
+        train = open_file(who, Path(self.path))
+        test = open_file(f"npz({self.test!r})", Path(self.test)) if self.test else None
+        return _from_files(self, who, train, test, self.classes)
+
+
+@dataclass(frozen=True)
+class npy:
+    """Two npy files, of images and of their labels; for training two more, to test on.
+
+    labels: by default y.npy, labels.npy or the like beside the images. pad: by default an eighth of the shorter side.
+    flip: training images are mirrored at random.
+    """
+
+    images: str
+    labels: str | None = None
+    test_images: str | None = None
+    test_labels: str | None = None
+    classes: int | None = None
+    validation: int | None = None
+    pad: int | None = None
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        _check_knobs(self)
+
+    def tested(self) -> ImageFile:
+        """The files to evaluate on."""
+        return self._test() or self._train()
+
+    def _train(self) -> ImageFile:
+        return _npy(self.images, self.labels)
+
+    def _test(self) -> ImageFile | None:
+        return _npy(self.test_images, self.test_labels) if self.test_images else None
+
+    def __call__(self) -> ImageData:
+        return _from_files(self, f"npy({self.images!r})", self._train(), self._test(), self.classes)
+
+
+@dataclass(frozen=True)
+class parquet:
+    """A folder of Hugging Face's parquet files, train-*.parquet and test-*.parquet; needs robustmail[parquet].
+
+    path: the folder, or one file, with `test` as another, for the images to test on. pad: by default an eighth of the
+    shorter side. flip: training images are mirrored at random.
+    """
+
+    path: str
+    test: str | None = None
+    validation: int | None = None
+    pad: int | None = None
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        _check_knobs(self)
+
+    def tested(self) -> ImageFile:
+        """The file to evaluate on."""
+        return _parquet(self.test or self.path)
+
+    def __call__(self) -> ImageData:
+        test = _parquet(self.test) if self.test else None
+        return _from_files(self, f"parquet({self.path!r})", _parquet(self.path), test)
 
 
 @dataclass(frozen=True)
@@ -142,28 +297,77 @@ class image_folder:
     size: the shorter side of each image is resized to so many pixels, and the square in the centre is taken; without
     it, all images must be of one size. Classes are numbered in the order of their folders' names as text; where all
     images are grey, they have one channel. Training images come class by class, test images of each class in turn.
+    pad: by default an eighth of the shorter side. flip: training images are mirrored at random.
     """
 
     path: str
     validation: int | None = None
-    pad: int = 4
-    flip: bool = True
+    pad: int | None = None
+    flip: bool = False
     size: int | None = None
 
     def __post_init__(self) -> None:
         _check_knobs(self)
 
     def __call__(self) -> ImageData:
-        who = f"image_folder({self.path!r})"
-        listings = to_train(who, Path(self.path))
-        preprocess = Preprocess(self.size, self.size) if self.size else None
-        parts = [stream_images(who, listing, preprocess).loaded() for listing in listings]
-        channels = max(part.x.shape[1] for part in parts)  # all grey in one split alone is no reason to refuse
-        train, test = (part._replace(x=part.x.expand(-1, channels, -1, -1).contiguous()) for part in parts)
-        names = listings[0].classes
-        return ImageData(
-            who, train, test.take(in_turn(test.y)), len(names), self.pad, self.flip, self.validation, names
-        )
+        return _folder(self, f"image_folder({self.path!r})")
+
+
+@dataclass(frozen=True)
+class tiny_imagenet:
+    """Tiny-ImageNet as unpacked: 100,000 + 10,000 images of 3x64x64 in 200 classes, named by its words.txt."""
+
+    path: str
+    validation: int | None = 1000
+    pad: int = 8
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        _check_knobs(self)
+
+    def __call__(self) -> ImageData:
+        return _folder(self, f"tiny_imagenet({self.path!r})")
+
+
+class _Held:
+    """Data in memory, which a recipe shows by their type and number."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def __repr__(self) -> str:
+        pair = isinstance(self.data, (tuple, list)) and len(self.data) == 2
+        what = self.data[1] if pair else self.data
+        count = f" of {len(what):,}" if hasattr(what, "__len__") else ""
+        return f"<{'arrays' if pair else type(self.data).__name__}{count}>"
+
+
+@dataclass(frozen=True)
+class dataset:
+    """Data in Python: (images, labels), a data set of any library or its DataLoader, to train on and to test on.
+
+    They are read as `evaluate` reads them, once, without augmentation: that is pad and flip. pad: by default an
+    eighth of the shorter side. Names of classes are those of train, if it has them.
+    """
+
+    train: Any
+    test: Any
+    validation: int | None = None
+    pad: int | None = None
+    flip: bool = False
+    classes: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_knobs(self)
+        for name in ("train", "test"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, value if isinstance(value, _Held) else _Held(value))
+
+    def __call__(self) -> ImageData:
+        train, test = (read_bytes(f"dataset ({n})", getattr(self, n).data) for n in ("train", "test"))
+        names = class_names(self.train.data)
+        classes = self.classes or (len(names) if names else int(train.y.max()) + 1)
+        return _image_data(self, "dataset", train, test, classes, names)
 
 
 @dataclass(frozen=True)
@@ -184,79 +388,87 @@ class subset:
         if self.train > len(images.train.y):
             raise DataError(f"subset (given train={self.train})", f"{images.name} has {len(images.train.y)} images")
         train = images.train
-        if isinstance(self.of, image_folder):  # sorted by class
+        if isinstance(self.of, (image_folder, tiny_imagenet)):  # sorted by class
             train = train.take(in_turn(train.y))
         return replace(images, name=f"{images.name}, first {self.train:,}", train=train.first(self.train))
 
 
-def _torchvision(source: Any, name: str, classes: int) -> ImageData:
-    import torchvision
+def _image_data(
+    source: Any, who: str, train: Split, test: Split, classes: int, names: tuple[str, ...] | None
+) -> ImageData:
+    """What a source returns, with the augmentation of its knobs."""
+    pad = min(train.x.shape[2:]) // 8 if source.pad is None else source.pad
+    names = names if names and len(names) == classes else None
+    return ImageData(who, train, test, classes, pad, source.flip, source.validation, names)
 
+
+def _torchvision(source: Any, name: str, download: bool, classes: int, fit: Fit | None = None) -> ImageData:
     who = f"{type(source).__name__}({source.root!r})"
-    kind = getattr(torchvision.datasets, name)
-    # SVHN names its splits, the CIFARs have a flag.
-    keys = [{"split": "train"}, {"split": "test"}] if name == "SVHN" else [{"train": True}, {"train": False}]
-    there = Path(source.root).exists()
-    try:
-        sets = [kind(source.root, download=True, **key) for key in keys]
-    except OSError as error:  # URLError is one
-        if not there:
-            with suppress(OSError):
-                Path(source.root).rmdir()  # the empty folder that torchvision has made
+    train, test, names = read_torchvision(who, name, source.root, download, fit=fit)
+    if name == "SVHN":  # which names none
+        names = tuple(map(str, range(classes)))
+    return _image_data(source, who, train, test, classes, names)
+
+
+def _squared(size: int) -> Fit:
+    """Resizes an image of PIL to size x size."""
+    return lambda image: image.resize((size, size), 2)  # bilinear, as torchvision's Resize
+
+
+def _cropped(size: int) -> Fit:
+    """Resizes the shorter side of an image of PIL to `size`, and crops it to a square in the centre."""
+    from torchvision.transforms.v2.functional import center_crop, resize
+
+    return lambda image: center_crop(resize(image, [size]), [size])
+
+
+def _folder(source: Any, who: str) -> ImageData:
+    listings = to_train(who, Path(source.path))
+    preprocess = Preprocess(source.size, source.size) if getattr(source, "size", None) else None
+    parts = [stream_images(who, listing, preprocess).loaded() for listing in listings]
+    channels = max(part.x.shape[1] for part in parts)  # all grey in one split alone is no reason to refuse
+    train, test = (part._replace(x=part.x.expand(-1, channels, -1, -1).contiguous()) for part in parts)
+    names = wordnet_names(listings[0])
+    return _image_data(source, who, train, test.take(in_turn(test.y)), len(names), names)
+
+
+def _npy(images: str, labels: str | None) -> ImageFile:
+    return open_file(f"npy({images!r})", Path(images), Path(labels) if labels else None)
+
+
+def _parquet(path: str) -> ImageFile:
+    who = f"parquet({path!r})"
+    if not Path(path).is_dir():
+        return open_file(who, Path(path))
+    if found := open_folder(who, Path(path)):
+        return found
+    raise DataError(who, "has no parquet files")
+
+
+def _from_files(
+    source: Any, who: str, train: ImageFile, test: ImageFile | None, classes: int | None = None
+) -> ImageData:
+    """The training part of one file, and the test part of it or of another."""
+    name = next((name for name in ("train", "") if name in train.parts and (name or test)), None)
+    of = test or train
+    tested = next((name for name in ("test", "val", "") if name in of.parts and (name or test)), None)
+    if name is None or tested is None:
+        alone = "" in train.parts or (name is not None and test is None)
+        wrong = f"has {train.there}: " + f"no images with labels to {'test' if alone else 'train'} on"
+        kind = "test_images" if isinstance(source, npy) else "test"
+        todo = (
+            f"Pass {type(source).__name__}({train.path.name!r}, {kind}='FILE')."
+            if alone
+            else "Name them x_train, y_train."
+        )
+        raise DataError(who, wrong, todo)
+    parts = as_split(f"{who} (train)", *train.parts[name]()), as_split(f"{who} (test)", *of.parts[tested]())
+    labels = parts[0].y
+    low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)
+    if low == 1 and classes is None:
+        wrong = f"labels count from 1 to {high}, and are to count from 0"
         raise DataError(
-            who, f"cannot be read or downloaded ({error})",
-            f"Connect to the network, put torchvision's {name} files into {source.root}, or use data=npz('FILE').",
-        ) from error  # fmt: skip
-    except (RuntimeError, EOFError) as error:
-        raise DataError(who, f"damaged: {error}", f"Delete torchvision's {name} files in {source.root}.") from error
-    labels = [s.labels if name == "SVHN" else s.targets for s in sets]
-    train, test = (as_split(who, np.asarray(s.data), np.asarray(y)) for s, y in zip(sets, labels, strict=True))
-    names = getattr(sets[0], "classes", None)  # SVHN has none: its classes are digits
-    names = tuple(map(str, names if names and len(names) == classes else range(classes)))
-    return ImageData(who, train, test, classes, source.pad, source.flip, source.validation, names)
-
-
-def read_arrays(who: str, path: Path, keys: tuple[str, ...]) -> tuple[dict[str, Any], list[str]]:
-    """Those of `keys` that an npz file has, and all that it has. Raises DataError for a file that cannot be read."""
-    if not path.is_file():
-        raise DataError(who, "no such file")
-    try:
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            check_unpacked(file.zip, path.stat().st_size)
-            there = list(file)
-            return {key: np.asarray(file[key]) for key in keys if key in there}, there
-    except Exception as error:  # a damaged archive fails in a dozen ways, from zlib's to the tokenizer's
-        why = "" if "pickle" in str(error) else f" ({error})"  # numpy takes what it does not know for a pickle
-        wrong = f"not a readable npz file{why}"
-        raise DataError(who, wrong, "It is truncated, damaged, or another kind.") from error
-
-
-def _read_npz(who: str, path: Path) -> dict[str, Any]:
-    keys = ("x_train", "y_train", "x_test", "y_test")
-    arrays, there = read_arrays(who, path, keys)
-    if missing := [key for key in keys if key not in arrays]:
-        wanted = f"Its keys are {', '.join(there)}; Keras' are {', '.join(keys)}."
-        raise DataError(who, f"has no {', '.join(missing)}", wanted)
-    return arrays
-
-
-def as_split(who: str, x: Any, y: Any, floats: bool = False) -> Split:
-    """Arrays as a Split.
-
-    who: the data, for errors. x: images [N, H, W, C], [N, C, H, W] or [N, H, W]. y: labels [N] or [N, 1]. floats:
-    whether images may be floats in [0, 1]. Raises DataError: other types, shapes or ranges.
-    """
-    if floats and np.issubdtype(x.dtype, np.floating):
-        x = x.astype(np.float32)
-        if x.size and not (x.min() >= 0 and x.max() <= 1):  # also true of NaN
-            span = f"[{x.min():.3g}, {x.max():.3g}]"
-            raise DataError(who, f"images span {span}, outside [0, 1]", "Undo the normalisation, or divide by 255.")
-    elif x.dtype != np.uint8:
-        raise DataError(who, f"images are {x.dtype}, expected uint8", "Multiply floats in [0, 1] by 255 and round.")
-    if not np.issubdtype(y.dtype, np.integer):
-        raise DataError(who, f"labels are {y.dtype}, expected integers")
-    images = channels_first(torch.from_numpy(x)).contiguous()
-    if images.ndim != 4:
-        raise DataError(who, f"images have shape {list(x.shape)}, expected [N, H, W, C] or [N, C, H, W]")
-    y = y.squeeze(1) if y.ndim == 2 and y.shape[1] == 1 else y  # as Keras ships CIFAR
-    return Split(images, torch.from_numpy(y.astype(np.int64)))
+            f"{who} (train)", wrong, f"Subtract 1, or pass classes={high + 1}, if class 0 is without images."
+        )
+    names = train.class_names or of.class_names
+    return _image_data(source, who, *parts, classes or max(high + 1, len(names or ())), names)

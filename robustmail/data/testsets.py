@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from robustmail.data import sources
+from robustmail.data.array_files import ImageFile, open_file, open_folder
 from robustmail.data.dataset import ImageData, in_turn
 from robustmail.data.image_files import LabelledImages, Preprocess, StreamedSplit
-from robustmail.data.image_folders import class_folders, stream_images, to_evaluate
-from robustmail.data.sources import as_split, read_arrays
+from robustmail.data.image_folders import class_folders, stream_images, to_evaluate, wordnet_names
+from robustmail.data.torchvision_sets import layout_of
 from robustmail.errors import DataError
 
-__all__ = ["TestSet", "from_class_folders", "from_image_data", "from_path"]
-
-PAIRS = (("x_test", "y_test"), ("x", "y"), ("images", "labels"), ("data", "targets"))
+__all__ = ["TestSet", "from_class_folders", "from_file", "from_image_data", "from_path"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,11 @@ class TestSet:
     class_names: tuple[str, ...] | None = None
     given: str | None = None
     notes: tuple[str, ...] = ()
+
+    def class_name(self, number: int) -> str:
+        """ "cat", or "class 3" where names are not known."""
+        names = self.class_names or ()
+        return names[number] if number < len(names) else f"class {number}"
 
     def first(self, n: int | None) -> TestSet:
         """The first n images. Raises DataError where there are fewer."""
@@ -86,8 +91,9 @@ def from_class_folders(folder: Path, like: TestSet) -> TestSet:
 
     Raises DataError: the folders are not the classes of `like`, so that their numbers are in doubt.
     """
-    listing = class_folders(str(folder), folder, like.class_names)
-    if like.class_names is None and len(listing.classes) != like.classes:
+    names = {path.name for path in folder.iterdir() if path.is_dir()}
+    listing = class_folders(str(folder), folder, like.class_names if names <= set(like.class_names or ()) else None)
+    if len(listing.classes) != like.classes:
         wrong = f"has {len(listing.classes)} classes of {like.classes}, whose numbers are in doubt"
         raise DataError(str(folder), wrong, "Pass --data with a folder that names all classes.")
     files = stream_images(str(folder), listing)
@@ -95,28 +101,41 @@ def from_class_folders(folder: Path, like: TestSet) -> TestSet:
 
 
 def from_path(path: Path, preprocess: Preprocess | None = None) -> TestSet:
-    """The images of an npz file or of an image folder.
+    """The images of a file, an image folder, a folder of parquet files, or one that torchvision's data lie in.
 
-    The file has the keys x_test and y_test; or x, y; or images, labels; or data, targets. The folder has test/<class>/,
-    else val/<class>/, else <class>/; of its images come the first of each class, then the second of each, and so on.
-    Raises DataError: not found, damaged, images outside [0, 1], or a folder whose classes are ambiguous.
+    An npz file has the keys x_test and y_test; or image, label; or data, targets; ... Labels lie beside an npy file.
+    The folder has test/<class>/, else val/<class>/, else <class>/; of its images come the first of each class, then
+    the second of each, and so on. Raises DataError: not found, damaged, images outside [0, 1], or a folder whose
+    classes are ambiguous.
     """
     who = str(path)
-    if path.is_dir():
-        listing = to_evaluate(who, path)
-        files, classes = stream_images(who, listing, preprocess), listing.classes
-        return TestSet(str(listing.folder), files.take(in_turn(files.y)), len(classes), classes, notes=listing.notes)
-    if preprocess is not None:
+    layout = layout_of(who, path)
+    file = None if layout else open_folder(who, path) if path.is_dir() else open_file(who, path)
+    if (layout or file) and preprocess is not None:
         raise DataError(who, "holds arrays, and --resize and --crop are for image files",
                         "Put the resizing into the network: --model file.py:factory.")  # fmt: skip
-    arrays, there = read_arrays(who, path, tuple(name for pair in PAIRS for name in pair))
-    pair = next((pair for pair in PAIRS if all(name in arrays for name in pair)), None)
-    if pair is None:
-        wanted = " or ".join(", ".join(pair) for pair in PAIRS)
-        raise DataError(who, f"has {', '.join(there) or 'nothing'}", f"Its keys must be {wanted}.")
-    part = as_split(who, arrays[pair[0]], arrays[pair[1]], floats=True)
-    if len(part.x) != len(part.y) or not len(part.y):
-        raise DataError(who, f"has {len(part.x)} images and {len(part.y)} labels")
-    if int(part.y.min()) < 0:
-        raise DataError(who, f"has the label {int(part.y.min())}", "Labels are 0, 1, 2, ...")
-    return TestSet(who, part, int(part.y.max()) + 1)
+    if layout:
+        name, root = layout
+        found = from_image_data(getattr(sources, name)(str(root))(download=False))
+        return replace(found, notes=(f"read as {name}('{root}')",))
+    if file:
+        return from_file(file)
+    listing = to_evaluate(who, path)
+    files, names = stream_images(who, listing, preprocess), wordnet_names(listing)
+    return TestSet(str(listing.folder), files.take(in_turn(files.y)), len(names), names, notes=listing.notes)
+
+
+def from_file(file: ImageFile) -> TestSet:
+    """The images of a file to evaluate on. Raises DataError as `from_path`."""
+    who, part = file.name, file.evaluated()
+    low, high = int(part.y.min()), int(part.y.max())
+    if low < 0:
+        raise DataError(who, f"has the label {low}", "Labels are 0, 1, 2, ...; -1 is what images without one have.")
+    names = file.class_names
+    if names and high >= len(names):
+        raise DataError(who, f"has the label {high}, and names of {len(names)} classes", "Labels are 0, 1, 2, ...")
+    notes = [f"no image is of class 0: labels are to count from 0, and span 1 ... {high}"] if low == 1 else []
+    _, channels, height, width = part.x.shape
+    if channels in (1, 3) and width in (1, 3, 4):  # either may be the channels
+        notes.append(f"images are read as [N, C, H, W], {channels} channels of {height} x {width} pixels")
+    return TestSet(who, part, len(names) if names else high + 1, names, notes=tuple(notes))

@@ -9,7 +9,8 @@ from typing import Any
 
 from robustmail.config.overrides import parse_value
 from robustmail.data.image_files import Preprocess
-from robustmail.data.testsets import TestSet, from_image_data, from_path
+from robustmail.data.sources import npy, npz, parquet
+from robustmail.data.testsets import TestSet, from_file, from_image_data, from_path
 from robustmail.errors import DataError, RecipeError
 from robustmail.models.pretrained import PretrainedConfig
 from robustmail.runtime.untrusted import data_source, quoted
@@ -34,7 +35,9 @@ def open_data(text: str, preprocess: Preprocess | None = None) -> TestSet:
     path = Path(text)
     if path.exists():
         return replace(from_path(path, preprocess), given=text)
-    if "(" not in text and (path.suffix == ".npz" or (len(path.parts) > 1 and ".py:" not in text)):
+    if "(" not in text and (
+        path.suffix in (".npz", ".npy", ".parquet", ".mat") or (len(path.parts) > 1 and ".py:" not in text)
+    ):
         raise DataError(text, "no such file or folder")
     source = parse_value(text, "data")
     if not callable(source):
@@ -65,4 +68,6 @@ def open_recorded_data(text: str, who: str) -> TestSet:
 
 
 def _from_source(source: Callable[[], Any], text: str) -> TestSet:
+    if isinstance(source, (npz, npy, parquet)):  # which need not have images to train on
+        return replace(from_file(source.tested()), given=text)
     return replace(from_image_data(source()), given=text)

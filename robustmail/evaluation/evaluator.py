@@ -181,7 +181,9 @@ def _clean_batch(model: nn.Module, part: LabelledImages, start: int, sizer: Batc
         logits = _logits(view, x)
     if logits.shape[1] <= int(y.max()):
         wrong = f"the model has {logits.shape[1]} classes, the data label {int(y.max())}"
-        raise ModelError("evaluate", wrong, "Bring data of the model's own classes.")
+        from_one = int(part.y.max()) == logits.shape[1] and int(part.y.min()) == 1
+        todo = "Labels seem to count from 1: subtract 1." if from_one else "Bring data of the model's own classes."
+        raise ModelError("evaluate", wrong, todo)
     if not logits.isfinite().all():
         raise NonFiniteError("evaluate", "the model returns NaN or infinite logits", "Look for a broken layer.")
     return logits.argmax(1).cpu(), gap(logits.softmax(1), y).cpu()

@@ -201,6 +201,7 @@ def _pgd_stalls(inputs: FigureInputs) -> FigureProgress:
     values |= {
         "index": index,
         "label": int(inputs.part.y[index]),
+        "class_name": inputs.data.class_name(int(inputs.part.y[index])),
         "image": x[0].cpu().tolist(),
         "perturbation": (lm_path.x_adv[index] - x[0].cpu()).tolist(),
     }

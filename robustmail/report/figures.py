@@ -50,8 +50,9 @@ def _pgd_stalls(figure: Figure, values: dict[str, Any], stem: Path, files: list[
     image, perturbation = (np.array(values[name]).transpose(1, 2, 0) for name in ("image", "perturbation"))
     eps, steps = figure.spec["eps"], values["steps"]
     scale = f"grey: 0, white: +{format_eps(eps)}, black: \N{MINUS SIGN}{format_eps(eps)}"
+    true = str(values.get("class_name") or f"class {values['label']}").replace("$", r"\$")  # or it is mathematics
     pictures = (
-        (image, f"image {values['index']}, class {values['label']}"),
+        (image, f"image {values['index']}, {true}"),
         (0.5 + perturbation / (2 * eps), f"perturbation by LM-PGD\n({scale})"),
         (image + perturbation, "attacked image: misclassified"),
     )

@@ -83,6 +83,7 @@ def _run_started(record: RunStarted) -> str:
         f"{record.formula}\n"
         f"{train:,} images to train on, {validation:,} to validate, {test:,} to test; "
         f"{record.epochs} epochs of {record.steps} steps"
+        + (f"\naugmentation: {record.augmentation}" if record.augmentation else "")
         + (f"\nprecision: {record.precision}" if record.precision else "")
         + (f"\n{record.note}" if record.note else "")
     )
