@@ -343,11 +343,11 @@ def choose_state_dict(found: StateDicts, wanted: str | None, who: str) -> tuple[
     if "" in weights:
         return "", "the file's own names go first"
     several = "several networks" if set(weights) <= found.divided else "several sets of weights"
-    shown = [_line(path) for path in weights[:8]]
-    one = " or ".join(f"--weights {name}" for name in shown[:2])
-    todo = f"Choose one with {one}" + (
-        f"; --weights {ALL} is for a network that holds them all." if found.divided else "."
-    )
+    lasts = [path.rpartition(".")[2] for path in weights]
+    short = lasts if len(set(lasts)) == len(lasts) else weights
+    shown = [_line(path) for path in short[:8]]
+    todo = f"Choose one with {' or '.join(f'--weights {name}' for name in shown[:2])}"
+    todo += f"; --weights {ALL} is for a network that holds them all." if found.divided else "."
     raise ModelError(who, f"has {several}: {', '.join(shown)}", todo)
 
 

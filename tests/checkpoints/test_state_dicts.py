@@ -167,7 +167,7 @@ def test_optimizers_are_no_weights() -> None:
 
 def test_of_two_networks_in_one_dict_a_refusal_names_both_and_each_can_be_had(tmp_path: Path) -> None:
     both = {**prefixed("module.student."), **prefixed("module.teacher."), "module.criterion.weight": torch.ones(10)}
-    with pytest.raises(ModelError, match=r"student, state_dict\.teacher\. .*--weights state_dict\.student or"):
+    with pytest.raises(ModelError, match=r"networks: student, teacher\. .*--weights student or --weights teacher"):
         opened({"state_dict": both}, tmp_path)
     for name in ("student", "teacher"):
         checkpoint = opened({"state_dict": both}, tmp_path, name)
