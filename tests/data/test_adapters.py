@@ -191,7 +191,7 @@ BAD = {
     "floats to 255": ((EXPECTED.float(), LABELS), r"span \[0, 255\], outside \[0, 1\]. Divide them by 255"),
     "flipped at random": (augmented(transforms.RandomHorizontalFlip(0.1)), r"gives other .*\(RandomHorizontalFlip\)"),
     "cropped at random, in a loader": (DataLoader(augmented(transforms.RandomCrop(4)), 8), r"other .*\(RandomCrop\)"),
-    "random without a name": (Drawn(), "Drawn gives other images when it is read again. Evaluate without"),
+    "random without a name": (Drawn(), "Drawn gives other images when it is read again. Read it without"),
     "random collate": (
         DataLoader(Pictures(TENSOR), 8, collate_fn=lambda rows: [(rows[0][0] * random.random())[None], torch.zeros(1)]),
         "DataLoader gives other images",
