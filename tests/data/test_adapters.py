@@ -427,3 +427,12 @@ def test_the_line_that_an_error_gives_makes_the_attack(victim):
              (art("DeepFool", max_iter=3, batch_size=1), of_art(net, "DeepFool", max_iter=3))]  # fmt: skip
     for written, attack in pairs:
         assert list(attack_spec(attack, 8 / 255, 10).stages.values()) == [written]
+
+
+def test_labels_that_count_from_one_are_told_where_the_model_has_one_class_too_few() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
+    x = torch.rand(6, 3, 2, 2)
+    with pytest.raises(ModelError, match="Labels seem to count from 1: subtract 1"):
+        evaluate(model, (x, torch.arange(6) % 3 + 1), "nat")
+    with pytest.raises(ModelError, match="Bring data of the model's own classes"):
+        evaluate(model, (x, torch.arange(6)), "nat")
