@@ -280,9 +280,8 @@ def _stray(tree: _Tree) -> list[str]:
 
 def _table_todo(tree: _Tree) -> str:
     """What to do with a table beside the images, or beside their folder, that may label them; "" without one."""
-    beside = (
-        [f for f in sorted(tree.place.parent.iterdir()) if f.stem == tree.name and f.is_file()] if tree.split else []
-    )
+    above = sorted(tree.path.parent.iterdir()) if tree.split else []
+    beside = [f for f in above if f.stem == tree.name and f.is_file()]
     found = next((f for f in (*tree.others, *beside) if f.suffix.lower() in TABLES), None)
     if found is None:
         return ""
@@ -301,7 +300,11 @@ def _tab_lines(who: str, place: Path) -> list[tuple[str, str]]:
 
 def _csv_lines(who: str, place: Path) -> list[tuple[str, str]]:
     """(file, class) of the rows of a csv file; a file may be given with its folder, images/0.png."""
-    rows = list(csv.DictReader(io.StringIO(_text(who, place), newline="")))
+    text = _text(who, place).removeprefix("\ufeff")  # which Excel writes
+    try:
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    except csv.Error as error:
+        raise DataError(who, f"{place} cannot be read ({in_brief(error)})") from error
     columns = [str(name) for name in (rows[0] if rows else {})]
     file, label = (next((c for w in known for c in columns if c.lower().strip() == w), None) for known in (FILE, LABEL))
     if file is None or label is None:

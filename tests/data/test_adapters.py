@@ -191,7 +191,7 @@ BAD = {
     "floats to 255": ((EXPECTED.float(), LABELS), r"span \[0, 255\], outside \[0, 1\]. Divide them by 255"),
     "flipped at random": (augmented(transforms.RandomHorizontalFlip(0.1)), r"gives other .*\(RandomHorizontalFlip\)"),
     "cropped at random, in a loader": (DataLoader(augmented(transforms.RandomCrop(4)), 8), r"other .*\(RandomCrop\)"),
-    "random without a name": (Drawn(), "Drawn gives other images when it is read again. Evaluate without"),
+    "random without a name": (Drawn(), "Drawn gives other images when it is read again. Read it without"),
     "random collate": (
         DataLoader(Pictures(TENSOR), 8, collate_fn=lambda rows: [(rows[0][0] * random.random())[None], torch.zeros(1)]),
         "DataLoader gives other images",
@@ -427,3 +427,12 @@ def test_the_line_that_an_error_gives_makes_the_attack(victim):
              (art("DeepFool", max_iter=3, batch_size=1), of_art(net, "DeepFool", max_iter=3))]  # fmt: skip
     for written, attack in pairs:
         assert list(attack_spec(attack, 8 / 255, 10).stages.values()) == [written]
+
+
+def test_labels_that_count_from_one_are_told_where_the_model_has_one_class_too_few() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
+    x = torch.rand(6, 3, 2, 2)
+    with pytest.raises(ModelError, match="Labels seem to count from 1: subtract 1"):
+        evaluate(model, (x, torch.arange(6) % 3 + 1), "nat")
+    with pytest.raises(ModelError, match="Bring data of the model's own classes"):
+        evaluate(model, (x, torch.arange(6)), "nat")

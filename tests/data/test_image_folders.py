@@ -301,3 +301,71 @@ def test_grey_images_in_one_split_go_with_coloured_ones_in_the_other(tmp_path: P
     assert image_folder(str(tmp_path))().shape == (1, 4, 4)
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "train" / "a" / "colour.png")
     assert image_folder(str(tmp_path))().shape == (3, 4, 4)
+
+
+@pytest.mark.parametrize("inner", [".", "images"])
+@pytest.mark.parametrize("name", ["labels.csv", "metadata.csv"])
+def test_a_csv_file_labels_the_images_beside_it(tmp_path: Path, inner: str, name: str) -> None:
+    put(tmp_path, inner, n=3)
+    rows = {"0.png": "dog", "images/1.png" if inner == "images" else "1.png": "cat", "2.png": "dog"}
+    text = "\ufeffFile_Name,box,Label\n" + "".join(f"{file},0,{label}\n" for file, label in rows.items())
+    (tmp_path / name).write_text(text)
+    labels, classes, said = read(tmp_path)
+    assert (labels, classes) == ([0, 1, 1], ("cat", "dog"))
+    assert f"labels are those of {tmp_path / name}" in said
+
+
+def test_whole_numbers_in_a_csv_file_are_the_classes(tmp_path: Path) -> None:
+    put(tmp_path, "train/images", "test/images", n=3)
+    for split in ("train", "test"):
+        (tmp_path / split / "labels.csv").write_text("file,label\n0.png,10\n1.png,2\n2.png,10\n")
+    images = image_folder(str(tmp_path), validation=1)()
+    assert (images.classes, sorted(images.train.y.tolist())) == (11, [2, 10, 10])
+    assert read(tmp_path)[1] == tuple(map(str, range(11)))
+
+
+WRONG_CSV = {
+    "other columns": ("a,b\n0.png,cat\n", "has the columns a, b. It needs file and label."),
+    "semicolons": ("file;label\n0.png;cat\n", "has the columns file;label. It needs file and label."),
+    "empty": ("", "has the columns none"),
+    "a row too few": ("file,label\n0.png,cat\n1.png,dog\n", "has no line for 2.png"),
+    "no class": ("file,label\n0.png,cat\n1.png\n2.png,dog\n", "'1.png' has no class"),
+    "a path": ("file,label\n0.png,cat\n1.png,dog\n../2.png,dog\n", "speaks of ../2.png, which is not there"),
+    "twice": ("file,label\n0.png,cat\n1.png,dog\n2.png,dog\n0.png,dog\n", "has '0.png' twice"),
+}
+
+
+@pytest.mark.parametrize(("text", "fragment"), WRONG_CSV.values(), ids=WRONG_CSV)
+def test_a_csv_file_that_does_not_label_every_image_once_is_refused(tmp_path: Path, text: str, fragment: str) -> None:
+    put(tmp_path, "images", n=3)
+    (tmp_path / "labels.csv").write_text(text)
+    said = refusal(lambda: load_data(str(tmp_path)))
+    assert f"{tmp_path / 'labels.csv'}" in said
+    assert fragment in said
+
+
+@pytest.mark.parametrize("name", ["train.csv", "test/labels.txt"])
+def test_a_table_that_is_not_read_is_named(tmp_path: Path, name: str) -> None:
+    put(tmp_path, "test", n=2)
+    (tmp_path / name.replace("train", "test")).write_text("id,label\n0.png,cat\n1.png,dog\n")
+    said = refusal(lambda: load_data(str(tmp_path / "test")))
+    place = tmp_path / name.replace("train", "test")
+    assert f"{place} is not read: make it {tmp_path / 'test' / 'labels.csv'} with columns file and label" in said
+
+
+def test_a_picture_of_several_frames_is_refused(tmp_path: Path) -> None:
+    put(tmp_path, "a", "b")
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    for name in ("1.png", "1.webp", "1.tiff"):
+        path = tmp_path / "a" / name
+        frames[0].save(path, save_all=True, append_images=frames[1:])
+        assert f"{path}: an image has 2 frames. Save one of them." in refusal(lambda: load_data(str(tmp_path)))
+        path.unlink()
+
+
+def test_two_classes_of_one_word_keep_their_numbers(tmp_path: Path) -> None:
+    put(tmp_path, *(f"val/{wnid}" for wnid in ("n01", "n02", "n03")))
+    (tmp_path / "words.txt").write_text("n01\tcrane, bird\nn02\tcrane, machine\nn03\tcat\n")
+    assert read(tmp_path)[1] == ("crane (n01)", "crane (n02)", "cat")
+    (tmp_path / "words.txt").write_text("n01\tcrane\n")
+    assert read(tmp_path)[1] == ("n01", "n02", "n03"), "names of some are none"

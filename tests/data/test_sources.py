@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import pickle
+import struct
 import urllib.error
 import urllib.request
 import zipfile
@@ -18,7 +20,28 @@ import torch
 import torchvision
 from PIL import Image
 
-from robustmail import ImageData, cifar10, cifar100, digits, image_folder, load_recipe, npz, subset, svhn
+from robustmail import (
+    ImageData,
+    State,
+    cifar10,
+    cifar100,
+    dataset,
+    digits,
+    fashion_mnist,
+    fit,
+    gtsrb,
+    image_folder,
+    load_data,
+    load_recipe,
+    mnist,
+    npz,
+    parquet,
+    stl10,
+    subset,
+    svhn,
+    tiny_imagenet,
+    torchvision_dataset,
+)
 from robustmail.config.overrides import apply_overrides, parse_value
 from robustmail.errors import DataError, RecipeError
 from robustmail.fields import describe
@@ -323,11 +346,50 @@ def place_svhn(root: Path, patch: pytest.MonkeyPatch) -> tuple[np.ndarray, list[
     return x, y, root / "train_32x32.mat"
 
 
+def idx(array: np.ndarray) -> bytes:
+    """MNIST's format: the type and number of dimensions, the dimensions, the bytes."""
+    return struct.pack(f">{array.ndim + 1}I", 0x0800 + array.ndim, *array.shape) + array.tobytes()
+
+
+def place_mnist(
+    root: Path, patch: pytest.MonkeyPatch, kind: Any = torchvision.datasets.MNIST
+) -> tuple[np.ndarray, list[int], Path]:
+    x, y = pixels(5, 1, 28, 28), [3, 0, 4, 9, 7]
+    raw = root / kind.__name__ / "raw"
+    raw.mkdir(parents=True)
+    resources = []
+    for split, part in {"train": slice(4), "t10k": slice(4, 5)}.items():
+        arrays = {"images-idx3": x[part, 0], "labels-idx1": np.array(y[part], dtype=np.uint8)}
+        for name, array in arrays.items():
+            path = raw / f"{split}-{name}-ubyte.gz"
+            path.write_bytes(gzip.compress(idx(array)))
+            resources.append((path.name, md5(path)))
+    patch.setattr(kind, "resources", resources)
+    return x, y, path
+
+
+def place_fashion_mnist(root: Path, patch: pytest.MonkeyPatch) -> tuple[np.ndarray, list[int], Path]:
+    return place_mnist(root, patch, torchvision.datasets.FashionMNIST)
+
+
+def place_stl10(root: Path, patch: pytest.MonkeyPatch) -> tuple[np.ndarray, list[int], Path]:
+    kind, x, y = torchvision.datasets.STL10, pixels(5, 3, 96, 96), [3, 0, 4, 9, 7]
+    base = root / kind.base_folder
+    base.mkdir(parents=True)
+    (base / "class_names.txt").write_text("\n".join(map(str, range(10))))
+    for split, part in {"train": slice(4), "test": slice(4, 5)}.items():
+        (base / f"{split}_X.bin").write_bytes(x[part].transpose(0, 1, 3, 2).tobytes())  # column by column
+        (base / f"{split}_y.bin").write_bytes(bytes(label + 1 for label in y[part]))
+        patch.setattr(kind, f"{split}_list", [[f.name, md5(f)] for f in sorted(base.glob(f"{split}_*"))])
+    return x, y, base / "test_X.bin"
+
+
 PLACES = pytest.mark.parametrize(
     ("source", "place", "classes"),
-    [(cifar10, place_cifar10, 10), (cifar100, place_cifar100, 100), (svhn, place_svhn, 10)],
-    ids=["cifar10", "cifar100", "svhn"],
-)
+    [(cifar10, place_cifar10, 10), (cifar100, place_cifar100, 100), (svhn, place_svhn, 10), (mnist, place_mnist, 10),
+     (fashion_mnist, place_fashion_mnist, 10), (stl10, place_stl10, 10)],
+    ids=["cifar10", "cifar100", "svhn", "mnist", "fashion_mnist", "stl10"],
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -353,7 +415,9 @@ def test_torchvisions_files_are_read_as_they_are(
     assert [*images.train.y.tolist(), *images.test.y.tolist()] == y
     assert len(images.train.y) == 4
     assert (images.classes, images.pad, images.validation) == (classes, 3, 2)
-    assert images.flip == (source is not svhn)  # a mirrored 2 is no 2
+    assert images.flip == (source not in (svhn, mnist))  # a mirrored 2 is no 2
+    assert images.class_names is not None
+    assert source is fashion_mnist or images.class_names == tuple(map(str, range(classes)))
     assert offline == []
 
 
@@ -402,3 +466,197 @@ def test_the_source_inside_a_subset_is_an_override_away():
         digits(validation=7), train=50
     )
     assert parse_value(describe(recipe.data)) == recipe.data
+
+
+LAYOUTS = pytest.mark.parametrize(
+    ("place", "inner", "source"),
+    [(place_cifar10, "cifar-10-batches-py", "cifar10"), (place_cifar100, "cifar-100-python", "cifar100"),
+     (place_svhn, "test_32x32.mat", "svhn"), (place_stl10, "stl10_binary", "stl10")],
+)  # fmt: skip
+
+
+@LAYOUTS
+def test_torchvisions_folders_are_known_by_what_is_in_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: list[str], place: Any, inner: str, source: str
+) -> None:
+    x, _, file = place(tmp_path, monkeypatch)
+    for path in (tmp_path, tmp_path / inner):
+        found = load_data(str(path))
+        assert found.notes == (f"read as {source}('{tmp_path}')",)
+        np.testing.assert_array_equal(found.part.x.numpy(), x[len(x) - len(found.part.y) :])
+    file.write_bytes(file.read_bytes()[:-100])
+    said = refusal(lambda: load_data(str(tmp_path / inner)))
+    assert f"Delete torchvision's {source.upper()} files in {tmp_path}." in said
+    assert offline == [], "a path is no reason to download anything"
+
+
+def test_a_pickle_in_cifars_folder_is_not_opened_unless_it_is_cifars(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "pwned",)
+
+    for name in ("data_batch_1", "test_batch", "batches.meta"):
+        dump(tmp_path / "cifar-10-batches-py" / name, Evil())
+    for path in (tmp_path, tmp_path / "cifar-10-batches-py", tmp_path / "cifar-10-batches-py" / "test_batch"):
+        refusal(lambda path=path: load_data(str(path)))
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_folder_with_several_of_torchvisions_data_sets_says_how_to_name_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place_cifar10(tmp_path, monkeypatch)
+    place_stl10(tmp_path, monkeypatch)
+    assert f"has the data of cifar10, stl10. Pass one of them: \"cifar10('{tmp_path}')\"." in refusal(
+        lambda: load_data(str(tmp_path))
+    )
+
+
+def place_gtsrb(root: Path) -> None:
+    base = root / "gtsrb"
+    for path, side in {
+        "GTSRB/Training/00000/0": 20,
+        "GTSRB/Training/00001/0": 40,
+        "GTSRB/Final_Test/Images/0": 64,
+    }.items():
+        (base / path).parent.mkdir(parents=True)
+        Image.fromarray(pixels(side, side + 4, 3)).save(base / f"{path}.ppm")
+    (base / "GT-final_test.csv").write_text("Filename;Width;ClassId\n0.ppm;64;1\n")
+
+
+def test_traffic_signs_of_any_size_are_resized(tmp_path: Path) -> None:
+    place_gtsrb(tmp_path)
+    images = gtsrb(str(tmp_path), size=16)()
+    assert (images.shape, images.classes, images.pad, images.flip) == ((3, 16, 16), 43, 2, False)
+    assert (images.train.y.tolist(), images.test.y.tolist()) == ([0, 1], [1])
+    expected = Image.fromarray(pixels(64, 68, 3)).resize((16, 16), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(images.test.x[0].permute(1, 2, 0).numpy(), np.asarray(expected))
+    assert load_data(str(tmp_path)).part.x.shape == (1, 3, 32, 32)
+    with pytest.raises(RecipeError, match="size must be at least 1"):
+        gtsrb(size=0)
+
+
+def test_any_data_set_of_torchvision_goes_by_its_name(tmp_path: Path) -> None:
+    place_gtsrb(tmp_path)
+    said = refusal(torchvision_dataset("GTSRB", str(tmp_path)))
+    assert "images differ in size: [20, 24] and [40, 44]. Pass size=, such as size=224." in said
+    images = torchvision_dataset("GTSRB", str(tmp_path), size=16)()
+    assert (images.shape, images.classes, images.pad, images.flip) == ((3, 16, 16), 2, 2, False)
+
+
+def test_the_subsets_of_emnist_are_named(tmp_path: Path, offline: list[str]) -> None:
+    with pytest.raises(RecipeError, match=r"EMNIST has several subsets\. Name one with split="):
+        torchvision_dataset("EMNIST", str(tmp_path))()
+    raw = tmp_path / "EMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for split, n in {"train": 4, "test": 2}.items():
+        (raw / f"emnist-letters-{split}-images-idx3-ubyte").write_bytes(idx(pixels(n, 28, 28)))
+        (raw / f"emnist-letters-{split}-labels-idx1-ubyte").write_bytes(idx(np.arange(1, n + 1, dtype=np.uint8)))
+    for subset_ in ("byclass", "bymerge", "balanced", "digits", "mnist"):  # torchvision asks for all of them
+        for split in ("train", "test"):
+            for kind in ("images-idx3", "labels-idx1"):
+                (raw / f"emnist-{subset_}-{split}-{kind}-ubyte").write_bytes(b"")
+    images = torchvision_dataset("EMNIST", str(tmp_path), split="letters")()
+    assert (images.shape, images.train.y.tolist()) == ((1, 28, 28), [1, 2, 3, 4])
+    assert images.class_names is not None
+    assert images.class_names[:3] == ("N/A", "a", "b")
+
+
+WRONG_SETS = {
+    "Food1O1": "Did you mean 'Food101'?",
+    "cifar10": "Did you mean 'CIFAR10'?",
+    "ImageFolder": "Write image_folder('DIR').",
+}
+
+
+@pytest.mark.parametrize(("name", "todo"), WRONG_SETS.items())
+def test_a_data_set_that_torchvision_has_not_is_refused_with_the_nearest(name: str, todo: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        torchvision_dataset(name)
+    assert str(caught.value).endswith(f"torchvision has no data set {name!r}. {todo}")
+
+
+OTHER_SETS = {
+    "EuroSAT": "EuroSAT has no training and test images of its own. Split it yourself, and pass robustmail.dataset",
+    "Kinetics": "Kinetics has more than training and test images",
+    "Places365": "Places365 has more than training and test images (Unknown value 'train' for argument split.",
+    "QMNIST": "cannot be read or downloaded",
+    "Flowers102": "cannot be read or downloaded",
+    "ImageNet": "torchvision cannot read ImageNet (The archive ILSVRC2012_devkit_t12.tar.gz is not present",
+}
+
+
+@pytest.mark.parametrize(("name", "fragment"), OTHER_SETS.items())
+def test_sets_of_other_kinds_say_what_they_are_and_leave_nothing(
+    tmp_path: Path, offline: list[str], name: str, fragment: str
+) -> None:
+    assert fragment in refusal(torchvision_dataset(name, str(tmp_path / "new")))
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"junk" * 50, idx(pixels(4, 28, 28))[:-9]], ids=["empty", "junk", "truncated"]
+)
+def test_damaged_files_of_mnist_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: list[str], content: bytes
+) -> None:
+    place_mnist(tmp_path, monkeypatch)
+    mnist(str(tmp_path))()  # which unpacks them
+    (tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte").write_bytes(content)
+    said = refusal(mnist(str(tmp_path)))
+    assert said.startswith(f"mnist({str(tmp_path)!r}): damaged: ")
+    assert said.endswith(f"Delete torchvision's MNIST files in {tmp_path}.")
+
+
+def test_files_are_padded_by_an_eighth_and_mirrored_only_if_told(path: Path, tmp_path: Path) -> None:
+    np.savez(path, **arrays(x_train=pixels(6, 16, 24, 3), x_test=pixels(4, 16, 24, 3)))
+    images = npz(str(path))()
+    assert (images.pad, images.flip) == (2, False)
+    assert images.augmentation == "random crops of images padded by 2 pixels, never mirrored"
+    images = npz(str(path), flip=True, pad=0)()
+    assert images.augmentation == "no crops, mirrored at random"
+    for source in (image_folder("x"), parquet("x"), torchvision_dataset("Food101"), dataset(None, None)):
+        assert (source.pad, source.flip) == (None, False)
+    assert (tiny_imagenet("x").pad, tiny_imagenet("x").flip) == (8, True)
+
+
+class Digits(torch.utils.data.Dataset[Any]):
+    """scikit-learn's digits as a data set of Python, with names."""
+
+    classes = tuple(f"number {i}" for i in range(10))
+
+    def __init__(self, test: bool = False) -> None:
+        self.part = digits()().test if test else digits()().train.first(200)
+
+    def __len__(self) -> int:
+        return len(self.part.y)
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        return self.part.x[i].float() / 255, int(self.part.y[i])
+
+
+def test_data_in_python_are_trained_on_as_they_are() -> None:
+    train, test = Digits(), Digits(test=True)
+    loader = torch.utils.data.DataLoader(train, batch_size=7, shuffle=True)
+    for given in ((train.part.x, train.part.y.tolist()), train, loader):
+        images = dataset(given, test, validation=20)()
+        assert torch.equal(images.train.x, train.part.x), "ToTensor is undone to the byte"
+        assert torch.equal(images.test.y, test.part.y)
+        assert (images.classes, images.pad, images.flip, images.validation) == (10, 1, False, 20)
+        assert images.class_names == (None if isinstance(given, tuple) else Digits.classes)
+
+
+def test_a_recipe_with_data_in_python_is_described_changed_and_run() -> None:
+    recipe = load_recipe("quickstart").but(
+        data=dataset(Digits(), Digits(test=True), validation=20), epochs=1, burn_in=0
+    )
+    recipe = apply_overrides(recipe, ["data.flip=True", "data.pad=0"])
+    expected = "dataset(train=<Digits of 200>, test=<Digits of 359>, validation=20, pad=0, flip=True, classes=None)"
+    assert describe(recipe.data) == expected
+    started = next(iter(fit(recipe, State.fresh(recipe))))
+    assert started.augmentation == "no crops, mirrored at random"
+
+
+def test_floats_between_two_bytes_are_not_trained_on() -> None:
+    x, y = torch.rand(8, 3, 4, 4), torch.arange(8)
+    assert "dataset (train): images are floats between the 256 levels of a byte" in refusal(dataset((x, y), (x, y)))
