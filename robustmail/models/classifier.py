@@ -44,14 +44,21 @@ class Classifier(nn.Module):
             if not any(word in str(error) for word in ("view", "stride", "contiguous")):
                 raise
         self.memory_format = torch.contiguous_format
-        self.net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        for tensor in (*self.net.parameters(), *self.net.buffers()):
+            tensor.data = _plain(tensor.data)
         return precise(logits_of(self.net(self.prepare(x))))
 
     def prepare(self, x: Tensor) -> Tensor:
         """The input of the network for images x [B, C, H, W] in [0, 1]: normalised, channels-last or plain."""
         if self.normalize is not None:
             x = (x - self.mean) / self.std
-        return x.contiguous(memory_format=self.memory_format)
+        is_plain = self.memory_format == torch.contiguous_format
+        return _plain(x) if is_plain else x.contiguous(memory_format=self.memory_format)
+
+
+def _plain(x: Tensor) -> Tensor:
+    """x with plain strides, also where one channel makes both formats contiguous and torch takes it for the other."""
+    return x.contiguous() if x.ndim != 4 or x.shape[1] > 1 else x.clone(memory_format=torch.contiguous_format)
 
 
 def build(

@@ -181,21 +181,23 @@ def test_a_function_of_classes_and_channels_is_a_model_too() -> None:
 class Viewed(nn.Module):
     """A network that flattens with view, which channels-last tensors do not allow."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv, self.norm, self.linear = nn.Conv2d(3, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.Linear(4 * 8 * 8, 10)
+        self.conv, self.norm, self.linear = nn.Conv2d(channels, 4, 3, 2, 1), nn.BatchNorm2d(4), nn.Linear(4 * 8 * 8, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.linear(self.norm(self.conv(x)).view(-1, 4 * 8 * 8))
 
 
-def test_a_network_that_needs_plain_strides_gets_them() -> None:
-    net, x = Viewed().eval(), torch.rand(6, 3, 16, 16)
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_a_network_that_needs_plain_strides_gets_them(channels: int) -> None:
+    net, x = Viewed(channels).eval(), torch.rand(6, channels, 16, 16)
     expected = net(x)
     model = Classifier(copy.deepcopy(net)).eval()
     assert torch.equal(model(x), expected)
     assert model.memory_format == torch.contiguous_format
-    assert torch.equal(model(x), expected)
+    for given in (x, x.to(memory_format=torch.channels_last), torch.empty_strided(x.shape, x.mT.stride()).copy_(x)):
+        assert torch.equal(model(given), expected)
     with pytest.raises(ModelError, match="plain strides"):
         FoldedModel(model, x)
     check_forward(Classifier(net), "viewed", x, 10)
