@@ -151,7 +151,7 @@ WRONG = {
     ),
     "NaN weights": ("eval nan.pth --data ten.npz --normalize none", "nan.pth: conv1.weight"),
     "another set of weights": (f"{GOOD} --weights ema", "small.pth ... 'ema'"),
-    "a folder that is no run's": ("eval taken --data ten.npz", "taken: a folder without weights"),
+    "a folder that is no run's": ("eval taken --data ten.npz", "taken: no file of weights among thesis.tex"),
     # models
     "normalisation unsaid": ("eval small.pth --data ten.npz", "does not say how images are normalised ... --probe"),
     "convention": (f"{GOOD} --normalize cifar1O".replace("--normalize none ", ""), "Did you mean 'cifar10'"),
@@ -173,7 +173,7 @@ WRONG = {
     "data in no folder": (GOOD.replace("ten.npz", "none/there"), "none/there: no such file or folder"),
     "data that are words": (GOOD.replace("ten.npz", "own.py"), "own.py: not a readable npz file. It is"),
     "data set's name": (GOOD.replace("ten.npz", "cifra10"), "Did you mean 'cifar10'?"),
-    "keys": (GOOD.replace("ten.npz", "keys.npz"), "keys.npz: has a, b. Its keys must be x_test, y_test"),
+    "keys": (GOOD.replace("ten.npz", "keys.npz"), "keys.npz: has a, b. Its keys must be x_test and y_test"),
     "images outside [0, 1]": (GOOD.replace("ten.npz", "floats.npz"), "images span [-1, 1], outside [0, 1]"),
     "more classes than the model": (GOOD.replace("ten.npz", "twenty.npz"), "the model has 10 classes, the data label"),
     "colour": ("eval small.pth --data colour.npz --normalize none", "the model: fails on images of 3 x 8 x 8"),
