@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -101,19 +101,27 @@ class _Header(NamedTuple):
     upright: bool
 
 
+class _Form(NamedTuple):
+    """What all images of a data set have in common once they are decoded."""
+
+    grey: bool
+    size: tuple[int, int]
+    """(height, width)"""
+
+
 @dataclass(frozen=True)
 class ImageFiles:
     """[N, C, H, W] uint8 images in files, decoded when they are indexed; all are grey, or all have three channels.
 
-    who: the data, for errors. files: paths, [N]. preprocess: what is done to each image, or None.
+    who: the data, for errors. files: paths, [N]. preprocess: what is done to each image, or None. form: of the data set
+    that the files are a part of; without it, the headers of these files tell.
     Its methods raise DataError, naming the file: damaged, of more than 8 bits, or of another size than the others.
     """
 
     who: str
     files: tuple[Path, ...]
     preprocess: Preprocess | None = None
-
-    dtype = torch.uint8
+    form: _Form | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -129,20 +137,19 @@ class ImageFiles:
     def take(self, which: slice | Tensor) -> ImageFiles:
         """The files at places [M] or in a slice; nothing is decoded."""
         if isinstance(which, slice):
-            return ImageFiles(self.who, self.files[which], self.preprocess)
+            return replace(self, files=self.files[which])
         if which.dtype == torch.bool:
             which = which.nonzero().flatten()
-        return ImageFiles(self.who, tuple(self.files[i] for i in which.tolist()), self.preprocess)
+        return replace(self, files=tuple(self.files[i] for i in which.tolist()))
 
-    @property
-    def ndim(self) -> int:
-        """4"""
-        return 4
+    def as_whole(self) -> ImageFiles:
+        """The same as a whole data set: all that is taken from it has its channels, and no header is read again."""
+        return replace(self, form=self._form)
 
     @property
     def shape(self) -> torch.Size:
         """[N, C, H, W], after the preprocessing; the headers of the files are read."""
-        return torch.Size((len(self.files), 1 if self._grey else 3, *self._size))
+        return torch.Size((len(self.files), 1 if self._form.grey else 3, *self._form.size))
 
     @cached_property
     def sizes(self) -> dict[tuple[int, int], Path]:
@@ -166,10 +173,9 @@ class ImageFiles:
         return tuple(_in_threads(lambda file: _read_image(self.who, file, partial(_header, str(file))), self.files))
 
     @cached_property
-    def _grey(self) -> bool:
-        return all(header.grey for header in self._headers)
+    def _form(self) -> _Form:
+        return self.form or _Form(all(header.grey for header in self._headers), self._size())
 
-    @property
     def _size(self) -> tuple[int, int]:
         if self.preprocess and self.preprocess.size:
             return self.preprocess.size
@@ -184,14 +190,12 @@ class ImageFiles:
 
     def _decode(self, files: Sequence[Path]) -> Tensor:
         found = _in_threads(self._decode_one, files)
-        size = self._size
+        grey, size = self._form
         if odd := next((k for k, image in enumerate(found) if image.shape[:2] != size), None):
             wrong = f"the image {files[odd]} is {list(found[odd].shape[:2])}, expected {list(size)}"
             raise DataError(self.who, wrong, "Has it changed since?")
-        # The whole decides on the channels, not the batch.
-        images = [image if image.ndim == 3 or self._grey else np.repeat(image[..., None], 3, 2) for image in found]
-        stacked = torch.from_numpy(np.stack(images))
-        return stacked[:, None] if self._grey else stacked.permute(0, 3, 1, 2).contiguous()
+        stacked = torch.from_numpy(np.stack(found if grey else [_coloured(image) for image in found]))
+        return stacked[:, None] if grey else stacked.permute(0, 3, 1, 2).contiguous()
 
     def _decode_one(self, file: Path) -> Any:
         return _read_image(self.who, file, lambda image: pixels(str(file), image, self.preprocess))
@@ -237,7 +241,11 @@ def alike(images: list[Any]) -> list[Any]:
     """Arrays [H, W] or [H, W, 3], all grey or all coloured: grey ones among coloured ones become coloured."""
     if all(image.ndim == 2 for image in images):
         return images
-    return [image if image.ndim == 3 else np.repeat(image[..., None], 3, 2) for image in images]
+    return [_coloured(image) for image in images]
+
+
+def _coloured(image: Any) -> Any:
+    return image if image.ndim == 3 else np.repeat(image[..., None], 3, 2)
 
 
 def pixels(who: str, image: Any, preprocess: Preprocess | None = None) -> Any:

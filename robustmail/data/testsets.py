@@ -68,8 +68,8 @@ class TestSet:
         if default and not files.preprocess and (len(files.sizes) > 1 or (fixed and default.size not in files.sizes)):
             files = replace(files, preprocess=default)
             notes = (*notes, "that is the model's pretrained configuration; --resize and --crop replace it")
-        _ = files.shape  # reads the headers
-        return replace(self, part=StreamedSplit(files, self.part.y), notes=(*files.notes, *notes))
+        part = StreamedSplit(files.as_whole(), self.part.y)
+        return replace(self, part=part, notes=(*files.notes, *notes))
 
     def class_warning(self, whole: TestSet) -> str:
         """A warning if the first n images have far fewer classes than the whole set, else ""; whole: the set they are

@@ -83,6 +83,16 @@ def test_images_on_disk_and_in_memory_are_the_same_data(photos: Path) -> None:
     assert rows[0].broken_by == rows[1].broken_by
 
 
+def test_the_whole_set_decides_on_the_channels_and_not_what_is_taken_from_it(tmp_path: Path) -> None:
+    for name, image in {"a/0": np.zeros((4, 4), np.uint8), "a/1": np.zeros((4, 4), np.uint8),
+                        "b/0": np.full((4, 4, 3), 9, np.uint8)}.items():  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+    part = load_data(str(tmp_path)).part
+    for some in (part.first(1), part.take(torch.tensor([0, 2])), part.take(torch.tensor([True, False, False]))):
+        assert some.x.shape == (len(some.y), 3, 4, 4) == some.loaded().x.shape
+
+
 @pytest.mark.parametrize(("preprocess", "wrong"), [
     ({"crop": 64}, r"smaller than the crop of 64.*--resize"),
     ({"resize": 0}, r"--resize 0: expected 1"),
