@@ -29,6 +29,7 @@ __all__ = [
     "alike",
     "batches",
     "data_fingerprint",
+    "hash_data",
     "pixels",
 ]
 
@@ -234,7 +235,18 @@ def batches(x: Tensor | ImageFiles) -> Iterator[Tensor]:
 
 def data_fingerprint(part: LabelledImages) -> str:
     """A hash of images and labels."""
-    return tensor_hash(batches(part.x))[:8] + tensor_hash(part.y)[:8]
+    return hash_data(part, lambda images: None)
+
+
+def hash_data(part: LabelledImages, visit: Callable[[Tensor], object]) -> str:
+    """The fingerprint of images and labels; `visit` is called with every batch, as images on disk are read but once."""
+
+    def visited() -> Iterator[Tensor]:
+        for images in batches(part.x):
+            visit(images)
+            yield images
+
+    return tensor_hash(visited())[:8] + tensor_hash(part.y)[:8]
 
 
 def alike(images: list[Any]) -> list[Any]:

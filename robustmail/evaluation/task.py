@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robustmail.data.dataset import tensor_hash
-from robustmail.data.image_files import LabelledImages, batches, data_fingerprint
+from robustmail.data.image_files import LabelledImages, hash_data
 from robustmail.data.testsets import TestSet
 from robustmail.errors import RunError
 from robustmail.evaluation.attack_specs import AttackSpec, check_eps, is_built_in, parse_attacks
@@ -30,6 +30,7 @@ __all__ = [
     "attack_differences",
     "check_same",
     "describe_data",
+    "fingerprint_and_hashes",
     "shard_of",
 ]
 
@@ -91,15 +92,19 @@ class EvaluationTask:
         """This shard's images and labels."""
         return self.data.part.take(self.index)
 
-    @cached_property
+    @property
     def image_hashes(self) -> list[str]:
         """Hashes of this shard's images, [N], as in the rows of the ledger."""
-        return [tensor_hash(as_floats(x)) for batch in batches(self.part.x) for x in batch]
+        return [self._hashes[1][i] for i in self.index.tolist()]
 
-    @cached_property
+    @property
     def data_info(self) -> dict[str, Any]:
         """What results.json has on the images."""
-        return describe_data(self.data, self.subject.classes)
+        return describe_data(self.data, self.subject.classes, self._hashes[0])
+
+    @cached_property
+    def _hashes(self) -> tuple[str, list[str]]:
+        return fingerprint_and_hashes(self.data.part)
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -162,8 +167,14 @@ def shard_of(task: EvaluationTask) -> list[int] | None:
     return None if task.shard == (1, 1) else list(task.shard)
 
 
-def describe_data(data: TestSet, classes: int) -> dict[str, Any]:
+def fingerprint_and_hashes(part: LabelledImages) -> tuple[str, list[str]]:
+    """(the fingerprint of a data set, the hash of each of its images [C, H, W] as floats), in one pass over them."""
+    hashes: list[str] = []
+    return hash_data(part, lambda images: hashes.extend(map(tensor_hash, as_floats(images)))), hashes
+
+
+def describe_data(data: TestSet, classes: int, fingerprint: str) -> dict[str, Any]:
     """What results.json has on the images: name, shape, fingerprint, class names; classes: of the model."""
     names = None if data.class_names is None else list(data.class_names)
     return {"name": data.name, "classes": classes, "class_names": names, "shape": list(data.part.x.shape[1:]),
-            "fingerprint": data_fingerprint(data.part)}  # fmt: skip
+            "fingerprint": fingerprint}  # fmt: skip

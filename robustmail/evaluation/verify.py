@@ -12,18 +12,18 @@ from torch import Tensor, nn
 
 from robustmail.data.adapters import read_data
 from robustmail.data.dataset import tensor_hash
-from robustmail.data.image_files import Preprocess, batches, data_fingerprint
+from robustmail.data.image_files import Preprocess
 from robustmail.data.testsets import TestSet
 from robustmail.errors import RunError
 from robustmail.evaluation.attack_specs import AttackSpec, attack_spec, is_built_in
 from robustmail.evaluation.data_loading import open_data, open_recorded_data
-from robustmail.evaluation.evaluator import BLOCK, as_floats, attack_result, batch_sizer, clean_pass
+from robustmail.evaluation.evaluator import BLOCK, attack_result, batch_sizer, clean_pass
 from robustmail.evaluation.evaluator import image_batch as seen
 from robustmail.evaluation.exact_inference import exact_inference
 from robustmail.evaluation.ledger import BROKE, UNTRIED, Ledger, rows_as_text, write_rows
 from robustmail.evaluation.model_loading import LoadedModel, reload_model
 from robustmail.evaluation.storage import StoredEvaluation, read_evaluation, summed_again
-from robustmail.evaluation.task import context_of, describe_data
+from robustmail.evaluation.task import context_of, describe_data, fingerprint_and_hashes
 from robustmail.records import AttackResult
 from robustmail.runtime.devices import pick_device
 from robustmail.runtime.untrusted import beside, data_source, is_code, verify_command
@@ -85,12 +85,13 @@ def verify(
     found: TestSet = images or (
         open_data(data, _preprocess(spec)) if data else open_recorded_data(spec["data_given"], str(folder))
     )
+    found = found.first_at_most(spec["n"]).checked()
     named = spec | ({"model": factory} if factory else {})
     subject = (
         LoadedModel.of(model, found) if model is not None else reload_model(named, found, there, pick_device(device))
     )
     moved = there is not None and str(there) != spec["checkpoint"]
-    return _verify(held, subject, found.first(min(len(found.part.y), spec["n"])), moved)
+    return _verify(held, subject, found, moved)
 
 
 def _preprocess(spec: dict[str, Any]) -> Preprocess | None:
@@ -142,15 +143,16 @@ def _verify(held: StoredEvaluation, subject: LoadedModel, data: TestSet, moved: 
             data.name, f"has {len(data.part.y)} images, the ledger speaks of image {int(ledger.index.max())}"
         )
     mine = data.part.take(ledger.index)
-    images = [tensor_hash(as_floats(x)) for batch in batches(mine.x) for x in batch]
+    fingerprint, hashes = fingerprint_and_hashes(data.part)
+    images = [hashes[i] for i in ledger.index.tolist()]
     for at, row in enumerate(held.rows):
         if images[at] != row["image"]:
             raise fail(at, f"the image in {data.name} is another one")
         if int(mine.y[at]) != int(ledger.label[at]):
             raise fail(at, f"the label in {data.name} is {int(mine.y[at])}, not {int(ledger.label[at])}")
-    if data_fingerprint(data.part) != results["data"]["fingerprint"]:
+    if fingerprint != results["data"]["fingerprint"]:
         raise RunError(data.name, "its images or labels are not those that were evaluated")
-    _check_told(held, subject, data)
+    _check_told(held, subject, data, fingerprint)
     if held.stored != tuple(ledger.index[sorted(ledger.examples)].tolist()):
         raise RunError(str(held.folder / "examples.safetensors"), "holds examples that the ledger does not speak of")
     examples = {at: tensor_hash(x) for at, x in ledger.examples.items()}
@@ -167,9 +169,9 @@ def _verify(held: StoredEvaluation, subject: LoadedModel, data: TestSet, moved: 
     return Verified(len(ledger), len(ledger.examples), close, tuple(_unchecked(held)))
 
 
-def _check_told(held: StoredEvaluation, subject: LoadedModel, data: TestSet) -> None:
+def _check_told(held: StoredEvaluation, subject: LoadedModel, data: TestSet, fingerprint: str) -> None:
     """Whether the results describe the model and the images as they are (raises RunError)."""
-    results, expected = held.results, describe_data(data, subject.classes)
+    results, expected = held.results, describe_data(data, subject.classes, fingerprint)
     if data.given is None or data.given != results["spec"]["data_given"]:  # brought along, under whatever name
         expected |= {name: results["data"][name] for name in ("name", "class_names")}
     said = {**expected, "spec": results["data"]["name"]}

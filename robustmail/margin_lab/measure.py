@@ -248,7 +248,7 @@ def _lab_results(
             if not _nonfinite_message(by_cause)
         },
         weights=task.subject.weights,
-        data=describe_data(task.data, task.subject.classes),
+        data=describe_data(task.data, task.subject.classes, data_fingerprint(task.data.part)),
         provenance={k: v for k, v in provenance(task.subject.device).items() if k != "date"},
     )
 
