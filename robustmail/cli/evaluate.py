@@ -100,34 +100,8 @@ def eval_(
     """
     from datetime import timedelta
 
-    if corruptions is not None:
-        _refuse_with_corruptions(attacks, eps, norm, shard, batch, png)
-        inputs = open_inputs(
-            file,
-            data,
-            n,
-            model,
-            normalize,
-            weights,
-            probe,
-            device,
-            None,
-            None,
-            accept_reading,
-            ignore_unused,
-            resize,
-            crop,
-        )
-        _evaluate_corruptions(inputs, corruptions, n, out, seed, fresh)
-        return
-
-    from robustmail.evaluation.task import EvaluationTask
-    from robustmail.runtime import distributed
-    from robustmail.runtime.signals import Signals
-
-    def make_task() -> tuple[EvaluationTask, Path]:
-        """The task of this process, and the folder for the results of all processes."""
-        inputs = open_inputs(
+    def open_all() -> EvaluationInputs:
+        return open_inputs(
             file,
             data,
             n,
@@ -143,6 +117,19 @@ def eval_(
             resize,
             crop,
         )
+
+    if corruptions is not None:
+        _refuse_with_corruptions(attacks, eps, norm, shard, batch, png)
+        _evaluate_corruptions(open_all(), corruptions, n, out, seed, fresh)
+        return
+
+    from robustmail.evaluation.task import EvaluationTask
+    from robustmail.runtime import distributed
+    from robustmail.runtime.signals import Signals
+
+    def make_task() -> tuple[EvaluationTask, Path]:
+        """The task of this process, and the folder for the results of all processes."""
+        inputs = open_all()
         if (processes := distributed.world_size()) > 1 and shard:
             raise RecipeError(f"--shard {shard}", "torchrun's processes are the shards already", "Leave it out.")
         part = (distributed.rank() + 1, processes) if processes > 1 else parse_shard(shard)
@@ -168,6 +155,10 @@ def eval_(
 
 
 def _refuse_with_corruptions(*given: Any) -> None:
+    from robustmail.runtime import distributed
+
+    if distributed.launched_processes() > 1:
+        raise RecipeError("--corruptions", "several processes cannot share it", "Run it without torchrun.")
     names = ("--attacks", "--eps", "--norm", "--shard", "--batch", "--png")
     if refused := [name for name, value in zip(names, given, strict=True) if value]:
         wrong = f"{refused[0]} has no meaning with it: corrupted images are not attacked"
@@ -185,11 +176,8 @@ def _evaluate_corruptions(
     from robustmail.data.corruptions import find_corruptions, generate_corruptions
     from robustmail.evaluation.corruptions import CorruptionTask, corruption_means, evaluate_corruptions
     from robustmail.report.corruptions import corruption_table, draw_corruptions, write_corruption_csv
-    from robustmail.runtime import distributed
     from robustmail.runtime.signals import Signals
 
-    if distributed.world_size() > 1:
-        raise RecipeError("--corruptions", "several processes cannot share it", "Run it without torchrun.")
     is_made = where == "generate" and not Path(where).exists()
     sets = generate_corruptions(inputs.data, seed) if is_made else find_corruptions(Path(where), inputs.data)
     name = f"{inputs.data.name}, corrupted here, not CIFAR-10-C or ImageNet-C" if is_made else where

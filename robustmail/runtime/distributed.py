@@ -29,6 +29,7 @@ __all__ = [
     "main_process_first",
     "process_group",
     "is_main_process",
+    "launched_processes",
     "global_mean",
     "local_rows",
     "shard_batch",
@@ -75,6 +76,11 @@ def speaks() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def launched_processes() -> int:
+    """Number of processes that torchrun started; unlike `world_size`, also before the process group exists."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextmanager
 def process_group(device: str = "auto", patience: timedelta = timedelta(minutes=30)) -> Iterator[None]:
     """Join torchrun's process group inside the block: NCCL with one GPU each, or gloo on the CPU; else do nothing.
@@ -83,7 +89,7 @@ def process_group(device: str = "auto", patience: timedelta = timedelta(minutes=
 
     Raises DeviceError where there are fewer GPUs than processes, RunError where the other processes do not answer.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or world_size() > 1:
+    if launched_processes() == 1 or world_size() > 1:
         yield
         return
     chosen = pick_device(device)

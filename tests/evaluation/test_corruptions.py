@@ -86,3 +86,9 @@ def test_options_of_attacks_are_refused_beside_corruptions(words: list[str]) -> 
     said = CliRunner().invoke(app, ["eval", "x.pth", "--corruptions", "C", *words])
     assert said.exit_code != 0
     assert words[0] in str(said.exception)
+
+
+def test_corruptions_are_refused_under_torchrun_before_anything_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = CliRunner().invoke(app, ["eval", "x.pth", "--corruptions", "C"])
+    assert "several processes cannot share it" in str(said.exception)
