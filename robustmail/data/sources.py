@@ -15,7 +15,7 @@ from robustmail.data.array_files import ImageFile, as_split, open_file, open_fol
 from robustmail.data.dataset import ImageData, Split, in_turn
 from robustmail.data.image_files import Preprocess
 from robustmail.data.image_folders import stream_images, to_train, wordnet_names
-from robustmail.data.torchvision_sets import Fit, check_name, read_torchvision
+from robustmail.data.torchvision_sets import check_name, read_torchvision
 from robustmail.errors import DataError, RecipeError
 from robustmail.fields import check_types
 
@@ -144,7 +144,7 @@ class gtsrb:
         _check_knobs(self)
 
     def __call__(self, download: bool = True) -> ImageData:
-        return _torchvision(self, "GTSRB", download, 43, fit=_squared(self.size))
+        return _torchvision(self, "GTSRB", download, 43, preprocess=Preprocess(self.size, squash=True))
 
 
 @dataclass(frozen=True)
@@ -169,8 +169,9 @@ class torchvision_dataset:
         check_name(f"torchvision_dataset({self.name!r})", self.name)
 
     def __call__(self, download: bool = True) -> ImageData:
-        who, fit = f"torchvision_dataset({self.name!r}, {self.root!r})", self.size and _cropped(self.size)
-        train, test, names = read_torchvision(who, self.name, self.root, download, self.split, fit or None)
+        who = f"torchvision_dataset({self.name!r}, {self.root!r})"
+        preprocess = _square(self.size)
+        train, test, names = read_torchvision(who, self.name, self.root, download, self.split, preprocess)
         classes = len(names) if names else int(train.y.max()) + 1
         return _image_data(self, who, train, test, classes, names)
 
@@ -402,29 +403,24 @@ def _image_data(
     return ImageData(who, train, test, classes, pad, source.flip, source.validation, names)
 
 
-def _torchvision(source: Any, name: str, download: bool, classes: int, fit: Fit | None = None) -> ImageData:
+def _torchvision(
+    source: Any, name: str, download: bool, classes: int, preprocess: Preprocess | None = None
+) -> ImageData:
     who = f"{type(source).__name__}({source.root!r})"
-    train, test, names = read_torchvision(who, name, source.root, download, fit=fit)
+    train, test, names = read_torchvision(who, name, source.root, download, preprocess=preprocess)
     if name == "SVHN":  # which names none
         names = tuple(map(str, range(classes)))
     return _image_data(source, who, train, test, classes, names)
 
 
-def _squared(size: int) -> Fit:
-    """Resizes an image of PIL to size x size."""
-    return lambda image: image.resize((size, size), 2)  # bilinear, as torchvision's Resize
-
-
-def _cropped(size: int) -> Fit:
-    """Resizes the shorter side of an image of PIL to `size`, and crops it to a square in the centre."""
-    from torchvision.transforms.v2.functional import center_crop, resize
-
-    return lambda image: center_crop(resize(image, [size]), [size])
+def _square(size: int | None) -> Preprocess | None:
+    """Resizes the shorter side to `size`, and crops the square in the centre; None for images as they are."""
+    return Preprocess(size, size) if size else None
 
 
 def _folder(source: Any, who: str) -> ImageData:
     listings = to_train(who, Path(source.path))
-    preprocess = Preprocess(source.size, source.size) if getattr(source, "size", None) else None
+    preprocess = _square(getattr(source, "size", None))
     parts = [stream_images(who, listing, preprocess).loaded() for listing in listings]
     channels = max(part.x.shape[1] for part in parts)  # all grey in one split alone is no reason to refuse
     train, test = (part._replace(x=part.x.expand(-1, channels, -1, -1).contiguous()) for part in parts)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ import torch
 
 from robustmail.data.array_files import as_split
 from robustmail.data.dataset import Split
-from robustmail.data.image_files import alike, pixels
+from robustmail.data.image_files import Preprocess, alike, pixels
 from robustmail.errors import DataError, RecipeError, did_you_mean, in_brief
 
-__all__ = ["LAYOUTS", "Fit", "check_name", "layout_of", "read_torchvision"]
+__all__ = ["LAYOUTS", "check_name", "layout_of", "read_torchvision"]
 
 LAYOUTS = {"cifar-10-batches-py": "cifar10", "cifar-100-python": "cifar100", "MNIST/raw": "mnist",
            "FashionMNIST/raw": "fashion_mnist", "stl10_binary": "stl10", "gtsrb/GTSRB": "gtsrb",
@@ -25,8 +24,6 @@ LAYOUTS = {"cifar-10-batches-py": "cifar10", "cifar-100-python": "cifar100", "MN
 """what torchvision makes in its root, and the source that reads it"""
 TESTS = ("test", "val", "valid")  # the splits to evaluate on, the first that a set has
 OTHERS = ("ImageFolder", "DatasetFolder", "FakeData", "VisionDataset")  # no data of their own
-Fit = Callable[[Any], Any]
-"""an image of PIL -> another"""
 
 
 def layout_of(who: str, path: Path) -> tuple[str, Path] | None:
@@ -55,13 +52,18 @@ def check_name(who: str, name: str) -> None:
 
 
 def read_torchvision(
-    who: str, name: str, root: str, download: bool = True, split: str | None = None, fit: Fit | None = None
+    who: str,
+    name: str,
+    root: str,
+    download: bool = True,
+    split: str | None = None,
+    preprocess: Preprocess | None = None,
 ) -> tuple[Split, Split, tuple[str, ...] | None]:
     """(training images, test images, names of the classes) of a torchvision data set.
 
     who: the source, for errors. name: of the class in torchvision.datasets. root: where its files are, or go. download:
     whether those that are missing may be downloaded. split: its subset, where it has one beside train and test, such
-    as EMNIST's "letters". fit: makes an image, as PIL has it, one of the common size. Raises DataError: missing,
+    as EMNIST's "letters". preprocess: of each image. Raises DataError: missing,
     damaged, without a network, images that differ in size, or targets that are no classes.
     """
     from torchvision import datasets
@@ -75,7 +77,7 @@ def read_torchvision(
             _remove_empty(Path(root))
         raise _refusal(who, name, root, error) from error
     names = getattr(train, "classes", None)
-    parts = [_part(f"{who} ({part})", data, fit) for part, data in {"train": train, "test": test}.items()]
+    parts = [_part(f"{who} ({part})", data, preprocess) for part, data in {"train": train, "test": test}.items()]
     if not isinstance(names, (list, tuple)) or len(names) <= int(parts[0].y.max()):
         return parts[0], parts[1], None
     return parts[0], parts[1], tuple(re.sub(r"^(\d) - .*", r"\1", str(name)) for name in names)  # MNIST's "7 - seven"
@@ -139,10 +141,10 @@ def _remove_empty(root: Path) -> None:
             folder.rmdir()
 
 
-def _part(who: str, data: Any, fit: Fit | None) -> Split:
+def _part(who: str, data: Any, preprocess: Preprocess | None) -> Split:
     """Images and labels: as arrays where the set has them in memory, else item by item."""
     x, y = getattr(data, "data", None), getattr(data, "targets", getattr(data, "labels", None))
-    if fit is None and isinstance(x, (np.ndarray, torch.Tensor)) and y is not None:
+    if preprocess is None and isinstance(x, (np.ndarray, torch.Tensor)) and y is not None:
         return as_split(who, np.asarray(x), np.asarray(y))
     images: list[Any] = []
     labels: list[int] = []
@@ -153,7 +155,7 @@ def _part(who: str, data: Any, fit: Fit | None) -> Split:
             raise DataError(who, f"image {i} cannot be read ({in_brief(error)})") from error
         if isinstance(label, bool) or not isinstance(label, (int, np.integer)):
             raise DataError(who, f"its targets are {type(label).__name__}, no classes")
-        images.append(pixels(who, fit(image) if fit else image))
+        images.append(pixels(who, image, preprocess))
         labels.append(int(label))
         if images[-1].shape[:2] != images[0].shape[:2]:
             first, other = list(images[0].shape[:2]), list(images[-1].shape[:2])
