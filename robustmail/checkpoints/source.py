@@ -182,7 +182,7 @@ def _config_notes(
         yield f"{CONFIG} has model_args ({ascii(content['model_args'])[:60]}): not used"
     if config:
         sizes = f"{config.resize} pixels, cropped to {config.crop}"
-        yield f"{CONFIG} has images resized to {sizes}, {config.interpolation}; robustmail resizes none"
+        yield f"{CONFIG} has images resized to {sizes}, {config.interpolation}"
 
 
 def _transformers_class(content: dict[str, Any]) -> str | None:

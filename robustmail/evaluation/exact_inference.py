@@ -56,11 +56,14 @@ class BatchSizer:
     recompute: for an attack that sees a fixed block of images, which cannot be halved: its gradients keep the
     activations of one pass and compute those of the others again.
 
-    No result depends on `batch` or `recompute`. is_large: see `fills_cpu`.
+    is_large: whether one image is work enough for the device, see `fills_cpu`.
+
+    No result depends on `batch` or `recompute`.
     """
 
     def __init__(self, device: torch.device, batch: int | None = None, is_large: bool = False) -> None:
         first, most = BATCH_SIZES.get(device.type, BATCH_SIZES["cpu"])
+        self.is_large = is_large
         self.pass_size = 1 if is_large else PASS_SIZE.get(device.type, PASS_SIZE["cpu"])
         self.batch, self.max_batch, self.is_given = batch or first, batch or most, batch is not None
         self.recompute = False

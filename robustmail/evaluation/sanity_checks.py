@@ -19,7 +19,7 @@ from robustmail.attacks.torchattacks import torchattack
 from robustmail.data.image_files import LabelledImages
 from robustmail.evaluation.attack_specs import AttackSpec, attack_spec
 from robustmail.evaluation.evaluator import clean_pass, image_batch, run_attack
-from robustmail.evaluation.exact_inference import BatchSizer, exact_inference, fills_cpu
+from robustmail.evaluation.exact_inference import BatchSizer, exact_inference
 from robustmail.evaluation.ledger import BROKE, UNTRIED, Ledger
 from robustmail.evaluation.results import Check
 from robustmail.evaluation.statistics import paired, wilson
@@ -102,8 +102,7 @@ def measure(
     eps, norm, seed: of the evaluation.
     sizer: batch sizes.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    part = part.first(LARGE_SAMPLE if fills_cpu(device, part.x.shape) else SAMPLE)
+    part = part.first(LARGE_SAMPLE if sizer.is_large else SAMPLE)
     sample = clean_pass(model, part, sizer)
     n = len(sample)
     results: dict[str, Any] = {
