@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from robustmail.checkpoints import load_saved
-from robustmail.data.dataset import batch_indices
 from robustmail.evaluation.attack_specs import attack_spec, passes_per_image
 from robustmail.evaluation.evaluator import evaluate_attack
 from robustmail.evaluation.statistics import wilson
@@ -23,8 +22,9 @@ from robustmail.recipe import Recipe
 from robustmail.records import AttackResult, EpochFinished, Forecast, Record, RunStarted, StepFinished
 from robustmail.runtime.devices import pick_device
 from robustmail.runtime.distributed import world_size
-from robustmail.runtime.rng import fork_rng, generator
+from robustmail.runtime.rng import fork_rng
 from robustmail.text import plural
+from robustmail.train.batches import epoch_batches
 from robustmail.train.dry_run import dry_run_step
 from robustmail.train.optimizer_schedule import apply_schedules, scheduled_fields
 from robustmail.train.state import State
@@ -57,7 +57,7 @@ def fit(recipe: Recipe, state: State | None = None, name: str = "recipe") -> Gen
     try:
         while state.epoch < recipe.epochs:
             current = recipe.at(state.epoch)
-            order = batch_indices(len(state.train.y), recipe.batch, generator(recipe.seed, "order", state.epoch))
+            order = epoch_batches(len(state.train.y), recipe.batch, recipe.seed, state.epoch)
             for indices in order[state.step :]:
                 apply_schedules(scheduled, state.optimizer, state.epoch + state.step / state.steps)  # within an epoch
                 queue.launch(current, indices)

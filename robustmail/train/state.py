@@ -17,7 +17,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
 from robustmail.checkpoints import load_saved
-from robustmail.data.dataset import ImageData, Split, batch_indices, hold_out, to_float
+from robustmail.data.dataset import ImageData, Split, hold_out, to_float
 from robustmail.errors import RecipeError, RunError, in_brief
 from robustmail.fields import describe
 from robustmail.models.classifier import Classifier, build, check_forward
@@ -28,8 +28,9 @@ from robustmail.records import StepFinished
 from robustmail.runtime.devices import pick_device
 from robustmail.runtime.distributed import is_main_process, main_process_first, shard_batch, world_size
 from robustmail.runtime.files import atomic_write, atomic_write_text, make_folder
-from robustmail.runtime.rng import fork_rng, generator, seed_all
+from robustmail.runtime.rng import fork_rng, seed_all
 from robustmail.runtime.untrusted import check_shape, check_tensors
+from robustmail.train.batches import epoch_batches
 
 __all__ = ["State"]
 
@@ -93,7 +94,7 @@ class State:
         with fork_rng():
             seed_all(recipe.seed, "init")
             model = build(recipe.model, images.classes, images.shape[0], recipe.normalize).to(device)
-            smallest = min(map(len, batch_indices(len(train.y), recipe.batch, generator(0))))
+            smallest = min(map(len, epoch_batches(len(train.y), recipe.batch, recipe.seed, epoch=0)))
             sample = to_float(train.x[:smallest]).to(device)
             check_forward(model, describe(recipe.model).strip("'"), sample, images.classes)
         optimizer = call_plugin("optimizer", recipe.at(0).optimizer, model.parameters())
@@ -121,7 +122,7 @@ class State:
     @functools.cached_property
     def steps(self) -> int:
         """Number of steps in an epoch."""
-        return len(batch_indices(len(self.train.y), self.recipe.batch, generator(0)))
+        return len(epoch_batches(len(self.train.y), self.recipe.batch, seed=0, epoch=0))
 
     def advance(self) -> None:
         """Count one step as done, and update the EMA."""

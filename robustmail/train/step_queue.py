@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from robustmail.data.dataset import augment, to_float
 from robustmail.errors import NonFiniteError
 from robustmail.models.precision import backends
 from robustmail.recipe import Recipe
 from robustmail.records import StepFinished
-from robustmail.runtime.deferred import DeferredReads, defer_reads, read_later, to_device
+from robustmail.runtime.deferred import DeferredReads, defer_reads, read_later
 from robustmail.runtime.distributed import shard_batch
-from robustmail.runtime.rng import fork_rng, generator
+from robustmail.runtime.rng import fork_rng
+from robustmail.train.batches import Batch, draw_batch
 from robustmail.train.metrics import StepMetrics, step_metrics
 from robustmail.train.state import State
 from robustmail.train.train_step import train_step
@@ -41,8 +41,7 @@ class LaunchedStep:
 
     indices: Tensor
     """[B], of the training set, on the host"""
-    x: Tensor
-    y: Tensor
+    batch: Batch
     position: tuple[int, int]
     """(epoch, step), both from 0"""
     lr: float
@@ -74,13 +73,11 @@ class StepQueue:
         started, position = time.perf_counter(), (state.epoch, state.step)
         previous = self._launched[-1].reads if self._launched else None
         reads = DeferredReads(previous) if self.max_queued else None
-        rows_on_device = to_device(state.device, indices)
         # BatchNorm's statistics change before the loss is known; the average of the weights, where that is read late.
         changes = [*model.buffers(), *(state.eval_model.state_dict().values() if reads and state.ema else ())]
-        rng = generator(recipe.seed, "augment", *position)
-        x = to_float(augment(state.train.x[rows_on_device], state.images.pad, state.images.flip, rng))
+        batch = draw_batch(state.images, state.train, indices, recipe.seed, position)
         launched = LaunchedStep(
-            indices, x, state.train.y[rows_on_device], position, float(state.optimizer.param_groups[0]["lr"]), started,
+            indices, batch, position, float(state.optimizer.param_groups[0]["lr"]), started,
             [(tensor, tensor.clone()) for tensor in changes], reads,
         )  # fmt: skip
         with (
@@ -91,9 +88,8 @@ class StepQueue:
             backends(),
             shard_batch(len(indices)) as rows,
         ):
-            step, loss = train_step(
-                recipe, model, launched.x[rows], launched.y[rows], position, state.optimizer, state.compute_models
-            )
+            x, y = batch.x[rows], batch.y[rows]
+            step, loss = train_step(recipe, model, x, y, position, state.optimizer, state.compute_models)
             state.advance()
             launched.metrics = step_metrics(recipe, step, loss, position[1])
             read_later(launched.metrics.values, launched.values.extend)
@@ -139,7 +135,7 @@ class StepQueue:
 
     def _located(self, error: NonFiniteError, launched: LaunchedStep) -> NonFiniteError:
         state, indices = self.state, launched.indices
-        path = state.dump(indices, launched.x, launched.y)
+        path = state.dump(indices, launched.batch.x, launched.batch.y)
         batch = ", ".join(map(str, indices[:8].tolist())) + (", ..." if len(indices) > 8 else "")
         where = f"The batch is in {path} (robustmail.reproduce reads it); the last saved state stays." if path else ""
         return NonFiniteError(
