@@ -97,8 +97,9 @@ class CutMix:
         side = (1 - _beta(self.alpha, n, rng)).sqrt() * (torch.rand(n, 1, generator=rng) < self.p)
         sides = (side * height).round().long(), (side * width).round().long()
         box, pixels = _boxes(x, *sides, *_centres(x, rng))
-        share = to_device(x.device, (pixels / (height * width)).to(targets.dtype))
-        return torch.where(box, x[other], x), targets + share * (targets[other] - targets)
+        pasted = to_device(x.device, pixels.to(targets.dtype))
+        share, kept = pasted / (height * width), (height * width - pasted) / (height * width)
+        return torch.where(box, x[other], x), kept * targets + share * targets[other]
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class MART:
     """MART: weighted = BCE(x'), plain = beta * KL(p(x) || p(x')) * (1 - p_y(x)) (Wang et al. 2020).
 
     BCE = -log p'_y - log(1.0001 - max_{k != y} p'_k); the small constants are those of the authors' code. MAIL-MART
-    weights the BCE alone. Soft labels act in the first term alone, which becomes -sum_k t_k log p'_k; all other parts go
+    weights the BCE alone. Soft labels act in the first term alone, which becomes -sum_k t_k log p'_k; other parts go
     by the class y. beta: at least 0; 5 for ResNet-18 and 6 for WRN in MART's scripts, 6 in the MAIL paper.
     Raises RecipeError for a field of the wrong type or range.
     """
