@@ -332,6 +332,15 @@ def test_a_run_says_what_is_done_to_images_and_labels():
     assert {augmentation_text(made, data) for made in texts.values()} == set(texts)
 
 
+@EACH
+def test_no_augmentation_reads_a_value_back_from_the_device(augmentation):
+    """On the device "meta" there are no values to read, and no tensor of the host may be mixed with them."""
+    x, y = torch.empty(64, 3, 16, 12, device="meta"), torch.empty(64, dtype=torch.int64, device="meta")
+    batch = augment_batch(recipe.but(augment=augmentation, label_smoothing=0.1), x, y, 10, rng())
+    assert {batch.x.device.type, batch.y.device.type, batch.targets.device.type} == {"meta"}
+    assert batch.x.shape == x.shape
+
+
 def test_numpy_and_torchs_global_generators_are_left_alone():
     states = torch.get_rng_state(), np.random.get_state()[1].copy()
     for augmentation in SHIPPED:
