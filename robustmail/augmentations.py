@@ -57,8 +57,8 @@ class Flip:
 class Cutout:
     """A square of the image becomes 0 (black); its centre is any pixel, so that it may be cut by the border.
 
-    DeVries and Taylor 2017. size: side of the square in pixels, at least 1; 18 in Rebuffi et al. 2021, 16 in the paper.
-    Raises RecipeError for less.
+    DeVries and Taylor 2017. size: side of the square in pixels, at least 1; for CIFAR-10 16 in the paper, 18 in the code
+    of Wang et al. 2023. Raises RecipeError for less.
     """
 
     size: int
@@ -128,7 +128,7 @@ class Mixup:
 class RandAugment:
     """n operations in turn, each drawn from 14 and of strength m (Cubuk et al. 2020; torchvision's operations).
 
-    n: operations, at least 0. m: strength, a whole number from 0 to 30. (2, 14) in Rade and Moosavi-Dezfooli 2022.
+    n: operations, at least 0. m: strength, a whole number from 0 to 30. (2, 14) in the code of Wang et al. 2023.
     Raises RecipeError for a field of the wrong type or range.
     """
 
@@ -292,7 +292,7 @@ def _boxes(x: Tensor, height: Tensor, width: Tensor, row: Tensor, column: Tensor
     return _window(x, top, bottom, left, right), (bottom - top) * (right - left)
 
 
-def _centres(x: Tensor, rng: torch.Generator) -> Pair:
+def _centres(x: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """A pixel of each image: rows [B, 1] and columns [B, 1], on the host."""
     return torch.randint(x.shape[2], (len(x), 1), generator=rng), torch.randint(x.shape[3], (len(x), 1), generator=rng)
 
