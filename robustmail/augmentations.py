@@ -57,8 +57,8 @@ class Flip:
 class Cutout:
     """A square of the image becomes 0 (black); its centre is any pixel, so that it may be cut by the border.
 
-    DeVries and Taylor 2017. size: side of the square in pixels, at least 1; for CIFAR-10 16 in the paper, 18 in the code
-    of Wang et al. 2023. Raises RecipeError for less.
+    DeVries and Taylor 2017. size: side of the square in pixels, at least 1; for CIFAR-10 16 in the paper, 18 in the
+    code of Wang et al. 2023. Raises RecipeError for less.
     """
 
     size: int
