@@ -84,7 +84,7 @@ def bench(
     network = build(model, 10, 3).to(chosen)
     compute = compute_models(network, choose_precision(precision, network, x), "eval", x)
     settings = {"model": model, "batch": batch, "repeats": repeats, "eps": EPS, "alpha": ALPHA, "steps": steps,
-                "targeted_steps": targeted_steps, "forward_flops": work, "precision": compute.said,
+                "targeted_steps": targeted_steps, "forward_flops": work, "precision": compute.description,
                 "threads": torch.get_num_threads()}  # fmt: skip
     return BenchReport(settings, machine, _rows(seconds, batch, work, max(machine.values())), provenance(chosen))
 

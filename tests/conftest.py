@@ -78,7 +78,7 @@ def mini_path() -> Path:
 
 
 @pytest.fixture(scope="session")
-def real(slice_path: Path) -> tuple[torch.Tensor, torch.Tensor]:
+def real_images(slice_path: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Sixteen real images in [0, 1] with labels."""
     file = np.load(slice_path)
     return torch.from_numpy(file["x_test"][:16]).permute(0, 3, 1, 2).float() / 255, torch.from_numpy(
@@ -87,14 +87,14 @@ def real(slice_path: Path) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.fixture(scope="session")
-def hand() -> TestSet:
+def digit_images() -> TestSet:
     """160 handwritten digits."""
     images = digits()()
     return TestSet("digits", images.test.first(160), 10, given="digits()")
 
 
 @pytest.fixture(scope="session")
-def hardened() -> nn.Module:
+def robust_cnn() -> nn.Module:
     """A small network trained against PGD on digits, at eps 0.1."""
     torch.manual_seed(0)
     part, attack = digits()().train, PGD(eps=0.1, alpha=0.04, steps=5)
@@ -111,13 +111,13 @@ def hardened() -> nn.Module:
 
 
 @pytest.fixture
-def victim(real):
+def fitted_model(real_images):
     """A model that fits sixteen real images, so that there is something to break; and its data."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 256, 10))
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)
     for _ in range(30):
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(real[0]), real[1]).backward()
+        nn.functional.cross_entropy(model(real_images[0]), real_images[1]).backward()
         optimizer.step()
-    return model, Split((real[0] * 255).round().to(torch.uint8), real[1])
+    return model, Split((real_images[0] * 255).round().to(torch.uint8), real_images[1])

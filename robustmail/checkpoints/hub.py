@@ -53,7 +53,7 @@ def download(text: str | Path) -> HubFile:
     repo, file, revision = match["repo"], match["file"], match["revision"]
     from huggingface_hub import hf_hub_download
 
-    with _told(str(text), repo, revision):
+    with _hub_errors(str(text), repo, revision):
         is_pinned = re.fullmatch("[0-9a-f]{40}", revision or "") is not None
         names = None if is_pinned and file and _is_cached(repo, file, revision) else _files(repo, revision)
         if names is None:  # from the cache
@@ -92,7 +92,7 @@ def _is_cached(repo: str, file: str, revision: str | None) -> bool:
 
 
 @contextlib.contextmanager
-def _told(text: str, repo: str, revision: str | None) -> Iterator[None]:
+def _hub_errors(text: str, repo: str, revision: str | None) -> Iterator[None]:
     """Tell what huggingface_hub raises in one line (ModelError)."""
     from huggingface_hub import constants, errors
 

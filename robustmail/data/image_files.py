@@ -164,10 +164,10 @@ class ImageFiles:
     def notes(self) -> tuple[str, ...]:
         """What must be said of the images, in sentences."""
         turned = [file for file, header in zip(self.files, self._headers, strict=True) if not header.upright]
-        said = (
+        exif_notes = (
             [f"EXIF would turn {plural(len(turned), 'image')}, such as {turned[0]}: read as stored"] if turned else []
         )
-        return (*([f"images: {self.preprocess}"] if self.preprocess else []), *said)
+        return (*([f"images: {self.preprocess}"] if self.preprocess else []), *exif_notes)
 
     @cached_property
     def _headers(self) -> tuple[_Header, ...]:

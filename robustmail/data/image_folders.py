@@ -42,7 +42,7 @@ DEEP = 50  # folders within one another
 
 @dataclass(frozen=True)
 class Listing:
-    """Image files and their classes, [N] each, sorted by class and name; said: what must be said of them."""
+    """Image files and their classes, [N] each, sorted by class and name; notes: what must be said of them."""
 
     folder: Path
     files: tuple[Path, ...]
@@ -50,9 +50,9 @@ class Listing:
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
-    def saying(self, *said: str) -> Listing:
+    def with_notes(self, *notes: str) -> Listing:
         """The same with more to say."""
-        return replace(self, notes=(*self.notes, *said))
+        return replace(self, notes=(*self.notes, *notes))
 
 
 def to_evaluate(who: str, folder: Path) -> Listing:
@@ -89,14 +89,14 @@ def to_train(who: str, folder: Path) -> tuple[Listing, Listing]:
 
 def _chosen(who: str, tree: _Tree, splits: dict[str, _Tree], known: tuple[str, ...] | None) -> Listing:
     """The images of the first of test and val that has labels."""
-    said = [f"{f.name}/ is no split and is left out" for f in tree.folders if not f.split] + _stray(tree)
+    notes = [f"{f.name}/ is no split and is left out" for f in tree.folders if not f.split] + _stray(tree)
     for tried in (splits[name] for name in ("test", "val") if name in splits):
         if _labelled(tried, known):
             there = ", ".join(f"{split.name}/" for split in splits.values())
-            return _listed(who, tried, known).saying(*said, f"{tried.name}/ is evaluated (there are {there})")
-        said.append(f"{tried.name}/ has no labels and is left out")
+            return _listed(who, tried, known).with_notes(*notes, f"{tried.name}/ is evaluated (there are {there})")
+        notes.append(f"{tried.name}/ has no labels and is left out")
     todo = f"Pass {splits['train'].path} to evaluate on it." if "train" in splits else "Make test/<class>/ with images."
-    raise DataError(who, "; ".join(["has no labelled test/ or val/", *said]), todo)
+    raise DataError(who, "; ".join(["has no labelled test/ or val/", *notes]), todo)
 
 
 def stream_images(who: str, listing: Listing, preprocess: Preprocess | None = None) -> StreamedSplit:
@@ -217,7 +217,7 @@ def _beside_train(who: str, tree: _Tree) -> Listing:
     if train.images or len(known) < 2 or (known.isdisjoint(mine) and not tree.annotated):  # of something else
         return _listed(who, tree)
     found = _listed(who, tree, _listed(who, train).classes)
-    return found.saying(f"classes are numbered as in {train.name}/ beside it") if known != mine else found
+    return found.with_notes(f"classes are numbered as in {train.name}/ beside it") if known != mine else found
 
 
 # What is of which class
@@ -243,7 +243,7 @@ def _listed(who: str, tree: _Tree, known: tuple[str, ...] | None = None) -> List
         raise DataError(who, f"all images are of one class, {tree.folders[0].path}", _table_todo(tree) or todo)
     files = [(file, classes.index(c.name)) for c in tree.folders for file in _of_class(who, c)]
     return Listing(
-        tree.path, tuple(f for f, _ in files), tuple(y for _, y in files), classes, tuple(_told(tree, classes))
+        tree.path, tuple(f for f, _ in files), tuple(y for _, y in files), classes, tuple(_notes(tree, classes))
     )
 
 
@@ -260,7 +260,7 @@ def _of_class(who: str, tree: _Tree) -> list[Path]:
     return [image for folder in tree.walk() for image in folder.images]
 
 
-def _told(tree: _Tree, classes: tuple[str, ...]) -> Iterator[str]:
+def _notes(tree: _Tree, classes: tuple[str, ...]) -> Iterator[str]:
     """What is left out, and in which order numbers are."""
     yield from _stray(tree)
     if others := [file for c in tree.folders for folder in c.walk() for file in folder.others]:
@@ -341,8 +341,8 @@ def _annotated(who: str, tree: _Tree, known: tuple[str, ...] | None) -> Listing:
         wrong = f"has no line for {odd[0]}" if odd[0] in files else f"speaks of {odd[0]}, which is not there"
         raise DataError(who, f"{place} {wrong}")
     order = sorted((classes.index(label[name]), name) for name in files)
-    said = f"labels are those of {place}"
-    return Listing(tree.path, tuple(files[name] for _, name in order), tuple(y for y, _ in order), classes, (said,))
+    note = f"labels are those of {place}"
+    return Listing(tree.path, tuple(files[name] for _, name in order), tuple(y for y, _ in order), classes, (note,))
 
 
 def _wnids(who: str, folder: Path) -> tuple[str, ...] | None:

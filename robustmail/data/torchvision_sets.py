@@ -119,19 +119,19 @@ def _knobs(kind: type) -> set[str]:
 
 def _refusal(who: str, name: str, root: str, error: Exception) -> DataError:
     """What torchvision's error means, and what to do."""
-    said = str(error).replace("You can use download=True to download it", "").strip()
+    message = str(error).replace("You can use download=True to download it", "").strip()
     put = f"Connect to the network, put torchvision's {name} files into {root}, or use data=npz('FILE')."
-    if isinstance(error, OSError) or said.startswith("Error downloading"):
-        return DataError(who, f"cannot be read or downloaded ({said})", put)
-    if said == "Dataset not found.":
+    if isinstance(error, OSError) or message.startswith("Error downloading"):
+        return DataError(who, f"cannot be read or downloaded ({message})", put)
+    if message == "Dataset not found.":
         return DataError(who, "its files are not there", put)
-    if isinstance(error, TypeError) or "Unknown value" in said:
-        wrong = f"{name} has more than training and test images ({said})"
+    if isinstance(error, TypeError) or "Unknown value" in message:
+        wrong = f"{name} has more than training and test images ({message})"
         return DataError(who, wrong, "Make both yourself, and pass robustmail.dataset(train, test) in Python.")
-    if any(word in said for word in ("install", "externally")):
-        return DataError(who, f"torchvision cannot read {name} ({said})")
-    said = said if type(error) is RuntimeError else in_brief(error)
-    return DataError(who, f"damaged: {said}", f"Delete torchvision's {name} files in {root}.")
+    if any(word in message for word in ("install", "externally")):
+        return DataError(who, f"torchvision cannot read {name} ({message})")
+    message = message if type(error) is RuntimeError else in_brief(error)
+    return DataError(who, f"damaged: {message}", f"Delete torchvision's {name} files in {root}.")
 
 
 def _remove_empty(root: Path) -> None:

@@ -76,16 +76,16 @@ def _row(name: str, first: Tensor, second: Tensor) -> ComparedAttack:
 
 
 def _notes(a: StoredEvaluation, b: StoredEvaluation, n: int) -> list[str]:
-    said = []
+    notes = []
     for what in ("eps", "norm", "seed"):
         one, other = a.results["spec"][what], b.results["spec"][what]
         if one != other:
-            said.append(f"{what} differs: {one} and {other}" + ("; not the same question" if what != "seed" else ""))
+            notes.append(f"{what} differs: {one} and {other}" + ("; not the same question" if what != "seed" else ""))
     for name, one, other in attack_differences(a.results["spec"], b.results["spec"]):
-        said.append(f"{name} is another attack in each: {one} and {other}")
+        notes.append(f"{name} is another attack in each: {one} and {other}")
     if n < max(len(a.ledger), len(b.ledger)):
-        said.append(f"only the {n} images that both have are compared, of {len(a.ledger)} and {len(b.ledger)}")
-    said += [f"{held.folder} is not finished" for held in (a, b) if not held.results["complete"]]
+        notes.append(f"only the {n} images that both have are compared, of {len(a.ledger)} and {len(b.ledger)}")
+    notes += [f"{held.folder} is not finished" for held in (a, b) if not held.results["complete"]]
     if [r["name"] for r in a.results["attacks"]] != [r["name"] for r in b.results["attacks"]]:
-        said.append("the worst case is over different attacks")
-    return said
+        notes.append("the worst case is over different attacks")
+    return notes

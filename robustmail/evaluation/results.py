@@ -132,13 +132,13 @@ class Results:
     @property
     def caveats(self) -> list[str]:
         """What must be said with the number."""
-        said = [] if self.complete else ["The evaluation is not finished: numbers can only fall."]
+        caveats = [] if self.complete else ["The evaluation is not finished: numbers can only fall."]
         if self.shard:
-            said.append(f"This is shard {self.shard[0]} of {self.shard[1]}, not the whole set.")
+            caveats.append(f"This is shard {self.shard[0]} of {self.shard[1]}, not the whole set.")
         tried = [row.name for row in self.attacks if row.name != "nat"]
         if tried and "aa" not in tried:
-            said.append("An upper bound: aa was not among the attacks.")
-        return said + [f"{row.name}: {row.settings['note']}" for row in self.attacks if "note" in row.settings]
+            caveats.append("An upper bound: aa was not among the attacks.")
+        return caveats + [f"{row.name}: {row.settings['note']}" for row in self.attacks if "note" in row.settings]
 
 
 @dataclass(frozen=True)

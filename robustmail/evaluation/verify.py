@@ -152,7 +152,7 @@ def _verify(held: StoredEvaluation, subject: LoadedModel, data: TestSet, moved: 
             raise fail(at, f"the label in {data.name} is {int(mine.y[at])}, not {int(ledger.label[at])}")
     if fingerprint != results["data"]["fingerprint"]:
         raise RunError(data.name, "its images or labels are not those that were evaluated")
-    _check_told(held, subject, data, fingerprint)
+    _check_data_facts(held, subject, data, fingerprint)
     if held.stored != tuple(ledger.index[sorted(ledger.examples)].tolist()):
         raise RunError(str(held.folder / "examples.safetensors"), "holds examples that the ledger does not speak of")
     examples = {at: tensor_hash(x) for at, x in ledger.examples.items()}
@@ -169,15 +169,15 @@ def _verify(held: StoredEvaluation, subject: LoadedModel, data: TestSet, moved: 
     return Verified(len(ledger), len(ledger.examples), close, tuple(_unchecked(held)))
 
 
-def _check_told(held: StoredEvaluation, subject: LoadedModel, data: TestSet, fingerprint: str) -> None:
+def _check_data_facts(held: StoredEvaluation, subject: LoadedModel, data: TestSet, fingerprint: str) -> None:
     """Whether the results describe the model and the images as they are (raises RunError)."""
     results, expected = held.results, describe_data(data, subject.classes, fingerprint)
     if data.given is None or data.given != results["spec"]["data_given"]:  # brought along, under whatever name
         expected |= {name: results["data"][name] for name in ("name", "class_names")}
-    said = {**expected, "spec": results["data"]["name"]}
+    actual = {**expected, "spec": results["data"]["name"]}
     for name, value in {**results["data"], "spec": results["spec"]["data"]}.items():
-        if said.get(name) != value:
-            wrong = f"says of the data: {name} {value}, they have {said.get(name)}: it was altered"
+        if actual.get(name) != value:
+            wrong = f"says of the data: {name} {value}, they have {actual.get(name)}: it was altered"
             raise RunError(str(held.folder / "results.json"), wrong)
     if results["weights"]["file"] != results["spec"]["checkpoint"]:
         raise RunError(str(held.folder / "results.json"), "names two files of weights: it was altered")
@@ -207,8 +207,8 @@ def _check_sums(held: StoredEvaluation, classes: int) -> None:
         broke = [stage for stage, outcome in ledger.stages.items() if int(outcome[at]) == BROKE]
         wrong = int(ledger.predicted[at]) != int(ledger.label[at])
         if (by == "natural") != wrong or (by not in ("", "natural") and by not in broke) or (by == "" and broke):
-            said = f"broken_by says {by or 'stands'!r}, its columns {', '.join(broke) or 'nothing'}"
-            raise RunError(f"{held.folder / 'ledger.csv'}, row {at + 1} (image {int(ledger.index[at])})", said)
+            contradiction = f"broken_by says {by or 'stands'!r}, its columns {', '.join(broke) or 'nothing'}"
+            raise RunError(f"{held.folder / 'ledger.csv'}, row {at + 1} (image {int(ledger.index[at])})", contradiction)
     rows = [AttackResult(**row) for row in results["attacks"]]
     for row in rows:
         if any((ledger.outcome(stage) == UNTRIED).all() and bool(ledger.right.any()) for stage in row.stages[:1]):
@@ -263,7 +263,7 @@ def _check_clean(ledger: Ledger, clean: Ledger, fail: Any) -> int:
 
 def _check_examples(held: StoredEvaluation, subject: LoadedModel, part: Any, size: int, fail: Any) -> int:
     ledger, close = held.ledger, 0
-    what = AttackSpec("verify", {}, held.results["spec"]["eps"], held.results["spec"]["norm"])
+    spec = AttackSpec("verify", {}, held.results["spec"]["eps"], held.results["spec"]["norm"])
     broken = [at for at, by in enumerate(ledger.broken_by) if by not in ("", "natural")]
     if missing := [at for at in broken if at not in ledger.examples]:
         raise fail(missing[0], "was broken, but has no example")
@@ -271,22 +271,26 @@ def _check_examples(held: StoredEvaluation, subject: LoadedModel, part: Any, siz
         raise fail(extra[0], "has an example, but was not broken by an attack")
     for some in torch.tensor(broken, dtype=torch.int64).split(256) if broken else ():
         x, y = seen(subject.model, part, some)
-        found = torch.stack([ledger.examples[int(at)] for at in some]).to(x)
+        examples = torch.stack([ledger.examples[int(at)] for at in some]).to(x)
         with exact_inference(subject.model, size) as view, torch.no_grad():
-            logits = view(found)
-        said, far = logits.argmax(1).cpu(), (found - x).flatten(1)
-        far = (far.norm(dim=1) if what.norm == "l2" else far.abs().amax(1)).cpu()
-        inside = what.in_ball(x, found).cpu() & ((found >= 0) & (found <= 1)).flatten(1).all(1).cpu()
+            logits = view(examples)
+        predicted, distance = logits.argmax(1).cpu(), (examples - x).flatten(1)
+        distance = (distance.norm(dim=1) if spec.norm == "l2" else distance.abs().amax(1)).cpu()
+        inside = spec.in_ball(x, examples).cpu() & ((examples >= 0) & (examples <= 1)).flatten(1).all(1).cpu()
         for k, at in enumerate(some.tolist()):
             if not inside[k]:
-                raise fail(at, f"its example lies {float(far[k]):.6f} away, eps is {what.eps:.6f}; or it left [0, 1]")
-            if abs(float(far[k] - ledger.distance[at])) > 1e-6:
-                raise fail(at, f"its example lies {float(far[k]):.6f} away, not {float(ledger.distance[at]):.6f}")
+                raise fail(
+                    at, f"its example lies {float(distance[k]):.6f} away, eps is {spec.eps:.6f}; or it left [0, 1]"
+                )
+            if abs(float(distance[k] - ledger.distance[at])) > 1e-6:
+                raise fail(at, f"its example lies {float(distance[k]):.6f} away, not {float(ledger.distance[at]):.6f}")
             if int(ledger.broken_as[at]) == int(y[k]):  # near or not, the true class is no break
                 raise fail(at, f"its example is recorded as {int(y[k])}, its true class, so it was not broken")
-            if int(said[k]) != int(ledger.broken_as[at]):
+            if int(predicted[k]) != int(ledger.broken_as[at]):
                 if not _is_close(logits[k], int(ledger.broken_as[at])):
-                    raise fail(at, f"the model says {int(said[k])} of its example, not {int(ledger.broken_as[at])}")
+                    raise fail(
+                        at, f"the model says {int(predicted[k])} of its example, not {int(ledger.broken_as[at])}"
+                    )
                 close += 1
     return close
 

@@ -39,7 +39,7 @@ class ComputeModels(NamedTuple):
     """called by attacks"""
     loss: nn.Module
     """called by the loss"""
-    said: str
+    description: str
     """description of both, as text"""
 
 
@@ -64,7 +64,7 @@ def compute_models(model: nn.Module, decision: PrecisionChoice, attack_mode: str
     """The model for attacks and for the loss.
 
     In fp32 both are `model` itself. In bf16 the loss gets it in autocast, and attacks get a FoldedModel; if the model
-    cannot be folded, attacks get it in autocast too, and `said` gives the reason.
+    cannot be folded, attacks get it in autocast too, and `description` gives the reason.
 
     model: the live model.
     decision: the precision, as from `choose_precision`.

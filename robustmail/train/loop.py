@@ -154,7 +154,7 @@ def _run_started(recipe: Recipe, state: State, name: str) -> RunStarted:
         parameters=sum(p.numel() for p in state.model.parameters()), data=state.images.name, sizes=sizes,
         device=_device_name(state.device), epochs=recipe.epochs, steps=state.steps, burn_in=recipe.burn_in,
         epoch=state.epoch, step=state.step, note=state.note,
-        precision=state.compute_models.said, augmentation=augmentation_text(recipe, state.images),
+        precision=state.compute_models.description, augmentation=augmentation_text(recipe, state.images),
     )  # fmt: skip
 
 

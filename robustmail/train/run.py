@@ -227,7 +227,7 @@ def _evaluation_task(recipe: Recipe, state: State, folder: Path) -> EvaluationTa
     }
     about = {
         "seed": recipe.seed,
-        "precision": state.compute_models.said,
+        "precision": state.compute_models.description,
         "data": {"name": state.images.name, "fingerprint": data_fingerprint(test.part)},
         "recipe": flatten(recipe),
         "text": describe(recipe),

@@ -101,8 +101,8 @@ def test_changes_nothing_when_the_model_fails_half_way(attack, small, batch):
 
 
 @every_attack
-def test_stays_in_the_ball_and_the_box_and_returns_a_plain_tensor(attack, small, real):
-    x, y = real
+def test_stays_in_the_ball_and_the_box_and_returns_a_plain_tensor(attack, small, real_images):
+    x, y = real_images
     model = Classifier(type(small)(3, 32), normalize=([0.5, 0.4, 0.3], [0.2, 0.2, 0.3]))
     x = torch.cat([x[:6], torch.zeros_like(x[:1]), torch.ones_like(x[:1])])  # corners of the box, too
     result = attack(model, x, y[:8])

@@ -143,8 +143,8 @@ def test_the_unit_start_is_algorithm_1_to_the_letter(linear):
     )  # U(0, 1) is nearly always larger than eps
 
 
-def test_lm_pgd_ends_no_lower_than_pgd_from_the_same_start(small, real):
-    x, y = real
+def test_lm_pgd_ends_no_lower_than_pgd_from_the_same_start(small, real_images):
+    x, y = real_images
     model = type(small)(3, 32).eval()
     losses = []
     for attack in (PGD(steps=5), LMPGD(steps=5)):

@@ -228,8 +228,8 @@ def test_data_that_would_be_misread_are_refused_with_what_to_write(data, wrong):
     assert "\n" not in str(caught.value)
 
 
-def test_evaluate_judges_a_loader_as_it_judges_arrays(victim):
-    model, part = victim
+def test_evaluate_judges_a_loader_as_it_judges_arrays(fitted_model):
+    model, part = fitted_model
     expected = evaluate(model, part, "nat,pgd3", eps=2 / 255).ledger
     rows = [{"image": x, "label": y} for x, y in zip(*part, strict=True)]
     for data in (
@@ -241,8 +241,8 @@ def test_evaluate_judges_a_loader_as_it_judges_arrays(victim):
         assert evaluate(model, data, "nat,pgd3", eps=2 / 255).ledger.broken_by == expected.broken_by
 
 
-def test_verify_takes_what_evaluate_takes(victim, tmp_path):
-    model, part = victim
+def test_verify_takes_what_evaluate_takes(fitted_model, tmp_path):
+    model, part = fitted_model
     data = TestSet("sixteen", part, 10)
     list(run_evaluation(EvaluationTask(LoadedModel.of(model, data), data, ("nat", "pgd3"), 8 / 255), tmp_path))
     for images in (DataLoader(TensorDataset(*part), 5, shuffle=True), part, (part.x.permute(0, 2, 3, 1), part.y)):
@@ -251,7 +251,7 @@ def test_verify_takes_what_evaluate_takes(victim, tmp_path):
         verify(tmp_path, model, TensorDataset(part.x.float(), part.y))
 
 
-def test_what_load_data_returns_is_data(victim):
+def test_what_load_data_returns_is_data(fitted_model):
     found = load_data("digits").first(20)
     linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     assert len(evaluate(linear, found, "nat").ledger) == 20
@@ -277,8 +277,8 @@ class HuggingFace(nn.Module):
 
 
 @pytest.mark.parametrize("pack", [Output, lambda z: {"loss": None, "logits": z}], ids=["output", "dict"])
-def test_a_network_of_hugging_face_is_judged_by_its_logits(victim, pack):
-    model, part = victim
+def test_a_network_of_hugging_face_is_judged_by_its_logits(fitted_model, pack):
+    model, part = fitted_model
 
     def mine(seen, x, y):
         return (x + 1 / 255 * seen(x).sum() * 0).clamp(0, 1)  # an attack of one's own gets logits, too
@@ -297,9 +297,9 @@ def test_a_network_of_hugging_face_is_trained_in_every_precision():
         assert list(fit(recipe.but(precision=precision)))
 
 
-def test_a_network_that_returns_a_tuple_is_told_what_to_return(victim):
+def test_a_network_that_returns_a_tuple_is_told_what_to_return(fitted_model):
     with pytest.raises(ModelError, match=r"returned tuple, expected logits .*, or an output that has .logits. Return"):
-        evaluate(Classifier(HuggingFace(victim[0], lambda z: (z, z))), victim[1], "nat")
+        evaluate(Classifier(HuggingFace(fitted_model[0], lambda z: (z, z))), fitted_model[1], "nat")
 
 
 def theirs(model: nn.Module, name: str = "PGD", **knobs: Any) -> Any:
@@ -338,15 +338,15 @@ TAKEN = {
 
 
 @pytest.mark.parametrize(("make", "said"), TAKEN.values(), ids=TAKEN)
-def test_an_attack_of_a_library_bound_to_a_model_is_used_with_its_own_settings(victim, make, said):
-    attack = make(victim[0])
+def test_an_attack_of_a_library_bound_to_a_model_is_used_with_its_own_settings(fitted_model, make, said):
+    attack = make(fitted_model[0])
     (value,) = attack_spec(attack, 4 / 255, 10).stages.values()
     assert said in describe(value)
     assert attack_spec(value, 4 / 255, 10).stages == {type(attack).__name__: value}
 
 
-def test_the_model_that_an_attack_is_bound_to_is_replaced(victim):
-    model, part = victim
+def test_the_model_that_an_attack_is_bound_to_is_replaced(fitted_model):
+    model, part = fitted_model
     other = nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
     told = {"eps": 32 / 255, "alpha": 8 / 255, "steps": 9}
     expected = evaluate(model, part, (torchattack("PGD", **told),), eps=32 / 255)
@@ -404,9 +404,9 @@ LEFT = {
 
 
 @pytest.mark.parametrize(("make", "wrong"), LEFT.values(), ids=LEFT)
-def test_an_attack_whose_settings_cannot_be_taken_over_is_refused_with_what_to_write(victim, make, wrong):
-    attack = make(victim[0])
-    for use in (lambda: evaluate(*victim, (attack,)), lambda: Recipe(
+def test_an_attack_whose_settings_cannot_be_taken_over_is_refused_with_what_to_write(fitted_model, make, wrong):
+    attack = make(fitted_model[0])
+    for use in (lambda: evaluate(*fitted_model, (attack,)), lambda: Recipe(
         data=digits(), model="small_cnn", attack=attack, objective=AT(), epochs=1)):  # fmt: skip
         with pytest.raises((RecipeError, PluginError), match=wrong) as caught:
             use()
@@ -421,8 +421,8 @@ def test_the_documentation_can_be_run():
     exec(code, {"data": load_data("digits").first(100), "evaluate": evaluate, "model": model})
 
 
-def test_the_line_that_an_error_gives_makes_the_attack(victim):
-    net = victim[0]
+def test_the_line_that_an_error_gives_makes_the_attack(fitted_model):
+    net = fitted_model[0]
     pairs = [(torchattack("PGD", eps=8 / 255), theirs(net)),
              (art("DeepFool", max_iter=3, batch_size=1), of_art(net, "DeepFool", max_iter=3))]  # fmt: skip
     for written, attack in pairs:

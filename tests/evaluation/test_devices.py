@@ -125,20 +125,20 @@ def whole(model, x, y):
 
 
 @pytest.mark.parametrize("most", [1000, 49, 10, 3])
-def test_a_block_that_cannot_be_split_keeps_less_in_memory_and_its_verdicts(hardened, hand, most):
+def test_a_block_that_cannot_be_split_keeps_less_in_memory_and_its_verdicts(robust_cnn, digit_images, most):
     gc.collect()
     Held.images, Held.most = 0, most
-    free = evaluate(hardened, hand.part.first(60), (whole, "pgd3"), EPS)
-    tight = evaluate(Tight(hardened), hand.part.first(60), (whole, "pgd3"), EPS)
+    free = evaluate(robust_cnn, digit_images.part.first(60), (whole, "pgd3"), EPS)
+    tight = evaluate(Tight(robust_cnn), digit_images.part.first(60), (whole, "pgd3"), EPS)
     assert tight.ledger.broken_by == free.ledger.broken_by
     assert 0 < free["whole"].correct < 60
     if most >= 8:  # a slice: the bits stay
         assert all(torch.equal(found, free.ledger.examples[at]) for at, found in tight.ledger.examples.items())
 
 
-def test_a_block_for_which_there_is_no_memory_is_told_so(hardened, hand):
+def test_a_block_for_which_there_is_no_memory_is_told_so(robust_cnn, digit_images):
     Held.images, Held.most = 0, 0
     with pytest.raises(ModelError, match=r"attack whole \(given \d\d images\): out of memory, .*--batch does not help"):
-        evaluate(Tight(hardened), hand.part.first(60), (whole,), EPS)
+        evaluate(Tight(robust_cnn), digit_images.part.first(60), (whole,), EPS)
     with pytest.raises(ModelError, match="out of memory with a single image"):
-        evaluate(Tight(hardened), hand.part.first(60), (PGD(eps=EPS, alpha=EPS, steps=1),), EPS)
+        evaluate(Tight(robust_cnn), digit_images.part.first(60), (PGD(eps=EPS, alpha=EPS, steps=1),), EPS)

@@ -17,8 +17,8 @@ from robustmail.evaluation.attack_specs import attack_spec
 from robustmail.evaluation.statistics import wilson
 
 
-def test_a_stronger_attack_leaves_fewer_standing_and_a_larger_ball_fewer_still(victim):
-    model, part = victim
+def test_a_stronger_attack_leaves_fewer_standing_and_a_larger_ball_fewer_still(fitted_model):
+    model, part = fitted_model
     rows = {r.name: r.correct for r in evaluate(model, part, ("nat", "pgd1", "pgd20", "cw", "apgd"), eps=2 / 255)}
     assert rows["nat"] == 16
     assert rows["nat"] >= rows["pgd1"] >= rows["pgd20"]
@@ -26,8 +26,8 @@ def test_a_stronger_attack_leaves_fewer_standing_and_a_larger_ball_fewer_still(v
     assert set(wide.values()) == {0}
 
 
-def test_autoattack_is_the_worst_case_of_its_stages(victim, monkeypatch):
-    model, part = victim
+def test_autoattack_is_the_worst_case_of_its_stages(fitted_model, monkeypatch):
+    model, part = fitted_model
     stages = AutoAttack.stages
 
     def shorter(self, classes):  # the same attacks with a hundredth of the queries, to be done in seconds
@@ -46,8 +46,8 @@ def test_autoattack_is_the_worst_case_of_its_stages(victim, monkeypatch):
     assert [t.n for t in told][1:] == [t.standing for t in told][:-1], "each stage sees what the last left standing"
 
 
-def test_the_verdict_does_not_depend_on_the_size_of_a_call_for_an_attack_without_noise(victim, monkeypatch):
-    model, part = victim
+def test_the_verdict_does_not_depend_on_the_size_of_a_call_for_an_attack_without_noise(fitted_model, monkeypatch):
+    model, part = fitted_model
     attack = PGD(eps=2 / 255, alpha=1 / 255, steps=5, start="none")
     (whole,) = evaluate(model, part, (attack,), eps=2 / 255)
     monkeypatch.setattr(evaluator, "BLOCK", 3)
@@ -55,8 +55,8 @@ def test_the_verdict_does_not_depend_on_the_size_of_a_call_for_an_attack_without
     assert whole.correct == pieces.correct
 
 
-def test_an_evaluation_prints_as_one_line_and_names_what_was_run(victim):
-    model, part = victim
+def test_an_evaluation_prints_as_one_line_and_names_what_was_run(fitted_model):
+    model, part = fitted_model
     found = evaluate(model, part, ("nat", "pgd2"), eps=2 / 255)
     nat, pgd, n = found["nat"], found["pgd2"], len(part.y)
     said = f"nat {100 * nat.accuracy:.1f} %, pgd2 {100 * pgd.accuracy:.1f} %; worst case {100 * pgd.accuracy:.1f} %"
@@ -65,8 +65,8 @@ def test_an_evaluation_prints_as_one_line_and_names_what_was_run(victim):
         found["aa"]
 
 
-def test_evaluation_leaves_model_modes_and_generators_as_they_were(victim):
-    model, part = victim
+def test_evaluation_leaves_model_modes_and_generators_as_they_were(fitted_model):
+    model, part = fitted_model
     model.train()
     before = torch.get_rng_state()
     evaluate(model, part, ("nat", "pgd2", "cw"))
@@ -75,34 +75,34 @@ def test_evaluation_leaves_model_modes_and_generators_as_they_were(victim):
     assert all(p.requires_grad and p.grad is not None for p in model.parameters())
 
 
-def test_the_same_seed_gives_the_same_row(victim):
-    model, part = victim
+def test_the_same_seed_gives_the_same_row(fitted_model):
+    model, part = fitted_model
     first, second = (evaluate(model, part, ("pgd3",), eps=2 / 255, seed=4)[0] for _ in range(2))
     assert (first.correct, first.settings) == (second.correct, second.settings)
 
 
-def test_a_model_that_returns_nan_has_no_accuracy(victim):
-    model, part = victim
+def test_a_model_that_returns_nan_has_no_accuracy(fitted_model):
+    model, part = fitted_model
     nn.init.constant_(model[-1].weight, float("nan"))
     with pytest.raises(NonFiniteError, match="NaN"):
         evaluate(model, part, ("nat",))
 
 
-def test_a_row_says_what_each_stage_left_standing(victim):
-    model, part = victim
+def test_a_row_says_what_each_stage_left_standing(fitted_model):
+    model, part = fitted_model
     (row,) = evaluate(model, part, ("pgd20",), eps=2 / 255, seed=3)
     assert row.settings["standing"] == f"16 after natural, {row.correct} after pgd20"
     assert row.settings["seed"] == "3"
 
 
-def test_images_may_be_bytes_or_floats(victim):
-    model, part = victim
+def test_images_may_be_bytes_or_floats(fitted_model):
+    model, part = fitted_model
     floats = Split(part.x.float() / 255, part.y)
     assert [r.correct for r in evaluate(model, part)] == [r.correct for r in evaluate(model, floats)]
 
 
-def test_data_that_can_only_mean_one_thing_are_taken(victim):
-    model, part = victim
+def test_data_that_can_only_mean_one_thing_are_taken(fitted_model):
+    model, part = fitted_model
     expected = [r.correct for r in evaluate(model, part, ("nat", "pgd2"))]
     for x, y in ((part.x.numpy(), part.y.numpy()), (part.x.double() / 255, part.y.to(torch.uint8)),
                  (part.x, part.y.to(torch.int32)[:, None])):  # fmt: skip
@@ -118,14 +118,14 @@ def test_data_that_can_only_mean_one_thing_are_taken(victim):
      (lambda x, y: x, "data are a Tensor"), (lambda x, y: (x, ["a"]), "a label is the text 'a'"),
      (lambda x, y: (x, [object()]), "data are no arrays")],
 )  # fmt: skip
-def test_data_that_are_none_are_refused_in_one_line(victim, spoil, wrong):
-    model, part = victim
+def test_data_that_are_none_are_refused_in_one_line(fitted_model, spoil, wrong):
+    model, part = fitted_model
     with pytest.raises(DataError, match=wrong):
         evaluate(model, spoil(part.x, part.y), ("nat",))
 
 
-def test_what_cannot_be_evaluated_is_refused_before_anything_is_attacked(victim):
-    model, part = victim
+def test_what_cannot_be_evaluated_is_refused_before_anything_is_attacked(fitted_model):
+    model, part = fitted_model
     with pytest.raises(DataError, match="there are 16 images"):
         evaluate(model, part, ("nat",), n=17)
     with pytest.raises(RecipeError, match=r"images live in \[0, 1\]"):
@@ -169,9 +169,9 @@ def test_the_interval_is_wilsons(correct, n):
     assert wilson(correct, n) == pytest.approx((max(0, middle - half), min(1, middle + half)), abs=1e-9)
 
 
-def test_an_attack_of_ones_own_sees_the_model_and_a_library_a_likeness(hardened, hand):
+def test_an_attack_of_ones_own_sees_the_model_and_a_library_a_likeness(robust_cnn, digit_images):
     seen = []
-    handle = hardened.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    handle = robust_cnn.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
 
     def peek(model, x, y):
         before = len(seen)
@@ -179,15 +179,15 @@ def test_an_attack_of_ones_own_sees_the_model_and_a_library_a_likeness(hardened,
         assert len(seen) > before
         return x
 
-    evaluate(hardened, hand.part.first(20), (peek,), 0.1)
+    evaluate(robust_cnn, digit_images.part.first(20), (peek,), 0.1)
     seen.clear()
-    evaluate(hardened, hand.part.first(20), ("pgd10",), 0.1)
+    evaluate(robust_cnn, digit_images.part.first(20), ("pgd10",), 0.1)
     handle.remove()
     assert 0 < len(seen) < 20  # clean images, the comparison and the verdict; not the search
 
 
-def test_an_attack_that_writes_into_its_images_and_labels_is_judged_by_the_originals(victim):
-    model, part = victim
+def test_an_attack_that_writes_into_its_images_and_labels_is_judged_by_the_originals(fitted_model):
+    model, part = fitted_model
 
     def writes(model, x, y):
         y.copy_(y.roll(1))
@@ -216,14 +216,14 @@ class Leaves(nn.Module):
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
-def test_a_model_that_ends_the_process_has_no_number(victim, k):
-    model, part = victim
+def test_a_model_that_ends_the_process_has_no_number(fitted_model, k):
+    model, part = fitted_model
     with pytest.raises(ModelError, match=r"the model: leaves with SystemExit: 0"):
         evaluate(Leaves(model, k), part, ("nat", "pgd2"))
 
 
-def test_an_attack_that_ends_the_process_has_no_number(victim):
-    model, part = victim
+def test_an_attack_that_ends_the_process_has_no_number(fitted_model):
+    model, part = fitted_model
 
     def leaves(model, x, y):
         sys.exit(0)
@@ -233,8 +233,8 @@ def test_an_attack_that_ends_the_process_has_no_number(victim):
 
 
 @pytest.mark.parametrize("pack", [lambda z: (z, z), lambda z: {"scores": z}], ids=["tuple", "dict"])
-def test_a_model_that_returns_more_than_logits_is_told_so(victim, pack):
-    model, part = victim
+def test_a_model_that_returns_more_than_logits_is_told_so(fitted_model, pack):
+    model, part = fitted_model
 
     class Packs(nn.Module):
         def forward(self, x):
@@ -245,17 +245,17 @@ def test_a_model_that_returns_more_than_logits_is_told_so(victim, pack):
 
 
 @pytest.mark.parametrize("name", ["index", "predicted", "seal", "natural", "rounded"])
-def test_an_attack_of_ones_own_cannot_take_the_name_of_a_column(victim, name):
+def test_an_attack_of_ones_own_cannot_take_the_name_of_a_column(fitted_model, name):
     def idle(model, x, y):
         return x
 
     idle.__name__ = name
     with pytest.raises(RecipeError, match=f"attack {name}: named like a column of the ledger"):
-        evaluate(*victim, (idle,))
+        evaluate(*fitted_model, (idle,))
 
 
-def test_an_attack_that_keeps_to_a_smaller_ball_is_not_quoted_for_a_larger(victim):
-    model, part = victim
+def test_an_attack_that_keeps_to_a_smaller_ball_is_not_quoted_for_a_larger(fitted_model):
+    model, part = fitted_model
     for weak in (PGD(eps=1 / 255, alpha=1 / 255, steps=1), torchattack("FGSM", eps=1 / 255)):
         with pytest.raises(
             RecipeError, match=r"\(given eps=1/255\): its eps is smaller than the evaluation's 8/255.*Give"
@@ -272,9 +272,9 @@ def test_an_attack_that_keeps_to_a_smaller_ball_is_not_quoted_for_a_larger(victi
      ({"eps": 0}, "eps=0: must be above 0"), ({"eps": True}, "eps=True: is no"),
      ({"attacks": ()}, "attacks: no attack given")],
 )  # fmt: skip
-def test_knobs_that_mean_nothing_are_refused_in_one_line(victim, knobs, wrong):
+def test_knobs_that_mean_nothing_are_refused_in_one_line(fitted_model, knobs, wrong):
     with pytest.raises(RecipeError, match=wrong):
-        evaluate(*victim, **knobs)
+        evaluate(*fitted_model, **knobs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])

@@ -51,10 +51,10 @@ def task(model, data, **knobs) -> EvaluationTask:
 
 
 @pytest.fixture(scope="module")
-def done(hardened, hand, tmp_path_factory) -> Path:
+def done(robust_cnn, digit_images, tmp_path_factory) -> Path:
     """A finished evaluation of 160 digits."""
     folder = tmp_path_factory.mktemp("done") / "whole"
-    list(run_evaluation(task(hardened, hand), folder))
+    list(run_evaluation(task(robust_cnn, digit_images), folder))
     return folder
 
 
@@ -71,15 +71,15 @@ def bytes_of(folder: Path) -> tuple[bytes, bytes]:
 
 
 @pytest.mark.parametrize("batch", [20, 64])
-def test_the_ledger_is_the_same_to_the_byte_for_any_batch(hardened, hand, done, tmp_path, batch):
-    list(run_evaluation(task(hardened, hand, batch=batch), tmp_path))
+def test_the_ledger_is_the_same_to_the_byte_for_any_batch(robust_cnn, digit_images, done, tmp_path, batch):
+    list(run_evaluation(task(robust_cnn, digit_images, batch=batch), tmp_path))
     assert bytes_of(tmp_path) == bytes_of(done)
 
 
-def test_shards_merge_into_the_ledger_of_a_single_process(hardened, hand, done, tmp_path):
+def test_shards_merge_into_the_ledger_of_a_single_process(robust_cnn, digit_images, done, tmp_path):
     parts = [tmp_path / str(k) for k in (1, 2, 3)]
     for k, part in enumerate(parts, start=1):
-        list(run_evaluation(task(hardened, hand, shard=(k, 3)), part))
+        list(run_evaluation(task(robust_cnn, digit_images, shard=(k, 3)), part))
     merge_shards(parts[::-1], tmp_path / "merged")
     assert bytes_of(tmp_path / "merged") == bytes_of(done)
     mine, whole = (json.loads((f / "results.json").read_text()) for f in (tmp_path / "merged", done))
@@ -88,22 +88,22 @@ def test_shards_merge_into_the_ledger_of_a_single_process(hardened, hand, done, 
         assert strip(mine[name]) == strip(whole[name]), name
 
 
-def test_some_but_not_all_shards_are_not_merged(hardened, hand, tmp_path):
-    list(run_evaluation(task(hardened, hand, shard=(1, 3), attacks=("nat",)), tmp_path / "1"))
+def test_some_but_not_all_shards_are_not_merged(robust_cnn, digit_images, tmp_path):
+    list(run_evaluation(task(robust_cnn, digit_images, shard=(1, 3), attacks=("nat",)), tmp_path / "1"))
     with pytest.raises(RunError, match=r"given the shards 1 of 3.*Name each of 1 ... 3 once"):
         merge_shards([tmp_path / "1"], tmp_path / "merged")
 
 
 @pytest.mark.numeric
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_an_image_meets_the_same_fate_alone_and_in_company(hardened, hand, norm):
-    part, eps = hand.part.first(40), 0.1 if norm == "linf" else 0.6
+def test_an_image_meets_the_same_fate_alone_and_in_company(robust_cnn, digit_images, norm):
+    part, eps = digit_images.part.first(40), 0.1 if norm == "linf" else 0.6
     library = {"norm": {"linf": "Linf", "l2": "L2"}[norm], "eps": eps}
     attacks = ("pgd10", "cw", torchattack("APGDT", steps=5, **library), torchattack("Square", n_queries=20, **library),
                torchattack("FAB", steps=3, multi_targeted=True, **library))  # fmt: skip
-    whole = evaluate(hardened, part, attacks, eps, norm).ledger
+    whole = evaluate(robust_cnn, part, attacks, eps, norm).ledger
     alone = Split(part.x[23:31], part.y[23:31])
-    few = evaluate(hardened, alone, attacks, eps, norm, batch=3).ledger
+    few = evaluate(robust_cnn, alone, attacks, eps, norm, batch=3).ledger
     for stage, outcome in few.stages.items():
         assert torch.equal(outcome, whole.stages[stage][23:31]), stage
     assert few.broken_by == whole.broken_by[23:31]
@@ -112,11 +112,11 @@ def test_an_image_meets_the_same_fate_alone_and_in_company(hardened, hand, norm)
         assert torch.equal(found, whole.examples[at + 23])
 
 
-def test_a_killed_evaluation_goes_on_to_the_same_ledger(hand, hardened, tmp_path):
+def test_a_killed_evaluation_goes_on_to_the_same_ledger(digit_images, robust_cnn, tmp_path):
     """A real process, killed for real, twice, while an attack is under way."""
     attacks = ("nat", "pgd100", "cw", "apgd")
-    list(run_evaluation(task(hardened, hand, attacks=attacks), tmp_path / "whole"))
-    torch.save(hardened.net.state_dict(), tmp_path / "hardened.pth")
+    list(run_evaluation(task(robust_cnn, digit_images, attacks=attacks), tmp_path / "whole"))
+    torch.save(robust_cnn.net.state_dict(), tmp_path / "hardened.pth")
     words = ["eval", str(tmp_path / "hardened.pth"), "--model", "small_cnn",
              "--normalize", "none", "--data", "digits()", "--n", "160", "--eps", str(EPS),
              "--attacks", ",".join(attacks), "--out", str(tmp_path / "out"), "--batch", "16", "--plain"]  # fmt: skip
@@ -141,43 +141,43 @@ def test_a_killed_evaluation_goes_on_to_the_same_ledger(hand, hardened, tmp_path
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "whole")
 
 
-def test_an_evaluation_that_is_asked_to_stop_saves_what_it_has(hardened, hand, done, tmp_path):
-    work = run_evaluation(task(hardened, hand, batch=20), tmp_path)
+def test_an_evaluation_that_is_asked_to_stop_saves_what_it_has(robust_cnn, digit_images, done, tmp_path):
+    work = run_evaluation(task(robust_cnn, digit_images, batch=20), tmp_path)
     for _ in range(12):
         next(work)
     work.close()
     held = read_evaluation(tmp_path, strict=True)
     assert not held.results["complete"]
     assert "cw" in held.ledger.stages
-    list(run_evaluation(task(hardened, hand), tmp_path))
+    list(run_evaluation(task(robust_cnn, digit_images), tmp_path))
     assert bytes_of(tmp_path) == bytes_of(done)
 
 
-def test_attacks_can_be_added_to_a_finished_evaluation_but_not_taken_away(hardened, hand, done, tmp_path):
-    list(run_evaluation(task(hardened, hand, attacks=ATTACKS[:3]), tmp_path))
-    list(run_evaluation(task(hardened, hand), tmp_path))
+def test_attacks_can_be_added_to_a_finished_evaluation_but_not_taken_away(robust_cnn, digit_images, done, tmp_path):
+    list(run_evaluation(task(robust_cnn, digit_images, attacks=ATTACKS[:3]), tmp_path))
+    list(run_evaluation(task(robust_cnn, digit_images), tmp_path))
     assert bytes_of(tmp_path) == bytes_of(done)
     with pytest.raises(RunError, match="Attacks can be added at the end"):
-        list(run_evaluation(task(hardened, hand, attacks=("nat", "cw")), tmp_path))
+        list(run_evaluation(task(robust_cnn, digit_images, attacks=("nat", "cw")), tmp_path))
 
 
-def test_a_folder_of_another_evaluation_is_refused_with_what_differs(hardened, hand, copy):
+def test_a_folder_of_another_evaluation_is_refused_with_what_differs(robust_cnn, digit_images, copy):
     with pytest.raises(RunError, match=r"holds another evaluation \(eps: 0.1 there, 0.05 here\)"):
-        list(run_evaluation(task(hardened, hand, eps=0.05), copy))
+        list(run_evaluation(task(robust_cnn, digit_images, eps=0.05), copy))
     with pytest.raises(RunError, match="other weights"):
-        list(run_evaluation(task(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), hand), copy))
+        list(run_evaluation(task(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), digit_images), copy))
 
 
-def test_a_foreign_attack_sees_the_same_blocks_whatever_the_batch(hardened, hand):
+def test_a_foreign_attack_sees_the_same_blocks_whatever_the_batch(robust_cnn, digit_images):
     seen: list[list[int]] = []
 
     def noisy(model, x, y):
         seen.append([len(x)])
         return (x + 0.1 * torch.randn_like(x).sign()).clamp(0, 1)
 
-    first = evaluate(hardened, hand.part, (noisy,), EPS, batch=200).ledger
+    first = evaluate(robust_cnn, digit_images.part, (noisy,), EPS, batch=200).ledger
     sizes, seen[:] = list(seen), []
-    second = evaluate(hardened, hand.part, (noisy,), EPS, batch=11).ledger
+    second = evaluate(robust_cnn, digit_images.part, (noisy,), EPS, batch=11).ledger
     assert sizes == seen
     assert torch.equal(first.stages["noisy"], second.stages["noisy"])
 
@@ -195,22 +195,22 @@ def test_per_image_noise_is_a_function_of_the_image_and_differs_between_images()
     assert torch.rand(2).shape == (2,)  # torch's own again
 
 
-def test_a_pass_of_any_number_of_images_is_made_of_slices_of_one_size(hardened):
+def test_a_pass_of_any_number_of_images_is_made_of_slices_of_one_size(robust_cnn):
     sizes: list[int] = []
-    handle = hardened.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
-    with exact_inference(hardened, 8) as view:
+    handle = robust_cnn.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+    with exact_inference(robust_cnn, 8) as view:
         logits = view(torch.rand(21, 1, 8, 8))
     handle.remove()
     assert (sizes, len(logits)) == ([8, 8, 8], 21)
 
 
-def test_when_memory_runs_out_the_batch_is_halved_and_the_verdicts_stay(hardened, hand):
+def test_when_memory_runs_out_the_batch_is_halved_and_the_verdicts_stay(robust_cnn, digit_images):
     class Narrow(nn.Module):
         """Takes five images at once, no more."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.model, self.most, self.refused = hardened, 5, 0
+            self.model, self.most, self.refused = robust_cnn, 5, 0
 
         def forward(self, x):
             if len(x) > self.most:
@@ -219,12 +219,12 @@ def test_when_memory_runs_out_the_batch_is_halved_and_the_verdicts_stay(hardened
             return self.model(x)
 
     narrow = Narrow()
-    free, tight = (evaluate(m, hand.part.first(60), ("pgd10", "cw"), EPS) for m in (hardened, narrow))
+    free, tight = (evaluate(m, digit_images.part.first(60), ("pgd10", "cw"), EPS) for m in (robust_cnn, narrow))
     assert narrow.refused > 0
     assert free.ledger.broken_by == tight.ledger.broken_by
     narrow.most = 0
     with pytest.raises(ModelError, match="out of memory with a single image"):
-        evaluate(narrow, hand.part.first(4), ("nat",), EPS)
+        evaluate(narrow, digit_images.part.first(4), ("nat",), EPS)
 
 
 def test_room_shrinks_to_one_slice_before_the_slice_itself():
@@ -239,13 +239,13 @@ def test_room_shrinks_to_one_slice_before_the_slice_itself():
 # What a row says
 
 
-def test_examples_are_inside_the_ball_and_break_their_image(hardened, done, hand):
+def test_examples_are_inside_the_ball_and_break_their_image(robust_cnn, done, digit_images):
     held = read_evaluation(done, strict=True)
     assert len(held.ledger.examples) > 10
     for at, found in held.ledger.examples.items():
-        clean = hand.part.x[at].float() / 255
+        clean = digit_images.part.x[at].float() / 255
         assert (found - clean).abs().max() <= EPS + 1e-5
-        assert hardened(found[None]).argmax() == held.ledger.broken_as[at] != held.ledger.label[at]
+        assert robust_cnn(found[None]).argmax() == held.ledger.broken_as[at] != held.ledger.label[at]
         assert held.ledger.broken_by[at] in held.ledger.stages
 
 
@@ -264,7 +264,7 @@ def test_the_worst_case_counts_images_that_stand_under_everything(done):
     assert results["worst_case"]["correct"] == int(stands.sum()) <= min(a["correct"] for a in results["attacks"])
 
 
-def test_rounded_examples_are_whole_bytes_inside_the_ball(copy, hand):
+def test_rounded_examples_are_whole_bytes_inside_the_ball(copy, digit_images):
     from PIL import Image
 
     (copy / "png").mkdir(exist_ok=True)
@@ -273,7 +273,7 @@ def test_rounded_examples_are_whole_bytes_inside_the_ball(copy, hand):
     for path in sorted((copy / "png").iterdir()):
         with Image.open(path) as image:
             pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(8, 8)
-        assert (pixels / 255 - hand.part.x[int(path.stem)][0] / 255).abs().max() <= EPS + 1e-6
+        assert (pixels / 255 - digit_images.part.x[int(path.stem)][0] / 255).abs().max() <= EPS + 1e-6
 
 
 def test_a_cleared_folder_keeps_nothing_but_its_lock(copy):
@@ -282,12 +282,12 @@ def test_a_cleared_folder_keeps_nothing_but_its_lock(copy):
     assert [path.name for path in copy.iterdir()] in ([], ["lock"])
 
 
-def test_an_attack_that_leaves_the_ball_is_refused_whether_it_has_an_eps_or_not(hardened, hand):
+def test_an_attack_that_leaves_the_ball_is_refused_whether_it_has_an_eps_or_not(robust_cnn, digit_images):
     def far(model, x, y):
         return (x + 0.3).clamp(0, 1)
 
     with pytest.raises(AttackError, match="left its ball"):
-        evaluate(hardened, hand.part.first(30), (far,), EPS)
+        evaluate(robust_cnn, digit_images.part.first(30), (far,), EPS)
 
     class Leaves:
         eps = EPS
@@ -296,12 +296,12 @@ def test_an_attack_that_leaves_the_ball_is_refused_whether_it_has_an_eps_or_not(
             return (x + 0.3).clamp(0, 1)
 
     with pytest.raises(AttackError, match="left its ball"):
-        evaluate(hardened, hand.part.first(30), (Leaves(),), EPS)
+        evaluate(robust_cnn, digit_images.part.first(30), (Leaves(),), EPS)
 
 
-def test_two_attacks_of_one_name_are_told_apart(hardened, hand):
+def test_two_attacks_of_one_name_are_told_apart(robust_cnn, digit_images):
     weak, strong = PGD(eps=EPS, alpha=0.01, steps=1), PGD(eps=EPS, alpha=0.02, steps=20)
-    rows = evaluate(hardened, hand.part.first(60), (weak, strong), EPS)
+    rows = evaluate(robust_cnn, digit_images.part.first(60), (weak, strong), EPS)
     assert [row.name for row in rows] == ["PGD", "PGD-2"]
     assert rows[1].correct <= rows[0].correct
 
@@ -309,8 +309,8 @@ def test_two_attacks_of_one_name_are_told_apart(hardened, hand):
 # Verify
 
 
-def test_what_was_written_verifies(done, hardened, hand):
-    found = verify(done, hardened, hand)
+def test_what_was_written_verifies(done, robust_cnn, digit_images):
+    found = verify(done, robust_cnn, digit_images)
     assert (found.images, found.close) == (160, 0)
     assert found.examples == len(read_evaluation(done).ledger.examples)
 
@@ -329,19 +329,19 @@ def edited(folder: Path, row: int, **cells: str) -> None:
               {"pgd10": "broke"}, {"label": "1"}, {"image": "0" * 16}],
     ids=lambda cells: next(iter(cells)),
 )  # fmt: skip
-def test_a_changed_cell_is_found_and_its_row_named(copy, hardened, hand, cells):
+def test_a_changed_cell_is_found_and_its_row_named(copy, robust_cnn, digit_images, cells):
     edited(copy, 3, **cells)
     with pytest.raises(RunError, match=r"row 3 \(image 2\)"):
-        verify(copy, hardened, hand)
+        verify(copy, robust_cnn, digit_images)
 
 
 @pytest.mark.parametrize("value", [0.05, 0.2])
-def test_a_changed_eps_breaks_every_seal(copy, hardened, hand, value):
+def test_a_changed_eps_breaks_every_seal(copy, robust_cnn, digit_images, value):
     results = json.loads((copy / "results.json").read_text())
     results["spec"]["eps"] = value
     (copy / "results.json").write_text(json.dumps(results))
     with pytest.raises(RunError, match=r"row 1 \(image 0\).*eps or the weights were altered"):
-        verify(copy, hardened, hand)
+        verify(copy, robust_cnn, digit_images)
 
 
 @pytest.mark.parametrize(
@@ -351,7 +351,7 @@ def test_a_changed_eps_breaks_every_seal(copy, hardened, hand, value):
      (("believable", "gap"), -1.0)],
     ids=str,
 )  # fmt: skip
-def test_a_number_that_does_not_follow_from_the_ledger_is_found(copy, hardened, hand, path, value):
+def test_a_number_that_does_not_follow_from_the_ledger_is_found(copy, robust_cnn, digit_images, path, value):
     results = json.loads((copy / "results.json").read_text())
     *way, last = path
     place = results
@@ -361,23 +361,23 @@ def test_a_number_that_does_not_follow_from_the_ledger_is_found(copy, hardened, 
     place[last] = value
     (copy / "results.json").write_text(json.dumps(results))
     with pytest.raises(RunError, match="its seal is broken: it was altered"):
-        verify(copy, hardened, hand)
+        verify(copy, robust_cnn, digit_images)
     (copy / "results.json").write_text(json.dumps(with_seal(results)))  # by somebody who knows how it is sealed
     with pytest.raises(RunError, match=r"does not follow from the ledger|do not fit the ledger"):
-        verify(copy, hardened, hand)
+        verify(copy, robust_cnn, digit_images)
 
 
-def test_a_changed_example_is_found_even_if_it_still_fools(copy, hardened, hand):
+def test_a_changed_example_is_found_even_if_it_still_fools(copy, robust_cnn, digit_images):
     path = copy / "examples.safetensors"
     content = load_file(path)
     index = int(content["index"][2])
     content["x"][2, 0, 4, 4] = torch.nextafter(content["x"][2, 0, 4, 4], torch.tensor(0.5))
     save_file(content, path)
     with pytest.raises(RunError, match=rf"\(image {index}\): its example was altered"):
-        verify(copy, hardened, hand)
+        verify(copy, robust_cnn, digit_images)
 
 
-def test_flipped_bytes_are_found_wherever_they_are(done, hardened, hand, tmp_path):
+def test_flipped_bytes_are_found_wherever_they_are(done, robust_cnn, digit_images, tmp_path):
     rng = torch.Generator().manual_seed(0)
     for k in range(30):
         copy = Path(shutil.copytree(done, tmp_path / str(k)))
@@ -388,37 +388,37 @@ def test_flipped_bytes_are_found_wherever_they_are(done, hardened, hand, tmp_pat
             )
             path.write_bytes(bytes(content))
             with pytest.raises(RunError):
-                verify(copy, hardened, hand)
+                verify(copy, robust_cnn, digit_images)
             shutil.copy(done / name, path)
 
 
-def test_other_weights_and_other_images_are_found(copy, hardened, hand):
+def test_other_weights_and_other_images_are_found(copy, robust_cnn, digit_images):
     other = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     with pytest.raises(RunError, match="holds other weights"):
-        verify(copy, other, hand)
-    x = hand.part.x.clone()
+        verify(copy, other, digit_images)
+    x = digit_images.part.x.clone()
     x[5, 0, 0, 0] ^= 1
     with pytest.raises(RunError, match=r"row 6 \(image 5\): the image in .* is another one"):
-        verify(copy, hardened, (x, hand.part.y))
-    y = hand.part.y.clone()
+        verify(copy, robust_cnn, (x, digit_images.part.y))
+    y = digit_images.part.y.clone()
     y[9] = (y[9] + 1) % 10
     with pytest.raises(RunError, match=r"row 10 \(image 9\): the label"):
-        verify(copy, hardened, (hand.part.x, y))
+        verify(copy, robust_cnn, (digit_images.part.x, y))
 
 
-def test_a_verdict_forged_with_a_seal_of_its_own_is_found_by_judging_again(copy, hardened, hand):
+def test_a_verdict_forged_with_a_seal_of_its_own_is_found_by_judging_again(copy, robust_cnn, digit_images):
     """Whoever can write the seals cannot write an example that fools the model."""
     held = read_evaluation(copy, strict=True)
     at = int(held.ledger.stands.nonzero()[0])
     ledger = held.ledger
-    clean = hand.part.x[at].float() / 255
+    clean = digit_images.part.x[at].float() / 255
     ledger.enter("pgd10", torch.tensor([at]), torch.tensor([True]), torch.tensor([(int(ledger.label[at]) + 1) % 10]),
                  torch.tensor([0.0]), clean[None])  # fmt: skip
-    forged = task(hardened, hand)
+    forged = task(robust_cnn, digit_images)
     rows = [attack_result(ledger, what, 0) for what in forged.attack_specs]
     runner._save(forged, copy, ledger, rows, held.results["measured"], 1.0, complete=True)
     with pytest.raises(RunError, match=rf"\(image {at}\): the model says"):
-        verify(copy, hardened, hand)
+        verify(copy, robust_cnn, digit_images)
 
 
 def resealed(folder: Path, change) -> None:
@@ -452,30 +452,30 @@ FORGERIES = {
 
 
 @pytest.mark.parametrize(("change", "wrong"), FORGERIES.values(), ids=FORGERIES)
-def test_a_forgery_with_a_seal_of_its_own_is_found(copy, hardened, hand, change, wrong):
+def test_a_forgery_with_a_seal_of_its_own_is_found(copy, robust_cnn, digit_images, change, wrong):
     resealed(copy, change)
     with pytest.raises(RunError, match=wrong):
-        verify(copy, hardened, hand)
+        verify(copy, robust_cnn, digit_images)
 
 
-def test_other_line_ends_are_found(copy, hardened, hand):
+def test_other_line_ends_are_found(copy, robust_cnn, digit_images):
     path = copy / "ledger.csv"
     path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
     with pytest.raises(RunError, match=r"not written as robustmail writes it"):
-        verify(copy, hardened, hand)
+        verify(copy, robust_cnn, digit_images)
 
 
-def test_an_example_or_a_tensor_too_many_is_found(copy, hardened, hand):
+def test_an_example_or_a_tensor_too_many_is_found(copy, robust_cnn, digit_images):
     path = copy / "examples.safetensors"
     content = load_file(path)
     save_file({**content, "more": torch.zeros(1)}, path)
     with pytest.raises(RunError, match="holds 'more', which no evaluation writes"):
-        verify(copy, hardened, hand)
+        verify(copy, robust_cnn, digit_images)
     stands = int(read_folder_index(copy))
     one = {"index": torch.tensor([stands]), "x": content["x"][:1], "original": content["original"][:1]}
     save_file({name: torch.cat([content[name], one[name]]) for name in content}, path)
     with pytest.raises(RunError, match="holds examples that the ledger does not speak of"):
-        verify(copy, hardened, hand)
+        verify(copy, robust_cnn, digit_images)
 
 
 def read_folder_index(folder: Path) -> int:
@@ -484,55 +484,55 @@ def read_folder_index(folder: Path) -> int:
     return next(int(cells[0]) for cells in lines if cells[4] == "")
 
 
-def test_what_no_file_can_prove_is_said(done, hardened, hand):
-    said = " ".join(verify(done, hardened, hand).unchecked)
+def test_what_no_file_can_prove_is_said(done, robust_cnn, digit_images):
+    said = " ".join(verify(done, robust_cnn, digit_images).unchecked)
     assert "only attacking them again can tell" in said
     assert "the settings of APGD, APGDT, Square" in said
 
 
-def test_a_model_that_answers_differently_each_time_is_not_called_altered(hardened, hand, tmp_path):
+def test_a_model_that_answers_differently_each_time_is_not_called_altered(robust_cnn, digit_images, tmp_path):
     class Noisy(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.model, self.calls = hardened, 0
+            self.model, self.calls = robust_cnn, 0
 
         def forward(self, x):
             self.calls += 1
             return self.model(x) * (1 + 1e-3 * self.calls)
 
-    few, noisy = hand.first(20), Noisy()
+    few, noisy = digit_images.first(20), Noisy()
     list(run_evaluation(task(noisy, few, attacks=("nat", "pgd2")), tmp_path))
     with pytest.raises(RunError, match=r"asked twice, the model answers differently"):
         verify(tmp_path, noisy, few)
 
 
-def test_a_ledger_without_its_results_is_not_begun_anew(copy, hardened, hand):
+def test_a_ledger_without_its_results_is_not_begun_anew(copy, robust_cnn, digit_images):
     (copy / "results.json").unlink()
     with pytest.raises(RunError, match=r"has a ledger, but its results.json is missing"):
-        list(run_evaluation(task(hardened, hand), copy))
+        list(run_evaluation(task(robust_cnn, digit_images), copy))
 
 
-def test_an_attack_of_ones_own_cannot_take_a_built_in_name(hardened, hand):
+def test_an_attack_of_ones_own_cannot_take_a_built_in_name(robust_cnn, digit_images):
     def aa(model, x, y):
         return x
 
     with pytest.raises(RecipeError, match="named like a built-in attack"):
-        evaluate(hardened, hand.part.first(4), (aa,), EPS)
+        evaluate(robust_cnn, digit_images.part.first(4), (aa,), EPS)
 
 
-def test_rows_that_were_moved_are_found(copy, hardened, hand):
+def test_rows_that_were_moved_are_found(copy, robust_cnn, digit_images):
     lines = (copy / "ledger.csv").read_text().splitlines()
     lines[4], lines[9] = lines[9], lines[4]
     (copy / "ledger.csv").write_text("\n".join(lines) + "\n")
     with pytest.raises(RunError, match=r"row 4 \(image 8\): is out of its place"):
-        verify(copy, hardened, hand)
+        verify(copy, robust_cnn, digit_images)
 
 
 @pytest.mark.parametrize(("norm", "eps"), [("l2", 0.5), ("linf", 0.3), ("linf", 1.0)])
-def test_any_budget_comes_to_an_end(hardened, hand, tmp_path, norm, eps):
-    few = hand.first(20)
-    list(run_evaluation(task(hardened, few, attacks=("nat", "pgd2"), eps=eps, norm=norm), tmp_path))
-    assert verify(tmp_path, hardened, few).images == 20
+def test_any_budget_comes_to_an_end(robust_cnn, digit_images, tmp_path, norm, eps):
+    few = digit_images.first(20)
+    list(run_evaluation(task(robust_cnn, few, attacks=("nat", "pgd2"), eps=eps, norm=norm), tmp_path))
+    assert verify(tmp_path, robust_cnn, few).images == 20
 
 
 # Compare
@@ -545,15 +545,15 @@ def test_the_same_evaluation_twice_is_never_a_difference(done):
     assert notes == []
 
 
-def test_a_model_that_is_broken_more_often_compares_as_worse(done, hand, tmp_path):
+def test_a_model_that_is_broken_more_often_compares_as_worse(done, digit_images, tmp_path):
     torch.manual_seed(0)
     weak = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     optimizer = torch.optim.Adam(weak.parameters(), 1e-2)
     for _ in range(100):
         optimizer.zero_grad()
-        nn.functional.cross_entropy(weak(hand.part.x.float() / 255), hand.part.y).backward()
+        nn.functional.cross_entropy(weak(digit_images.part.x.float() / 255), digit_images.part.y).backward()
         optimizer.step()
-    list(run_evaluation(task(weak, hand, attacks=("nat", "pgd10")), tmp_path))
+    list(run_evaluation(task(weak, digit_images, attacks=("nat", "pgd10")), tmp_path))
     rows, notes = compare(read_evaluation(done), read_evaluation(tmp_path))
     found = {row.name: row.paired for row in rows}
     assert found["pgd10"].difference > 0.1
@@ -570,24 +570,24 @@ def test_paired_numbers_are_mcnemars_and_agresti_mins():
     assert paired(50, 0, 0).p == 1.0
 
 
-def test_an_example_recorded_as_its_true_class_is_no_break_however_near(copy, hardened, hand):
+def test_an_example_recorded_as_its_true_class_is_no_break_however_near(copy, robust_cnn, digit_images):
     """A forger with seals of his own takes an image on the very border: both classes are near, one is the label."""
     held = read_evaluation(copy, strict=True)
     ledger = held.ledger
     at = next(at for at, by in enumerate(ledger.broken_by) if by not in ("", "natural"))
-    low, high = hand.part.x[at].float() / 255, ledger.examples[at]
+    low, high = digit_images.part.x[at].float() / 255, ledger.examples[at]
     for _ in range(40):  # halve the way until the two classes cannot be told apart
         middle = (low + high) / 2
-        low, high = (low, middle) if int(hardened(middle[None]).argmax()) != int(ledger.label[at]) else (middle, high)
+        low, high = (low, middle) if int(robust_cnn(middle[None]).argmax()) != int(ledger.label[at]) else (middle, high)
     for example in (low, high):
         ledger.examples = ledger.examples | {at: example}
         ledger.broken_as[at] = ledger.label[at]
-        ledger.distance[at] = float((example - hand.part.x[at].float() / 255).abs().max())
-        forged = task(hardened, hand)
+        ledger.distance[at] = float((example - digit_images.part.x[at].float() / 255).abs().max())
+        forged = task(robust_cnn, digit_images)
         rows = [attack_result(ledger, what, 0) for what in forged.attack_specs]
         runner._save(forged, copy, ledger, rows, held.results["measured"], 1.0, complete=True)
         with pytest.raises(RunError, match=rf"\(image {at}\): its example is recorded as .* its true class"):
-            verify(copy, hardened, hand)
+            verify(copy, robust_cnn, digit_images)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -638,42 +638,42 @@ def own(step: float):
     return mine
 
 
-def test_an_attack_of_ones_own_that_was_edited_is_another_evaluation(hardened, hand, tmp_path):
-    few, folder = hand.first(20), tmp_path / "a"
+def test_an_attack_of_ones_own_that_was_edited_is_another_evaluation(robust_cnn, digit_images, tmp_path):
+    few, folder = digit_images.first(20), tmp_path / "a"
     once, twice = (PGD(eps=EPS, alpha=EPS, steps=steps) for steps in (1, 2))
-    list(run_evaluation(task(hardened, few, attacks=("nat", own(0))), folder))
+    list(run_evaluation(task(robust_cnn, few, attacks=("nat", own(0))), folder))
     with pytest.raises(RunError, match=r"another evaluation \(attack mine: mine \(source \w+\) there, mine \(source"):
-        list(run_evaluation(task(hardened, few, attacks=("nat", own(1))), folder))
-    list(run_evaluation(task(hardened, few, attacks=("nat", own(0), "pgd2", once)), folder))
-    assert verify(folder, hardened, few).images == 20
+        list(run_evaluation(task(robust_cnn, few, attacks=("nat", own(1))), folder))
+    list(run_evaluation(task(robust_cnn, few, attacks=("nat", own(0), "pgd2", once)), folder))
+    assert verify(folder, robust_cnn, few).images == 20
     assert list(read_evaluation(folder, strict=True).results["spec"]["own"]) == ["mine", "PGD"]
     with pytest.raises(RunError, match=r"attack PGD: PGD, eps=0.1, .*steps=1.* there, PGD, .*steps=2"):
-        list(run_evaluation(task(hardened, few, attacks=("nat", own(0), "pgd2", twice)), folder))
-    list(run_evaluation(task(hardened, few, attacks=("nat", own(1))), tmp_path / "b"))
+        list(run_evaluation(task(robust_cnn, few, attacks=("nat", own(0), "pgd2", twice)), folder))
+    list(run_evaluation(task(robust_cnn, few, attacks=("nat", own(1))), tmp_path / "b"))
     _, notes = compare(read_evaluation(folder), read_evaluation(tmp_path / "b"))
     assert any(note.startswith("mine is another attack in each: mine (source") for note in notes)
 
 
-def test_shards_under_other_attacks_are_not_merged(hardened, hand, tmp_path):
-    data = hand.first(100)
+def test_shards_under_other_attacks_are_not_merged(robust_cnn, digit_images, tmp_path):
+    data = digit_images.first(100)
     for k, folder, attacks in (
         (1, "1", ("nat", "pgd2", own(0))), (2, "2", ("nat", "pgd2", own(1))), (2, "3", ("nat", "pgd2")),
     ):  # fmt: skip
-        list(run_evaluation(task(hardened, data, shard=(k, 2), attacks=attacks), tmp_path / folder))
+        list(run_evaluation(task(robust_cnn, data, shard=(k, 2), attacks=attacks), tmp_path / folder))
     with pytest.raises(RunError, match=r"another evaluation \(attack mine: "):
         merge_shards([tmp_path / "1", tmp_path / "2"], tmp_path / "merged")
     with pytest.raises(RunError, match=r"was attacked by nat, pgd2, .* by nat, pgd2, mine. Run the same attacks"):
         merge_shards([tmp_path / "1", tmp_path / "3"], tmp_path / "merged")
 
 
-def test_a_kill_while_an_attack_is_added_leaves_nothing_that_looks_whole(hardened, hand, tmp_path):
-    few = hand.first(20)
-    list(run_evaluation(task(hardened, few, attacks=("nat", "pgd2")), tmp_path))
-    work = run_evaluation(task(hardened, few, attacks=("nat", "pgd2", "cw")), tmp_path)
+def test_a_kill_while_an_attack_is_added_leaves_nothing_that_looks_whole(robust_cnn, digit_images, tmp_path):
+    few = digit_images.first(20)
+    list(run_evaluation(task(robust_cnn, few, attacks=("nat", "pgd2")), tmp_path))
+    work = run_evaluation(task(robust_cnn, few, attacks=("nat", "pgd2", "cw")), tmp_path)
     next(work)  # and at this moment, the power is cut
     held = read_evaluation(tmp_path, strict=True)
     assert not held.results["complete"]
     assert held.results["spec"]["attacks"] == ["nat", "pgd2"]
     work.close()
-    list(run_evaluation(task(hardened, few, attacks=("nat", "pgd2", "cw")), tmp_path))
-    assert verify(tmp_path, hardened, few).images == 20
+    list(run_evaluation(task(robust_cnn, few, attacks=("nat", "pgd2", "cw")), tmp_path))
+    assert verify(tmp_path, robust_cnn, few).images == 20

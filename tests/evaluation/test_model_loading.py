@@ -221,13 +221,13 @@ def test_every_name_is_an_attack():
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_arts_carlini_and_wagner_counts_only_inside_the_ball(hardened, hand, norm, monkeypatch):
+def test_arts_carlini_and_wagner_counts_only_inside_the_ball(robust_cnn, digit_images, norm, monkeypatch):
     from robustmail.attacks.art import art
     from robustmail.evaluation import attack_specs
 
     knobs = {"linf": ("CarliniLInfMethod", {}), "l2": ("CarliniL2Method", {"binary_search_steps": 1})}[norm]
     monkeypatch.setattr(attack_specs, "_nearest", lambda _: art(knobs[0], max_iter=5, learning_rate=0.05, **knobs[1]))
-    found = evaluate(hardened, hand.part.first(6), ("nat", "cw-art"), eps=0.2, norm=norm)
+    found = evaluate(robust_cnn, digit_images.part.first(6), ("nat", "cw-art"), eps=0.2, norm=norm)
     assert found["cw-art"].correct <= found["nat"].correct
     assert all(far <= 0.2 + 1e-4 for far, at in zip(found.ledger.distance, found.ledger.broken_by, strict=True)
                if at == "cw-art")  # fmt: skip

@@ -55,41 +55,43 @@ MASKS = {
 }
 
 
-def examined(model, hand, seed=0):
-    found = evaluate(model, hand.part.first(64), ("nat", "pgd10", "pgd100"), EPS)
-    *_, measured = measure(model, hand.part.first(64), found.ledger, EPS, "linf", seed, batch_sizer(model, hand.part))
+def examined(model, digit_images, seed=0):
+    found = evaluate(model, digit_images.part.first(64), ("nat", "pgd10", "pgd100"), EPS)
+    *_, measured = measure(
+        model, digit_images.part.first(64), found.ledger, EPS, "linf", seed, batch_sizer(model, digit_images.part)
+    )
     return measured, judge(measured, found.ledger, ["pgd10", "pgd100"], 10)
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_a_planted_masker_is_flagged_by_name(hardened, hand, name):
+def test_a_planted_masker_is_flagged_by_name(robust_cnn, digit_images, name):
     how, expected = MASKS[name]
-    _, verdict = examined(Masked(hardened, how), hand)
+    _, verdict = examined(Masked(robust_cnn, how), digit_images)
     assert verdict["light"] == "red"
     assert expected in [flag["name"] for flag in verdict["flags"]]
 
 
-def test_gradients_that_are_rounded_away_leave_a_black_box_and_a_huge_ball_as_witnesses(hardened, hand):
-    measured, verdict = examined(Masked(hardened, MASKS["rounded input"][0]), hand)
+def test_gradients_that_are_rounded_away_leave_a_black_box_and_a_huge_ball_as_witnesses(robust_cnn, digit_images):
+    measured, verdict = examined(Masked(robust_cnn, MASKS["rounded input"][0]), digit_images)
     assert measured["zero_gradients"] == 1.0
     assert {"zero-gradients", "huge-eps"} <= {flag["name"] for flag in verdict["flags"]}
 
 
-def test_a_model_trained_against_pgd_is_not_flagged(hardened, hand):
-    measured, verdict = examined(hardened, hand)
+def test_a_model_trained_against_pgd_is_not_flagged(robust_cnn, digit_images):
+    measured, verdict = examined(robust_cnn, digit_images)
     assert (verdict["light"], verdict["flags"]) == ("green", [])
     assert len(verdict["examined"]) >= 7
     accuracies = [point["accuracy"] for point in curve(measured)["points"]]
     assert accuracies[0] > 0.8 > 0.05 > accuracies[-1]
 
 
-def test_examining_leaves_no_mark(hardened, hand):
-    before, state = torch.get_rng_state(), {k: v.clone() for k, v in hardened.state_dict().items()}
-    with module_mode(hardened, "train"):
-        examined(hardened, hand)
-        assert hardened.training
+def test_examining_leaves_no_mark(robust_cnn, digit_images):
+    before, state = torch.get_rng_state(), {k: v.clone() for k, v in robust_cnn.state_dict().items()}
+    with module_mode(robust_cnn, "train"):
+        examined(robust_cnn, digit_images)
+        assert robust_cnn.training
     assert torch.equal(before, torch.get_rng_state())
-    assert all(torch.equal(v, state[k]) for k, v in hardened.state_dict().items())
+    assert all(torch.equal(v, state[k]) for k, v in robust_cnn.state_dict().items())
 
 
 def ledger(n: int, pgd: int, worst: int, strongest: str = "square") -> Ledger:
@@ -120,8 +122,8 @@ def test_accuracy_at_chance_is_flagged():
     assert "chance-accuracy" in [flag["name"] for flag in judge(None, found, [], 10)["flags"]]
 
 
-def test_every_check_has_a_section_in_the_documentation(hardened, hand):
-    _, verdict = examined(hardened, hand)
+def test_every_check_has_a_section_in_the_documentation(robust_cnn, digit_images):
+    _, verdict = examined(robust_cnn, digit_images)
     heads = set(re.findall(r"^## (\S+)$", DOCS.read_text(), re.M))
     names = {flag["name"] for flag in [*verdict["flags"], *verdict["examined"]]} | {"eight-bit"}
     assert names <= heads
@@ -152,14 +154,14 @@ def test_pgd_alone_has_no_gap_to_anything():
     assert judge(None, found, ["pgd100"], 10)["gap"] is None
 
 
-def test_attacks_that_are_too_weak_are_told_by_what_the_check_finds_itself(hardened, hand):
-    part = hand.part.first(64)
+def test_attacks_that_are_too_weak_are_told_by_what_the_check_finds_itself(robust_cnn, digit_images):
+    part = digit_images.part.first(64)
 
     def idle(model, x, y):
         return x
 
-    found = evaluate(hardened, part, (idle,), 2.5 * EPS)
-    *_, measured = measure(hardened, part, found.ledger, 2.5 * EPS, "linf", 0, batch_sizer(hardened, part))
+    found = evaluate(robust_cnn, part, (idle,), 2.5 * EPS)
+    *_, measured = measure(robust_cnn, part, found.ledger, 2.5 * EPS, "linf", 0, batch_sizer(robust_cnn, part))
     flags = {flag["name"]: flag["light"] for flag in judge(measured, found.ledger, [], 10)["flags"]}
     assert flags["overlooked"] == "red"
     assert len(measured["broken"]) > 6
@@ -173,16 +175,16 @@ def test_what_the_evaluation_overlooked_is_counted_among_the_images_at_hand():
     assert sanity_checks._overlooked(80, broken, whole.take(torch.arange(40, 90))) == (40, 2)
 
 
-def test_gradients_that_are_nan_are_as_good_as_none(hardened, hand):
+def test_gradients_that_are_nan_are_as_good_as_none(robust_cnn, digit_images):
     def rooted(model, x):  # the derivative of a root at zero
         return model(x) + 0 * (x - x.detach()).flatten(1).sum(1, keepdim=True).sqrt()
 
-    found = sanity_checks._zero_gradients(Masked(hardened, rooted), hand.part.first(16), 8)
+    found = sanity_checks._zero_gradients(Masked(robust_cnn, rooted), digit_images.part.first(16), 8)
     assert found == 1.0
 
 
-def test_a_check_that_found_nothing_does_not_say_what_it_would_have_meant(hardened, hand):
-    _, verdict = examined(hardened, hand)
+def test_a_check_that_found_nothing_does_not_say_what_it_would_have_meant(robust_cnn, digit_images):
+    _, verdict = examined(robust_cnn, digit_images)
     assert verdict["examined"]
     assert {check["meaning"] for check in verdict["examined"]} == {""}
 

@@ -178,7 +178,7 @@ def test_a_run_reports_whether_it_uses_graphs_and_continues_if_capture_fails(ima
     model = build_model("small_cnn")
     fast = compute_models(model, PrecisionChoice("bf16", "as asked"), "eval", images[0])
     assert fast.attack.cuda_graph is not None
-    assert fast.said.endswith("a copy of the model with BatchNorm folded into its convolutions, in CUDA graphs")
+    assert fast.description.endswith("a copy of the model with BatchNorm folded into its convolutions, in CUDA graphs")
 
     def refuse(work, before=None):
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
@@ -186,7 +186,7 @@ def test_a_run_reports_whether_it_uses_graphs_and_continues_if_capture_fails(ima
     monkeypatch.setattr(cuda_graphs, "capture", refuse)
     slow = compute_models(model, PrecisionChoice("bf16", "as asked"), "eval", images[0])
     assert slow.attack.cuda_graph is None
-    assert "no CUDA graphs: capture failed (RuntimeError: operation not permitted when" in slow.said
+    assert "no CUDA graphs: capture failed (RuntimeError: operation not permitted when" in slow.description
     assert torch.equal(slow.attack(images[0]), fast.attack(images[0]))
 
 
@@ -215,5 +215,5 @@ def test_cuda_graphs_are_for_gpus_and_can_be_switched_off(monkeypatch):
 
 def test_a_network_that_cannot_be_folded_uses_no_graphs():
     own = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)))
-    description = compute_models(own, PrecisionChoice("bf16", "as asked"), "eval", torch.rand(2, 3, 2, 2)).said
+    description = compute_models(own, PrecisionChoice("bf16", "as asked"), "eval", torch.rand(2, 3, 2, 2)).description
     assert "CUDA graphs" not in description

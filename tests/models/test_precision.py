@@ -71,9 +71,11 @@ def test_fp32_is_the_model_itself_and_bf16_its_twin_or_the_reason_why_not():
     assert model.training, "it was folded in eval mode, and put back"
     batch_statistics = compute_models(model, PrecisionChoice("bf16", "as asked"), "train", x)
     assert type(batch_statistics.attack) is Autocast
-    assert "no train mode" in batch_statistics.said
+    assert "no train mode" in batch_statistics.description
     own = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)))
-    assert "Sequential: no convolutions to fold" in compute_models(own, PrecisionChoice("bf16", ""), "eval", x).said
+    assert (
+        "Sequential: no convolutions to fold" in compute_models(own, PrecisionChoice("bf16", ""), "eval", x).description
+    )
 
 
 def test_a_precision_that_does_not_exist_is_one_error():
