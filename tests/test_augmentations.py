@@ -192,8 +192,8 @@ TORCHVISION = {name.title().replace("_", "").replace("Autocontrast", "AutoContra
 
 @pytest.mark.parametrize(("theirs", "ours"), TORCHVISION.items())
 @pytest.mark.parametrize(("level", "sign"), [(14 / 30, 1), (14 / 30, -1), (1.0, 1), (0.0, 1)])
-def test_an_operation_is_torchvisions_at_the_same_strength(theirs, ours, level, sign, real):
-    x, _ = real
+def test_an_operation_is_torchvisions_at_the_same_strength(theirs, ours, level, sign, real_images):
+    x, _ = real_images
     strength = policy_strength(ours, level, sign, (32, 32))
     made = OPERATIONS[ours](x, torch.full((len(x),), strength))
     library = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
@@ -222,8 +222,8 @@ def test_strengths_are_torchvisions_in_randaugment():
                           != policy_strength(TORCHVISION[name], 0.5, -1, (32, 32)))  # fmt: skip
 
 
-def test_each_image_gets_its_own_operation_at_its_own_strength(real):
-    x = real[0][:6]
+def test_each_image_gets_its_own_operation_at_its_own_strength(real_images):
+    x = real_images[0][:6]
     chosen = ["rotate", "identity", "color", "rotate", "equalize", "color"]
     strength = torch.tensor([10.0, 0.0, 0.5, -20.0, 0.0, 1.5])
     together = apply_chosen(x, chosen, strength)
