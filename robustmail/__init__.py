@@ -14,6 +14,17 @@ if TYPE_CHECKING:
     from robustmail.attacks.lm_pgd import LMPGD
     from robustmail.attacks.pgd import PGD
     from robustmail.attacks.torchattacks import torchattack
+    from robustmail.augmentations import (
+        IDBH,
+        AutoAugment,
+        Crop,
+        CropShift,
+        CutMix,
+        Cutout,
+        Flip,
+        Mixup,
+        RandAugment,
+    )
     from robustmail.checkpoints import inspect_checkpoint
     from robustmail.config.loader import load_recipe
     from robustmail.data.dataset import ImageData
@@ -61,6 +72,17 @@ _NAMES = {  # by module; type checkers read the imports above instead
     "attacks.lm_pgd": ["LMPGD"],
     "attacks.pgd": ["PGD"],
     "attacks.torchattacks": ["torchattack"],
+    "augmentations": [
+        "AutoAugment",
+        "Crop",
+        "CropShift",
+        "CutMix",
+        "Cutout",
+        "Flip",
+        "IDBH",
+        "Mixup",
+        "RandAugment",
+    ],
     "checkpoints": ["inspect_checkpoint"],
     "data.dataset": ["ImageData"],
     "data.sources": [

@@ -18,7 +18,8 @@ SENTENCE = re.compile(r"(?<!Eq|al|\.\.)\. (?=[A-Z])")
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of plugin. Its singular is the key in KINDS, the name of the recipe's field and of its set of laws."""
+    """A kind of plugin. Its singular is the key in KINDS, the name of its set of laws, and of the recipe's field, which
+    is `augment` for augmentations."""
 
     plural: str
     """the name in `robustmail list` and in the entry point group `robustmail.<plural>`"""
@@ -36,6 +37,7 @@ KINDS: dict[str, Kind] = {
     "weighter": Kind("weighters", ("weighters",), True),
     "objective": Kind("objectives", ("objectives",), True),
     "perturbation": Kind("perturbations", ("perturbations",), True),
+    "augmentation": Kind("augmentations", ("augmentations",)),
     "data": Kind("data", ("data.sources",)),
     "optimizer": Kind("optimizers", ("optimizers",)),
     "schedule": Kind("schedules", ("schedules",)),

@@ -1,5 +1,7 @@
 """What is minimised: step -> per-example losses, split into the term that weights multiply and the rest.
 
+Cross-entropies take the step's soft labels where it has them (`Step.labels`).
+
 `formula` is the loss as text for `robustmail show`; a plugin may leave it out.
 """
 
@@ -24,7 +26,7 @@ class AT:
     formula = ("CE(adv)", "")
 
     def __call__(self, step: Step) -> Terms:
-        return Terms(weighted=ce(step.logits_adv, step.y))
+        return Terms(weighted=ce(step.logits_adv, step.labels))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,7 @@ class TRADES:
         nat = step.logits_nat  # first: the order of the forward passes is the order of BatchNorm's updates
         adv = step.logits_adv
         nat_kl = nat if self.natural_passes == 1 else step.again().logits_nat
-        entropy = ce(nat, step.y)
+        entropy = ce(nat, step.labels)
         divergence = self.beta * (kl(adv, nat_kl) if self.reverse else kl(nat_kl, adv))
         if self.weigh == "both":
             return Terms(weighted=entropy + divergence)
@@ -78,7 +80,8 @@ class MART:
     """MART: weighted = BCE(x'), plain = beta * KL(p(x) || p(x')) * (1 - p_y(x)) (Wang et al. 2020).
 
     BCE = -log p'_y - log(1.0001 - max_{k != y} p'_k); the small constants are those of the authors' code. MAIL-MART
-    weights the BCE alone. beta: at least 0; 5 for ResNet-18 and 6 for WRN in MART's scripts, 6 in the MAIL paper.
+    weights the BCE alone. Soft labels act in the first term alone, which becomes -sum_k t_k log p'_k; other parts go
+    by the class y. beta: at least 0; 5 for ResNet-18 and 6 for WRN in MART's scripts, 6 in the MAIL paper.
     Raises RecipeError for a field of the wrong type or range.
     """
 
@@ -97,7 +100,7 @@ class MART:
         p, p_adv, y = step.probs_nat, step.probs_adv, step.y
         p_y, p_adv_y = true_class(p, y), true_class(p_adv, y)
         rival = p_adv_y - gap(p_adv, y)
-        bce = ce(step.logits_adv, y) - torch.log(1.0001 - rival + 1e-12)
+        bce = ce(step.logits_adv, step.labels) - torch.log(1.0001 - rival + 1e-12)
         log_p = step.logits_nat.to(p.dtype).log_softmax(1)
         divergence = (p * (log_p - torch.log(p_adv + 1e-12))).sum(1)
         return Terms(weighted=bce, plain=self.beta * divergence * (1.0000001 - p_y))

@@ -1,4 +1,4 @@
-"""The types that a plugin author meets: what an attack returns, what margins and objectives get, the five protocols."""
+"""The types that a plugin author meets: what an attack returns, what margins and objectives get, the protocols."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from robustmail.errors import ModelError
+from robustmail.functional import one_hot
 
 __all__ = [
-    "Adversarial", "Attack", "Margin", "Objective", "Perturbation", "Step", "Terms", "Trace", "Weighter",
-    "counted_steps", "logits_of", "means_one", "module_mode", "restored",
+    "Adversarial", "Attack", "Augmentation", "Margin", "Objective", "Perturbation", "Step", "Terms", "Trace",
+    "Weighter", "counted_steps", "logits_of", "means_one", "module_mode", "restored",
 ]  # fmt: skip
 
 
@@ -53,13 +54,33 @@ class Step:
 
     model: images [B, C, H, W] -> logits [B, classes].
     x, x_adv: natural and adversarial images, [B, C, H, W] in [0, 1].
-    y: labels, [B] int64.
+    y: labels, [B] int64; of a mixed image the class with the largest share.
     trace: the attack's trace, or None if it keeps none.
+    targets: soft labels, [B, classes]; None where labels are hard.
     """
 
-    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, trace: Trace | None = None) -> None:
-        self.model, self.x, self.y, self.x_adv, self.trace = model, x, y, x_adv, trace
+    def __init__(
+        self, model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, trace: Trace | None = None,
+        targets: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        self.model, self.x, self.y, self.x_adv, self.trace, self._soft = model, x, y, x_adv, trace, targets
         self._logits: dict[str, Tensor] = {}
+
+    @property
+    def labels(self) -> Tensor:
+        """What `ce` takes: `y`, [B] int64, where labels are hard, else `targets`, [B, classes]."""
+        return self.y if self._soft is None else self._soft
+
+    @property
+    def targets(self) -> Tensor:
+        """The probabilities to learn, [B, classes] float32: mixed and smoothed, or one-hot where labels are hard.
+
+        One-hot ones are as wide as the logits; where none are computed, it computes those of the adversarial images.
+        """
+        if self._soft is not None:
+            return self._soft
+        logits = next(iter(self._logits.values())) if self._logits else self.logits_adv
+        return one_hot(self.y, logits.shape[1])
 
     @property
     def logits_nat(self) -> Tensor:
@@ -87,14 +108,14 @@ class Step:
 
     def again(self, model: nn.Module | None = None) -> Step:
         """The same batch with no logits computed: for parameters that have changed (AWP), or another model."""
-        return Step(model or self.model, self.x, self.y, self.x_adv, self.trace)
+        return Step(model or self.model, self.x, self.y, self.x_adv, self.trace, self._soft)
 
     def detached(self) -> Step:
         """A copy for margins, which changes neither a gradient nor a BatchNorm statistic.
 
         It has this step's logits so far without their graph, and computes others in eval mode, for itself alone.
         """
-        step = DetachedStep(self.model, self.x, self.y, self.x_adv, self.trace)
+        step = DetachedStep(self.model, self.x, self.y, self.x_adv, self.trace, self._soft)
         step._logits = {which: logits.detach() for which, logits in self._logits.items()}
         return step
 
@@ -159,6 +180,16 @@ class Attack(Protocol):
     """(model, x, y) -> images in the ball around x, [B, C, H, W] in [0, 1], bare or as `Adversarial`."""
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, /) -> Adversarial | Tensor: ...
+
+
+@runtime_checkable
+class Augmentation(Protocol):
+    """(x, targets, rng) -> (x, targets): training images [B, C, H, W] in [0, 1], and probabilities [B, classes].
+
+    x and targets are not written into; rng is a generator on the host, from which everything is drawn.
+    """
+
+    def __call__(self, x: Tensor, targets: Tensor, rng: torch.Generator, /) -> tuple[Tensor, Tensor]: ...
 
 
 @runtime_checkable

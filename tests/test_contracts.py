@@ -11,7 +11,29 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustmail import AT, LMPGD, MART, PGD, TRADES, Adversarial, Discrete, Sigmoid, Step, Tanh, Terms, torchattack
+from robustmail import (
+    AT,
+    IDBH,
+    LMPGD,
+    MART,
+    PGD,
+    TRADES,
+    Adversarial,
+    AutoAugment,
+    Crop,
+    CropShift,
+    CutMix,
+    Cutout,
+    Discrete,
+    Flip,
+    Mixup,
+    RandAugment,
+    Sigmoid,
+    Step,
+    Tanh,
+    Terms,
+    torchattack,
+)
 from robustmail.catalog import catalog_entries
 from robustmail.cli.main import main
 from robustmail.config.loader import find_plugin
@@ -27,6 +49,9 @@ LAWFUL = {
     **{str(a): a for a in (PGD(steps=3), PGD(steps=3, patience=0, noise=0.001), LMPGD(steps=2))},
     "PGD l2": PGD(norm="l2", eps=0.5, alpha=0.2, steps=3), "TPGD": torchattack("TPGD", steps=3),
     "AWP": AWP(gamma=0.01),
+    **{str(a): a for a in (
+        Crop(2), Flip(), Cutout(3), CutMix(), Mixup(0.2), RandAugment(2, 14), AutoAugment("cifar10"),
+        AutoAugment("svhn"), CropShift(0, 5), IDBH("weak"), IDBH("strong"))},
 }  # fmt: skip
 
 
@@ -150,9 +175,68 @@ ATTACKS = {
     "careless": (careless, "leaves modes, gradients, BatchNorm statistics and weights alone"),
     "noisy": (noisy, "leaves the generators alone"),
 }
+
+
+def brighter(x, targets, rng):
+    return x + 0.5, targets
+
+
+def grey(x, targets, rng):
+    return x.mean(1, keepdim=True), targets
+
+
+def global_noise(x, targets, rng):
+    return (x + 0.1 * torch.rand_like(x)).clamp(0, 1), targets
+
+
+def blacks_out(x, targets, rng):
+    x[:, :, :4] = 0
+    return x, targets
+
+
+def twice(x, targets, rng):
+    return x, 2 * targets
+
+
+AUGMENTATIONS = {
+    "leaves the box": (brighter, "stays in the box"),
+    "drops channels": (grey, "images and targets of the same shape"),
+    "draws elsewhere": (global_noise, "the same for the same generator"),
+    "moves the generator": (global_noise, "leaves the global generators alone"),
+    "writes into x": (blacks_out, "does not write into its input"),
+    "no probabilities": (twice, "targets are probabilities"),
+}
+
+
+def batch_target(step: Step) -> Terms:
+    return Terms(torch.nn.functional.cross_entropy(step.logits_adv, step.targets.mean(0).expand_as(step.logits_adv),
+                                                   reduction="none"))  # fmt: skip
+
+
+def log_target(step: Step) -> Terms:
+    wrong = (step.targets / step.probs_adv).sum(1).log()
+    return Terms(wrong)
+
+
+def entropic(step: Step) -> Terms:
+    return Terms(-(step.labels * step.logits_adv.log_softmax(1)).sum(1) if step.labels.ndim == 2
+                 else step.logits_adv.sum(1))  # fmt: skip
+
+
+OBJECTIVES |= {
+    "a mean target": (batch_target, "independent of batch mates with soft labels"),
+    "a target over p": (log_target, "finite with soft labels"),
+    "another loss for soft labels": (entropic, "the same for labels and for one-hot targets"),
+}
 FAULTS = [
     pytest.param(plugin, kind, law, id=f"{kind}: {name}")
-    for kind, faults in (("margin", MARGINS), ("weighter", WEIGHTS), ("objective", OBJECTIVES), ("attack", ATTACKS))
+    for kind, faults in (
+        ("margin", MARGINS),
+        ("weighter", WEIGHTS),
+        ("objective", OBJECTIVES),
+        ("attack", ATTACKS),
+        ("augmentation", AUGMENTATIONS),
+    )
     for name, (plugin, law) in faults.items()
 ]
 

@@ -122,7 +122,7 @@ def check(
     if changes:
         epochs = ", ".join(str(epoch + 1) for epoch in changes)
         report += f" (something changes at epoch{'s' * (len(changes) > 1)} {epochs})"
-    for kind, plugin in resolved.own_plugins().items():
+    for kind, plugin in resolved.own_plugins():
         assert_lawful(plugin, kind)
         report += f"; {kind} {plugin_name(plugin)} passes all {plural(len(laws(kind)), 'law')}"
     print(f"{recipe}: {report}")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from robustmail.attacks.view import model_view
 from robustmail.contracts.attack_laws import ATTACK_LAWS
+from robustmail.contracts.augmentation_laws import AUGMENTATION_LAWS
 from robustmail.contracts.kinds import kind_of
 from robustmail.contracts.perturbation_laws import PERTURBATION_LAWS
 from robustmail.contracts.samples import Law
@@ -31,12 +32,13 @@ LAWS: dict[str, dict[str, Law]] = {
     "objective": OBJECTIVE_LAWS,
     "attack": ATTACK_LAWS,
     "perturbation": PERTURBATION_LAWS,
+    "augmentation": AUGMENTATION_LAWS,
 }
 """The laws by kind of plugin, then by their sentence."""
 
 
 def laws(kind: str) -> dict[str, Law]:
-    """The laws of a kind ("margin", "weighter", "objective", "attack", "perturbation"), by their sentence."""
+    """The laws of a kind, a key of LAWS, by their sentence."""
     return LAWS[kind]
 
 
