@@ -161,10 +161,15 @@ class Recipe:
         return self.compute_loss(step).total
 
     def own_plugins(self) -> dict[str, Any]:
-        """The user's own plugins (those that robustmail does not ship) in the last epoch, by kind."""
+        """The user's own plugins (those that robustmail does not ship) in the last epoch, by kind.
+
+        A weighter also counts where the margin is one's own: it is lawful or not on the range of that margin.
+        """
         recipe = self.at(self.epochs - 1)
-        plugins = {kind: getattr(recipe, kind) for kind in METHOD}
-        return {kind: plugin for kind, plugin in plugins.items() if plugin is not None and is_third_party(plugin)}
+        plugins = {kind: plugin for kind in METHOD if (plugin := getattr(recipe, kind)) is not None}
+        own = {kind for kind, plugin in plugins.items() if is_third_party(plugin)}
+        own |= {"weighter"} & plugins.keys() if "margin" in own else set()
+        return {kind: plugin for kind, plugin in plugins.items() if kind in own}
 
     def _resolved(self, epoch: float) -> Recipe:
         """All schedules evaluated at `epoch`. Unlike `at`, keeps margin and weighter during the burn-in."""
