@@ -180,11 +180,19 @@ class Recipe:
         return self.compute_loss(step).total
 
     def own_plugins(self) -> list[tuple[str, Any]]:
-        """The user's own plugins (those that robustmail does not ship) in the last epoch, with their kinds."""
+        """The user's own plugins (those that robustmail does not ship) in the last epoch, with their kinds.
+
+        A weighter also counts where the margin is one's own: it is lawful or not on the range of that margin.
+        """
         recipe = self.at(self.epochs - 1)
         plugins = [(kind, getattr(recipe, kind)) for kind in METHOD]
         plugins += [("augmentation", augmentation) for augmentation in recipe.augment or ()]
-        return [(kind, plugin) for kind, plugin in plugins if plugin is not None and is_third_party(plugin)]
+        own_margin = recipe.margin is not None and is_third_party(recipe.margin)
+        return [
+            (kind, plugin)
+            for kind, plugin in plugins
+            if plugin is not None and (is_third_party(plugin) or (kind == "weighter" and own_margin))
+        ]
 
     def _resolved(self, epoch: float) -> Recipe:
         """All schedules evaluated at `epoch`. Unlike `at`, keeps margin and weighter during the burn-in."""

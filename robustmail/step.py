@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,10 @@ from robustmail.functional import one_hot
 
 __all__ = [
     "Adversarial", "Attack", "Augmentation", "Margin", "Objective", "Perturbation", "Step", "Terms", "Trace",
-    "Weighter", "counted_steps", "logits_of", "means_one", "module_mode", "restored",
+    "Weighter", "counted_steps", "logits_of", "margin_range", "means_one", "module_mode", "range_of", "restored",
 ]  # fmt: skip
+
+MarginFunction = TypeVar("MarginFunction", bound=Callable[..., Tensor])
 
 
 class Trace(NamedTuple):
@@ -226,9 +228,35 @@ def counted_steps(weighter: object) -> int | None:
     return steps if isinstance(steps, int) else None
 
 
+def margin_range(low: float, high: float) -> Callable[[MarginFunction], MarginFunction]:
+    """Declare the values that a margin can have: a decorator; the ends may be infinite.
+
+        @margin_range(0, math.inf)
+        def energy(step): ...
+
+    A weighter is held to its laws on this range. A class declares it with an attribute `range = (low, high)`.
+    """
+
+    def declare(margin: MarginFunction) -> MarginFunction:
+        vars(margin)["range"] = (float(low), float(high))
+        return margin
+
+    return declare
+
+
+def range_of(margin: object) -> tuple[float, float] | None:
+    """(low, high) that a margin declares, or None."""
+    declared = getattr(margin, "range", None)
+    if not isinstance(declared, tuple) or len(declared) != 2:
+        return None
+    low, high = declared
+    numbers = isinstance(low, (int, float)) and isinstance(high, (int, float)) and low < high
+    return (float(low), float(high)) if numbers else None
+
+
 def means_one(weighter: object) -> bool:
-    """Whether a weighter's weights have mean one over a batch: true unless its attribute `mean_one` is False."""
-    return getattr(weighter, "mean_one", True) is not False
+    """Whether a weighter's weights have mean one over a batch: true unless its attribute `normalize` is False."""
+    return getattr(weighter, "normalize", True) is not False
 
 
 def _softmax(logits: Tensor) -> Tensor:

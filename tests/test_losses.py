@@ -33,9 +33,9 @@ LOSSES = {
     "MAIL-AT": (AT(), Sigmoid(**MAIL_AT), 1.7636856074),
     "MAIL-TRADES": (TRADES(beta=5.0), Sigmoid(**MAIL), 3.6795975407),
     "MAIL-MART": (MART(beta=5.0), Sigmoid(**MAIL), 2.6676619192),
-    "MAIL-AT, the authors' code": (AT(), Sigmoid(**MAIL_AT, scale=3.0), 0.9198528938),
-    "MAIL-TRADES, the authors' code": (TRADES(beta=5.0), Sigmoid(**MAIL, scale=3.0), 6.2797672323),
-    "MAIL-MART, the authors' code": (MART(beta=5.0), Sigmoid(**MAIL, scale=3.0), 4.468712213),
+    "MAIL-AT, the authors' code": (AT(), Sigmoid(**MAIL_AT, normalize=False, scale=3.0), 0.9198528938),
+    "MAIL-TRADES, the authors' code": (TRADES(beta=5.0), Sigmoid(**MAIL, normalize=False, scale=3.0), 6.2797672323),
+    "MAIL-MART, the authors' code": (MART(beta=5.0), Sigmoid(**MAIL, normalize=False, scale=3.0), 4.468712213),
 }
 GAIRAT = {
     "tanh": (Tanh(lam=-1.0), [2.1996353268, 1.5344e-05, 2.496486119, 0.0061749402, 0.29768827]),

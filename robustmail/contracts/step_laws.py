@@ -22,7 +22,7 @@ from robustmail.contracts.samples import (
     step_with_logits,
 )
 from robustmail.functional import one_hot
-from robustmail.step import Step, Terms, Trace
+from robustmail.step import Step, Terms, Trace, range_of
 
 __all__ = ["MARGIN_LAWS", "OBJECTIVE_LAWS"]
 
@@ -122,6 +122,18 @@ def _margin_detached(margin: Any) -> str | None:
     return "carries a graph: its gradient would reach the weights" if value.requires_grad else None
 
 
+def _margin_in_range(margin: Any) -> str | None:
+    if (declared := range_of(margin)) is None:
+        return None
+    for scale in (1.0, 100.0):
+        values = _MARGIN.values(margin, lambda z, scale=scale: z * scale)  # type: ignore[misc]
+        low, high = values.min().item(), values.max().item()
+        slack = 1e-5 * max(1.0, abs(low), abs(high))
+        if low < declared[0] - slack or high > declared[1] + slack:
+            return f"declares the range {list(declared)}, returned values from {low:.4g} to {high:.4g}"
+    return None
+
+
 def _objective_terms(objective: Any) -> str | None:
     terms = objective(step_with_logits(random_logits(), torch.arange(SIZE), random_trace(SIZE)))
     if not isinstance(terms, Terms):
@@ -195,6 +207,7 @@ MARGIN_LAWS: dict[str, Law] = {
     "the same in bfloat16": _MARGIN.half_precision,
     "any number of classes": _MARGIN.any_classes,
     "a batch of one": _MARGIN.batch_of_one,
+    "within the range that it declares": _margin_in_range,
     "leaves modes, gradients, BatchNorm statistics and weights alone": _MARGIN.model_unchanged,
     "leaves the generators alone": _MARGIN.generators_unchanged,
     "the same when asked again": _MARGIN.repeatable,
