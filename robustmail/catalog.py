@@ -36,7 +36,7 @@ KINDS: dict[str, Kind] = {
     "weighter": Kind("weighters", ("weighters",), True),
     "objective": Kind("objectives", ("objectives",), True),
     "perturbation": Kind("perturbations", ("perturbations",), True),
-    "data": Kind("data", ("data.sources",)),
+    "data": Kind("data", ("data.sources", "data.mixed")),
     "optimizer": Kind("optimizers", ("optimizers",)),
     "schedule": Kind("schedules", ("schedules",)),
     "model": Kind("models", ("models.resnet", "models.wide_resnet", "models.small")),
