@@ -6,9 +6,9 @@ decide: two images are near-copies where their correlation, at the best of nine 
 more. Brightness and contrast cancel out of both.
 
 Why 0.93: between CIFAR-10's own 50,000 training and 10,000 test images, most of the pairs just above it are, by eye,
-the same photograph; at 0.90 half are two ships on one sea. Barz and Denzler (Do We Train on Test Data?, 2020) found that
-3.3 % of its test images have such a pair. Data differ, so the share that is found among the original training images is
-told beside it.
+the same photograph; at 0.90 half are two ships on one sea. Barz and Denzler (Do We Train on Test Data?, 2020) found
+that 3.3 % of its test images have such a pair. Data differ, so the share that is found among the original training
+images is told beside it.
 """
 
 from __future__ import annotations
