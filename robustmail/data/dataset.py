@@ -110,7 +110,7 @@ class ImageData:
     def __post_init__(self) -> None:
         for split, part in {"train": self.train, "test": self.test}.items():
             _check_split(f"{self.name} ({split})", part, self.classes)
-        for part in self.extra.parts if self.extra else ():
+        for part in () if self.extra is None else self.extra.parts:
             self._check_extra(part)
         if self.classes < 2:
             raise DataError(self.name, f"has {self.classes} class, a classifier needs two")
@@ -155,7 +155,7 @@ class ImageData:
         digest = hashlib.sha256()
         for tensor in (*self.train, *self.test):
             digest.update(tensor.cpu().contiguous().numpy().data)
-        for block in self.extra.blocks(HASHED) if self.extra else ():
+        for block in () if self.extra is None else self.extra.blocks(HASHED):
             for tensor in (_as_stored(block.x), block.y):
                 digest.update(tensor.numpy().data)
         return digest.hexdigest()[:16]

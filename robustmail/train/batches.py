@@ -78,7 +78,7 @@ def name_places(places: Tensor, n: int, most: int = 8) -> str:
 def _take(extra: Extra | None, train: Split, places: Tensor) -> Split:
     """The images at `places`, [B], bytes and labels, on the device of the training part."""
     n, device = len(train.y), train.x.device
-    rows = to_device(device, places[places < n] if extra else places)
+    rows = to_device(device, places if extra is None else places[places < n])
     part = Split(train.x[rows], train.y[rows])
     if extra is None:
         return part
