@@ -113,7 +113,7 @@ def check(
     """
     from robustmail.config.loader import load_plugins
     from robustmail.contracts import assert_lawful, laws
-    from robustmail.data.mixed import mixed
+    from robustmail.data.mixed import tested_source
     from robustmail.plugin_calls import plugin_name
     from robustmail.text import plural
     from robustmail.train.dry_run import dry_run
@@ -134,7 +134,7 @@ def check(
         assert_lawful(plugin, kind)
         report += f"; {kind} {plugin_name(plugin)} passes all {plural(len(laws(kind)), 'law')}"
     print(f"{recipe}: {report}")
-    if isinstance(resolved.data, mixed):
+    if tested_source(resolved.data) is not resolved.data:
         _check_extra(resolved)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from robustmail.data.array_files import ImageFile, open_file, open_folder
 from robustmail.data.dataset import Extra, ImageData, Split
 from robustmail.data.pickled_arrays import is_pickle, read_pickle
-from robustmail.data.sources import npy, npz, parquet
+from robustmail.data.sources import npy, npz, parquet, subset
 from robustmail.errors import DataError, RecipeError
 from robustmail.fields import check_types, describe
 
@@ -56,8 +56,12 @@ class mixed:
 
 
 def tested_source(source: Callable[[], Any]) -> Callable[[], Any]:
-    """The source of the test images: of a mixture the one that it mixes into."""
-    return source.data if isinstance(source, mixed) else source
+    """The source without extra images, which has the same test images; itself where it has none."""
+    if isinstance(source, mixed):
+        return source.data
+    if isinstance(source, subset) and (plain := tested_source(source.of)) is not source.of:
+        return replace(source, of=plain)
+    return source
 
 
 def _extra_part(source: ExtraSource, images: ImageData) -> Split:

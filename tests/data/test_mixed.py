@@ -229,6 +229,8 @@ def test_a_model_is_tested_on_the_original_data_and_a_file_may_name_no_extra_fil
     made = mixed(digits(), extra="1m.npz")
     assert source_of_tests(made) == digits()
     assert source_of_tests(digits()) == digits()
+    assert source_of_tests(subset(made, train=9)) == subset(digits(), train=9)
+    assert source_of_tests(plain := subset(digits(), train=9)) is plain
     assert data_source(describe(made)) is None
 
 
