@@ -18,6 +18,7 @@ __all__ = ["is_pickle", "read_pickle"]
 
 KEYS = ("data", "extrapolated_targets")
 """of the images and of their labels"""
+SAVE = "Save the arrays with numpy.savez(FILE, image=x, label=y)."
 _PLAIN = re.compile(r"[<>|=][iu][1248]")
 
 
@@ -37,11 +38,12 @@ def read_pickle(who: str, path: Path) -> Split:
         with open(path, "rb") as file:
             content = unpickle(file)
     except (ValueError, KeyError, IndexError, TypeError, EOFError) as error:
-        raise DataError(who, f"not a readable pickle ({in_brief(error)})", "It is truncated, or damaged.") from error
+        todo = f"It is damaged, or older than protocol 3. {SAVE}"
+        raise DataError(who, f"not a readable pickle ({in_brief(error)})", todo) from error
     arrays = [_array(content.get(key)) if isinstance(content, dict) else None for key in KEYS]
     if any(array is None for array in arrays):
         wrong = f"is a pickle without the arrays {' and '.join(KEYS)}"
-        raise DataError(who, wrong, "Save yours with numpy.savez(FILE, image=x, label=y).")
+        raise DataError(who, wrong, SAVE)
     return as_split(who, *arrays, copy=False)
 
 
