@@ -7,7 +7,7 @@ more. Brightness and contrast cancel out of both.
 
 Why 0.93: between CIFAR-10's own 50,000 training and 10,000 test images, 98 % of the 297 pairs from there on have the
 same class, as copies must; of the 287 pairs from 0.88 to 0.90 it is 70 %, two ships on one sea among them. The 297 are
-of 2.3 % of the test images; Barz and Denzler (Do We Train on Test Data?, 2020), who looked at the pairs, found copies of
+of 2.3 % of the test images. Barz and Denzler (Do We Train on Test Data?, 2020) looked at pairs, and found copies of
 3.3 %. Data differ, so the share that is found among the original training images is told beside it.
 """
 
