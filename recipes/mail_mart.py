@@ -35,7 +35,7 @@ wrn = recipe.but(
 code = recipe.but(
     attack=PGD(eps=0.031, alpha=0.007, steps=10, start="gaussian"),
     objective=MART(beta=5.0),
-    weighter=Sigmoid(slope=2.0, bias=0.0, scale=3.0),
+    weighter=Sigmoid(slope=2.0, bias=0.0, normalize=False, scale=3.0),
     burn_in=76,
     epochs=120,
     optimizer=SGD(lr=Stairs({0: 0.01, 75: 0.001, 90: 0.0001, 100: 0.00001}), momentum=0.9, weight_decay=3.5e-3),

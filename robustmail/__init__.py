@@ -14,6 +14,17 @@ if TYPE_CHECKING:
     from robustmail.attacks.lm_pgd import LMPGD
     from robustmail.attacks.pgd import PGD
     from robustmail.attacks.torchattacks import torchattack
+    from robustmail.augmentations import (
+        IDBH,
+        AutoAugment,
+        Crop,
+        CropShift,
+        CutMix,
+        Cutout,
+        Flip,
+        Mixup,
+        RandAugment,
+    )
     from robustmail.checkpoints import inspect_checkpoint
     from robustmail.config.loader import load_recipe
     from robustmail.data.dataset import ImageData
@@ -41,18 +52,30 @@ if TYPE_CHECKING:
     from robustmail.evaluation.evaluator import evaluate
     from robustmail.evaluation.model_loading import load_model
     from robustmail.evaluation.verify import verify
-    from robustmail.margins import kappa, lps, pm_adv, pm_dif, pm_nat
+    from robustmail.margins import (
+        energy,
+        entropy,
+        kappa,
+        logit_margin,
+        loss_adv,
+        lps,
+        p_adv,
+        pm_adv,
+        pm_dif,
+        pm_nat,
+        vulnerability,
+    )
     from robustmail.models.classifier import Classifier, build
-    from robustmail.objectives import AT, MART, TRADES
+    from robustmail.objectives import AT, MART, SOVR, TRADES, ARoW
     from robustmail.optimizers import SGD
     from robustmail.perturbations import AWP
     from robustmail.recipe import Recipe
     from robustmail.records import EpochFinished, StepFinished
     from robustmail.schedules import Cosine, Cyclic, Stairs
-    from robustmail.step import Adversarial, Step, Terms, Trace
+    from robustmail.step import Adversarial, Step, Terms, Trace, margin_range
     from robustmail.train.loop import fit, reproduce
     from robustmail.train.state import State
-    from robustmail.weighters import Discrete, Sigmoid, Tanh
+    from robustmail.weighters import Affine, Discrete, Exp, Lowest, Sigmoid, Softmax, Softplus, Tanh
 
 __version__ = "0.1.0"
 
@@ -62,6 +85,17 @@ _NAMES = {  # by module; type checkers read the imports above instead
     "attacks.lm_pgd": ["LMPGD"],
     "attacks.pgd": ["PGD"],
     "attacks.torchattacks": ["torchattack"],
+    "augmentations": [
+        "AutoAugment",
+        "Crop",
+        "CropShift",
+        "CutMix",
+        "Cutout",
+        "Flip",
+        "IDBH",
+        "Mixup",
+        "RandAugment",
+    ],
     "checkpoints": ["inspect_checkpoint"],
     "data.dataset": ["ImageData"],
     "data.mixed": ["mixed"],
@@ -88,19 +122,31 @@ _NAMES = {  # by module; type checkers read the imports above instead
     "evaluation.model_loading": ["load_model"],
     "evaluation.evaluator": ["evaluate"],
     "evaluation.verify": ["verify"],
-    "margins": ["kappa", "lps", "pm_adv", "pm_dif", "pm_nat"],
+    "margins": [
+        "energy",
+        "entropy",
+        "kappa",
+        "logit_margin",
+        "loss_adv",
+        "lps",
+        "p_adv",
+        "pm_adv",
+        "pm_dif",
+        "pm_nat",
+        "vulnerability",
+    ],
     "models.classifier": ["Classifier", "build"],
-    "objectives": ["AT", "MART", "TRADES"],
+    "objectives": ["AT", "MART", "SOVR", "TRADES", "ARoW"],
     "optimizers": ["SGD"],
     "perturbations": ["AWP"],
     "config.loader": ["load_recipe"],
     "recipe": ["Recipe"],
     "records": ["EpochFinished", "StepFinished"],
     "schedules": ["Cosine", "Cyclic", "Stairs"],
-    "step": ["Adversarial", "Step", "Terms", "Trace"],
+    "step": ["Adversarial", "Step", "Terms", "Trace", "margin_range"],
     "train.loop": ["fit", "reproduce"],
     "train.state": ["State"],
-    "weighters": ["Discrete", "Sigmoid", "Tanh"],
+    "weighters": ["Affine", "Discrete", "Exp", "Lowest", "Sigmoid", "Softmax", "Softplus", "Tanh"],
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 

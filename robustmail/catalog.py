@@ -18,7 +18,8 @@ SENTENCE = re.compile(r"(?<!Eq|al|\.\.)\. (?=[A-Z])")
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of plugin. Its singular is the key in KINDS, the name of the recipe's field and of its set of laws."""
+    """A kind of plugin. Its singular is the key in KINDS, the name of its set of laws, and of the recipe's field, which
+    is `augment` for augmentations."""
 
     plural: str
     """the name in `robustmail list` and in the entry point group `robustmail.<plural>`"""
@@ -37,6 +38,7 @@ KINDS: dict[str, Kind] = {
     "objective": Kind("objectives", ("objectives",), True),
     "perturbation": Kind("perturbations", ("perturbations",), True),
     "data": Kind("data", ("data.sources", "data.mixed")),
+    "augmentation": Kind("augmentations", ("augmentations",)),
     "optimizer": Kind("optimizers", ("optimizers",)),
     "schedule": Kind("schedules", ("schedules",)),
     "model": Kind("models", ("models.resnet", "models.wide_resnet", "models.small")),

@@ -13,7 +13,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from robustmail.errors import RecipeError
@@ -24,10 +24,22 @@ T = TypeVar("T")
 
 
 def field_values(value: Any) -> dict[str, Any]:
-    """The fields of a dataclass instance that are parameters, by name; {} for anything else."""
+    """The fields of a dataclass instance that are parameters, by name; {} for anything else.
+
+    Those of a tuple of plugins are its items by their index, "0", "1", ...
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
+    if type(value) is tuple and all(map(callable, value)):
+        return {str(index): item for index, item in enumerate(value)}
     return {}
+
+
+def replace_fields(value: T, new: Mapping[str, Any]) -> T:
+    """A copy with some of its fields changed; new: by the names of `field_values`, the value's own."""
+    if isinstance(value, tuple):
+        return typing.cast(T, tuple((field_values(value) | dict(new)).values()))
+    return dataclasses.replace(value, **new)  # type: ignore[type-var]
 
 
 def map_schedules(value: T, change: Callable[[Any], Any]) -> T:
@@ -42,7 +54,7 @@ def map_schedules(value: T, change: Callable[[Any], Any]) -> T:
     new = {name: map_schedules(part, change) for name, part in old.items()}
     if all(new[name] is old[name] for name in old):
         return value
-    return dataclasses.replace(value, **new)  # type: ignore[type-var]
+    return replace_fields(value, new)
 
 
 def iter_schedules(value: Any) -> Iterator[Schedule]:
@@ -139,7 +151,7 @@ def flatten(value: Any, path: str = "") -> dict[str, str]:
     """
     named = field_values(value)
     if named and not isinstance(value, Schedule):
-        flat = {path: describe_head(value)} if path else {}
+        flat = {path: describe_head(value)} if path and not isinstance(value, tuple) else {}
         for name, part in named.items():
             flat |= flatten(part, f"{path}.{name}" if path else name)
         return flat

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["ce", "gap", "kl", "precise", "true_class"]
+__all__ = ["ce", "gap", "kl", "one_hot", "precise", "true_class"]
 
 
 def precise(values: Tensor) -> Tensor:
@@ -14,9 +14,18 @@ def precise(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def ce(logits: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy -log p_y, [B]; logits: [B, classes], y: [B] int64."""
-    return F.cross_entropy(precise(logits), y, reduction="none")
+def ce(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy, [B]: -log p_y of labels [B] int64, -sum_k t_k log p_k of soft labels [B, classes].
+
+    logits: [B, classes].
+    """
+    logits = precise(logits)
+    return F.cross_entropy(logits, labels if labels.ndim == 1 else labels.to(logits.dtype), reduction="none")
+
+
+def one_hot(y: Tensor, classes: int) -> Tensor:
+    """1 at the class and 0 elsewhere, [B, classes] float32; y: [B] int64."""
+    return torch.zeros(len(y), classes, device=y.device).scatter_(1, y[:, None], 1.0)
 
 
 def kl(logits_p: Tensor, logits_q: Tensor) -> Tensor:

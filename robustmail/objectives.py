@@ -1,5 +1,7 @@
 """What is minimised: step -> per-example losses, split into the term that weights multiply and the rest.
 
+Cross-entropies take the step's soft labels where it has them (`Step.labels`).
+
 `formula` is the loss as text for `robustmail show`; a plugin may leave it out.
 """
 
@@ -9,12 +11,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch.nn.functional import softplus
 
 from robustmail.fields import check_range, check_types
-from robustmail.functional import ce, gap, kl, true_class
+from robustmail.functional import ce, gap, kl, precise, true_class
 from robustmail.step import Step, Terms
 
-__all__ = ["AT", "MART", "TRADES"]
+__all__ = ["AT", "MART", "SOVR", "TRADES", "ARoW"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +27,7 @@ class AT:
     formula = ("CE(adv)", "")
 
     def __call__(self, step: Step) -> Terms:
-        return Terms(weighted=ce(step.logits_adv, step.y))
+        return Terms(weighted=ce(step.logits_adv, step.labels))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +42,7 @@ class TRADES:
     reverse: use KL(p(x') || p(x)), as MAIL prints it in Eq. 10; no published code does.
     natural_passes: forward passes of the natural images. TRADES' own script has 2: the same loss and gradient, but
         BatchNorm's statistics are updated once more.
+    anchor: the image of the cross-entropy: "nat", x; or "adv", x', as in WEAT's form of that name.
 
     Raises RecipeError for a field of the wrong type or range.
     """
@@ -47,6 +51,7 @@ class TRADES:
     weigh: Literal["kl", "nat", "both"] = "kl"
     reverse: bool = False
     natural_passes: Literal[1, 2] = 1
+    anchor: Literal["nat", "adv"] = "nat"
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -56,15 +61,16 @@ class TRADES:
     def formula(self) -> tuple[str, str]:
         """The terms (weighted, plain) as text."""
         divergence = f"{self.beta:g} KL({'adv || nat' if self.reverse else 'nat || adv'})"
+        entropy = f"CE({self.anchor})"
         if self.weigh == "both":
-            return f"(CE(nat) + {divergence})", ""
-        return (divergence, "CE(nat)") if self.weigh == "kl" else ("CE(nat)", divergence)
+            return f"({entropy} + {divergence})", ""
+        return (divergence, entropy) if self.weigh == "kl" else (entropy, divergence)
 
     def __call__(self, step: Step) -> Terms:
         nat = step.logits_nat  # first: the order of the forward passes is the order of BatchNorm's updates
         adv = step.logits_adv
         nat_kl = nat if self.natural_passes == 1 else step.again().logits_nat
-        entropy = ce(nat, step.y)
+        entropy = ce(nat if self.anchor == "nat" else adv, step.labels)
         divergence = self.beta * (kl(adv, nat_kl) if self.reverse else kl(nat_kl, adv))
         if self.weigh == "both":
             return Terms(weighted=entropy + divergence)
@@ -78,7 +84,8 @@ class MART:
     """MART: weighted = BCE(x'), plain = beta * KL(p(x) || p(x')) * (1 - p_y(x)) (Wang et al. 2020).
 
     BCE = -log p'_y - log(1.0001 - max_{k != y} p'_k); the small constants are those of the authors' code. MAIL-MART
-    weights the BCE alone. beta: at least 0; 5 for ResNet-18 and 6 for WRN in MART's scripts, 6 in the MAIL paper.
+    weights the BCE alone. Soft labels act in the first term alone, which becomes -sum_k t_k log p'_k; other parts go
+    by the class y. beta: at least 0; 5 for ResNet-18 and 6 for WRN in MART's scripts, 6 in the MAIL paper.
     Raises RecipeError for a field of the wrong type or range.
     """
 
@@ -97,7 +104,68 @@ class MART:
         p, p_adv, y = step.probs_nat, step.probs_adv, step.y
         p_y, p_adv_y = true_class(p, y), true_class(p_adv, y)
         rival = p_adv_y - gap(p_adv, y)
-        bce = ce(step.logits_adv, y) - torch.log(1.0001 - rival + 1e-12)
+        bce = ce(step.logits_adv, step.labels) - torch.log(1.0001 - rival + 1e-12)
         log_p = step.logits_nat.to(p.dtype).log_softmax(1)
         divergence = (p * (log_p - torch.log(p_adv + 1e-12))).sum(1)
         return Terms(weighted=bce, plain=self.beta * divergence * (1.0000001 - p_y))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ARoW:
+    """ARoW: plain = CE(x), weighted = beta * KL(p(x) || p(x')) * (1 - p_y(x')) (Yang et al. 2023, as in their code).
+
+    The gradient runs through the factor 1 - p_y(x'), too. The authors learn x with label smoothing 0.2, which is the
+    recipe's `label_smoothing`.
+
+    beta: at least 0; the code's `lamb`, twice the paper's lambda: 6 in their script, 7 in their README.
+    anti: True for their CoW, whose factor is p_y(x).
+
+    Raises RecipeError for a field of the wrong type or range.
+    """
+
+    beta: float = 6.0
+    anti: bool = False
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_range(self, beta=self.beta)
+
+    @property
+    def formula(self) -> tuple[str, str]:
+        """The terms (weighted, plain) as text."""
+        return f"{self.beta:g} KL(nat || adv) {'p_y(nat)' if self.anti else '(1 - p_y(adv))'}", "CE(nat)"
+
+    def __call__(self, step: Step) -> Terms:
+        nat, adv, y = step.logits_nat, step.logits_adv, step.y
+        factor = true_class(step.probs_nat, y) if self.anti else 1 - true_class(step.probs_adv, y)
+        return Terms(weighted=self.beta * kl(nat, adv) * factor, plain=ce(nat, step.labels))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SOVR:
+    """SOVR: plain = CE(x'), weighted = scale * OVR(x') - CE(x'), so that weight 1 puts OVR for CE (Kanai et al. 2022).
+
+    OVR = softplus(-z_y) + sum_{k != y} softplus(z_k), the one-versus-rest loss. Derived from the abstract: neither code
+    nor the equation could be read. Used with Lowest(share, normalize=False) on `logit_margin`. Soft labels act in CE
+    alone.
+
+    scale: factor of OVR, at least 0. Raises RecipeError for a field of the wrong type or range.
+    """
+
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_range(self, scale=self.scale)
+
+    @property
+    def formula(self) -> tuple[str, str]:
+        """The terms (weighted, plain) as text."""
+        return f"({self.scale:g} OVR(adv) - CE(adv))", "CE(adv)"
+
+    def __call__(self, step: Step) -> Terms:
+        z, y = precise(step.logits_adv), step.y
+        z_y = true_class(z, y)
+        one_versus_rest = softplus(z).sum(1) - softplus(z_y) + softplus(-z_y)
+        entropy = ce(z, step.labels)
+        return Terms(weighted=self.scale * one_versus_rest - entropy, plain=entropy)

@@ -23,7 +23,18 @@ from robustmail.optimizers import SGD, Optimizer
 from robustmail.plugin_calls import call_plugin, is_third_party, plugin_error, plugin_name
 from robustmail.runtime import distributed
 from robustmail.schedules import Schedule
-from robustmail.step import Attack, Margin, Objective, Perturbation, Step, Terms, Weighter, counted_steps, module_mode
+from robustmail.step import (
+    Attack,
+    Augmentation,
+    Margin,
+    Objective,
+    Perturbation,
+    Step,
+    Terms,
+    Weighter,
+    counted_steps,
+    module_mode,
+)
 
 __all__ = ["Loss", "Recipe"]
 
@@ -55,6 +66,9 @@ class Recipe:
     weighter: margin [B] -> weights [B]; needs a margin. Without the two every weight is one.
     burn_in: epochs at the start in which every weight is one.
     perturbation: perturbs the model's parameters while the loss is computed, e.g. AWP(gamma=0.005).
+    augment: what is done to the training images and their labels, in turn, e.g. (Crop(4), Flip(), CutMix()); one that
+        is no tuple is a tuple of one. () for nothing; None for the random crops and mirror images of the data source.
+    label_smoothing: s in [0, 1): the loss learns (1 - s) t + s / classes instead of the labels t, as in torch.
     epochs: number of epochs, at least 1.
     batch: images per step, over all processes; the last batch of an epoch may be smaller.
     optimizer: parameters -> a torch optimiser, e.g. SGD(lr=0.1).
@@ -74,8 +88,8 @@ class Recipe:
         model for attacks; or "auto", which chooses by device and model.
     seed: seeds initial weights, held-out images, order, augmentation and attacks; at least 0.
 
-    The fields of attack, objective, weighter, perturbation and optimizer may be schedules such as Stairs, and so may
-    attack, objective, margin, weighter and perturbation themselves.
+    The fields of attack, objective, weighter, perturbation, augmentations and optimizer may be schedules such as
+    Stairs, and so may attack, objective, margin, weighter and perturbation themselves.
     Raises RecipeError for a field of the wrong type or range, and for fields that contradict each other.
     """
 
@@ -87,6 +101,8 @@ class Recipe:
     weighter: Weighter | None = None
     burn_in: int = 0
     perturbation: Perturbation | None = None
+    augment: tuple[Augmentation, ...] | None = None
+    label_smoothing: float = 0.0
     epochs: int
     batch: int = 128
     optimizer: Optimizer = SGD()
@@ -104,10 +120,13 @@ class Recipe:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "attack", adopted(self.attack))
+        if callable(self.augment):
+            object.__setattr__(self, "augment", (self.augment,))
         self._check_schedules()
         check_types(self)
-        if isinstance(self.evaluate, list):
-            object.__setattr__(self, "evaluate", tuple(self.evaluate))
+        for name in ("evaluate", "augment"):
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         self._check_ranges()
         self._check_method()
 
@@ -160,11 +179,20 @@ class Recipe:
         """The loss of one batch, a scalar: mean(w * weighted + plain), w = weighter(margin), detached."""
         return self.compute_loss(step).total
 
-    def own_plugins(self) -> dict[str, Any]:
-        """The user's own plugins (those that robustmail does not ship) in the last epoch, by kind."""
+    def own_plugins(self) -> list[tuple[str, Any]]:
+        """The user's own plugins (those that robustmail does not ship) in the last epoch, with their kinds.
+
+        A weighter also counts where the margin is one's own: it is lawful or not on the range of that margin.
+        """
         recipe = self.at(self.epochs - 1)
-        plugins = {kind: getattr(recipe, kind) for kind in METHOD}
-        return {kind: plugin for kind, plugin in plugins.items() if plugin is not None and is_third_party(plugin)}
+        plugins = [(kind, getattr(recipe, kind)) for kind in METHOD]
+        plugins += [("augmentation", augmentation) for augmentation in recipe.augment or ()]
+        own_margin = recipe.margin is not None and is_third_party(recipe.margin)
+        return [
+            (kind, plugin)
+            for kind, plugin in plugins
+            if plugin is not None and (is_third_party(plugin) or (kind == "weighter" and own_margin))
+        ]
 
     def _resolved(self, epoch: float) -> Recipe:
         """All schedules evaluated at `epoch`. Unlike `at`, keeps margin and weighter during the burn-in."""
@@ -231,6 +259,9 @@ class Recipe:
             raise RecipeError(
                 f"Recipe (given ema={self.ema:g})", "the decay must lie between 0 and 1", "Write ema=0.999."
             )
+        if not 0 <= self.label_smoothing < 1:
+            given = f"Recipe (given label_smoothing={self.label_smoothing:g})"
+            raise RecipeError(given, "label_smoothing must be at least 0 and less than 1", "Write label_smoothing=0.1.")
         for who, eps in {"Recipe": self.eps, plugin_name(self.attack): eps_of(self.attack)}.items():
             check_budget(who, self.norm, eps=eps)
 

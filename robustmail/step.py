@@ -1,20 +1,23 @@
-"""The types that a plugin author meets: what an attack returns, what margins and objectives get, the five protocols."""
+"""The types that a plugin author meets: what an attack returns, what margins and objectives get, the protocols."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from robustmail.errors import ModelError
+from robustmail.functional import one_hot
 
 __all__ = [
-    "Adversarial", "Attack", "Margin", "Objective", "Perturbation", "Step", "Terms", "Trace", "Weighter",
-    "counted_steps", "logits_of", "means_one", "module_mode", "restored",
+    "Adversarial", "Attack", "Augmentation", "Margin", "Objective", "Perturbation", "Step", "Terms", "Trace",
+    "Weighter", "counted_steps", "logits_of", "margin_range", "means_one", "module_mode", "range_of", "restored",
 ]  # fmt: skip
+
+MarginFunction = TypeVar("MarginFunction", bound=Callable[..., Tensor])
 
 
 class Trace(NamedTuple):
@@ -53,13 +56,33 @@ class Step:
 
     model: images [B, C, H, W] -> logits [B, classes].
     x, x_adv: natural and adversarial images, [B, C, H, W] in [0, 1].
-    y: labels, [B] int64.
+    y: labels, [B] int64; of a mixed image the class with the largest share.
     trace: the attack's trace, or None if it keeps none.
+    targets: soft labels, [B, classes]; None where labels are hard.
     """
 
-    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, trace: Trace | None = None) -> None:
-        self.model, self.x, self.y, self.x_adv, self.trace = model, x, y, x_adv, trace
+    def __init__(
+        self, model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, trace: Trace | None = None,
+        targets: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        self.model, self.x, self.y, self.x_adv, self.trace, self._soft = model, x, y, x_adv, trace, targets
         self._logits: dict[str, Tensor] = {}
+
+    @property
+    def labels(self) -> Tensor:
+        """What `ce` takes: `y`, [B] int64, where labels are hard, else `targets`, [B, classes]."""
+        return self.y if self._soft is None else self._soft
+
+    @property
+    def targets(self) -> Tensor:
+        """The probabilities to learn, [B, classes] float32: mixed and smoothed, or one-hot where labels are hard.
+
+        One-hot ones are as wide as the logits; where none are computed, it computes those of the adversarial images.
+        """
+        if self._soft is not None:
+            return self._soft
+        logits = next(iter(self._logits.values())) if self._logits else self.logits_adv
+        return one_hot(self.y, logits.shape[1])
 
     @property
     def logits_nat(self) -> Tensor:
@@ -87,14 +110,14 @@ class Step:
 
     def again(self, model: nn.Module | None = None) -> Step:
         """The same batch with no logits computed: for parameters that have changed (AWP), or another model."""
-        return Step(model or self.model, self.x, self.y, self.x_adv, self.trace)
+        return Step(model or self.model, self.x, self.y, self.x_adv, self.trace, self._soft)
 
     def detached(self) -> Step:
         """A copy for margins, which changes neither a gradient nor a BatchNorm statistic.
 
         It has this step's logits so far without their graph, and computes others in eval mode, for itself alone.
         """
-        step = DetachedStep(self.model, self.x, self.y, self.x_adv, self.trace)
+        step = DetachedStep(self.model, self.x, self.y, self.x_adv, self.trace, self._soft)
         step._logits = {which: logits.detach() for which, logits in self._logits.items()}
         return step
 
@@ -162,6 +185,16 @@ class Attack(Protocol):
 
 
 @runtime_checkable
+class Augmentation(Protocol):
+    """(x, targets, rng) -> (x, targets): training images [B, C, H, W] in [0, 1], and probabilities [B, classes].
+
+    x and targets are not written into; rng is a generator on the host, from which everything is drawn.
+    """
+
+    def __call__(self, x: Tensor, targets: Tensor, rng: torch.Generator, /) -> tuple[Tensor, Tensor]: ...
+
+
+@runtime_checkable
 class Margin(Protocol):
     """step -> [B]: how far each example is from being misclassified; low = needs help. Gets a detached step."""
 
@@ -195,9 +228,35 @@ def counted_steps(weighter: object) -> int | None:
     return steps if isinstance(steps, int) else None
 
 
+def margin_range(low: float, high: float) -> Callable[[MarginFunction], MarginFunction]:
+    """Declare the values that a margin can have: a decorator; the ends may be infinite.
+
+        @margin_range(0, math.inf)
+        def energy(step): ...
+
+    A weighter is held to its laws on this range. A class declares it with an attribute `range = (low, high)`.
+    """
+
+    def declare(margin: MarginFunction) -> MarginFunction:
+        vars(margin)["range"] = (float(low), float(high))
+        return margin
+
+    return declare
+
+
+def range_of(margin: object) -> tuple[float, float] | None:
+    """(low, high) that a margin declares, or None."""
+    declared = getattr(margin, "range", None)
+    if not isinstance(declared, tuple) or len(declared) != 2:
+        return None
+    low, high = declared
+    numbers = isinstance(low, (int, float)) and isinstance(high, (int, float)) and low < high
+    return (float(low), float(high)) if numbers else None
+
+
 def means_one(weighter: object) -> bool:
-    """Whether a weighter's weights have mean one over a batch: true unless its attribute `mean_one` is False."""
-    return getattr(weighter, "mean_one", True) is not False
+    """Whether a weighter's weights have mean one over a batch: true unless its attribute `normalize` is False."""
+    return getattr(weighter, "normalize", True) is not False
 
 
 def _softmax(logits: Tensor) -> Tensor:

@@ -11,22 +11,67 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustmail import AT, LMPGD, MART, PGD, TRADES, Adversarial, Discrete, Sigmoid, Step, Tanh, Terms, torchattack
+from robustmail import (
+    AT,
+    IDBH,
+    LMPGD,
+    MART,
+    PGD,
+    SOVR,
+    TRADES,
+    Adversarial,
+    Affine,
+    ARoW,
+    AutoAugment,
+    Crop,
+    CropShift,
+    CutMix,
+    Cutout,
+    Discrete,
+    Exp,
+    Flip,
+    Lowest,
+    Mixup,
+    RandAugment,
+    Sigmoid,
+    Softmax,
+    Softplus,
+    Step,
+    Tanh,
+    Terms,
+    margin_range,
+    torchattack,
+)
 from robustmail.catalog import catalog_entries
 from robustmail.cli.main import main
-from robustmail.config.loader import find_plugin
+from robustmail.config.overrides import parse_value
 from robustmail.contracts import assert_lawful, broken_laws, kind_of
 from robustmail.errors import PluginError
 from robustmail.perturbations import AWP
 
+WEIGHTERS = (
+    Sigmoid(slope=10.0, bias=-0.5), Sigmoid(slope=1e3, bias=0.0), Tanh(), Discrete(), Tanh(normalize=False),
+    Discrete(normalize=False, scale=0.5), Exp(alpha=2.0), Exp(alpha=0.5, normalize=False),
+    Affine(alpha=7.0, bias=0.007), Affine(alpha=8.0, bias=1.7, normalize=False), Softmax(temperature=0.1),
+    Softmax(temperature=3.0, normalize=False), Softplus(), Softplus(normalize=False), Lowest(share=0.4),
+    Lowest(share=0.01, normalize=False),
+)  # fmt: skip
+OBJECTIVES = (
+    AT(), TRADES(), TRADES(weigh="nat"), TRADES(weigh="both", reverse=True), TRADES(weigh="both", anchor="adv"), MART(),
+    ARoW(), ARoW(anti=True), SOVR(),
+)  # fmt: skip
+
 LAWFUL = {
-    **{name: find_plugin(name, "margins") for name in catalog_entries("margins")},
-    **{str(w): w for w in (Sigmoid(slope=10.0, bias=-0.5), Sigmoid(slope=1e3, bias=0.0), Tanh(), Discrete())},
-    "Tanh(inf)": Tanh(lam=float("inf")), "Sigmoid(scale)": Sigmoid(slope=2.0, bias=0.0, scale=3.0),
-    **{str(o): o for o in (AT(), TRADES(), TRADES(weigh="nat"), TRADES(weigh="both", reverse=True), MART())},
+    **{name: parse_value(name) for name in catalog_entries("margins")},
+    **{str(w): w for w in WEIGHTERS},
+    "Tanh(inf)": Tanh(lam=float("inf")), "Sigmoid(scale)": Sigmoid(slope=2.0, bias=0.0, normalize=False, scale=3.0),
+    **{str(o): o for o in OBJECTIVES},
     **{str(a): a for a in (PGD(steps=3), PGD(steps=3, patience=0, noise=0.001), LMPGD(steps=2))},
     "PGD l2": PGD(norm="l2", eps=0.5, alpha=0.2, steps=3), "TPGD": torchattack("TPGD", steps=3),
     "AWP": AWP(gamma=0.01),
+    **{str(a): a for a in (
+        Crop(2), Flip(), Cutout(3), CutMix(), Mixup(0.2), RandAugment(2, 14), AutoAugment("cifar10"),
+        AutoAugment("svhn"), CropShift(0, 5), IDBH("weak"), IDBH("strong"))},
 }  # fmt: skip
 
 
@@ -42,6 +87,25 @@ LAWFUL |= {name: plugin() if isinstance(plugin, type) else plugin for name, plug
 @pytest.mark.parametrize("plugin", LAWFUL.values(), ids=LAWFUL)
 def test_what_ships_is_lawful(plugin):
     assert_lawful(plugin)
+
+
+@pytest.mark.parametrize("margin", catalog_entries("margins"))
+@pytest.mark.parametrize("weighter", WEIGHTERS, ids=str)
+def test_a_weighter_that_ships_is_lawful_on_the_range_of_every_margin(weighter, margin):
+    assert_lawful(weighter, "weighter", parse_value(margin))
+
+
+def test_a_weighter_is_held_to_its_laws_on_the_range_of_its_margin():
+    @margin_range(0, 5)
+    def far(step: Step) -> Tensor:
+        return step.logits_adv.abs().amax(1)
+
+    def down_to_two(margin: Tensor) -> Tensor:
+        return (2 - margin) / (2 - margin).mean()
+
+    assert not broken_laws(down_to_two)
+    assert set(broken_laws(down_to_two, "weighter", far)) >= {"finite and not negative"}
+    assert "within the range that it declares" in broken_laws(far)
 
 
 def logit_ratio(s: Step):
@@ -150,9 +214,68 @@ ATTACKS = {
     "careless": (careless, "leaves modes, gradients, BatchNorm statistics and weights alone"),
     "noisy": (noisy, "leaves the generators alone"),
 }
+
+
+def brighter(x, targets, rng):
+    return x + 0.5, targets
+
+
+def grey(x, targets, rng):
+    return x.mean(1, keepdim=True), targets
+
+
+def global_noise(x, targets, rng):
+    return (x + 0.1 * torch.rand_like(x)).clamp(0, 1), targets
+
+
+def blacks_out(x, targets, rng):
+    x[:, :, :4] = 0
+    return x, targets
+
+
+def twice(x, targets, rng):
+    return x, 2 * targets
+
+
+AUGMENTATIONS = {
+    "leaves the box": (brighter, "stays in the box"),
+    "drops channels": (grey, "images and targets of the same shape"),
+    "draws elsewhere": (global_noise, "the same for the same generator"),
+    "moves the generator": (global_noise, "leaves the global generators alone"),
+    "writes into x": (blacks_out, "does not write into its input"),
+    "no probabilities": (twice, "targets are probabilities"),
+}
+
+
+def batch_target(step: Step) -> Terms:
+    return Terms(torch.nn.functional.cross_entropy(step.logits_adv, step.targets.mean(0).expand_as(step.logits_adv),
+                                                   reduction="none"))  # fmt: skip
+
+
+def log_target(step: Step) -> Terms:
+    wrong = (step.targets / step.probs_adv).sum(1).log()
+    return Terms(wrong)
+
+
+def entropic(step: Step) -> Terms:
+    return Terms(-(step.labels * step.logits_adv.log_softmax(1)).sum(1) if step.labels.ndim == 2
+                 else step.logits_adv.sum(1))  # fmt: skip
+
+
+OBJECTIVES |= {
+    "a mean target": (batch_target, "independent of batch mates with soft labels"),
+    "a target over p": (log_target, "finite with soft labels"),
+    "another loss for soft labels": (entropic, "the same for labels and for one-hot targets"),
+}
 FAULTS = [
     pytest.param(plugin, kind, law, id=f"{kind}: {name}")
-    for kind, faults in (("margin", MARGINS), ("weighter", WEIGHTS), ("objective", OBJECTIVES), ("attack", ATTACKS))
+    for kind, faults in (
+        ("margin", MARGINS),
+        ("weighter", WEIGHTS),
+        ("objective", OBJECTIVES),
+        ("attack", ATTACKS),
+        ("augmentation", AUGMENTATIONS),
+    )
     for name, (plugin, law) in faults.items()
 ]
 
@@ -259,7 +382,7 @@ def test_check_passes_lawful_plugins_and_says_so(tmp_path: Path, monkeypatch, ca
     file = tmp_path / "mine.py"
     file.write_text("from robustmail import Step\n\ndef doubt(s: Step):\n    return s.probs_adv.amax(1)\n")
     code, said, _ = run(monkeypatch, capsys, "check", str(file))
-    assert (code, said) == (0, "doubt: margin, passes all 13 laws\n")
+    assert (code, said) == (0, "doubt: margin, passes all 14 laws\n")
     assert run(monkeypatch, capsys, "check", f"{file}:doubt")[0] == 0
 
 
@@ -268,7 +391,8 @@ def test_check_says_which_laws_the_plugins_of_a_recipe_keep(tmp_path: Path, monk
     code, said, _ = run(monkeypatch, capsys, "check", str(file))
     assert code == 0
     assert said.startswith(f"{file}: dry run passed in 4 phases (")
-    assert said.endswith("; margin sureness passes all 13 laws\n")
+    assert "; margin sureness passes all 14 laws" in said
+    assert said.endswith("weighter Sigmoid passes all 7 laws on margins from -1 to 1\n")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -31,9 +33,9 @@ LOSSES = {
     "MAIL-AT": (AT(), Sigmoid(**MAIL_AT), 1.7636856074),
     "MAIL-TRADES": (TRADES(beta=5.0), Sigmoid(**MAIL), 3.6795975407),
     "MAIL-MART": (MART(beta=5.0), Sigmoid(**MAIL), 2.6676619192),
-    "MAIL-AT, the authors' code": (AT(), Sigmoid(**MAIL_AT, scale=3.0), 0.9198528938),
-    "MAIL-TRADES, the authors' code": (TRADES(beta=5.0), Sigmoid(**MAIL, scale=3.0), 6.2797672323),
-    "MAIL-MART, the authors' code": (MART(beta=5.0), Sigmoid(**MAIL, scale=3.0), 4.468712213),
+    "MAIL-AT, the authors' code": (AT(), Sigmoid(**MAIL_AT, normalize=False, scale=3.0), 0.9198528938),
+    "MAIL-TRADES, the authors' code": (TRADES(beta=5.0), Sigmoid(**MAIL, normalize=False, scale=3.0), 6.2797672323),
+    "MAIL-MART, the authors' code": (MART(beta=5.0), Sigmoid(**MAIL, normalize=False, scale=3.0), 4.468712213),
 }
 GAIRAT = {
     "tanh": (Tanh(lam=-1.0), [2.1996353268, 1.5344e-05, 2.496486119, 0.0061749402, 0.29768827]),
@@ -136,3 +138,89 @@ def test_a_second_natural_pass_moves_the_statistics_once_more_and_nothing_else(s
         outcomes.append((int(small.bn.num_batches_tracked), small.head.weight.grad.clone()))
     assert [count for count, _ in outcomes] == [2, 3]
     assert torch.allclose(outcomes[0][1], outcomes[1][1], atol=1e-6)
+
+
+SOFT = [
+    [0.7, 0.1, 0.1, 0.1],
+    [0.0, 0.25, 0.0, 0.75],
+    [0.05, 0.85, 0.05, 0.05],
+    [0.0, 0.0, 1.0, 0.0],
+    [0.5, 0.0, 0.0, 0.5],
+]
+
+
+def log_probs(logits):
+    """In plain Python, float64."""
+    top = max(logits)
+    total = top + math.log(sum(math.exp(z - top) for z in logits))
+    return [z - total for z in logits]
+
+
+def soft_ce(table, targets):
+    return [
+        -sum(t * lp for t, lp in zip(ts, log_probs(zs), strict=True)) for zs, ts in zip(table, targets, strict=True)
+    ]
+
+
+def soft_step(dtype, targets):
+    step = Step(None, None, torch.tensor(Y), None, targets=torch.tensor(targets))
+    step._logits = {w: torch.tensor(z, dtype=dtype) for w, z in (("nat", NAT), ("adv", ADV))}
+    return step
+
+
+SMOOTHED = [[0.9 * (k == y) + 0.1 / 4 for k in range(4)] for y in Y]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("targets", [SOFT, SMOOTHED], ids=["mixed", "smoothed"])
+def test_losses_of_soft_labels_equal_their_formulas(dtype, targets):
+    step = soft_step(dtype, targets)
+    assert close(AT()(step).weighted, soft_ce(ADV, targets))
+    trades = TRADES(beta=5.0)(step)
+    assert close(trades.plain, soft_ce(NAT, targets))
+    assert close(trades.weighted, [5 * value for value in KL])
+    hard = [[float(k == y) for k in range(4)] for y in Y]
+    by_class = [bce - ce_y for bce, ce_y in zip(BCE, soft_ce(ADV, hard), strict=True)]  # -log(1.0001 - max p'_k)
+    expected = [soft + rest for soft, rest in zip(soft_ce(ADV, targets), by_class, strict=True)]
+    assert close(MART()(step).weighted, expected)
+    assert close(MART()(step).plain, MART()(soft_step(dtype, hard)).plain.tolist())
+
+
+def test_smoothed_labels_are_torchs_label_smoothing():
+    step = soft_step(torch.float64, SMOOTHED)
+    theirs = torch.nn.functional.cross_entropy(step.logits_adv, step.y, reduction="none", label_smoothing=0.1)
+    assert close(AT()(step).weighted, theirs.tolist())
+
+
+@pytest.mark.parametrize("objective", [AT(), TRADES(), MART()], ids=["AT", "TRADES", "MART"])
+def test_one_hot_targets_give_the_loss_and_gradient_of_hard_labels(objective, step):
+    one_hot = torch.nn.functional.one_hot(step.y, 4).float()
+    found = []
+    for targets in (None, one_hot):
+        logits = {which: z.clone().requires_grad_() for which, z in step._logits.items()}
+        again = Step(None, None, step.y, None, targets=targets)
+        again._logits = logits
+        terms = objective(again)
+        (terms.weighted + terms.plain).sum().backward()
+        found.append((terms.weighted + terms.plain, logits["adv"].grad))
+    assert torch.allclose(found[0][0], found[1][0], atol=1e-6)
+    assert torch.allclose(found[0][1], found[1][1], atol=1e-6)
+
+
+def test_a_step_keeps_its_targets_when_it_is_computed_again_or_detached(step):
+    targets = torch.tensor(SOFT)
+    soft = soft_step(torch.float32, SOFT)
+    for other in (soft, soft.again(), soft.detached()):
+        assert torch.equal(other.targets, targets)
+        assert torch.equal(other.labels, targets)
+        assert torch.equal(other.y, step.y)
+    assert torch.equal(step.labels, step.y)
+    assert torch.equal(step.targets, torch.nn.functional.one_hot(step.y, 4).float())
+    assert torch.equal(step.detached().targets, step.targets)
+
+
+def test_one_hot_targets_are_as_wide_as_logits_that_nobody_has_asked_for(small, batch):
+    step = Step(small.eval(), *batch, batch[0])
+    assert step.targets.shape == (8, 10)
+    assert step.has("adv")
+    assert not step.has("nat")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from robustmail import PGD, Discrete, Sigmoid, Step, Tanh, Trace
+from robustmail import PGD, Affine, Discrete, Exp, Lowest, Sigmoid, Softmax, Softplus, Step, Tanh, Trace
 from robustmail.catalog import catalog_entries
-from robustmail.config.loader import find_plugin
+from robustmail.config.overrides import parse_value
 
-MARGINS = {name: find_plugin(name, "margins") for name in catalog_entries("margins")}
+MARGINS = {name: parse_value(name) for name in catalog_entries("margins")}
 WEIGHTS = {
     "Sigmoid(10, -0.5)": Sigmoid(slope=10.0, bias=-0.5),
     "Sigmoid(2, 0)": Sigmoid(slope=2.0, bias=0.0),
@@ -17,6 +17,11 @@ WEIGHTS = {
     "Tanh": Tanh(),
     "Tanh(inf)": Tanh(lam=float("inf")),
     "Discrete": Discrete(),
+    "Exp(0.5)": Exp(alpha=0.5),
+    "Affine(7, 0.007)": Affine(alpha=7.0, bias=0.007),
+    "Softmax(0.1)": Softmax(temperature=0.1),
+    "Softplus": Softplus(),
+    "Lowest(0.4)": Lowest(share=0.4),
 }
 every_margin = pytest.mark.parametrize("margin", MARGINS.values(), ids=MARGINS)
 every_weight = pytest.mark.parametrize("weight", WEIGHTS.values(), ids=WEIGHTS)
@@ -97,10 +102,10 @@ def test_equal_margins_get_weight_one(weight):
 
 def test_a_scale_replaces_the_normalisation_as_in_the_authors_code():
     margin = torch.tensor([-1, -0.75, -0.5, -0.25, 0, 0.25, 0.5, 1])
-    value = Sigmoid(slope=10.0, bias=-0.5, scale=3.0)(margin)
+    value = Sigmoid(slope=10.0, bias=-0.5, normalize=False, scale=3.0)(margin)
     table = torch.tensor([2.980, 2.772, 1.500, 0.228, 0.0201, 0.0017, 0.0001, 1e-6])
     assert torch.allclose(value, table, atol=5e-4)
-    value = Sigmoid(slope=2.0, bias=0.0, scale=3.0)(margin)
+    value = Sigmoid(slope=2.0, bias=0.0, normalize=False, scale=3.0)(margin)
     assert torch.allclose(value, torch.tensor([2.642, 2.453, 2.193, 1.867, 1.5, 1.133, 0.807, 0.358]), atol=5e-4)
 
 

@@ -7,7 +7,7 @@ import torch
 
 from robustmail import AT, AWP, MART, PGD, SGD, TRADES, Recipe, Sigmoid, Stairs, Tanh, digits, lps, pm_adv
 from robustmail.catalog import catalog_entries
-from robustmail.config.loader import find_plugin
+from robustmail.config.overrides import parse_value
 from robustmail.runtime.rng import fork_rng, seed_all
 from robustmail.train.train_step import train_step
 
@@ -43,7 +43,7 @@ def identical(a, b):
 @pytest.mark.parametrize("margin", MARGINS)
 def test_with_uniform_weights_every_margin_trains_the_bit_identical_model(margin, objective, batch):
     plain = trained(recipe(objective=objective), batch)
-    weighted = trained(recipe(objective=objective, margin=find_plugin(margin), weighter=torch.ones_like), batch)
+    weighted = trained(recipe(objective=objective, margin=parse_value(margin), weighter=torch.ones_like), batch)
     assert identical(plain, weighted)
 
 

@@ -112,7 +112,7 @@ def check(
     compared with the images that the model is validated and tested on.
     """
     from robustmail.config.loader import load_plugins
-    from robustmail.contracts import assert_lawful, laws
+    from robustmail.contracts import assert_lawful, laws, tried_on
     from robustmail.data.mixed import tested_source
     from robustmail.plugin_calls import plugin_name
     from robustmail.text import plural
@@ -130,9 +130,10 @@ def check(
     if changes:
         epochs = ", ".join(str(epoch + 1) for epoch in changes)
         report += f" (something changes at epoch{'s' * (len(changes) > 1)} {epochs})"
-    for kind, plugin in resolved.own_plugins().items():
-        assert_lawful(plugin, kind)
+    for kind, plugin in resolved.own_plugins():
+        assert_lawful(plugin, kind, resolved.margin)
         report += f"; {kind} {plugin_name(plugin)} passes all {plural(len(laws(kind)), 'law')}"
+        report += tried_on(plugin, resolved.margin) if kind == "weighter" else ""
     print(f"{recipe}: {report}")
     if tested_source(resolved.data) is not resolved.data:
         _check_extra(resolved)
@@ -181,7 +182,7 @@ def _progress(n: int) -> Callable[[int], None]:
 
 def _check_plugins(plugins: dict[str, Any]) -> None:
     """Test every plugin of a file; what is of no kind is named and left out, unless it is the only one."""
-    from robustmail.contracts import assert_lawful, kind_of, laws
+    from robustmail.contracts import assert_lawful, kind_of, laws, tried_on
     from robustmail.text import plural
 
     for name, plugin in plugins.items():
@@ -193,7 +194,8 @@ def _check_plugins(plugins: dict[str, Any]) -> None:
             print(f"{name}: not tested, it {error.wrong}")
             continue
         assert_lawful(plugin, kind)
-        print(f"{name}: {kind}, passes all {plural(len(laws(kind)), 'law')}")
+        tried = tried_on(plugin) if kind == "weighter" else ""
+        print(f"{name}: {kind}, passes all {plural(len(laws(kind)), 'law')}{tried}")
 
 
 def list_(

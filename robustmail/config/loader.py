@@ -120,7 +120,8 @@ def _public(module: types.ModuleType) -> list[str]:
 
 def field_kind(path: str) -> str | None:
     """The plural of the kind of plugins that a recipe's field holds; None for a field that holds none."""
-    return KINDS[path].plural if path in KINDS and path not in ("model", "schedule") else None
+    kind = "augmentation" if path == "augment" else path
+    return KINDS[kind].plural if kind in KINDS and path not in ("augmentation", "model", "schedule") else None
 
 
 def known_paths(recipe: Recipe) -> list[str]:

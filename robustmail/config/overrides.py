@@ -7,7 +7,6 @@ my.py:doubt), or a call of one with literal arguments (Sigmoid(slope=5, bias=0))
 from __future__ import annotations
 
 import ast
-import dataclasses
 import math
 import operator
 import re
@@ -16,7 +15,7 @@ from typing import Any
 
 from robustmail.config.loader import field_kind, find_plugin, known_paths
 from robustmail.errors import PluginError, RecipeError, did_you_mean
-from robustmail.fields import field_values, matches_type, type_hints, type_name
+from robustmail.fields import field_values, matches_type, replace_fields, type_hints, type_name
 from robustmail.recipe import Recipe
 
 __all__ = ["apply_overrides", "parse_value"]
@@ -60,7 +59,7 @@ def _set(current: Any, path: list[str], value: str, text: str, recipe: Recipe) -
             raise RecipeError(text, f"no field {name!r} in {type(current).__name__}", did_you_mean(name, fields))
         raise _no_field(text, text.partition("=")[0], recipe)
     new = _set(fields[name], rest, value, text, recipe) if rest else _value(value, type(current), name, text)
-    return dataclasses.replace(current, **{name: new})
+    return replace_fields(current, {name: new})
 
 
 def _value(value: str, owner: type, field: str, text: str) -> Any:
@@ -83,6 +82,8 @@ def _value(value: str, owner: type, field: str, text: str) -> Any:
         raise RecipeError(text, f"{value!r} is neither a literal nor a known name", todo) from error
     except RecipeError as error:
         raise RecipeError(text, f"{error.who}: {error.wrong}", error.todo) from error
+    if hint is not Any and callable(parsed) and matches_type((parsed,), hint):
+        return (parsed,)  # one plugin for a field that takes several
     if hint is not Any and not matches_type(parsed, hint):
         raise RecipeError(text, f"{field} must be {type_name(hint)}")
     return parsed

@@ -15,40 +15,46 @@ from torch import Tensor, nn
 
 from robustmail.attacks.view import model_view
 from robustmail.contracts.attack_laws import ATTACK_LAWS
+from robustmail.contracts.augmentation_laws import AUGMENTATION_LAWS
 from robustmail.contracts.kinds import kind_of
 from robustmail.contracts.perturbation_laws import PERTURBATION_LAWS
 from robustmail.contracts.samples import Law
 from robustmail.contracts.step_laws import MARGIN_LAWS, OBJECTIVE_LAWS
-from robustmail.contracts.weighter_laws import WEIGHTER_LAWS
+from robustmail.contracts.weighter_laws import tried_range, weighter_laws
 from robustmail.errors import PluginError, asked_to_stop, in_brief
 from robustmail.plugin_calls import error_location, is_third_party, plugin_name, source_location
+from robustmail.step import range_of
 
-__all__ = ["LAWS", "Law", "assert_lawful", "broken_laws", "kind_of", "laws"]
+__all__ = ["LAWS", "Law", "assert_lawful", "broken_laws", "kind_of", "laws", "tried_on"]
 
 LAWS: dict[str, dict[str, Law]] = {
     "margin": MARGIN_LAWS,
-    "weighter": WEIGHTER_LAWS,
+    "weighter": weighter_laws(),
     "objective": OBJECTIVE_LAWS,
     "attack": ATTACK_LAWS,
     "perturbation": PERTURBATION_LAWS,
+    "augmentation": AUGMENTATION_LAWS,
 }
 """The laws by kind of plugin, then by their sentence."""
 
 
-def laws(kind: str) -> dict[str, Law]:
-    """The laws of a kind ("margin", "weighter", "objective", "attack", "perturbation"), by their sentence."""
-    return LAWS[kind]
+def laws(kind: str, margin: Any = None) -> dict[str, Law]:
+    """The laws of a kind, a key of LAWS, by their sentence.
+
+    margin: for a weighter, the margin that it is used with; its laws are tried on that margin's range (`tried_range`).
+    """
+    return weighter_laws(margin) if kind == "weighter" else LAWS[kind]
 
 
-def broken_laws(plugin: Any, kind: str | None = None) -> dict[str, str]:
+def broken_laws(plugin: Any, kind: str | None = None, margin: Any = None) -> dict[str, str]:
     """Return {law: what is wrong} of the laws that a plugin breaks; an exception breaks the law too.
 
-    kind: its kind of plugin; None to infer it with `kind_of`.
+    kind: its kind of plugin; None to infer it with `kind_of`. margin: as in `laws`.
     """
     broken = {}
     kind = kind or kind_of(plugin)
     state = torch.get_rng_state()
-    for sentence, law in laws(kind).items():
+    for sentence, law in laws(kind, margin).items():
         torch.manual_seed(0)
         try:
             wrong = law(plugin)
@@ -63,14 +69,15 @@ def broken_laws(plugin: Any, kind: str | None = None) -> dict[str, str]:
     return broken
 
 
-def assert_lawful(plugin: Any, kind: str | None = None) -> None:
+def assert_lawful(plugin: Any, kind: str | None = None, margin: Any = None) -> None:
     """Check a plugin against all laws of its kind; a user's own attack is called on a `model_view`, as in a run.
 
-    kind: its kind of plugin; None to infer it with `kind_of`.
+    kind: its kind of plugin; None to infer it with `kind_of`. margin: as in `laws`.
     Raises PluginError with every law that it breaks, and how.
     """
     kind = kind or kind_of(plugin)
-    if broken := broken_laws(_OnModelView(plugin) if kind == "attack" and is_third_party(plugin) else plugin, kind):
+    on_view = kind == "attack" and is_third_party(plugin)
+    if broken := broken_laws(_OnModelView(plugin) if on_view else plugin, kind, margin):
         first_law: dict[str, str] = {}
         for law, wrong in broken.items():  # a plugin that fails does so in the same way under every law
             first_law.setdefault(wrong, law)
@@ -79,6 +86,13 @@ def assert_lawful(plugin: Any, kind: str | None = None) -> None:
         raise PluginError(
             f"{kind} {plugin_name(plugin)} ({source_location(plugin)})", f"breaks {count} of plugins: {faults}"
         )
+
+
+def tried_on(weighter: Any, margin: Any = None) -> str:
+    """The margins on which the laws of a weighter were tried, in words; margin: as in `laws`."""
+    low, high = tried_range(weighter, margin)
+    whose = f" of {plugin_name(margin)}" if range_of(margin) else ""
+    return f" on margins{whose} from {low:g} to {high:g}"
 
 
 class _OnModelView:

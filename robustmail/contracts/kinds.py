@@ -20,7 +20,7 @@ __all__ = ["kind_of"]
 
 
 def kind_of(plugin: Any) -> str:
-    """Infer the kind of a plugin: "margin", "weighter", "objective", "attack" or "perturbation".
+    """Infer the kind of a plugin: "margin", "weighter", "objective", "attack", "perturbation" or "augmentation".
 
     Decided by the number, names and annotations of its required parameters; failing that, by what it returns for a
     sample. Raises PluginError for a callable that is none of these.
@@ -36,7 +36,7 @@ def kind_of(plugin: Any) -> str:
     hint = hints.get(required[0].name) if required else None
     names = [p.name for p in required]
     if len(required) == 3:
-        return "attack"
+        return "augmentation" if names[2] == "rng" or hints.get(names[2]) is torch.Generator else "attack"
     if len(required) == 2 and "classes" not in names[0]:  # (classes, channels) is a model's
         return "perturbation"
     if len(required) == 1 and "param" not in names[0]:  # (parameters) is an optimiser's

@@ -75,10 +75,12 @@ def random_logits(n: int = SIZE, classes: int = 10) -> tuple[Tensor, Tensor]:
     return torch.randn(n, classes) * 3, torch.randn(n, classes) * 3
 
 
-def step_with_logits(logits: tuple[Tensor, Tensor], y: Tensor, trace: Trace, x: Tensor | None = None) -> Step:
-    """A step whose natural and adversarial logits are `logits`, not computed by its model."""
+def step_with_logits(
+    logits: tuple[Tensor, Tensor], y: Tensor, trace: Trace, x: Tensor | None = None, targets: Tensor | None = None
+) -> Step:
+    """A step whose natural and adversarial logits are `logits`, not computed by its model; targets: soft labels."""
     images = torch.rand(len(y), 3, 8, 8) if x is None else x
-    step = Step(sample_model(logits[0].shape[1]), images, y, images, trace)
+    step = Step(sample_model(logits[0].shape[1]), images, y, images, trace, targets)
     step._logits = {"nat": logits[0], "adv": logits[1]}
     return step
 

@@ -21,7 +21,8 @@ from robustmail.contracts.samples import (
     sample_model,
     step_with_logits,
 )
-from robustmail.step import Step, Terms, Trace
+from robustmail.functional import one_hot
+from robustmail.step import Step, Terms, Trace, range_of
 
 __all__ = ["MARGIN_LAWS", "OBJECTIVE_LAWS"]
 
@@ -121,6 +122,18 @@ def _margin_detached(margin: Any) -> str | None:
     return "carries a graph: its gradient would reach the weights" if value.requires_grad else None
 
 
+def _margin_in_range(margin: Any) -> str | None:
+    if (declared := range_of(margin)) is None:
+        return None
+    for scale in (1.0, 100.0):
+        values = _MARGIN.values(margin, lambda z, scale=scale: z * scale)  # type: ignore[misc]
+        low, high = values.min().item(), values.max().item()
+        slack = 1e-5 * max(1.0, abs(low), abs(high))
+        if low < declared[0] - slack or high > declared[1] + slack:
+            return f"declares the range {list(declared)}, returned values from {low:.4g} to {high:.4g}"
+    return None
+
+
 def _objective_terms(objective: Any) -> str | None:
     terms = objective(step_with_logits(random_logits(), torch.arange(SIZE), random_trace(SIZE)))
     if not isinstance(terms, Terms):
@@ -144,6 +157,43 @@ def _objective_gradient(objective: Any) -> str | None:
     return None
 
 
+def _soft_finite(objective: Any) -> str | None:
+    for change in (1.0, 1e4):
+        logits, targets = tuple(z * change for z in random_logits()), _soft_labels()
+        value = _total(objective, _soft_step((logits[0], logits[1]), targets))
+        if wrong := all_finite(value):
+            return wrong
+    return None
+
+
+def _soft_batch_mates(objective: Any) -> str | None:
+    logits, targets = random_logits(), _soft_labels()
+    value = _total(objective, _soft_step(logits, targets))
+    alone = _total(objective, _soft_step((logits[0][:2], logits[1][:2]), targets[:2]))
+    return difference(value[:2], alone, 1e-5, "in the company of other examples with soft labels")
+
+
+def _soft_one_hot(objective: Any) -> str | None:
+    logits = random_logits()
+    y, trace, x = torch.arange(SIZE), random_trace(SIZE), torch.rand(SIZE, 3, 8, 8)
+    soft = step_with_logits(logits, y, trace, x, one_hot(y, 10))
+    hard = step_with_logits(logits, y, trace, x)
+    return difference(_total(objective, hard), _total(objective, soft), 1e-5, "with one-hot targets in place of y")
+
+
+def _soft_labels() -> Tensor:
+    """Labels [SIZE, 10] that are mixed and smoothed."""
+    y = torch.arange(SIZE)
+    return 0.9 * (0.7 * one_hot(y, 10) + 0.3 * one_hot(y + 1, 10)) + 0.1 / 10
+
+
+def _soft_step(logits: tuple[Tensor, Tensor], targets: Tensor) -> Step:
+    """A step with soft labels, whose trace and images are the same for every batch."""
+    n = len(targets)
+    trace = Trace(torch.arange(10)[:, None] < torch.arange(n) + 2, torch.full((10, n), 0.5))
+    return step_with_logits(logits, torch.arange(n), trace, torch.full((n, 3, 8, 8), 0.5), targets)
+
+
 _MARGIN = _StepLaws(lambda margin, step: margin(step.detached()))
 _OBJECTIVE = _StepLaws(_total)
 
@@ -157,6 +207,7 @@ MARGIN_LAWS: dict[str, Law] = {
     "the same in bfloat16": _MARGIN.half_precision,
     "any number of classes": _MARGIN.any_classes,
     "a batch of one": _MARGIN.batch_of_one,
+    "within the range that it declares": _margin_in_range,
     "leaves modes, gradients, BatchNorm statistics and weights alone": _MARGIN.model_unchanged,
     "leaves the generators alone": _MARGIN.generators_unchanged,
     "the same when asked again": _MARGIN.repeatable,
@@ -170,6 +221,9 @@ OBJECTIVE_LAWS: dict[str, Law] = {
     "a finite gradient": _objective_gradient,
     "independent of the order of examples": _OBJECTIVE.order,
     "independent of batch mates": _OBJECTIVE.batch_mates,
+    "finite with soft labels": _soft_finite,
+    "independent of batch mates with soft labels": _soft_batch_mates,
+    "the same for labels and for one-hot targets": _soft_one_hot,
     "any number of classes": _OBJECTIVE.any_classes,
     "leaves the generators alone": _OBJECTIVE.generators_unchanged,
     "does not write into its input": _OBJECTIVE.inputs_unchanged,

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from robustmail.attacks.view import eps_of
+from robustmail.functional import one_hot
 from robustmail.norms import max_distance, norm_of, tolerance
 from robustmail.plugin_calls import call_plugin, plugin_error
 from robustmail.recipe import Loss, Recipe
-from robustmail.runtime.rng import fork_rng, seed_all
+from robustmail.runtime.rng import fork_rng, generator, seed_all
 from robustmail.step import Step, counted_steps
+from robustmail.train.batches import Batch, augment_batch
 from robustmail.train.train_step import run_attack, weight_perturbation
 
 __all__ = ["Passes", "dry_run", "dry_run_step"]
@@ -46,11 +48,11 @@ def dry_run_step(recipe: Recipe, classes: int, shape: tuple[int, int, int]) -> P
     with fork_rng(), torch.enable_grad():
         seed_all("rehearsal")
         model = _CountingModel(classes, shape)
-        x, y = torch.rand(4, *shape), torch.arange(4) % classes
+        x, y, targets = _augmented(recipe, torch.rand(4, *shape), torch.arange(4) % classes, classes)
         adversarial = run_attack(recipe, model, x, y)
         attack_passes = model.pop_passes()
         _check_images(recipe, x, adversarial.x)
-        step = Step(model, x, y, adversarial.x, adversarial.trace)
+        step = Step(model, x, y, adversarial.x, adversarial.trace, targets)
         with weight_perturbation(recipe, model, step):
             loss = recipe.compute_loss(step)
             _check_loss(recipe, loss, len(adversarial.trace.correct) if adversarial.trace else None)
@@ -81,6 +83,21 @@ class _CountingModel(nn.Module):
         forward, backward = self.passes
         self.passes = [0, 0]
         return forward, backward
+
+
+def _augmented(recipe: Recipe, x: Tensor, y: Tensor, classes: int) -> Batch:
+    """The batch as the recipe's augmentations leave it; what each of them returns is checked."""
+    own = recipe.augment or ()
+    for i, augmentation in enumerate(own):
+        batch = augment_batch(recipe.but(augment=own[: i + 1]), x.clone(), y, classes, generator("rehearsal"))
+        if not (batch.x.min() >= 0 and batch.x.max() <= 1):  # NaN, too
+            wrong = f"left the box: pixels span [{batch.x.min():.3g}, {batch.x.max():.3g}]"
+            raise plugin_error("augmentation", augmentation, wrong, "Clamp to [0, 1].")
+        targets = one_hot(y, classes) if batch.targets is None else batch.targets
+        if not (targets.min() >= 0 and (targets.sum(1) - 1).abs().max() < 1e-4):
+            wrong = f"returned targets {[round(t, 3) for t in targets[0].tolist()]}"
+            raise plugin_error("augmentation", augmentation, wrong, "Probabilities are not negative and add up to 1.")
+    return augment_batch(recipe, x, y, classes, generator("rehearsal"))
 
 
 def _check_images(recipe: Recipe, x: Tensor, x_adv: Tensor) -> None:

@@ -24,7 +24,7 @@ from robustmail.runtime.devices import pick_device
 from robustmail.runtime.distributed import world_size
 from robustmail.runtime.rng import fork_rng
 from robustmail.text import plural
-from robustmail.train.batches import epoch_batches
+from robustmail.train.batches import augmentation_text, epoch_batches
 from robustmail.train.dry_run import dry_run_step
 from robustmail.train.optimizer_schedule import apply_schedules, scheduled_fields
 from robustmail.train.state import State
@@ -84,7 +84,8 @@ def reproduce(dump: str | Path, recipe: Recipe) -> float:
     model.load_state_dict(content["model"])
     compute = compute_models(model, PrecisionChoice(content["precision"], "as it was"), recipe.attack_mode, x)
     with fork_rng(), backends():
-        _, loss = train_step(recipe.at(epoch), model, x, y, (epoch, step), compute=compute)
+        targets = content.get("targets")
+        _, loss = train_step(recipe.at(epoch), model, x, y, (epoch, step), compute=compute, targets=targets)
     return loss.total.item()
 
 
@@ -153,7 +154,7 @@ def _run_started(recipe: Recipe, state: State, name: str) -> RunStarted:
         parameters=sum(p.numel() for p in state.model.parameters()), data=state.images.mixture, sizes=sizes,
         device=_device_name(state.device), epochs=recipe.epochs, steps=state.steps, burn_in=recipe.burn_in,
         epoch=state.epoch, step=state.step, note=state.note,
-        precision=state.compute_models.description, augmentation=state.images.augmentation,
+        precision=state.compute_models.description, augmentation=augmentation_text(recipe, state.images),
     )  # fmt: skip
 
 

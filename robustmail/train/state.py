@@ -31,7 +31,7 @@ from robustmail.runtime.distributed import is_main_process, main_process_first, 
 from robustmail.runtime.files import atomic_write, atomic_write_text, make_folder
 from robustmail.runtime.rng import fork_rng, seed_all
 from robustmail.runtime.untrusted import check_shape, check_tensors
-from robustmail.train.batches import epoch_batches
+from robustmail.train.batches import Batch, epoch_batches
 
 __all__ = ["State"]
 
@@ -227,16 +227,17 @@ class State:
             wrong = f"cannot be read ({in_brief(error)})"
             raise RunError(str(path), wrong, "Begin anew with --fresh --yes.") from error
 
-    def dump(self, indices: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> Path | None:
+    def dump(self, indices: torch.Tensor, batch: Batch) -> Path | None:
         """Write nonfinite.pt, the batch and the model with which `reproduce` fails in the same way; returns its path.
 
-        indices: [B] of the training set; those from its number of images on, `training_images`, are extra images.
-        x, y: [B, C, H, W] and [B]. None without a folder.
+        indices: [B] of the training set, of the batch's images; those from its number of images on, `training_images`,
+        are extra images. None without a folder.
         """
         if self.folder is None or not is_main_process():
             return None
         content = {
-            "epoch": self.epoch, "step": self.step, "indices": indices.cpu(), "x": x.cpu(), "y": y.cpu(),
+            "epoch": self.epoch, "step": self.step, "indices": indices.cpu(), "x": batch.x.cpu(), "y": batch.y.cpu(),
+            "targets": None if batch.targets is None else batch.targets.cpu(),
             "model": self.model.state_dict(), "classes": self.images.classes, "precision": self.precision.name,
             "training_images": len(self.train.y),
         }  # fmt: skip

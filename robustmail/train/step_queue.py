@@ -75,7 +75,7 @@ class StepQueue:
         reads = DeferredReads(previous) if self.max_queued else None
         # BatchNorm's statistics change before the loss is known; the average of the weights, where that is read late.
         changes = [*model.buffers(), *(state.eval_model.state_dict().values() if reads and state.ema else ())]
-        batch = draw_batch(state.images, state.train, indices, recipe.seed, position)
+        batch = draw_batch(recipe, state.images, state.train, indices, position)
         launched = LaunchedStep(
             indices, batch, position, float(state.optimizer.param_groups[0]["lr"]), started,
             [(tensor, tensor.clone()) for tensor in changes], reads,
@@ -89,7 +89,8 @@ class StepQueue:
             shard_batch(len(indices)) as rows,
         ):
             x, y = batch.x[rows], batch.y[rows]
-            step, loss = train_step(recipe, model, x, y, position, state.optimizer, state.compute_models)
+            targets = None if batch.targets is None else batch.targets[rows]
+            step, loss = train_step(recipe, model, x, y, position, state.optimizer, state.compute_models, targets)
             state.advance()
             launched.metrics = step_metrics(recipe, step, loss, position[1])
             read_later(launched.metrics.values, launched.values.extend)
@@ -135,7 +136,7 @@ class StepQueue:
 
     def _located(self, error: NonFiniteError, launched: LaunchedStep) -> NonFiniteError:
         state, indices = self.state, launched.indices
-        path = state.dump(indices, launched.batch.x, launched.batch.y)
+        path = state.dump(indices, launched.batch)
         where = f"The batch is in {path} (robustmail.reproduce reads it); the last saved state stays." if path else ""
         return NonFiniteError(
             f"epoch {state.epoch + 1}, step {state.step + 1} ({name_places(indices, len(state.train.y))})",

@@ -40,6 +40,7 @@ def train_step(
     position: tuple[int, int],
     optimizer: torch.optim.Optimizer | None = None,
     compute: ComputeModels | None = None,
+    targets: Tensor | None = None,
 ) -> tuple[Step, Loss]:
     """Train on one batch; returns what the step computed, and its loss.
 
@@ -49,6 +50,7 @@ def train_step(
     position: (epoch, step), both from 0; attack and update draw from generators seeded with it.
     optimizer: None computes the loss and updates nothing.
     compute: the model as the attack and the loss call it, where that differs from `model` (precision bf16).
+    targets: soft labels of these rows, [b, classes]; None where labels are hard. The attack gets y.
 
     The global generators are reseeded: call it inside `fork_rng`. Raises PluginError where a plugin breaks its
     contract, NonFiniteError where loss or gradient is not finite, inside `defer_reads` only once the values are read.
@@ -61,7 +63,7 @@ def train_step(
     adversarial = run_attack(recipe, attack_model, x, y)
 
     seed_all(recipe.seed, "update", *position)
-    step = Step(loss_model, x, y, adversarial.x, adversarial.trace)
+    step = Step(loss_model, x, y, adversarial.x, adversarial.trace, targets)
     model.train()
     with weight_perturbation(recipe, model, step):  # the update lies inside: the order of AWP's authors
         loss = recipe.compute_loss(step)

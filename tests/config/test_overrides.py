@@ -207,7 +207,7 @@ ROUND = [
     TRADES(beta=6),
     MART(beta=5.5),
     Sigmoid(slope=2.0, bias=-0.5),
-    Sigmoid(slope=1 / 3, bias=0.0, scale=3.0),
+    Sigmoid(slope=1 / 3, bias=0.0, normalize=False, scale=3.0),
     Tanh(lam=math.inf, steps=7),
     Tanh(lam=-math.inf),
     Discrete(),

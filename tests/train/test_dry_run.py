@@ -76,7 +76,7 @@ class Braces:
     [
         ({"weighter": Sigmoid(slope=Stairs({0: 1.0, 1: 2.0}), bias=0.0)}, "sigmoid(-2 pm_adv)"),
         ({"weighter": Sigmoid(slope=1.0, bias=Stairs({0: 0.0, 1: 0.5}))}, "sigmoid(-1 (pm_adv - 0.5))"),
-        ({"weighter": Sigmoid(slope=1.0, bias=0.0, scale=Stairs({0: None, 1: 3.0}))}, "w = 3 sigmoid"),
+        ({"weighter": Sigmoid(slope=1.0, bias=0.0, normalize=False, scale=Stairs({0: 1.0, 1: 3.0}))}, "w = 3 sigmoid"),
         ({"weighter": Tanh(lam=Stairs({0: float("inf"), 1: -1.0}), steps=2), "margin": kappa}, "tanh(-1 + "),
         ({"weighter": Stairs({0: UNIFORM, 1: Sigmoid(slope=Cosine(high=4.0, epochs=2), bias=0.0)})}, "sigmoid(-2 pm"),
         ({"objective": TRADES(beta=Stairs({0: 1.0, 1: 6.0}))}, "6 KL"),
@@ -170,7 +170,7 @@ class Smoothed:
 class Louder:
     """A weight that is meant not to have mean one."""
 
-    mean_one = False
+    normalize = False
 
     def __call__(self, margin):
         return 2 - margin

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from robustmail import AT, PGD, Recipe, State, fit, mixed, npz, subset
-from robustmail.data.dataset import Extra, Split
+from robustmail.data.dataset import Extra, ImageData, Split
 from robustmail.errors import NonFiniteError, RecipeError
 from robustmail.records import RunStarted, StepFinished
 from robustmail.train.batches import draw_batch, epoch_batches, name_places
@@ -101,9 +101,9 @@ def test_a_share_that_leaves_no_extra_image_in_a_batch_is_refused(recipe):
 
 def test_a_batch_has_the_images_and_labels_of_its_places(recipe):
     train, extra = numbered(60, 30, 20, share=0.5)
-    images = State.fresh(recipe).images.__class__("mine", train, train, 3, extra=extra)
+    images = ImageData("mine", train, train, 3, extra=extra)
     places = torch.tensor([5, 59, 60, 0, 109, 89, 90, 60])
-    batch = draw_batch(images, train, places, 0, (0, 0))
+    batch = draw_batch(recipe, images, train, places, (0, 0))
     numbers = (batch.x[:, 0, 0, 0] * 255).round().long()
     assert sorted(numbers.tolist()) == sorted(places.tolist())
     assert torch.equal(batch.y, numbers % 3)
