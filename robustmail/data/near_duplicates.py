@@ -98,6 +98,7 @@ def _correlation(a: Tensor, b: Tensor) -> Tensor:
 
 def _normalised(x: Tensor) -> Tensor:
     """Vectors [N, D] of mean 0 and norm 1."""
-    x = x.flatten(1)
-    x = x - x.mean(1, keepdim=True)
-    return x / x.norm(dim=1, keepdim=True).clamp_min(1e-6)
+    vectors = x.flatten(1)
+    centred = vectors - vectors.mean(1, keepdim=True)
+    length: Tensor = centred.norm(dim=1, keepdim=True)
+    return centred / length.clamp_min(1e-6)

@@ -40,11 +40,11 @@ def read_pickle(who: str, path: Path) -> Split:
     except (ValueError, KeyError, IndexError, TypeError, EOFError) as error:
         todo = f"It is damaged, or older than protocol 3. {SAVE}"
         raise DataError(who, f"not a readable pickle ({in_brief(error)})", todo) from error
-    arrays = [_array(content.get(key)) if isinstance(content, dict) else None for key in KEYS]
-    if any(array is None for array in arrays):
+    x, y = (_array(content.get(key)) if isinstance(content, dict) else None for key in KEYS)
+    if x is None or y is None:
         wrong = f"is a pickle without the arrays {' and '.join(KEYS)}"
         raise DataError(who, wrong, SAVE)
-    return as_split(who, *arrays, copy=False)
+    return as_split(who, x, y, copy=False)
 
 
 def _array(value: Any) -> Any:
