@@ -168,13 +168,13 @@ def _check_extra(recipe: Recipe) -> None:
 
 
 def _progress(n: int) -> Callable[[int], None]:
-    """Says how many of n images are done, every five seconds."""
-    said = time.monotonic()
+    """Says how many of n images are done, after 5 seconds, 10, 20, and so on."""
+    began, wait = time.monotonic(), 5.0
 
     def progress(done: int) -> None:
-        nonlocal said
-        if time.monotonic() - said >= 5:
-            said = time.monotonic()
+        nonlocal wait
+        if time.monotonic() - began >= wait:
+            wait *= 2
             print(f"compared {done:,} of {n:,} images", file=sys.stderr)
 
     return progress

@@ -99,6 +99,6 @@ def _correlation(a: Tensor, b: Tensor) -> Tensor:
 def _normalised(x: Tensor) -> Tensor:
     """Vectors [N, D] of mean 0 and norm 1."""
     vectors = x.flatten(1)
-    centred: Tensor = vectors - vectors.mean(1, keepdim=True)
+    centred = vectors - vectors.mean(1, keepdim=True)
     length: Tensor = centred.norm(dim=1, keepdim=True)
     return centred / length.clamp_min(1e-6)

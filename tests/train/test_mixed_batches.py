@@ -181,7 +181,7 @@ from robustmail import AT, PGD, Recipe, State, fit, mixed, npz
 
 data = mixed(npz(sys.argv[1], validation=40), extra=sys.argv[2])
 recipe = Recipe(data=data, model="small_cnn", attack=PGD(eps=0.02, alpha=0.02, steps=1), objective=AT(), epochs=1,
-                batch=32, evaluate=("nat",), validate="nat")
+                batch=32, evaluate=("nat",), validate="nat", test_size=10)
 list(fit(recipe, State.fresh(recipe, tempfile.mkdtemp(dir=sys.argv[3]))))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
