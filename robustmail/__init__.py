@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from robustmail.checkpoints import inspect_checkpoint
     from robustmail.config.loader import load_recipe
     from robustmail.data.dataset import ImageData
+    from robustmail.data.mixed import mixed
     from robustmail.data.sources import (
         cifar10,
         cifar100,
@@ -97,6 +98,7 @@ _NAMES = {  # by module; type checkers read the imports above instead
     ],
     "checkpoints": ["inspect_checkpoint"],
     "data.dataset": ["ImageData"],
+    "data.mixed": ["mixed"],
     "data.sources": [
         "cifar10",
         "cifar100",

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Global", "Storage", "Unbuilt", "parts", "unpickle"]
+__all__ = ["SETSTATE", "Global", "Storage", "Unbuilt", "parts", "unpickle"]
 
 LONGEST = 3_000_000
 """instructions; the checkpoint of a thousand-layer network with its optimizer has some 200,000"""
@@ -26,6 +26,7 @@ MOST_COPIED = 2**25
 """elements and letters of all arguments of calls, which copy them"""
 _NAME = 200
 """letters of the name of a class"""
+SETSTATE = "__setstate__"
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,9 @@ class Global:
 class Unbuilt(dict[Any, Any]):
     """What would be an object of an unknown class, or the result of an unknown function.
 
-    name: of the class or function. args: of the call. state: the attributes that it would get. elements: what would be
-    appended to it. Its items are those that the pickle puts into it, as into a dictionary.
+    name: of the class or function. args: of the call. state: the attributes that it would get, and as SETSTATE what it
+    would get in place of attributes, as numpy's arrays do. elements: what would be appended to it. Its items are those
+    that the pickle puts into it, as into a dictionary.
     """
 
     __slots__ = ("args", "elements", "name", "state")
@@ -60,7 +62,9 @@ class Unbuilt(dict[Any, Any]):
         return f"Unbuilt({self.name!r})"
 
     def build(self, state: Any) -> None:
-        """Take the attributes of a BUILD instruction: a dictionary, or a pair of one and another for slots."""
+        """Take the attributes of a BUILD instruction: a dictionary, a pair of one and another for slots, or a tuple."""
+        if isinstance(state, tuple) and len(state) > 2:
+            self.state[SETSTATE] = state
         for part in state if isinstance(state, tuple) and len(state) == 2 else (state,):
             if isinstance(part, dict):
                 self.state = {**self.state, **part} if self.state else part

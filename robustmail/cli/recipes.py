@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,8 +15,12 @@ from robustmail import catalog
 from robustmail.cli.options import Overrides, Plain, RecipeName, load_recipe_with, stop_exit, wants_plain
 from robustmail.errors import PluginError, RecipeError, RunError, Stopped, did_you_mean
 
+if TYPE_CHECKING:
+    from robustmail.recipe import Recipe
+
 __all__ = ["add_to"]
 
+COMPARED = 512  # extra images that are compared together
 KINDS = ("recipes", *catalog.PLURALS)
 
 
@@ -102,10 +108,12 @@ def check(
     """Try a recipe on four random images, and test its plugins.
 
     Every margin, weighter, objective or attack of your own is tested against all laws of its kind. A file without a
-    recipe is searched for plugins, and each of them is tested.
+    recipe is searched for plugins, and each of them is tested. The extra images of mixed(...) are
+    compared with the images that the model is validated and tested on.
     """
     from robustmail.config.loader import load_plugins
     from robustmail.contracts import assert_lawful, laws, tried_on
+    from robustmail.data.mixed import tested_source
     from robustmail.plugin_calls import plugin_name
     from robustmail.text import plural
     from robustmail.train.dry_run import dry_run
@@ -127,6 +135,49 @@ def check(
         report += f"; {kind} {plugin_name(plugin)} passes all {plural(len(laws(kind)), 'law')}"
         report += tried_on(plugin, resolved.margin) if kind == "weighter" else ""
     print(f"{recipe}: {report}")
+    if tested_source(resolved.data) is not resolved.data:
+        _check_extra(resolved)
+
+
+def _check_extra(recipe: Recipe) -> None:
+    """Warn of extra images that are near-copies of images on which the model is tested or validated."""
+    from robustmail.data.dataset import Extra, hold_out
+    from robustmail.data.near_duplicates import find_near_copies
+    from robustmail.plugin_calls import call_plugin
+    from robustmail.runtime.devices import pick_device
+    from robustmail.train.batches import epoch_batches
+
+    images = call_plugin("data", recipe.data)
+    train, validation = hold_out(images, recipe.seed)
+    epoch_batches(len(train.y), recipe.batch, recipe.seed, 0, images.extra)  # refuses batches without extra images
+    targets = {"test": images.test.x, "validation": validation.x}
+    device = pick_device(recipe.device)
+    found, usual = (
+        find_near_copies(part.blocks(COMPARED), targets, images.flip, device, _progress(len(part)))
+        for part in (images.extra, Extra((train,), share=1.0))
+    )
+    for name, copies in found.items():
+        touched, n = len({copy.target for copy in copies}), len(images.extra)
+        print(
+            f"{'warning: ' if copies else ''}near-copies of {name} images among the extra images: {len(copies):,} of "
+            f"{n:,} ({100 * len(copies) / n:.2g} %), of {touched:,} of {len(targets[name]):,} {name} images; "
+            f"among the training images {100 * len(usual[name]) / len(train.y):.2g} %"
+        )
+        for copy in sorted(copies, key=lambda copy: -copy.correlation)[:3]:
+            print(f"  extra image {copy.image}, {name} image {copy.target}, correlation {copy.correlation:.3f}")
+
+
+def _progress(n: int) -> Callable[[int], None]:
+    """Says how many of n images are done, after 5 seconds, 10, 20, and so on."""
+    began, wait = time.monotonic(), 5.0
+
+    def progress(done: int) -> None:
+        nonlocal wait
+        if time.monotonic() - began >= wait:
+            wait *= 2
+            print(f"compared {done:,} of {n:,} images", file=sys.stderr)
+
+    return progress
 
 
 def _check_plugins(plugins: dict[str, Any]) -> None:

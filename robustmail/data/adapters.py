@@ -43,7 +43,7 @@ def read_data(who: str, data: Any, n: int | None = None) -> LabelledImages:
     pair = _columns(who, data) or _collected(who, data, n)
     x, y = (_joined(who, value) if isinstance(value, list) else _tensor(who, value) for value in _plain(who, pair))
     y = y.squeeze(1) if y.ndim == 2 and y.shape[1] == 1 else y
-    x = channels_first(x) if x.ndim == 4 or (x.ndim == 3 and y.shape == x.shape[:1]) else x
+    x = channels_first(x).contiguous() if x.ndim == 4 or (x.ndim == 3 and y.shape == x.shape[:1]) else x
     _check_images(who, x, data)
     _check_labels(who, x, y)
     return _first(who, Split(x.float() if x.is_floating_point() else x, y.long()), n)

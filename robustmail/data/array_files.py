@@ -30,6 +30,7 @@ import torch
 from robustmail.data.dataset import Split, channels_first
 from robustmail.data.image_files import FORMATS, alike, pixels
 from robustmail.data.image_folders import IMAGES, SPLITS
+from robustmail.data.mapped_arrays import map_member, map_npy
 from robustmail.errors import DataError, in_brief
 from robustmail.runtime.untrusted import check_unpacked, printable, unpacked
 
@@ -61,12 +62,13 @@ class ImageFile:
     """Labelled images in files, not read yet.
 
     name: of the data, also for errors. path: the file or folder. parts: reads (images, labels) of each split, "train",
-    "val" or "test"; "" is a lone pair. class_names: if the file has them. there: what is in it, for errors.
+    "val" or "test"; "" is a lone pair; with `mapped=True` arrays stay on disk where that is possible. class_names: if
+    the file has them. there: what is in it, for errors.
     """
 
     name: str
     path: Path
-    parts: Mapping[str, Callable[[], Pair]]
+    parts: Mapping[str, Callable[..., Pair]]
     class_names: tuple[str, ...] | None = None
     there: str = ""
 
@@ -80,6 +82,16 @@ class ImageFile:
         if len(part.x) != len(part.y) or not len(part.y):
             raise DataError(self.name, f"has {len(part.x)} images and {len(part.y)} labels")
         return part
+
+    def trained(self) -> Split:
+        """The images of train, else the lone pair, not copied: a view of the array, on disk where it can be mapped.
+
+        Raises DataError, also as `as_split`.
+        """
+        split = next((split for split in ("train", "") if split in self.parts), None)
+        if split is None:
+            raise DataError(self.name, f"has no training images but {self.there}", "Name them image and label.")
+        return as_split(self.name, *self.parts[split](mapped=True), copy=False)
 
 
 def open_file(who: str, path: Path, labels: Path | None = None) -> ImageFile:
@@ -204,8 +216,9 @@ def _npz(who: str, path: Path, kind: str) -> ImageFile:
     if not pairs:
         raise DataError(who, f"has {there}", f"Its keys must be {KEYS}, or the like.")
 
-    def read(names: tuple[str, ...]) -> Any:
-        return _in_archive(who, path, kind, lambda file: tuple(np.asarray(file[name]) for name in names))
+    def read(names: tuple[str, ...], mapped: bool = False) -> Any:
+        array = partial(map_member, who, path) if mapped else lambda file, name: np.asarray(file[name])
+        return _in_archive(who, path, kind, lambda file: tuple(array(file, name) for name in names))
 
     named = next((key for wanted in NAMES for key in keys if key.lower() == wanted), None)
     names = _class_names(*read((named,))) if named else None
@@ -222,6 +235,8 @@ def _in_archive(who: str, path: Path, kind: str, work: Callable[[Any], T]) -> T:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             check_unpacked(file.zip, path.stat().st_size)
             return work(file)
+    except DataError:
+        raise
     except Exception as error:  # a damaged archive fails in a dozen ways, from zlib's to the tokenizer's
         if "Object arrays" in str(error):
             todo = "Save plain arrays of numbers with numpy.savez."
@@ -240,9 +255,11 @@ def _npy(who: str, path: Path, labels: Path | None) -> ImageFile:
     beside = labels or _labels_beside(who, path)
     names = path.with_name("class_names.npy")
     found = _class_names(_array(who, names)) if names.is_file() else None
-    return ImageFile(
-        who, path, {"": lambda: (_array(who, path), _array(who, beside))}, found, f"{path.name}, {beside.name}"
-    )
+
+    def read(mapped: bool = False) -> Pair:
+        return _array(who, path, mapped), _array(who, beside)
+
+    return ImageFile(who, path, {"": read}, found, f"{path.name}, {beside.name}")
 
 
 def _labels_beside(who: str, path: Path) -> Path:
@@ -261,8 +278,8 @@ def _labels_beside(who: str, path: Path) -> Path:
     raise DataError(who, wrong, f"Pass both: npy({str(path)!r}, 'LABELS.npy').")
 
 
-def _array(who: str, path: Path) -> Any:
-    """The array of an npy file."""
+def _array(who: str, path: Path, mapped: bool = False) -> Any:
+    """The array of an npy file; mapped: left on disk."""
     from numpy.lib import format as npy
 
     if not path.is_file():
@@ -278,7 +295,7 @@ def _array(who: str, path: Path) -> Any:
             if (announced := math.prod(shape) * dtype.itemsize) > size:
                 raise ValueError(f"it announces {announced:,} bytes and has {size:,}")
             file.seek(0)
-            return np.load(file, allow_pickle=False)
+            return map_npy(path, file) if mapped else np.load(file, allow_pickle=False)
     except DataError:
         raise
     except Exception as error:
@@ -363,8 +380,8 @@ def _column(who: str, what: str, known: tuple[str, ...], columns: list[str], typ
     raise DataError(who, wrong, f"Rename it: dataset.rename_column(NAME, {what!r}).")
 
 
-def _rows(who: str, files: list[Path], image: str, label: str) -> Pair:
-    """(images, labels) of parquet files, decoded."""
+def _rows(who: str, files: list[Path], image: str, label: str, mapped: bool = False) -> Pair:
+    """(images, labels) of parquet files, decoded, which cannot be mapped."""
     images: list[Any] = []
     labels: list[Any] = []
     for path in files:
@@ -407,11 +424,12 @@ def _decoded(who: str, value: Any) -> Any:
         raise DataError(who, f"the image cannot be read ({why})") from error
 
 
-def as_split(who: str, x: Any, y: Any, floats: bool = False) -> Split:
+def as_split(who: str, x: Any, y: Any, floats: bool = False, copy: bool = True) -> Split:
     """Arrays as a Split.
 
     who: the data, for errors. x: images [N, H, W, C], [N, C, H, W] or [N, H, W]. y: labels [N] or [N, 1]. floats:
-    whether images may be floats in [0, 1]. Raises DataError: other types, shapes or ranges.
+    whether images may be floats in [0, 1]. copy: whether images are brought into the order [N, C, H, W] now; else the
+    Split is a view of x. Raises DataError: other types, shapes or ranges.
     """
     if floats and np.issubdtype(x.dtype, np.floating):
         x = x.astype(np.float32)
@@ -427,7 +445,8 @@ def as_split(who: str, x: Any, y: Any, floats: bool = False) -> Split:
         wrong = f"{len(x)} images but labels of shape {list(y.shape)}" if y.ndim != 1 else f"labels are {y.dtype}"
         todo = "Save y.argmax(1) of one-hot labels." if y.ndim == 2 else "Save whole numbers, as y.astype(int)."
         raise DataError(who, f"{wrong}, expected integers", todo)
-    images = channels_first(torch.from_numpy(x)).contiguous()
+    images = channels_first(torch.from_numpy(x))
+    images = images.contiguous() if copy else images
     if images.ndim != 4:
         raise DataError(who, f"images have shape {list(x.shape)}, expected [N, H, W, C] or [N, C, H, W]")
     return Split(images, torch.from_numpy(y.astype(np.int64)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -17,7 +17,10 @@ from robustmail.errors import DataError
 from robustmail.runtime.deferred import to_device
 from robustmail.text import plural
 
+HASHED = 4096  # images of a block
+
 __all__ = [
+    "Extra",
     "ImageData",
     "Split",
     "augment",
@@ -56,12 +59,42 @@ class Split(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Extra:
+    """Images that are mixed into every training batch, such as generated ones; they stay on the host, or on disk.
+
+    parts: of several files, numbered one after another. share: of a batch, in (0, 1].
+    """
+
+    parts: tuple[Split, ...]
+    share: float
+
+    def __len__(self) -> int:
+        return sum(len(part.y) for part in self.parts)
+
+    def take(self, index: Tensor) -> Split:
+        """The images of these numbers, [M], copied into memory."""
+        ends = torch.tensor([len(part.y) for part in self.parts]).cumsum(0)
+        number = torch.bucketize(index, ends, right=True)
+        x, y = torch.empty(len(index), *self.parts[0].x.shape[1:], dtype=torch.uint8), torch.empty_like(index)
+        for i, part in enumerate(self.parts):
+            here = number == i
+            x[here], y[here] = part.take(index[here] - (ends[i] - len(part.y)))
+        return Split(x, y)
+
+    def blocks(self, size: int) -> Iterator[Split]:
+        """All images in order, `size` at a time or fewer."""
+        for part in self.parts:
+            for start in range(0, len(part.y), size):
+                yield Split(part.x[start : start + size], part.y[start : start + size])
+
+
+@dataclass(frozen=True)
 class ImageData:
     """What a data source returns.
 
     train, test: as stored. pad, flip: the augmentation that suits them: zero padding of a random crop, in pixels, and
     whether mirror images are images of the same class. validation: how many of train to hold out. class_names: one per
-    class, where they are known.
+    class, where they are known. extra: images that are mixed into the training batches and used for nothing else.
     """
 
     name: str
@@ -72,10 +105,13 @@ class ImageData:
     flip: bool = False
     validation: int | None = None
     class_names: tuple[str, ...] | None = None
+    extra: Extra | None = None
 
     def __post_init__(self) -> None:
         for split, part in {"train": self.train, "test": self.test}.items():
             _check_split(f"{self.name} ({split})", part, self.classes)
+        for part in () if self.extra is None else self.extra.parts:
+            self._check_extra(part)
         if self.classes < 2:
             raise DataError(self.name, f"has {self.classes} class, a classifier needs two")
         if self.train.x.shape[1:] != self.test.x.shape[1:]:
@@ -83,6 +119,19 @@ class ImageData:
                 self.name,
                 f"training images are {list(self.train.x.shape[1:])}, test images {list(self.test.x.shape[1:])}",
             )
+
+    def _check_extra(self, part: Split) -> None:
+        _check_split(f"{self.name} (extra)", part, self.classes)
+        if part.x.shape[1:] != self.train.x.shape[1:]:
+            shapes = list(part.x.shape[1:]), list(self.train.x.shape[1:])
+            raise DataError(f"{self.name} (extra)", f"extra images are {shapes[0]}, training images {shapes[1]}")
+
+    @property
+    def mixture(self) -> str:
+        """The name, and what is mixed into the training batches, in words."""
+        if self.extra is None:
+            return self.name
+        return f"{self.name}, {self.extra.share:.3g} of each batch from {len(self.extra):,} extra images"
 
     @property
     def augmentation(self) -> str:
@@ -97,7 +146,7 @@ class ImageData:
         return c, h, w
 
     def to(self, device: torch.device | str) -> ImageData:
-        """The same on another device."""
+        """The same on another device; extra images stay where they are."""
         return replace(self, train=self.train.to(device), test=self.test.to(device))
 
     @functools.cached_property
@@ -106,6 +155,9 @@ class ImageData:
         digest = hashlib.sha256()
         for tensor in (*self.train, *self.test):
             digest.update(tensor.cpu().contiguous().numpy().data)
+        for block in () if self.extra is None else self.extra.blocks(HASHED):
+            for tensor in (_as_stored(block.x), block.y):
+                digest.update(tensor.numpy().data)
         return digest.hexdigest()[:16]
 
 
@@ -173,13 +225,13 @@ def augment(x: Tensor, pad: int, flip: bool, rng: torch.Generator) -> Tensor:
 
 
 def channels_first(x: Tensor) -> Tensor:
-    """[N, H, W] or [N, H, W, C] -> [N, C, H, W]; the channels come last where there are 1, 3 or 4 of them at the end,
-    and not 1 or 3, or those of a square image, at the beginning."""
+    """[N, H, W] or [N, H, W, C] -> [N, C, H, W], a view; the channels come last where there are 1, 3 or 4 of them at
+    the end, and not 1 or 3, or those of a square image, at the beginning."""
     if x.ndim == 3:
         return x[:, None]
     if x.ndim != 4 or x.shape[3] not in (1, 3, 4) or x.shape[1] in (1, 3) or x.shape[1] != x.shape[2] == x.shape[3]:
         return x
-    return x.permute(0, 3, 1, 2).contiguous()
+    return x.permute(0, 3, 1, 2)
 
 
 def to_float(x: Tensor) -> Tensor:
@@ -199,6 +251,12 @@ def _check_split(who: str, part: Split, classes: int) -> None:
     low, high = int(part.y.min()), int(part.y.max())
     if low < 0 or high >= classes:
         raise DataError(who, f"labels span {low} ... {high}, outside the {classes} classes 0 ... {classes - 1}")
+
+
+def _as_stored(x: Tensor) -> Tensor:
+    """Images [N, C, H, W] in the order in which their bytes lie, channels last or first, so that nothing is copied."""
+    last = x.permute(0, 2, 3, 1)
+    return last if last.is_contiguous() else x.contiguous()
 
 
 def tensor_hash(tensors: Tensor | Iterable[Tensor]) -> str:

@@ -220,15 +220,17 @@ class npz:
     def __post_init__(self) -> None:
         _check_knobs(self)
 
+    def trained(self) -> ImageFile:
+        """The file to train on."""
+        return open_file(f"npz({self.path!r})", Path(self.path))
+
     def tested(self) -> ImageFile:
         """The file to evaluate on."""
         return open_file(f"npz({self.path!r})", Path(self.test or self.path))
 
     def __call__(self) -> ImageData:
-        who = f"npz({self.path!r})"
-        train = open_file(who, Path(self.path))
         test = open_file(f"npz({self.test!r})", Path(self.test)) if self.test else None
-        return _from_files(self, who, train, test, self.classes)
+        return _from_files(self, f"npz({self.path!r})", self.trained(), test, self.classes)
 
 
 @dataclass(frozen=True)
@@ -253,16 +255,17 @@ class npy:
 
     def tested(self) -> ImageFile:
         """The files to evaluate on."""
-        return self._test() or self._train()
+        return self._test() or self.trained()
 
-    def _train(self) -> ImageFile:
+    def trained(self) -> ImageFile:
+        """The files to train on."""
         return _npy(self.images, self.labels)
 
     def _test(self) -> ImageFile | None:
         return _npy(self.test_images, self.test_labels) if self.test_images else None
 
     def __call__(self) -> ImageData:
-        return _from_files(self, f"npy({self.images!r})", self._train(), self._test(), self.classes)
+        return _from_files(self, f"npy({self.images!r})", self.trained(), self._test(), self.classes)
 
 
 @dataclass(frozen=True)
@@ -282,13 +285,17 @@ class parquet:
     def __post_init__(self) -> None:
         _check_knobs(self)
 
+    def trained(self) -> ImageFile:
+        """The file to train on."""
+        return _parquet(self.path)
+
     def tested(self) -> ImageFile:
         """The file to evaluate on."""
         return _parquet(self.test or self.path)
 
     def __call__(self) -> ImageData:
         test = _parquet(self.test) if self.test else None
-        return _from_files(self, f"parquet({self.path!r})", _parquet(self.path), test)
+        return _from_files(self, f"parquet({self.path!r})", self.trained(), test)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from robustmail.config.overrides import parse_value
 from robustmail.data.image_files import Preprocess
+from robustmail.data.mixed import tested_source
 from robustmail.data.sources import npy, npz, parquet
 from robustmail.data.testsets import TestSet, from_file, from_image_data, from_path
 from robustmail.errors import DataError, RecipeError
@@ -68,6 +69,7 @@ def open_recorded_data(text: str, who: str) -> TestSet:
 
 
 def _from_source(source: Callable[[], Any], text: str) -> TestSet:
+    source = tested_source(source)
     if isinstance(source, (npz, npy, parquet)):  # which need not have images to train on
         return replace(from_file(source.tested()), given=text)
     return replace(from_image_data(source()), given=text)

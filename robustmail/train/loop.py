@@ -57,7 +57,7 @@ def fit(recipe: Recipe, state: State | None = None, name: str = "recipe") -> Gen
     try:
         while state.epoch < recipe.epochs:
             current = recipe.at(state.epoch)
-            order = epoch_batches(len(state.train.y), recipe.batch, recipe.seed, state.epoch)
+            order = epoch_batches(len(state.train.y), recipe.batch, recipe.seed, state.epoch, state.images.extra)
             for indices in order[state.step :]:
                 apply_schedules(scheduled, state.optimizer, state.epoch + state.step / state.steps)  # within an epoch
                 queue.launch(current, indices)
@@ -155,7 +155,7 @@ def _run_started(recipe: Recipe, state: State, name: str) -> RunStarted:
     sizes = len(state.train.y), len(state.validation.y), len(state.images.test.first(recipe.test_size).y)
     return RunStarted(
         name=name, formula=recipe.formula, model=describe(recipe.model).strip("'"),
-        parameters=sum(p.numel() for p in state.model.parameters()), data=state.images.name, sizes=sizes,
+        parameters=sum(p.numel() for p in state.model.parameters()), data=state.images.mixture, sizes=sizes,
         device=_device_name(state.device), epochs=recipe.epochs, steps=state.steps, burn_in=recipe.burn_in,
         epoch=state.epoch, step=state.step, note=state.note,
         precision=state.compute_models.description, augmentation=augmentation_text(recipe, state.images),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from robustmail.data.image_files import data_fingerprint
+from robustmail.data.mixed import tested_source
 from robustmail.data.testsets import from_image_data
 from robustmail.errors import RunError, Stopped
 from robustmail.evaluation.attack_specs import attack_spec
@@ -213,7 +214,7 @@ def _evaluate_shards(task: EvaluationTask, folder: Path, n_shards: int) -> Itera
 
 
 def _evaluation_task(recipe: Recipe, state: State, folder: Path) -> EvaluationTask:
-    test = replace(from_image_data(state.images), given=describe(recipe.data))
+    test = replace(from_image_data(state.images), given=describe(tested_source(recipe.data)))
     test = replace(test, part=test.part.first(recipe.test_size))
     model = trained_model(state.eval_model, folder / f"{recipe.kept_epoch}.safetensors", test)
     epoch = state.best_epoch if recipe.kept_epoch == "best" else recipe.epochs - 1

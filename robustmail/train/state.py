@@ -18,6 +18,7 @@ from torch import nn
 
 from robustmail.checkpoints import load_saved
 from robustmail.data.dataset import ImageData, Split, hold_out, to_float
+from robustmail.data.mixed import tested_source
 from robustmail.errors import RecipeError, RunError, in_brief
 from robustmail.fields import describe
 from robustmail.models.classifier import Classifier, build, check_forward
@@ -95,7 +96,8 @@ class State:
         with fork_rng():
             seed_all(recipe.seed, "init")
             model = build(recipe.model, images.classes, images.shape[0], recipe.normalize).to(device)
-            smallest = min(map(len, epoch_batches(len(train.y), recipe.batch, recipe.seed, epoch=0)))
+            order = epoch_batches(len(train.y), recipe.batch, recipe.seed, epoch=0, extra=images.extra)
+            smallest = min(map(len, order))
             sample = to_float(train.x[:smallest]).to(device)
             check_forward(model, describe(recipe.model).strip("'"), sample, images.classes)
         optimizer = call_plugin("optimizer", recipe.at(0).optimizer, model.parameters())
@@ -123,7 +125,7 @@ class State:
     @functools.cached_property
     def steps(self) -> int:
         """Number of steps in an epoch."""
-        return len(epoch_batches(len(self.train.y), self.recipe.batch, seed=0, epoch=0))
+        return len(epoch_batches(len(self.train.y), self.recipe.batch, seed=0, epoch=0, extra=self.images.extra))
 
     def advance(self) -> None:
         """Count one step as done, and update the EMA."""
@@ -207,7 +209,7 @@ class State:
             "model": model if isinstance(model, str) else f"recipe.py:{describe(model)}",
             "classes": self.images.classes, "channels": self.images.shape[0], "shape": list(self.images.shape),
             "data": self.images.name, "normalize": self.recipe.normalize, "eps": self.recipe.budget,
-            "epoch": self.epoch, "norm": self.recipe.norm, "source": describe(self.recipe.data),
+            "epoch": self.epoch, "norm": self.recipe.norm, "source": describe(tested_source(self.recipe.data)),
         }  # fmt: skip
         metadata = {"robustmail": json.dumps(facts)}  # one key: safetensors writes several in random order
         atomic_write(self.folder / f"{name}.safetensors", lambda path: save_file(weights, path, metadata))
@@ -227,7 +229,8 @@ class State:
     def dump(self, indices: torch.Tensor, batch: Batch) -> Path | None:
         """Write nonfinite.pt, the batch and the model with which `reproduce` fails in the same way; returns its path.
 
-        indices: [B] of the training set, of the batch's images. None without a folder.
+        indices: [B] of the training set, of the batch's images; those from its number of images on, `training_images`,
+        are extra images. None without a folder.
         """
         if self.folder is None or not is_main_process():
             return None
@@ -235,6 +238,7 @@ class State:
             "epoch": self.epoch, "step": self.step, "indices": indices.cpu(), "x": batch.x.cpu(), "y": batch.y.cpu(),
             "targets": None if batch.targets is None else batch.targets.cpu(),
             "model": self.model.state_dict(), "classes": self.images.classes, "precision": self.precision.name,
+            "training_images": len(self.train.y),
         }  # fmt: skip
         path = self.folder / "nonfinite.pt"
         atomic_write(path, lambda temporary: torch.save(content, temporary))

@@ -22,7 +22,7 @@ from robustmail.records import StepFinished
 from robustmail.runtime.deferred import DeferredReads, defer_reads, read_later
 from robustmail.runtime.distributed import shard_batch
 from robustmail.runtime.rng import fork_rng
-from robustmail.train.batches import Batch, draw_batch
+from robustmail.train.batches import Batch, draw_batch, name_places
 from robustmail.train.metrics import StepMetrics, step_metrics
 from robustmail.train.state import State
 from robustmail.train.train_step import train_step
@@ -40,7 +40,7 @@ class LaunchedStep:
     """A step on the device: what to read of it, and what undoes it where it met a number that is not finite."""
 
     indices: Tensor
-    """[B], of the training set, on the host"""
+    """[B], as `epoch_batches` has them, on the host"""
     batch: Batch
     position: tuple[int, int]
     """(epoch, step), both from 0"""
@@ -137,9 +137,8 @@ class StepQueue:
     def _located(self, error: NonFiniteError, launched: LaunchedStep) -> NonFiniteError:
         state, indices = self.state, launched.indices
         path = state.dump(indices, launched.batch)
-        batch = ", ".join(map(str, indices[:8].tolist())) + (", ..." if len(indices) > 8 else "")
         where = f"The batch is in {path} (robustmail.reproduce reads it); the last saved state stays." if path else ""
         return NonFiniteError(
-            f"epoch {state.epoch + 1}, step {state.step + 1} (training images {batch})",
+            f"epoch {state.epoch + 1}, step {state.step + 1} ({name_places(indices, len(state.train.y))})",
             f"{error.who} {error.wrong}", f"{where} {error.todo or 'Lower optimizer.lr.'}",
         )  # fmt: skip

@@ -93,6 +93,19 @@ def test_both_processes_hold_the_same_bits_and_begin_as_one_does(name, more, tmp
     assert results(tmp_path / "two").keys() == {"nat", "pgd10"}
 
 
+def test_two_processes_train_on_the_extra_images_that_one_draws(tmp_path, slice_path):
+    data = f"data=mixed(npz('{slice_path}', validation=32), extra=npz('{slice_path}'), share=0.7)"
+    changes = [data, "model=small_cnn", "batch=32", "attack.steps=1", "epochs=1", "evaluate=nat", "test_size=20",
+               "validate=nat", "precision=fp32"]  # fmt: skip
+    (one,) = train(1, tmp_path / "one", "at", *changes)
+    first, second = train(2, tmp_path / "two", "at", *changes)
+    assert [step[2] for step in first["steps"]] == [step[2] for step in one["steps"]] == 4 * [32]
+    assert first["steps"] == second["steps"]
+    assert first["steps"][0][0] == pytest.approx(one["steps"][0][0], rel=1e-3)
+    seals = [Path(f"{tmp_path / 'two'}.{rank}.last").read_text() for rank in (0, 1)]
+    assert seals[0] == seals[1]
+
+
 def test_two_processes_judge_each_image_as_one_does(tmp_path, slice_path):
     changes = [f"data=npz('{slice_path}')", *SMALL, "epochs=1"]
     train(1, tmp_path / "run", "at", *changes)
