@@ -19,7 +19,7 @@ __all__ = ["Example", "data_uri", "magnification", "png", "read_examples", "writ
 
 MAX_SIDE = 160  # pixels; larger images are shrunk, because a page holds 36
 SHEET_WIDTH = 640  # pixels, at least half of which a sheet of small images has
-PADDING = ((1, 1), (1, 1), (0, 0))  # pixels around each image of a sheet
+PADDING = ((1, 1), (1, 1), (0, 0))  # white pixels around each image of a sheet
 Pixels = np.ndarray[Any, np.dtype[np.float32]]
 
 
@@ -76,7 +76,9 @@ def write_sheet(folder: Path, path: Path, max_examples: int = 8) -> Path | None:
     scale = magnification(examples)
     rows = [[e.original for e in examples], [e.perturbation(scale) for e in examples], [e.broken for e in examples]]
     images = [[_pixels(image) for image in row] for row in rows]
-    sheet = np.concatenate([np.concatenate([np.pad(i, PADDING[: i.ndim]) for i in row], 1) for row in images])
+    sheet = np.concatenate(
+        [np.concatenate([np.pad(i, PADDING[: i.ndim], constant_values=255) for i in row], 1) for row in images]
+    )
     picture = Image.fromarray(sheet)
     times = max(1, SHEET_WIDTH // picture.width)
     picture = picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)

@@ -79,7 +79,7 @@ class Tracking:
 
     def _start(self, started: RunStarted) -> None:
         self._steps, self._done = started.steps, started.epoch * started.steps + started.step
-        config = {field: _number(text) for field, text in self._config.items()}
+        config = {field: _plain_value(text) for field, text in self._config.items()}
         ids = self._read_ids()
         for name, tracker in self._trackers.items():
             with self._contained(name, tracker):
@@ -180,10 +180,10 @@ def _epoch_scalars(epoch: EpochFinished) -> dict[str, float]:
     return {f"epoch/{name}": float(value) for name, value in {**numbers, "best": epoch.best}.items()}
 
 
-def _number(text: str) -> str | int | float:
-    """A field of recipe.json as a number, where it is one: "8/255" and "0.1", too."""
+def _plain_value(text: str) -> str | int | float:
+    """A field of recipe.json as a number, where it is one: "8/255" and "0.1", too; a text without its quotes."""
     try:
         value = Fraction(text)
     except (ValueError, ZeroDivisionError):
-        return text
+        return text.strip("'")
     return int(text) if text.lstrip("-").isdigit() else float(value)

@@ -74,4 +74,4 @@ class trackio:
         self._run.log({name: self._library.Image(str(path))}, step=step)
 
     def finish(self, outcome: Outcome) -> None:
-        self._run.finish()
+        self._library.finish()
