@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from robustmail import Recipe
 from robustmail.errors import RunError, Stopped
 from robustmail.records import RunStarted, StepFinished
 from robustmail.runtime.signals import Signals
@@ -21,7 +20,7 @@ from robustmail.trackers.tracker import Opened, TrackedRun
 from robustmail.trackers.tracking import Tracking
 from tests.train.conftest import recipe
 
-STARTED = RunStarted("test", "loss", "small_cnn", 1, "digits", (1, 1, 1), "cpu", 2, 3, 0)
+pytestmark = pytest.mark.long
 ALL_STEPS = range(1, 7)
 
 
@@ -64,7 +63,7 @@ class Notebook:
         self.fails("finish", 0)
 
 
-def follow(folder: Path, stop_after: int = 0, recipe: Recipe = recipe, **trackers: Notebook) -> list[str]:
+def follow(folder: Path, stop_after: int = 0, **trackers: Notebook) -> list[str]:
     """Train in a folder, tracked; asked to stop after so many steps. Returns what was said."""
     said: list[str] = []
     signals, steps = Signals(), 0
@@ -82,14 +81,20 @@ def follow(folder: Path, stop_after: int = 0, recipe: Recipe = recipe, **tracker
 
 
 def bits(folder: Path) -> list[bytes]:
-    return [(folder / name).read_bytes() for name in ("last.safetensors", "best.safetensors", "metrics.csv", "ledger.csv")]
+    return [
+        (folder / name).read_bytes() for name in ("last.safetensors", "best.safetensors", "metrics.csv", "ledger.csv")
+    ]
 
 
 @pytest.fixture(scope="module")
 def untracked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("untracked") / "run"
-    follow(folder)
-    return folder
+    return tmp_path_factory.mktemp("untracked") / "run"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def records(untracked: Path) -> list:
+    """The records of a whole run that nobody tracked."""
+    return list(run(recipe, untracked, "test"))
 
 
 def failing(method: str, step: int, error: BaseException) -> Callable[[str, int], None]:
@@ -136,7 +141,7 @@ def test_a_tracker_that_fails_stops_neither_the_run_nor_the_others(
     step = {"start": 0, "log": 3, "table": 0}[method]
     bad, good = Notebook(failing(method, step, error)), Notebook()
     said = replay(bad=bad, good=good)
-    (line,) = (text for text in said if text.startswith("bad: no"))
+    (line,) = (text for text in said if text.startswith("bad: no longer"))
     assert line.startswith(f"bad: no longer tracked ({type(error).__name__}")
     assert bad.scalars.get("train/loss", []) == seen
     assert bad.outcomes == ([] if method == "start" else ["failed"])
@@ -156,11 +161,6 @@ def replay(tmp_path: Path, records: list):
         return said
 
     return send
-
-
-@pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> list:
-    return list(run(recipe, tmp_path_factory.mktemp("records") / "run", "test"))
 
 
 def test_that_the_user_stops_the_process_is_passed_on(replay):
@@ -224,8 +224,7 @@ def test_a_folder_of_that_name_that_is_no_run_s_is_refused(tmp_path: Path):
         status(recipe, tmp_path)
 
 
-def test_a_finished_run_is_not_tracked_again(tmp_path: Path):
-    follow(tmp_path / "run")
+def test_a_finished_run_is_not_tracked_again(untracked: Path):
     told = Notebook()
-    assert follow(tmp_path / "run", told=told) == []
+    assert follow(untracked, told=told) == []
     assert told.run is None
