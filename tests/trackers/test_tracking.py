@@ -15,9 +15,9 @@ import pytest
 from robustmail.errors import RunError, Stopped
 from robustmail.records import RunStarted, StepFinished
 from robustmail.runtime.signals import Signals
-from robustmail.train.run import TRACKERS, run, status
 from robustmail.trackers.tracker import Opened, TrackedRun
 from robustmail.trackers.tracking import Tracking
+from robustmail.train.run import TRACKERS, run, status
 from tests.train.conftest import recipe
 
 pytestmark = pytest.mark.long
