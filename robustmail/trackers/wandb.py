@@ -17,8 +17,7 @@ __all__ = ["wandb"]
 class wandb:
     """Weights & Biases; online if WANDB_MODE says so or you are logged in, otherwise in offline files for `wandb sync`.
 
-    WANDB_PROJECT names the project. Steps that a killed run trains again are dropped by W&B itself online; offline they
-    are in the files twice.
+    WANDB_PROJECT names the project. Steps that a killed run trains again are in the offline files twice.
     """
 
     def __init__(self) -> None:
