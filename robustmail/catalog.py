@@ -9,7 +9,17 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
-__all__ = ["KINDS", "PLURALS", "Entry", "Kind", "catalog_entries", "module_of_name", "recipe_files", "summary"]
+__all__ = [
+    "KINDS",
+    "NOT_IN_RECIPES",
+    "PLURALS",
+    "Entry",
+    "Kind",
+    "catalog_entries",
+    "module_of_name",
+    "recipe_files",
+    "summary",
+]
 
 HERE = Path(__file__).parent
 
@@ -42,11 +52,15 @@ KINDS: dict[str, Kind] = {
     "optimizer": Kind("optimizers", ("optimizers",)),
     "schedule": Kind("schedules", ("schedules",)),
     "model": Kind("models", ("models.resnet", "models.wide_resnet", "models.small")),
+    "tracker": Kind("trackers", ("trackers.tensorboard", "trackers.wandb", "trackers.mlflow", "trackers.trackio")),
 }
 """The kinds of plugins by their singular: the one table of them."""
 
 PLURALS = {kind.plural: kind for kind in KINDS.values()}
 """The same kinds by their plural."""
+
+NOT_IN_RECIPES = ("models", "trackers")
+"""Kinds whose names are not written as Python in a recipe: a model is named by a text, a tracker is no part of it."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +89,8 @@ def catalog_entries(plural: str) -> dict[str, Entry]:
 
 
 def module_of_name() -> dict[str, str]:
-    """The module of each of robustmail's own plugins but models, by the plugin's name."""
-    entries = [e for plural in PLURALS if plural != "models" for e in catalog_entries(plural).values()]
+    """The module of each of robustmail's own plugins that recipes write as Python, by the plugin's name."""
+    entries = [e for plural in PLURALS if plural not in NOT_IN_RECIPES for e in catalog_entries(plural).values()]
     return {e.name: e.module for e in entries if e.module}
 
 

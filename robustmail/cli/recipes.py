@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 import sys
 import time
@@ -12,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from robustmail import catalog
-from robustmail.cli.options import Overrides, Plain, RecipeName, load_recipe_with, stop_exit, wants_plain
+from robustmail.cli.options import Overrides, Plain, RecipeName, load_recipe_with, split_names, stop_exit, wants_plain
 from robustmail.errors import PluginError, RecipeError, RunError, Stopped, did_you_mean
 
 if TYPE_CHECKING:
     from robustmail.recipe import Recipe
+    from robustmail.trackers.tracker import Tracker
 
 __all__ = ["add_to"]
 
@@ -38,6 +40,9 @@ def run_(
         bool, typer.Option("--fresh", help="Delete a finished run in the folder and start again.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="With --fresh: delete an unfinished run, too.")] = False,
+    track: Annotated[
+        str | None, typer.Option(help="Trackers that follow the run, as tensorboard,wandb (robustmail list trackers).")
+    ] = None,
     plain: Plain = False,
 ) -> None:
     """Train a recipe, then evaluate the model.
@@ -47,13 +52,16 @@ def run_(
     from rich.console import Console
 
     from robustmail.config.loader import recipe_path
+    from robustmail.fields import flatten
     from robustmail.report.dashboard import LogFile, choose_run_view
     from robustmail.report.figures import draw_curves
     from robustmail.runtime import distributed
     from robustmail.runtime.signals import Signals
-    from robustmail.train.run import run
+    from robustmail.trackers.tracking import Tracking
+    from robustmail.train.run import TRACKERS, run
 
     resolved = load_recipe_with(recipe, overrides)
+    trackers = _load_trackers(track)
     name = _run_name(recipe)
     folder = out or Path("runs") / name / str(resolved.seed)
     path, _ = recipe_path(recipe)
@@ -65,12 +73,16 @@ def run_(
                 for _ in records:
                     pass
                 return
-            with choose_run_view(Console(), wants_plain(plain)) as view:
-                for record in records:
-                    log(record)
-                    view(record)
-            if not (folder / "curves.png").exists():
-                draw_curves(folder, name)
+            console = Console()
+            say = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
+            with Tracking(trackers, folder / TRACKERS, flatten(resolved), say) as track_record:
+                with choose_run_view(console, wants_plain(plain)) as view:
+                    for record in records:
+                        log(record)
+                        track_record(record)
+                        view(record)
+                if not (folder / "curves.png").exists():
+                    draw_curves(folder, name)
     except Stopped as stop:
         words = [word for word in sys.argv[1:] if word not in ("--fresh", "--yes")]
         saved = f"saved in {folder}. Resume with: {shlex.join(['robustmail', *words])}"
@@ -238,6 +250,15 @@ def copy(
         raise RunError(str(target.parent), "no such folder", "Make it first.")
     atomic_write_text(target, built_in[recipe].read_text(encoding="utf-8"))
     print(f"{target}: edit it, then robustmail run {target}")
+
+
+def _load_trackers(names: str | None) -> dict[str, Tracker]:
+    """The trackers that --track names. Raises PluginError: no such tracker, or its library is not installed."""
+    from robustmail.config.loader import find_plugin
+    from robustmail.plugin_calls import call_plugin
+
+    chosen = split_names("--track", names, "--track tensorboard,wandb") if names is not None else []
+    return {name: call_plugin("tracker", find_plugin(name, "trackers")) for name in chosen}
 
 
 def _run_name(recipe: str) -> str:

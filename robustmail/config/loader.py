@@ -9,7 +9,7 @@ import types
 from pathlib import Path
 from typing import Any
 
-from robustmail.catalog import KINDS, PLURALS, catalog_entries, recipe_files
+from robustmail.catalog import KINDS, NOT_IN_RECIPES, PLURALS, catalog_entries, recipe_files
 from robustmail.config.modules import load_source
 from robustmail.errors import PluginError, RecipeError, asked_to_stop, did_you_mean
 from robustmail.fields import field_values
@@ -22,7 +22,7 @@ __all__ = ["find_plugin", "load_plugins", "load_recipe", "load_source", "recipe_
 def find_plugin(name: str, kind: str | None = None) -> Any:
     """Return the plugin called `name`, or the attribute that `file.py:name` names.
 
-    kind: the plural of its kind, as in `catalog.PLURALS`; None for any kind but models.
+    kind: the plural of its kind, as in `catalog.PLURALS`; None for any that recipes write as Python.
     Raises PluginError: no such plugin, with the nearest name; or its package fails to import. Raises RecipeError for a
     file that cannot be run.
     """
@@ -32,7 +32,7 @@ def find_plugin(name: str, kind: str | None = None) -> Any:
         if not hasattr(module, attribute):
             raise PluginError(path, f"has no {attribute!r}", did_you_mean(attribute, _public(module)))
         return getattr(module, attribute)
-    plurals = [kind] if kind else [plural for plural in PLURALS if plural != "models"]
+    plurals = [kind] if kind else [plural for plural in PLURALS if plural not in NOT_IN_RECIPES]
     for plural in plurals:
         if (entry := catalog_entries(plural).get(name)) is None:
             continue
@@ -121,7 +121,8 @@ def _public(module: types.ModuleType) -> list[str]:
 def field_kind(path: str) -> str | None:
     """The plural of the kind of plugins that a recipe's field holds; None for a field that holds none."""
     kind = "augmentation" if path == "augment" else path
-    return KINDS[kind].plural if kind in KINDS and path not in ("augmentation", "model", "schedule") else None
+    no_field = ("augmentation", "model", "schedule", "tracker")
+    return KINDS[kind].plural if kind in KINDS and path not in no_field else None
 
 
 def known_paths(recipe: Recipe) -> list[str]:

@@ -12,11 +12,14 @@ import numpy as np
 from PIL import Image
 
 from robustmail.errors import RunError, in_brief
+from robustmail.runtime.files import atomic_write
 from robustmail.runtime.untrusted import check_tensors
 
-__all__ = ["Example", "data_uri", "magnification", "png", "read_examples"]
+__all__ = ["Example", "data_uri", "magnification", "png", "read_examples", "write_sheet"]
 
 MAX_SIDE = 160  # pixels; larger images are shrunk, because a page holds 36
+SHEET_WIDTH = 640  # pixels, at least half of which a sheet of small images has
+PADDING = ((1, 1), (1, 1), (0, 0))  # white pixels around each image of a sheet
 Pixels = np.ndarray[Any, np.dtype[np.float32]]
 
 
@@ -62,6 +65,27 @@ def read_examples(folder: Path, max_examples: int = 12) -> tuple[list[Example], 
         ) from error
 
 
+def write_sheet(folder: Path, path: Path, max_examples: int = 8) -> Path | None:
+    """Write examples of an evaluation's folder as one PNG: originals, enlarged perturbations, adversarial images.
+
+    Returns its path, None where there are no examples. Raises RunError as `read_examples`.
+    """
+    examples, _ = read_examples(folder, max_examples)
+    if not examples:
+        return None
+    scale = magnification(examples)
+    rows = [[e.original for e in examples], [e.perturbation(scale) for e in examples], [e.broken for e in examples]]
+    images = [[_pixels(image) for image in row] for row in rows]
+    sheet = np.concatenate(
+        [np.concatenate([np.pad(i, PADDING[: i.ndim], constant_values=255) for i in row], 1) for row in images]
+    )
+    picture = Image.fromarray(sheet)
+    times = max(1, SHEET_WIDTH // picture.width)
+    picture = picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
+    atomic_write(path, lambda temporary: picture.save(temporary, "PNG"))
+    return path
+
+
 def magnification(examples: list[Example]) -> int:
     """The largest whole factor by which all perturbations can be enlarged around grey within [0, 1]."""
     largest = max((example.distance("linf") for example in examples), default=0.0)
@@ -73,12 +97,17 @@ def png(image: Pixels, exact: bool = False) -> str:
 
     exact: a large image is shrunk by dropping pixels; averaging would remove a perturbation.
     """
-    pixels = np.round(np.clip(image if len(image) == 3 else image.mean(0, keepdims=True), 0, 1) * 255).astype(np.uint8)
-    picture = Image.fromarray(pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels[0])
+    picture = Image.fromarray(_pixels(image))
     picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.NEAREST if exact else Image.Resampling.BOX)
     out = io.BytesIO()
     picture.save(out, "PNG", optimize=True)
     return data_uri(out.getvalue())
+
+
+def _pixels(image: Pixels) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """An image, [C, H, W] in [0, 1], as uint8 [H, W, 3], or [H, W] in grey."""
+    pixels = np.round(np.clip(image if len(image) == 3 else image.mean(0, keepdims=True), 0, 1) * 255).astype(np.uint8)
+    return pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels[0]
 
 
 def data_uri(file: bytes) -> str:

@@ -41,10 +41,11 @@ from robustmail.train.dry_run import dry_run
 from robustmail.train.loop import fit, worse
 from robustmail.train.state import State, kept_epochs
 
-__all__ = ["Stopped", "preflight", "run", "status", "write_recipe"]
+__all__ = ["TRACKERS", "Stopped", "preflight", "run", "status", "write_recipe"]
 
+TRACKERS = "trackers"  # folder of what trackers keep (robustmail.trackers), which training neither reads nor writes
 OURS = (
-    "state.pt", "recipe.py", "recipe.json", "metrics.csv", "log.txt", "best.safetensors", "last.safetensors",
+    TRACKERS, "state.pt", "recipe.py", "recipe.json", "metrics.csv", "log.txt", "best.safetensors", "last.safetensors",
     "curves.png", "nonfinite.pt", "forked.json", *EVALUATION_FILES,
 )  # fmt: skip
 RESULTS = {
@@ -154,8 +155,9 @@ def _prepare_folder(recipe: Recipe, state: State, folder: Path, folder_status: s
         return
     (folder / "state.pt").unlink(missing_ok=True)  # first: a kill from here on leaves a run that begins anew
     clear(folder, "run")
-    shutil.rmtree(folder / SHARDS, ignore_errors=True)
-    remove(folder, [name for name in OURS if name not in EVALUATION_FILES])
+    for name in (SHARDS, TRACKERS):
+        shutil.rmtree(folder / name, ignore_errors=True)  # a symbolic link stays, unfollowed
+    remove(folder, [name for name in OURS if name not in (TRACKERS, *EVALUATION_FILES)])
     remove(folder, kept_epochs(folder).values())
     write_recipe(recipe, folder, source)
     state.save()

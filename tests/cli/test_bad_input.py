@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shlex
 import signal
@@ -510,3 +511,23 @@ def test_a_real_process_exits_with_2_and_one_line(tmp_path: Path) -> None:
     done = process("-m", "robustmail", "chek", "quickstart", folder=tmp_path)
     assert_refused(Said(done.returncode, done.stdout, done.stderr), "Did you mean 'check'?")
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("track", "said"),
+    [
+        ("wandb,tensorbord", "'tensorbord': no such plugin among the trackers. Did you mean 'tensorboard'?"),
+        ("wandb,wandb", "wandb is named twice"),
+        (",", "no name given. Write --track tensorboard,wandb."),
+        ("wandb", "--track wandb: needs wandb, which is not installed. pip install 'robustmail[wandb]'"),
+    ],
+)
+def test_a_tracker_that_cannot_be_had_is_refused_before_training(track: str, said: str, robustmail, monkeypatch):
+    installed = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None if name == "wandb" else installed(name))
+    if track == "wandb,tensorbord":
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: installed("json"))
+    result = robustmail(f"run quickstart --track {track}")
+    assert result.code == 2
+    assert said in result.err
+    assert not Path("runs").exists()
