@@ -38,6 +38,9 @@ from robustmail.step import (
 
 __all__ = ["Loss", "Recipe"]
 
+Select = Literal["best", "last", "best-live", "best-ema", "best-swa", "last-live", "last-ema", "last-swa"]
+"""Which weights are kept: of an epoch, and which set."""
+
 METHOD = [name for name, kind in KINDS.items() if kind.is_method]
 """The fields that hold plugins of the method. Each may be a schedule."""
 
@@ -72,16 +75,21 @@ class Recipe:
     epochs: number of epochs, at least 1.
     batch: images per step, over all processes; the last batch of an epoch may be smaller.
     optimizer: parameters -> a torch optimiser, e.g. SGD(lr=0.1).
-    ema: decay d in (0, 1) of an exponential moving average of the parameters, which is then validated, saved and
-        evaluated; None for no average. Update number t + 1 keeps min(d, (1 + t) / (10 + t)) of the average, so that a
-        short run forgets its random start. BatchNorm's statistics are copied. The live parameters are validated too,
-        and a note tells where they are better.
+    ema: decay d in (0, 1) of an exponential moving average of the parameters; None for no such average. Update number
+        t + 1 keeps min(d, (1 + t) / (10 + t)) of the average, so that a short run forgets its random start.
+        BatchNorm's statistics are copied.
+    swa: 0-based epoch from which on the parameters at the ends of the epochs are averaged with equal weight
+        (stochastic weight averaging); BatchNorm's statistics are estimated anew. None for no such average.
     normalize: (mean, std) per channel, applied inside the model; None, as in the paper, for images in [0, 1].
     eps: radius of the ball in validation and evaluation, in pixels of [0, 1]; None for the attack's own.
     attack_mode: mode of BatchNorm and dropout during the attack, "eval" or "train".
-    validate: the attack that chooses the best epoch, on images held out of the training set.
+    validate: the attack that chooses the best epoch, on images held out of the training set; or several, each run on
+        the images that the ones before left standing, e.g. ("pgd10", "cw").
     evaluate: the attacks that are run on the test set at the end.
-    select: the weights that are evaluated: "best" on the validation images, or "last".
+    select: the weights that are kept and evaluated: those of the "best" epoch on the validation images, or the "last";
+        "best-ema", "last-swa", "best-live", ... say which set of weights. Without that: the EMA where there is one,
+        else the SWA, else the live weights. All sets are validated, and a note tells where the live ones are better.
+    keep_every: write the weights of every n-th epoch too, as epoch-0010.safetensors; None for none. Changes no result.
     test_size: evaluate on the first so many test images; None for all.
     device: "auto", "cpu", "cuda", "cuda:1", ...
     precision: of training alone, since evaluation is always exact: "fp32"; "bf16", autocast for the loss and a folded
@@ -107,12 +115,14 @@ class Recipe:
     batch: int = 128
     optimizer: Optimizer = SGD()
     ema: float | None = None
+    swa: int | None = None
     normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     eps: float | None = None
     attack_mode: Literal["eval", "train"] = "eval"
-    validate: str = "pgd10"
+    validate: str | tuple[str, ...] = "pgd10"
     evaluate: tuple[str, ...] = ("nat", "pgd100")
-    select: Literal["best", "last"] = "best"
+    select: Select = "best"
+    keep_every: int | None = None
     test_size: int | None = None
     device: str = "auto"
     precision: Precision = "auto"
@@ -124,7 +134,7 @@ class Recipe:
             object.__setattr__(self, "augment", (self.augment,))
         self._check_schedules()
         check_types(self)
-        for name in ("evaluate", "augment"):
+        for name in ("evaluate", "validate", "augment"):
             if isinstance(getattr(self, name), list):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         self._check_ranges()
@@ -217,6 +227,27 @@ class Recipe:
         return float(eps)
 
     @property
+    def weight_sets(self) -> tuple[str, ...]:
+        """The sets of weights that a run has: "live", and "ema" and "swa" where the fields of these names are set."""
+        return ("live", *(name for name in ("ema", "swa") if getattr(self, name) is not None))
+
+    @property
+    def kept_weights(self) -> str:
+        """The set of weights that is written and evaluated, one of `weight_sets`."""
+        named = self.select.partition("-")[2]
+        return named or next((name for name in ("ema", "swa") if name in self.weight_sets), "live")
+
+    @property
+    def kept_epoch(self) -> str:
+        """The epoch whose weights are evaluated: "best" or "last", the stem of their file."""
+        return self.select.partition("-")[0]
+
+    @property
+    def validate_attacks(self) -> tuple[str, ...]:
+        """The attacks of validation."""
+        return (self.validate,) if isinstance(self.validate, str) else self.validate
+
+    @property
     def norm(self) -> Norm:
         """The norm of validation and evaluation: that of the attack in the last epoch."""
         return norm_of(self._last.attack) or "linf"
@@ -251,7 +282,8 @@ class Recipe:
             raise RecipeError(f"Recipe (given evaluate={describe(self.evaluate)})", "an attack is named twice")
         if self.normalize is not None and min(self.normalize[1], default=0) <= 0:
             raise RecipeError(f"Recipe (given normalize={self.normalize})", "a standard deviation must be positive")
-        for name, least in {"epochs": 1, "batch": 1, "burn_in": 0, "test_size": 1, "seed": 0}.items():
+        counts = {"epochs": 1, "batch": 1, "burn_in": 0, "test_size": 1, "seed": 0, "swa": 0, "keep_every": 1}
+        for name, least in counts.items():
             value = getattr(self, name)
             if isinstance(value, int) and value < least:
                 raise RecipeError(f"Recipe (given {name}={value})", f"{name} must be at least {least}")
@@ -259,11 +291,24 @@ class Recipe:
             raise RecipeError(
                 f"Recipe (given ema={self.ema:g})", "the decay must lie between 0 and 1", "Write ema=0.999."
             )
+        self._check_averages()
         if not 0 <= self.label_smoothing < 1:
             given = f"Recipe (given label_smoothing={self.label_smoothing:g})"
             raise RecipeError(given, "label_smoothing must be at least 0 and less than 1", "Write label_smoothing=0.1.")
         for who, eps in {"Recipe": self.eps, plugin_name(self.attack): eps_of(self.attack)}.items():
             check_budget(who, self.norm, eps=eps)
+
+    def _check_averages(self) -> None:
+        if not self.validate_attacks or len(set(self.validate_attacks)) < len(self.validate_attacks):
+            wrong = "an attack is named twice" if self.validate_attacks else "names no attack"
+            raise RecipeError(f"Recipe (given validate={describe(self.validate)})", wrong, 'Write validate="pgd10".')
+        if self.swa is not None and self.swa >= self.epochs:
+            given = f"Recipe (given swa={self.swa}, epochs={self.epochs})"
+            raise RecipeError(given, "averaging would begin after the last epoch", f"Set swa={self.epochs * 3 // 4}.")
+        if self.kept_weights not in self.weight_sets:
+            name = self.kept_weights
+            todo = f"Set {name}={'0.999' if name == 'ema' else self.epochs * 3 // 4}, or select={self.kept_epoch}."
+            raise RecipeError(f"Recipe (given select={self.select})", f"the recipe has no {name}", todo)
 
     def _check_method(self) -> None:
         try:

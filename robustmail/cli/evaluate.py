@@ -74,6 +74,9 @@ def eval_(
     accept_reading: AcceptReading = False,
     ignore_unused: IgnoreUnused = False,
     weights: Weights = None,
+    epoch: Annotated[
+        int | None, typer.Option(help="Of a run's folder: the weights of this epoch, kept with keep_every.")
+    ] = None,
     resize: Resize = None,
     crop: Crop = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results.  [default: evals/NAME]")] = None,
@@ -100,9 +103,11 @@ def eval_(
     """
     from datetime import timedelta
 
+    chosen = file if epoch is None else _weights_of_epoch(file, epoch)
+
     def open_all() -> EvaluationInputs:
         return open_inputs(
-            file,
+            chosen,
             data,
             n,
             model,
@@ -152,6 +157,19 @@ def eval_(
     except Stopped as stop:
         has_begun = folder is not None and folder.exists()
         raise stop_exit(stop, f"the same command resumes in {folder}" if has_begun else "nothing was begun") from None
+
+
+def _weights_of_epoch(run: str, epoch: int) -> str:
+    """The file of a kept epoch in a run's folder. Raises RunError: no such epoch, with those that there are."""
+    from robustmail.train.state import kept_epochs
+
+    kept = kept_epochs(Path(run))
+    if epoch not in kept:
+        there = f"kept are {', '.join(map(str, kept))}" if kept else "no epoch was kept"
+        raise RunError(
+            f"{run} (given --epoch {epoch})", f"no weights of this epoch: {there}", "Train with keep_every=10."
+        )
+    return str(Path(run) / kept[epoch])
 
 
 def _refuse_with_corruptions(*given: Any) -> None:

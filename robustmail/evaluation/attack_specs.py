@@ -27,6 +27,7 @@ __all__ = [
     "AttackSpec",
     "check_eps",
     "check_custom",
+    "in_turn",
     "passes_per_image",
     "is_built_in",
     "attack_spec",
@@ -175,6 +176,13 @@ def parse_attacks(attacks: Iterable[str | Attack], eps: float, classes: int, nor
     for spec in specs:
         check_custom(spec)
     return specs
+
+
+def in_turn(specs: list[AttackSpec]) -> AttackSpec:
+    """One attack of the stages of several, each run on the images that the ones before left standing."""
+    first, *others = specs
+    stages = {stage: attack for spec in specs for stage, attack in spec.stages.items()}
+    return first._replace(name=" + ".join(spec.name for spec in specs), stages=stages) if others else first
 
 
 def unique_names(specs: list[AttackSpec]) -> list[AttackSpec]:

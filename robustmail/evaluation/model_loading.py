@@ -226,8 +226,12 @@ def _spec(
 
 def _display_name(checkpoint: Checkpoint) -> str:
     path = checkpoint.path
-    is_run = path.stem in ("best", "last") and "epoch" in checkpoint.facts
-    return "/".join(path.resolve().parts[-3:-1]) if is_run else path.stem
+    if "epoch" not in checkpoint.facts:
+        return path.stem
+    run = "/".join(path.resolve().parts[-3:-1])
+    if path.stem in ("best", "last"):
+        return run
+    return f"{run}/{path.stem}" if path.stem.startswith("epoch-") else path.stem
 
 
 # Question 1: which networks may the file hold?

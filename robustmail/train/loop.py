@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from robustmail.checkpoints import load_saved
-from robustmail.evaluation.attack_specs import attack_spec, passes_per_image
+from robustmail.evaluation.attack_specs import attack_spec, in_turn, passes_per_image
 from robustmail.evaluation.evaluator import evaluate_attack
 from robustmail.evaluation.statistics import wilson
 from robustmail.fields import describe
@@ -27,7 +27,7 @@ from robustmail.text import plural
 from robustmail.train.batches import augmentation_text, epoch_batches
 from robustmail.train.dry_run import dry_run_step
 from robustmail.train.optimizer_schedule import apply_schedules, scheduled_fields
-from robustmail.train.state import State
+from robustmail.train.state import State, kept_epoch_name
 from robustmail.train.step_queue import StepQueue
 from robustmail.train.train_step import train_step
 
@@ -101,27 +101,30 @@ def _read_and_save(queue: StepQueue, state: State, is_last: bool) -> list[StepFi
 def _end_epoch(recipe: Recipe, current: Recipe, state: State) -> EpochFinished:
     """Validate, write the weights, save; current: `recipe.at(epoch)`."""
     means = {name: total / count for name, (total, count) in state.sums.items() if count}
-    scores = _validate(recipe, state, state.eval_model)
-    live = _validate(recipe, state, state.model) if state.ema is not None else {}
+    state.averages.after_epoch(state.epoch, state.train)
+    scores = {name: _validate(recipe, state, model) for name, model in state.averages.models().items()}
+    kept = scores.pop(recipe.kept_weights) if recipe.kept_weights in scores else scores["live"]
     columns = ("loss", "weighted", "plain", "nat", "adv", "ess", "top", "right", "wrong")
     row = {
         "epoch": state.epoch, "lr": current.optimizer.lr, "weights": "on" if current.weighter else "off",
-        **{f"train_{name}": means.get(name, "") for name in columns}, **scores,
-        **{f"{name}_live": score for name, score in live.items()},
+        **{f"train_{name}": means.get(name, "") for name in columns}, **kept,
+        **{f"{column}_{name}": score for name, row in scores.items() for column, score in row.items()},
     }  # fmt: skip
-    better = scores["val_rob"] > state.best
+    better = kept["val_rob"] > state.best
     if better:
-        state.best, state.best_epoch = scores["val_rob"], state.epoch
+        state.best, state.best_epoch = kept["val_rob"], state.epoch
         state.write_weights("best")  # before the state: after a kill in between, epoch and file are made again
     state.history.append(row)
     state.write_weights("last")
+    if recipe.keep_every and (state.epoch + 1) % recipe.keep_every == 0:
+        state.write_weights(kept_epoch_name(state.epoch + 1))
     state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
     state.save()
     return EpochFinished(row, better, worse(row, len(state.validation.y)))
 
 
 def worse(row: Mapping[str, Any], n: int) -> str:
-    """A warning if the EMA of the weights, which is kept, is clearly worse than the live weights; "" otherwise.
+    """A warning if the average of the weights that is kept is clearly worse than the live weights; "" otherwise.
 
     row: of metrics.csv. n: number of validation images. Clearly: the two 95 % Wilson intervals do not overlap.
     """
@@ -131,16 +134,17 @@ def worse(row: Mapping[str, Any], n: int) -> str:
         return ""
     (nat, nat_live), (rob, rob_live) = pairs
     return (
-        f"the average of the weights (ema), which is kept, is worse than the live weights: validation natural "
-        f"{nat:.1%} against {nat_live:.1%}, robust {rob:.1%} against {rob_live:.1%}. Lower ema".replace("%", " %")
+        f"the average of the weights, which is kept, is worse than the live weights: validation natural "
+        f"{nat:.1%} against {nat_live:.1%}, robust {rob:.1%} against {rob_live:.1%}. "
+        "Lower ema, or keep the live ones with select=best-live".replace("%", " %")
     )
 
 
 def _validate(recipe: Recipe, state: State, model: nn.Module) -> dict[str, float]:
     """Natural and robust accuracy on the validation images, with the same attack noise in every epoch."""
     scores = {}
-    for name, attack in {"val_nat": "nat", "val_rob": recipe.validate}.items():
-        spec = attack_spec(attack, recipe.budget, state.images.classes, recipe.norm)
+    for name, attacks in {"val_nat": ("nat",), "val_rob": recipe.validate_attacks}.items():
+        spec = in_turn([attack_spec(attack, recipe.budget, state.images.classes, recipe.norm) for attack in attacks])
         records = evaluate_attack(model, state.validation, spec, recipe.seed)
         (result,) = (record for record in records if isinstance(record, AttackResult))
         scores[name] = result.accuracy
@@ -185,10 +189,10 @@ class _Forecaster:
         forward, backward = dry_run_step(recipe.at(recipe.epochs - 1), state.images.classes, state.images.shape).total
         per_pass = per_step / (forward + 2 * backward) / recipe.batch
         left = (recipe.epochs - state.epoch) * state.steps - state.step
-        models = 1 if state.ema is None else 2  # EMA and live weights are both validated
+        models = len(recipe.weight_sets)  # all are validated
         validation = (
             per_pass
-            * passes_per_image(recipe.validate)
+            * sum(map(passes_per_image, recipe.validate_attacks))
             * len(state.validation.y)
             * (recipe.epochs - state.epoch)
             * models

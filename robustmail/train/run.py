@@ -38,7 +38,7 @@ from robustmail.runtime.signals import Signals
 from robustmail.runtime.untrusted import check_shape, read_json
 from robustmail.train.dry_run import dry_run
 from robustmail.train.loop import fit, worse
-from robustmail.train.state import State
+from robustmail.train.state import State, kept_epochs
 
 __all__ = ["Stopped", "preflight", "run", "status", "write_recipe"]
 
@@ -51,7 +51,7 @@ RESULTS = {
     "training": {"epoch": int, "burn_in": int, "note": str},
 }  # fmt: skip
 SHARDS = "shards"  # folder of what several processes evaluate, until it is joined
-NOT_THE_METHOD = {"device"}  # a run may go on elsewhere
+NOT_THE_METHOD = {"device", "keep_every"}  # a run may go on elsewhere, and keep more or less
 
 
 def preflight(recipe: Recipe) -> None:
@@ -62,7 +62,7 @@ def preflight(recipe: Recipe) -> None:
     pick_device(recipe.device)
     if isinstance(recipe.model, str):
         check_name(recipe.model)
-    for attack in (recipe.validate, *recipe.evaluate):
+    for attack in (*recipe.validate_attacks, *recipe.evaluate):
         attack_spec(attack, recipe.budget, classes=10, norm=recipe.norm)
 
 
@@ -155,6 +155,7 @@ def _prepare_folder(recipe: Recipe, state: State, folder: Path, folder_status: s
     clear(folder, "run")
     shutil.rmtree(folder / SHARDS, ignore_errors=True)
     remove(folder, [name for name in OURS if name not in EVALUATION_FILES])
+    remove(folder, kept_epochs(folder).values())
     write_recipe(recipe, folder, source)
     state.save()
 
@@ -179,7 +180,7 @@ def _train(recipe: Recipe, state: State, name: str, signals: Signals) -> Iterato
 
 def _evaluate(recipe: Recipe, state: State, folder: Path) -> Iterator[Record]:
     """Evaluate the chosen weights on the test set into the run's folder; resumes within an attack."""
-    state.read_weights(recipe.select)
+    state.read_weights(recipe.kept_epoch)
     if is_main_process() and not (folder / "results.json").exists():
         clear(folder, "run")  # a ledger without its results cannot be resumed
     task = _evaluation_task(recipe, state, folder)
@@ -214,15 +215,16 @@ def _evaluate_shards(task: EvaluationTask, folder: Path, n_shards: int) -> Itera
 def _evaluation_task(recipe: Recipe, state: State, folder: Path) -> EvaluationTask:
     test = replace(from_image_data(state.images), given=describe(recipe.data))
     test = replace(test, part=test.part.first(recipe.test_size))
-    model = trained_model(state.eval_model, folder / f"{recipe.select}.safetensors", test)
-    epoch = state.best_epoch if recipe.select == "best" else recipe.epochs - 1
+    model = trained_model(state.eval_model, folder / f"{recipe.kept_epoch}.safetensors", test)
+    epoch = state.best_epoch if recipe.kept_epoch == "best" else recipe.epochs - 1
     n_validation = len(state.validation.y)
     training = {
         "epoch": epoch,
         "burn_in": recipe.burn_in if recipe.weighter else 0,
-        "chosen_by": f"{recipe.validate} on {n_validation} images held out of train"
-        if recipe.select == "best"
+        "chosen_by": f"{' and '.join(recipe.validate_attacks)} on {n_validation} images held out of train"
+        if recipe.kept_epoch == "best"
         else "last epoch",
+        "weights": recipe.kept_weights,
         "note": worse(state.history[epoch], n_validation),
     }
     about = {

@@ -6,6 +6,7 @@ import csv
 import functools
 import io
 import json
+import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
 from robustmail.checkpoints import load_saved
@@ -30,15 +30,16 @@ from robustmail.runtime.distributed import is_main_process, main_process_first, 
 from robustmail.runtime.files import atomic_write, atomic_write_text, make_folder
 from robustmail.runtime.rng import fork_rng, seed_all
 from robustmail.runtime.untrusted import check_shape, check_tensors
+from robustmail.train.averages import WeightAverages
 from robustmail.train.batches import Batch, epoch_batches
 
-__all__ = ["State"]
+__all__ = ["State", "kept_epoch_name", "kept_epochs"]
 
-FORMAT = 1
+FORMAT = 2
 SHAPE = {
     "format": int, "data": str, "epoch": int, "step": int, "sums": {"*": [float]}, "history": [dict], "best": float,
     "best_epoch": int, "threads": int, "precision": str, "processes?": int, "model": dict, "optimizer": dict,
-    "average": dict,
+    "averages": {"*": dict},
 }  # fmt: skip
 """what `State.load` requires of state.pt, which may come from anybody"""
 
@@ -50,7 +51,7 @@ class State:
     epoch, step: the next step to train, both from 0.
     sums: {metric: [sum over images, number of images]} of the current epoch.
     history: one row of metrics.csv per finished epoch.
-    ema: the exponential moving average of the weights, if the recipe has one.
+    averages: the averages of the weights that the recipe asks for.
     best, best_epoch: the highest robust validation accuracy, and its epoch from 0; -1 before there is one.
     note: a warning about resuming, for people.
 
@@ -65,7 +66,7 @@ class State:
     validation: Split
     device: torch.device
     precision: PrecisionChoice
-    ema: ModelEmaV3 | None = None
+    averages: WeightAverages
     folder: Path | None = None
     epoch: int = 0
     step: int = 0
@@ -100,11 +101,11 @@ class State:
         optimizer = call_plugin("optimizer", recipe.at(0).optimizer, model.parameters())
         parts = train.to(device), validation.to(device)
         precision = choose_precision(recipe.precision, model, sample)
-        ema = _make_ema(model, recipe.ema)
+        averages = WeightAverages(recipe, model)
         path = Path(folder) if folder is not None else None
         if path is not None:
             make_folder(path)
-        return cls(recipe, model, optimizer, images, *parts, device, precision, ema, path)
+        return cls(recipe, model, optimizer, images, *parts, device, precision, averages, path)
 
     @functools.cached_property
     def compute_models(self) -> ComputeModels:
@@ -116,8 +117,8 @@ class State:
 
     @property
     def eval_model(self) -> nn.Module:
-        """The model that is validated, written and evaluated: the EMA where there is one."""
-        return self.model if self.ema is None else self.ema.module
+        """The model that is written and evaluated, with the set of weights that the recipe keeps."""
+        return self.averages.kept
 
     @functools.cached_property
     def steps(self) -> int:
@@ -127,8 +128,7 @@ class State:
     def advance(self) -> None:
         """Count one step as done, and update the EMA."""
         self.step += 1
-        if self.ema is not None:
-            self.ema.update(self.model, self.epoch * self.steps + self.step)
+        self.averages.after_step(self.epoch * self.steps + self.step)
 
     def add_metrics(self, finished: StepFinished) -> None:
         """Add the metrics of one step to the epoch's sums, weighted by its images."""
@@ -148,7 +148,7 @@ class State:
             "best": self.best, "best_epoch": self.best_epoch, "threads": torch.get_num_threads(),
             "precision": self.precision.name, "processes": world_size(),
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "average": self.ema.module.state_dict() if self.ema else {},
+            "averages": self.averages.state_dict(),
         }  # fmt: skip
         atomic_write(self.folder / "state.pt", lambda path: torch.save(content, path))
         self._write_metrics()
@@ -179,8 +179,7 @@ class State:
                 )
             self.model.load_state_dict(content["model"])
             self.optimizer.load_state_dict(content["optimizer"])
-            if self.ema is not None:
-                self.ema.module.load_state_dict(content["average"])
+            self.averages.load_state_dict(content["averages"])
         except RunError:
             raise
         except Exception as error:  # a damaged file fails in a dozen ways
@@ -242,17 +241,16 @@ class State:
         return path
 
 
-def _make_ema(model: nn.Module, decay: float | None) -> ModelEmaV3 | None:
-    """timm's EMA of the weights; None without a decay. Buffers are copied.
+def kept_epoch_name(epoch: int) -> str:
+    """The stem of the file with the weights of an epoch, counted from 1 as on screen: epoch-0010."""
+    return f"epoch-{epoch:04d}"
 
-    Update t, from 0, uses the decay min(decay, (1 + t) / (10 + t)): with the whole decay from the start, the EMA of a
-    short run would consist of its random initial weights.
-    """
-    if decay is None:
-        return None
-    # timm's warm-up of its n-th update, n = t + 1, is 1 - (1 + n / gamma)^-power: the same for gamma 9 and power 1.
-    warmup: dict[str, Any] = {"use_warmup": True, "warmup_gamma": 9, "warmup_power": 1, "update_after_step": -1}
-    return ModelEmaV3(model, decay, **warmup, exclude_buffers=True)
+
+def kept_epochs(folder: Path) -> dict[int, str]:
+    """The files of kept epochs in a run's folder, by epoch, counted from 1."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    found = [(match, name) for name in sorted(names) if (match := re.fullmatch(r"epoch-(\d{4,})\.safetensors", name))]
+    return {int(match[1]): name for match, name in found}
 
 
 def _folder(state: State) -> Path:

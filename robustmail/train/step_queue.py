@@ -74,7 +74,7 @@ class StepQueue:
         previous = self._launched[-1].reads if self._launched else None
         reads = DeferredReads(previous) if self.max_queued else None
         # BatchNorm's statistics change before the loss is known; the average of the weights, where that is read late.
-        changes = [*model.buffers(), *(state.eval_model.state_dict().values() if reads and state.ema else ())]
+        changes = [*model.buffers(), *(state.averages.changed_by_step() if reads else ())]
         batch = draw_batch(recipe, state.images, state.train, indices, position)
         launched = LaunchedStep(
             indices, batch, position, float(state.optimizer.param_groups[0]["lr"]), started,

@@ -22,6 +22,7 @@ from robustmail.runtime.untrusted import check_inside, read_json, read_text
 from robustmail.schedules import Stairs
 from robustmail.text import plural
 from robustmail.train.run import write_recipe
+from robustmail.train.state import kept_epochs
 from robustmail.trials.grid import Cell
 
 __all__ = ["Job", "started", "fork", "forked_from", "own_job", "plan_jobs", "is_trained"]
@@ -107,7 +108,7 @@ def fork(recipe: Recipe, trunk: Path, folder: Path, source: Path | None) -> None
     with folder_lock(folder):
         write_recipe(recipe, folder, source.read_bytes() if source is not None else None)
         atomic_write_json(folder / "forked.json", {"trunk": os.path.relpath(trunk, folder)})
-        for name in ("best.safetensors", "last.safetensors", "metrics.csv", "state.pt"):
+        for name in (*kept_epochs(trunk).values(), "best.safetensors", "last.safetensors", "metrics.csv", "state.pt"):
             check_inside(trunk / name)
             atomic_write(folder / name, functools.partial(shutil.copyfile, trunk / name))
 
@@ -169,4 +170,4 @@ def shared_prefix(recipe: Recipe, epoch: int) -> dict[str, Any]:
     """
     fields = {name: value for name, value in field_values(recipe.at(epoch)).items() if name not in ONLY_LATER}
     fields["optimizer"] = map_schedules(recipe.optimizer, lambda s: s.at_epoch(epoch) if isinstance(s, Stairs) else s)
-    return fields | {"budget": recipe.budget, "norm": recipe.norm}
+    return fields | {"budget": recipe.budget, "norm": recipe.norm, "kept_weights": recipe.kept_weights}
