@@ -81,7 +81,7 @@ def status(recipe: Recipe, folder: Path, fresh: bool = False, yes: bool = False)
         return "new"
     if not folder.is_dir():
         raise RunError(str(folder), "is a file, not a folder", "Pass another --out.")
-    check_folder(folder, OURS, "run")
+    check_folder(folder, (*OURS, *kept_epochs(folder).values()), "run")
     begun = (folder / "state.pt").exists()
     if fresh:
         if begun and not yes and not _read_results(folder).get("complete"):
@@ -154,8 +154,7 @@ def _prepare_folder(recipe: Recipe, state: State, folder: Path, folder_status: s
     (folder / "state.pt").unlink(missing_ok=True)  # first: a kill from here on leaves a run that begins anew
     clear(folder, "run")
     shutil.rmtree(folder / SHARDS, ignore_errors=True)
-    remove(folder, [name for name in OURS if name not in EVALUATION_FILES])
-    remove(folder, kept_epochs(folder).values())
+    remove(folder, [*kept_epochs(folder).values(), *(name for name in OURS if name not in EVALUATION_FILES)])
     write_recipe(recipe, folder, source)
     state.save()
 
@@ -225,7 +224,7 @@ def _evaluation_task(recipe: Recipe, state: State, folder: Path) -> EvaluationTa
         if recipe.kept_epoch == "best"
         else "last epoch",
         "weights": recipe.kept_weights,
-        "note": worse(state.history[epoch], n_validation),
+        "note": worse(state.history[epoch], n_validation, recipe.kept_weights),
     }
     about = {
         "seed": recipe.seed,
