@@ -161,6 +161,7 @@ def eval_(
 
 def _weights_of_epoch(run: str, epoch: int) -> str:
     """The file of a kept epoch in a run's folder. Raises RunError: no such epoch, with those that there are."""
+    from robustmail.runtime.untrusted import check_inside
     from robustmail.train.state import kept_epochs
 
     kept = kept_epochs(Path(run))
@@ -169,7 +170,9 @@ def _weights_of_epoch(run: str, epoch: int) -> str:
         raise RunError(
             f"{run} (given --epoch {epoch})", f"no weights of this epoch: {there}", "Train with keep_every=10."
         )
-    return str(Path(run) / kept[epoch])
+    path = Path(run) / kept[epoch]
+    check_inside(path)
+    return str(path)
 
 
 def _refuse_with_corruptions(*given: Any) -> None:

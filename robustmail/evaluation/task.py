@@ -50,7 +50,7 @@ class EvaluationTask:
     shard: (k, of): only the k-th of `of` parts of the images, counted from 1, in whole blocks of BLOCK images.
     batch: images under attack at once; by default what time and memory allow. No result depends on it.
     command: the command line, for provenance.
-    training: of a training run's weights: epoch, burn_in, chosen_by.
+    training: of a training run's weights: epoch, burn_in, chosen_by, weights (the set: live, ema or swa).
     provenance: plain values for the results' provenance, beside versions, hardware and time.
     attack_specs: what the attacks stand for.
 

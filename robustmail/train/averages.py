@@ -103,7 +103,8 @@ def estimate_batchnorm(model: nn.Module, train: Split, batch: int, seed: int) ->
     Every process passes all images, so that the statistics are those of a single process. batch: images in a pass.
     """
     modes = [(module, module.training) for module in model.modules()]
-    with fork_rng():
+    cudnn = torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False)
+    with fork_rng(), cudnn:
         seed_all(seed, "batchnorm")  # dropout draws in these passes
         update_bn(_batches(train, batch, next(model.parameters()).device), model)
     for module, training in modes:

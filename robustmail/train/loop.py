@@ -110,7 +110,9 @@ def _end_epoch(recipe: Recipe, current: Recipe, state: State) -> EpochFinished:
         **{f"train_{name}": means.get(name, "") for name in columns}, **kept,
         **{f"{column}_{name}": score for name, row in scores.items() for column, score in row.items()},
     }  # fmt: skip
-    better = kept["val_rob"] > state.best
+    # Before the SWA begins the live weights stand in for it, but they are never its best epoch.
+    begins = recipe.kept_weights == "swa" and state.epoch == recipe.swa
+    better = begins or kept["val_rob"] > state.best
     if better:
         state.best, state.best_epoch = kept["val_rob"], state.epoch
         state.write_weights("best")  # before the state: after a kill in between, epoch and file are made again
@@ -120,24 +122,25 @@ def _end_epoch(recipe: Recipe, current: Recipe, state: State) -> EpochFinished:
         state.write_weights(kept_epoch_name(state.epoch + 1))
     state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
     state.save()
-    return EpochFinished(row, better, worse(row, len(state.validation.y)))
+    return EpochFinished(row, better, worse(row, len(state.validation.y), recipe.kept_weights))
 
 
-def worse(row: Mapping[str, Any], n: int) -> str:
+def worse(row: Mapping[str, Any], n: int, kept: str = "ema") -> str:
     """A warning if the average of the weights that is kept is clearly worse than the live weights; "" otherwise.
 
-    row: of metrics.csv. n: number of validation images. Clearly: the two 95 % Wilson intervals do not overlap.
+    row: of metrics.csv. n: number of validation images. kept: the set of weights that is kept. Clearly: the two 95 %
+    Wilson intervals do not overlap.
     """
     pairs = [(row[name], row[f"{name}_live"]) for name in ("val_nat", "val_rob") if f"{name}_live" in row]
-    is_worse = [wilson(round(ema * n), n)[1] < wilson(round(live * n), n)[0] for ema, live in pairs]
+    is_worse = [wilson(round(average * n), n)[1] < wilson(round(live * n), n)[0] for average, live in pairs]
     if not any(is_worse):
         return ""
     (nat, nat_live), (rob, rob_live) = pairs
     return (
-        f"the average of the weights, which is kept, is worse than the live weights: validation natural "
+        f"the average of the weights ({kept}), which is kept, is worse than the live weights: validation natural "
         f"{nat:.1%} against {nat_live:.1%}, robust {rob:.1%} against {rob_live:.1%}. "
-        "Lower ema, or keep the live ones with select=best-live".replace("%", " %")
-    )
+        f"{'Lower ema' if kept == 'ema' else 'Begin swa later'}, or keep the live weights: select=best-live"
+    ).replace("%", " %")
 
 
 def _validate(recipe: Recipe, state: State, model: nn.Module) -> dict[str, float]:
@@ -189,14 +192,12 @@ class _Forecaster:
         forward, backward = dry_run_step(recipe.at(recipe.epochs - 1), state.images.classes, state.images.shape).total
         per_pass = per_step / (forward + 2 * backward) / recipe.batch
         left = (recipe.epochs - state.epoch) * state.steps - state.step
-        models = len(recipe.weight_sets)  # all are validated
-        validation = (
-            per_pass
-            * sum(map(passes_per_image, recipe.validate_attacks))
-            * len(state.validation.y)
-            * (recipe.epochs - state.epoch)
-            * models
-        )
+        # Every set is validated, the SWA from its first epoch on, after a pass over the training images.
+        epochs = recipe.epochs - state.epoch
+        swa_epochs = 0 if recipe.swa is None else recipe.epochs - max(state.epoch, recipe.swa)
+        validations = epochs * len([name for name in recipe.weight_sets if name != "swa"]) + swa_epochs
+        passes = sum(map(passes_per_image, recipe.validate_attacks)) * len(state.validation.y) * validations
+        validation = per_pass * (passes + swa_epochs * len(state.train.y))
         n = len(state.images.test.first(recipe.test_size).y)
         evaluation = per_pass * n * sum(map(passes_per_image, recipe.evaluate))
         return Forecast(left * per_step + validation, evaluation, per_step, state.device.type == "cpu")

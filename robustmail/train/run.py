@@ -83,7 +83,7 @@ def status(recipe: Recipe, folder: Path, fresh: bool = False, yes: bool = False)
         return "new"
     if not folder.is_dir():
         raise RunError(str(folder), "is a file, not a folder", "Pass another --out.")
-    check_folder(folder, OURS, "run")
+    check_folder(folder, (*OURS, *kept_epochs(folder).values()), "run")
     begun = (folder / "state.pt").exists()
     if fresh:
         if begun and not yes and not _read_results(folder).get("complete"):
@@ -157,8 +157,8 @@ def _prepare_folder(recipe: Recipe, state: State, folder: Path, folder_status: s
     clear(folder, "run")
     for name in (SHARDS, TRACKERS):
         shutil.rmtree(folder / name, ignore_errors=True)  # a symbolic link stays, unfollowed
-    remove(folder, [name for name in OURS if name not in (TRACKERS, *EVALUATION_FILES)])
-    remove(folder, kept_epochs(folder).values())
+    ours = (name for name in OURS if name not in (TRACKERS, *EVALUATION_FILES))
+    remove(folder, [*kept_epochs(folder).values(), *ours])
     write_recipe(recipe, folder, source)
     state.save()
 
@@ -228,7 +228,7 @@ def _evaluation_task(recipe: Recipe, state: State, folder: Path) -> EvaluationTa
         if recipe.kept_epoch == "best"
         else "last epoch",
         "weights": recipe.kept_weights,
-        "note": worse(state.history[epoch], n_validation),
+        "note": worse(state.history[epoch], n_validation, recipe.kept_weights),
     }
     about = {
         "seed": recipe.seed,

@@ -172,9 +172,10 @@ class State:
         path = _folder(self) / "state.pt"
         try:
             content = load_saved(path, self.device)
-            check_shape(content, SHAPE)
+            check_shape(content, {"format": int})
             if content["format"] != FORMAT:
                 raise RunError(str(path), f"has format {content['format']}, this version reads {FORMAT}")
+            check_shape(content, SHAPE)
             if content["data"] != self.images.fingerprint:
                 raise RunError(
                     str(path), "the data have changed since this run began", "Bring them back, or use --fresh."
@@ -252,7 +253,10 @@ def kept_epoch_name(epoch: int) -> str:
 
 def kept_epochs(folder: Path) -> dict[int, str]:
     """The files of kept epochs in a run's folder, by epoch, counted from 1."""
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except OSError:  # no folder, or none that can be read
+        names = []
     found = [(match, name) for name in sorted(names) if (match := re.fullmatch(r"epoch-(\d{4,})\.safetensors", name))]
     return {int(match[1]): name for match, name in found}
 

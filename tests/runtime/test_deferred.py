@@ -251,7 +251,7 @@ def test_a_recipes_step_leaves_nothing_behind_on_another_device(name, monkeypatc
     state = State.fresh(made)
     state.device = torch.device("meta")
     state.train = state.train.to("meta")
-    for model in (state.model, *([state.ema.module] if state.ema else [])):
+    for model in state.averages.models().values():
         model.to("meta")
     state.compute_models = ComputeModels(state.model, state.model, "on no device")
     state.optimizer = made.at(0).optimizer(state.model.parameters())
