@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from robustmail.attacks.view import eps_of
+from robustmail.errors import in_brief
 from robustmail.norms import max_distance, norm_of, tolerance
-from robustmail.plugin_calls import call_plugin, plugin_error
+from robustmail.plugin_calls import call_plugin, is_third_party, plugin_error
 from robustmail.recipe import Loss, Recipe
 from robustmail.runtime.rng import fork_rng, seed_all
 from robustmail.step import Step, counted_steps
@@ -55,7 +56,17 @@ def dry_run_step(recipe: Recipe, classes: int, shape: tuple[int, int, int]) -> P
             loss = recipe.compute_loss(step)
             _check_loss(recipe, loss, len(adversarial.trace.correct) if adversarial.trace else None)
             loss.total.backward()  # type: ignore[no-untyped-call]
+            if not is_third_party(recipe.optimizer):  # which may count on its own network's parameters
+                _try_optimizer(recipe, model)
         return Passes(attack_passes, model.pop_passes())
+
+
+def _try_optimizer(recipe: Recipe, model: nn.Module) -> None:
+    optimizer = call_plugin("optimizer", recipe.optimizer, model.parameters())
+    try:
+        optimizer.step()
+    except Exception as error:  # a knob may make it fail in any way
+        raise plugin_error("optimizer", recipe.optimizer, f"its step fails ({in_brief(error)})") from error
 
 
 class _CountingModel(nn.Module):
