@@ -150,4 +150,3 @@ def _optimizers_of(module: ModuleType) -> dict[str, Any]:
         for name, value in vars(module).items()
         if inspect.isclass(value) and issubclass(value, base) and value is not base and name not in REFUSED
     }
-
