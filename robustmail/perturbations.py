@@ -42,9 +42,8 @@ class AWP:
         gradients = _ascent(model, loss, params)
         original = [p.detach().clone() for p in params]
         with torch.no_grad():  # no weight changes before all memory is there
-            perturbed = [
-                p + g * (self.gamma * p.norm() / (g.norm() + 1e-20)) for p, g in zip(params, gradients, strict=True)
-            ]
+            steps = [g * (self.gamma * p.norm() / (g.norm() + 1e-20)) for p, g in zip(params, gradients, strict=True)]
+            perturbed = [p + step for p, step in zip(params, steps, strict=True)]
             for p, shifted in zip(params, perturbed, strict=True):
                 p.copy_(shifted)
         try:

@@ -28,6 +28,7 @@ from robustmail.runtime.rng import patched, patched_random
 __all__ = [
     "alike",
     "gather_batch",
+    "agree",
     "main_process_first",
     "process_group",
     "is_main_process",
@@ -47,6 +48,8 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+_CONTROL: dist.ProcessGroup | None = None  # the same processes, for `agree`
+_N_SUMS = 0
 _BATCH_NORM = torch.nn.functional.batch_norm  # torch's own, which is replaced for a while
 
 
@@ -106,6 +109,7 @@ def process_group(device: str = "auto", patience: timedelta = timedelta(minutes=
 
     Raises DeviceError where there are fewer GPUs than processes, RunError where the other processes do not answer.
     """
+    global _CONTROL
     if launched_processes() == 1 or world_size() > 1:
         yield
         return
@@ -119,6 +123,7 @@ def process_group(device: str = "auto", patience: timedelta = timedelta(minutes=
     backend = "nccl" if chosen.type == "cuda" else "gloo"
     with _peer_errors():
         dist.init_process_group(backend, timeout=patience)
+        _CONTROL = dist.new_group(backend="gloo", timeout=timedelta(minutes=1))
     try:
         yield
         with _peer_errors():
@@ -127,6 +132,8 @@ def process_group(device: str = "auto", patience: timedelta = timedelta(minutes=
         if backend == "gloo":  # whose threads must end before Python does; NCCL would wait for the others
             dist.destroy_process_group()
         raise
+    finally:
+        _CONTROL = None
     dist.destroy_process_group()
 
 
@@ -215,13 +222,31 @@ def all_reduce_sum(*tensors: Tensor) -> tuple[Tensor, ...]:
 
     A perturbation of the weights calls it for its gradients.
     """
+    global _N_SUMS
     if world_size() == 1:
         return tensors
+    _N_SUMS += 1
     flat = torch.cat([t.detach().flatten() for t in tensors])
     with _peer_errors():
         dist.all_reduce(flat)
     parts = flat.split([t.numel() for t in tensors])
     return tuple(part.view(t.shape) for part, t in zip(parts, tensors, strict=True))
+
+
+def agree(what: str, todo: str) -> None:
+    """Wait until all processes have come here, after as many sums. Raises RunError if one has not within a minute.
+
+    For what may happen to one process alone, while the others wait for its part of a sum.
+    """
+    if _CONTROL is None:
+        return
+    counts: list[int] = [0] * world_size()
+    try:
+        dist.all_gather_object(counts, _N_SUMS, group=_CONTROL)
+    except RuntimeError:
+        counts = [0, 1]
+    if len(set(counts)) > 1:
+        raise RunError(process_label(), f"{what}, but not in every process at the same place", todo)
 
 
 def all_gather_lists(values: list[T]) -> list[T]:

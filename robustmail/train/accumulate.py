@@ -1,8 +1,8 @@
 """A batch in micro-batches: attack and loss of the whole batch, with the activations of one micro-batch in memory.
 
 The weights need the margins of the whole batch, so the forward passes of all micro-batches come before any backward
-pass. torch.utils.checkpoint forgets their activations, and the backward pass computes them again. The loss is one tensor
-with a graph, so a perturbation of the weights may take its gradient as of any other loss.
+pass. torch.utils.checkpoint forgets their activations, and the backward pass computes them again. The loss is one
+tensor with a graph, so a perturbation of the weights may take its gradient as of any other loss.
 
 Outside `shard_batch`, or with one micro-batch, all is as without this module.
 """

@@ -21,13 +21,13 @@ from robustmail.plugin_calls import call_plugin
 from robustmail.recipe import Recipe
 from robustmail.records import AttackResult, EpochFinished, Forecast, Record, RunStarted, StepFinished
 from robustmail.runtime.devices import pick_device
-from robustmail.runtime.distributed import world_size
+from robustmail.runtime.distributed import shard_batch, world_size
 from robustmail.runtime.rng import fork_rng
 from robustmail.text import plural
 from robustmail.train.batches import epoch_batches
 from robustmail.train.dry_run import dry_run_step
 from robustmail.train.optimizer_schedule import apply_schedules, scheduled_fields
-from robustmail.train.state import State
+from robustmail.train.state import State, micro_batches
 from robustmail.train.step_queue import StepQueue
 from robustmail.train.train_step import train_step
 
@@ -60,7 +60,7 @@ def fit(recipe: Recipe, state: State | None = None, name: str = "recipe") -> Gen
             order = epoch_batches(len(state.train.y), recipe.batch, recipe.seed, state.epoch)
             for indices in order[state.step :]:
                 apply_schedules(scheduled, state.optimizer, state.epoch + state.step / state.steps)  # within an epoch
-                queue.launch(current, indices)
+                yield from queue.launch(current, indices)
                 for finished in _read_and_save(queue, state, is_last=state.step == len(order)):
                     yield finished
                     if (forecast := forecaster.tick(finished)) is not None:
@@ -83,7 +83,8 @@ def reproduce(dump: str | Path, recipe: Recipe) -> float:
     model = build(recipe.model, content["classes"], x.shape[1], recipe.normalize).to(device)
     model.load_state_dict(content["model"])
     compute = compute_models(model, PrecisionChoice(content["precision"], "as it was"), recipe.attack_mode, x)
-    with fork_rng(), backends():
+    parts = micro_batches(recipe.batch, content.get("accumulate", 1), len(x))
+    with fork_rng(), backends(), shard_batch(len(x), parts):
         _, loss = train_step(recipe.at(epoch), model, x, y, (epoch, step), compute=compute)
     return loss.total.item()
 

@@ -223,7 +223,7 @@ def _evaluation_task(recipe: Recipe, state: State, folder: Path) -> EvaluationTa
         "chosen_by": f"{recipe.validate} on {n_validation} images held out of train"
         if recipe.select == "best"
         else "last epoch",
-        "note": worse(state.history[epoch], n_validation),
+        "note": ". ".join(filter(None, (worse(state.history[epoch], n_validation), state.memory_note))),
     }
     about = {
         "seed": recipe.seed,
