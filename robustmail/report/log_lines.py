@@ -42,8 +42,8 @@ def log_line(record: Record) -> str:
         case MemoryExceeded():
             images = plural(record.images, "image")
             return (
-                f"epoch {record.epoch + 1} step {record.step + 1}: out of memory with {images} at once, tried again with "
-                f"accumulate={record.accumulate}\nnote: {record.note}"
+                f"epoch {record.epoch + 1} step {record.step + 1}: out of memory with {images} at once, "
+                f"tried again with accumulate={record.accumulate}\nnote: {record.note}"
             )
         case EpochFinished():
             row = record.row

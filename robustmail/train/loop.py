@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,7 +23,7 @@ from robustmail.records import AttackResult, EpochFinished, Forecast, Record, Ru
 from robustmail.runtime.devices import pick_device
 from robustmail.runtime.distributed import shard_batch, world_size
 from robustmail.runtime.rng import fork_rng
-from robustmail.text import plural
+from robustmail.text import percent, plural
 from robustmail.train.batches import epoch_batches
 from robustmail.train.dry_run import dry_run_step
 from robustmail.train.optimizer_schedule import apply_schedules, scheduled_fields
@@ -31,7 +31,7 @@ from robustmail.train.state import State, micro_batches
 from robustmail.train.step_queue import StepQueue
 from robustmail.train.train_step import train_step
 
-__all__ = ["fit", "reproduce", "worse"]
+__all__ = ["collapsed", "fit", "reproduce", "worse"]
 
 WARM_UP = 5  # steps before a forecast
 
@@ -117,7 +117,8 @@ def _end_epoch(recipe: Recipe, current: Recipe, state: State) -> EpochFinished:
     state.write_weights("last")
     state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
     state.save()
-    return EpochFinished(row, better, worse(row, len(state.validation.y)))
+    note = ". ".join(filter(None, (worse(row, len(state.validation.y)), collapsed(state.history, state.validation.y))))
+    return EpochFinished(row, better, note)
 
 
 def worse(row: Mapping[str, Any], n: int) -> str:
@@ -133,6 +134,23 @@ def worse(row: Mapping[str, Any], n: int) -> str:
     return (
         f"the average of the weights (ema), which is kept, is worse than the live weights: validation natural "
         f"{nat:.1%} against {nat_live:.1%}, robust {rob:.1%} against {rob_live:.1%}. Lower ema".replace("%", " %")
+    )
+
+
+def collapsed(history: Sequence[Mapping[str, Any]], y: torch.Tensor) -> str:
+    """A warning, once, if the model has given every validation image the commonest class in two epochs; "" otherwise.
+
+    history: rows of metrics.csv. y: labels of the validation images. Natural and robust accuracy are then both exactly
+    that class's share, which a model that tells classes apart does not hit twice.
+    """
+    share = int(y.bincount().max()) / len(y)
+    is_constant = [row["val_nat"] == row["val_rob"] == share for row in history]
+    if is_constant[-2:] != [True, True] or is_constant[-3:] == [True] * 3:
+        return ""
+    return (
+        f"training has collapsed: two epochs in a row, natural and robust accuracy in validation are the share of the "
+        f"commonest class, {percent(share)}. Lower optimizer.lr, or let eps grow: "
+        "attack.eps='Ramp(high=8/255, epochs=5)'"
     )
 
 
