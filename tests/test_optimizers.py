@@ -103,7 +103,7 @@ def test_a_text_and_overrides_by_path_give_the_same_value():
 @pytest.mark.parametrize(("text", "said"), [
     ("torch_optimizer('AdamV')", r"AdamV'\): no such optimiser .* Did you mean 'Adam"),
     ("torch_optimizer('LBFGS')", "several times a step"), ("torch_optimizer('SparseAdam')", "sparse gradients"),
-    ("torch_optimizer('Lookahead')", "wraps another"), ("torch_optimizer('AdamW', beta=1)", "no knob 'beta'. .*'betas'"),
+    ("torch_optimizer('Lookahead')", "wraps another"), ("torch_optimizer('AdamW', beta=1)", "no knob 'beta'.*'betas'"),
     ("torch_optimizer('AdamW', lr=-1)", "lr must be a finite number"),
     ("torch_optimizer('SGDP')", "no learning rate. Add lr"), ("torch_optimizer('AdamW', amsgrad=2)", "True or False"),
     ("torch_optimizer('Rprop', decay_norms=False)", "has no weight decay"), ("SGD(decay_norms=3)", "True or False"),
