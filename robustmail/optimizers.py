@@ -133,8 +133,7 @@ def _knob_class(name: str) -> type:
     import timm.optim
 
     classes = {**_optimizers_of(timm.optim), **_optimizers_of(torch.optim)}
-    if "Muon" in vars(timm.optim):
-        classes["Muon"] = timm.optim.Muon
+    classes["Muon"] = vars(timm.optim).get("Muon", classes.get("Muon"))
     if name not in classes:
         wrong = "no such optimiser in torch.optim and timm.optim"
         raise PluginError(f"torch_optimizer({name!r})", wrong, did_you_mean(str(name), classes))

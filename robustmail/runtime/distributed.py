@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-_CONTROL: dist.ProcessGroup | None = None  # the same processes, for `agree`
+_CONTROL: Any = None  # the same processes, for `agree`
 _N_SUMS = 0
 _BATCH_NORM = torch.nn.functional.batch_norm  # torch's own, which is replaced for a while
 

@@ -120,7 +120,7 @@ def weight_perturbation(recipe: Recipe, model: nn.Module, step: Step) -> Abstrac
 def reduce_gradients(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
     """Sum loss and gradients over all processes, the gradients in place; returns [2] float64: loss, gradient norm."""
     trained = _trained(optimizer)
-    total, *gradients = all_reduce_sum(loss.detach(), *(p.grad for p in trained))
+    total, *gradients = all_reduce_sum(loss.detach(), *(p.grad for p in trained if p.grad is not None))
     for p, gradient in zip(trained, gradients, strict=True):
         p.grad = gradient
     norm = nn.utils.get_total_norm(gradients) if gradients else total

@@ -23,8 +23,8 @@ SMALL = [
 ]  # fmt: skip
 
 
-def launch(processes: int, *words: str | Path) -> Python | Peers:
-    return Peers(processes, *words) if processes > 1 else Python(*words)
+def launch(processes: int, *words: str | Path, env: dict[str, str] | None = None) -> Python | Peers:
+    return Peers(processes, *words, env=env) if processes > 1 else Python(*words, env=env)
 
 
 def torchrun(processes: int, *words: str | Path) -> subprocess.Popen:
@@ -106,7 +106,7 @@ def test_memory_that_runs_out_in_two_processes_makes_the_run_of_one(tmp_path):
     recipe = Path(__file__).parents[1] / "train" / "limited.py"
     for processes, most in ((2, 50), (1, 100)):
         done = launch(
-            processes, WORKER, tmp_path / f"{processes}", f"{recipe}:normed", 0, env={"TEST_MOST_IMAGES": most}
+            processes, WORKER, tmp_path / f"{processes}", f"{recipe}:normed", 0, env={"TEST_MOST_IMAGES": str(most)}
         )
         _, wrong = done.communicate()
         assert done.returncode == 0, wrong

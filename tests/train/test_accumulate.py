@@ -11,7 +11,23 @@ import pytest
 import torch
 from torch import nn
 
-from robustmail import AT, AWP, MART, PGD, SGD, TRADES, Sigmoid, State, Terms, fit, lps, pm_adv, pm_dif, pm_nat
+from robustmail import (
+    AT,
+    AWP,
+    MART,
+    PGD,
+    SGD,
+    TRADES,
+    Sigmoid,
+    State,
+    Terms,
+    fit,
+    lps,
+    pm_adv,
+    pm_dif,
+    pm_nat,
+    torch_optimizer,
+)
 from robustmail.errors import RecipeError, RunError
 from robustmail.records import EpochFinished, MemoryExceeded, RunStarted, StepFinished
 from robustmail.report.log_lines import log_line
@@ -147,9 +163,11 @@ def steps_of(records):
 
 
 @pytest.mark.parametrize(("kind", "changes"), [
-    ("recipe", {}), ("normed", {"ema": 0.9}), ("normed", {"perturbation": AWP(gamma=0.05)}),
+    ("recipe", {"optimizer": torch_optimizer("AdamW", fused=True)}), ("normed", {"ema": 0.9}),
+    ("normed", {"perturbation": AWP(gamma=0.05)}),
 ])  # fmt: skip
-def test_memory_that_runs_out_makes_the_run_that_had_the_micro_batches_from_the_start(kind, changes):
+def test_memory_that_runs_out_makes_the_run_that_had_the_micro_batches_from_the_start(kind, changes, monkeypatch):
+    monkeypatch.setattr(step_queue, "max_queued", lambda state: int("optimizer" in changes))  # as on a GPU
     made = getattr(limited, kind).but(**changes)
     state, given = State.fresh(made), State.fresh(made.but(accumulate=8))
     records = list(fit(made, state))
@@ -162,6 +180,20 @@ def test_memory_that_runs_out_makes_the_run_that_had_the_micro_batches_from_the_
     assert steps_of(records) == steps_of(fit(made.but(accumulate=8), given))
     for name, value in given.eval_model.state_dict().items():
         assert torch.equal(value, state.eval_model.state_dict()[name]), name
+
+
+def test_memory_may_run_out_at_any_step(monkeypatch):
+    monkeypatch.setitem(limited.MOST, "images", 10_000)
+    whole, state = State.fresh(limited.recipe), State.fresh(limited.recipe)
+    list(fit(limited.recipe, whole))
+    exceeded = []
+    for record in fit(limited.recipe, state):
+        exceeded += [record] if isinstance(record, MemoryExceeded) else []
+        if isinstance(record, StepFinished) and record.step == 1:
+            limited.MOST["images"] = 300
+    assert [(record.step, record.accumulate) for record in exceeded] == [(1, 2)]
+    for name, value in whole.model.state_dict().items():
+        torch.testing.assert_close(state.model.state_dict()[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_a_resumed_run_goes_on_with_the_micro_batches_and_its_results_say_so(tmp_path, monkeypatch):
