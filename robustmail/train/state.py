@@ -283,8 +283,11 @@ def _check_forward(recipe: Recipe, model: Classifier, sample: torch.Tensor, clas
             check_forward(model, describe(recipe.model).strip("'"), sample, classes)
             return
         except ModelError as error:
-            if len(sample) == 1 or not is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
+            if len(sample) == 1:
+                wrong = f"out of memory with one image ({in_brief(error.__cause__ or error)})"
+                raise ModelError(error.who, wrong, "Use a smaller model, or a device with more memory.") from error
         sample = sample[: len(sample) // 2]
 
 
