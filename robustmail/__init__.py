@@ -67,11 +67,11 @@ if TYPE_CHECKING:
     )
     from robustmail.models.classifier import Classifier, build
     from robustmail.objectives import AT, MART, SOVR, TRADES, ARoW
-    from robustmail.optimizers import SGD
+    from robustmail.optimizers import SGD, torch_optimizer
     from robustmail.perturbations import AWP
     from robustmail.recipe import Recipe
     from robustmail.records import EpochFinished, StepFinished
-    from robustmail.schedules import Cosine, Cyclic, Stairs
+    from robustmail.schedules import Cosine, Cyclic, OneCycle, Ramp, Stairs, WarmupCosine
     from robustmail.step import Adversarial, Step, Terms, Trace, margin_range
     from robustmail.train.loop import fit, reproduce
     from robustmail.train.state import State
@@ -137,12 +137,12 @@ _NAMES = {  # by module; type checkers read the imports above instead
     ],
     "models.classifier": ["Classifier", "build"],
     "objectives": ["AT", "MART", "SOVR", "TRADES", "ARoW"],
-    "optimizers": ["SGD"],
+    "optimizers": ["SGD", "torch_optimizer"],
     "perturbations": ["AWP"],
     "config.loader": ["load_recipe"],
     "recipe": ["Recipe"],
     "records": ["EpochFinished", "StepFinished"],
-    "schedules": ["Cosine", "Cyclic", "Stairs"],
+    "schedules": ["Cosine", "Cyclic", "OneCycle", "Ramp", "Stairs", "WarmupCosine"],
     "step": ["Adversarial", "Step", "Terms", "Trace", "margin_range"],
     "train.loop": ["fit", "reproduce"],
     "train.state": ["State"],

@@ -41,10 +41,11 @@ class AWP:
         params = [p for name, p in model.named_parameters() if p.ndim > 1 and "weight" in name and p.requires_grad]
         gradients = _ascent(model, loss, params)
         original = [p.detach().clone() for p in params]
-        with torch.no_grad():
-            for p, g in zip(params, gradients, strict=True):
-                p.add_(g * (self.gamma * p.norm() / (g.norm() + 1e-20)))
-        perturbed = [p.detach().clone() for p in params]
+        with torch.no_grad():  # no weight changes before all memory is there
+            steps = [g * (self.gamma * p.norm() / (g.norm() + 1e-20)) for p, g in zip(params, gradients, strict=True)]
+            perturbed = [p + step for p, step in zip(params, steps, strict=True)]
+            for p, shifted in zip(params, perturbed, strict=True):
+                p.copy_(shifted)
         try:
             yield
         finally:

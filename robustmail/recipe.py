@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -74,6 +75,9 @@ class Recipe:
     label_smoothing: s in [0, 1): the loss learns (1 - s) t + s / classes instead of the labels t, as in torch.
     epochs: number of epochs, at least 1.
     batch: images per step, over all processes; the last batch of an epoch may be smaller.
+    accumulate: number of micro-batches in which a whole batch is processed, 1 ... batch, to need less memory. Attack,
+        loss and weights are those of the whole batch; but BatchNorm has statistics of its own in each micro-batch.
+    clip: largest norm of the gradient of all parameters, above 0: a longer one is scaled down to it; None for no limit.
     optimizer: parameters -> a torch optimiser, e.g. SGD(lr=0.1).
     ema: decay d in (0, 1) of an exponential moving average of the parameters; None for no such average. Update number
         t + 1 keeps min(d, (1 + t) / (10 + t)) of the average, so that a short run forgets its random start.
@@ -113,6 +117,8 @@ class Recipe:
     label_smoothing: float = 0.0
     epochs: int
     batch: int = 128
+    accumulate: int = 1
+    clip: float | None = None
     optimizer: Optimizer = SGD()
     ema: float | None = None
     swa: int | None = None
@@ -166,6 +172,12 @@ class Recipe:
         mean one over the batch of all processes.
         Raises PluginError if a plugin fails, or returns something of the wrong type or shape.
         """
+        terms = self.compute_terms(step)
+        margin = self.compute_margin(step)
+        return self.weighted_loss(terms, margin)
+
+    def compute_terms(self, step: Step) -> Terms:
+        """The objective's terms, with a graph. Raises PluginError as `compute_loss`."""
         terms = call_plugin("objective", self.objective, step)
         if not isinstance(terms, Terms):
             raise plugin_error(
@@ -174,11 +186,22 @@ class Recipe:
         _expect_batch("objective", self.objective, terms.weighted, len(step.y))
         if not isinstance(terms.plain, (int, float)):
             _expect_batch("objective", self.objective, terms.plain, len(step.y))
+        return terms
+
+    def compute_margin(self, step: Step) -> Tensor | None:
+        """The margin of a detached copy of the step, [B]; None without a weighter. Raises PluginError."""
         if self.margin is None or self.weighter is None:
-            return Loss(distributed.global_mean(terms.weighted + terms.plain), terms)
+            return None
         with torch.no_grad(), _eval_mode(step.model):
             margin = call_plugin("margin", self.margin, step.detached())
             _expect_batch("margin", self.margin, margin, len(step.y))
+        return margin
+
+    def weighted_loss(self, terms: Terms, margin: Tensor | None) -> Loss:
+        """The loss of terms and margin, [B] each; None for a margin: every weight is one. Raises PluginError."""
+        if margin is None or self.weighter is None:
+            return Loss(distributed.global_mean(terms.weighted + terms.plain), terms)
+        with torch.no_grad():
             margin_of_all = distributed.gather_batch(margin)  # of all processes
             weights = call_plugin("weighter", self.weighter, margin_of_all)
             _expect_batch("weighter", self.weighter, weights, len(margin_of_all))
@@ -263,6 +286,8 @@ class Recipe:
         text = f"loss = mean( {inner}{' + ' + plain if plain else ''} ){', in the last epoch' if changes else ''}"
         if recipe.perturbation is not None:
             text += f"\n   at weights perturbed by {describe(self.perturbation)}"
+        if recipe.accumulate > 1:
+            text += f"\n   in {recipe.accumulate} micro-batches, each with BatchNorm statistics of its own"
         if recipe.weighter is None:
             return text
         weight = _formula_of(recipe.weighter, str, f"{describe(recipe.weighter)} of {{m}}")
@@ -282,11 +307,19 @@ class Recipe:
             raise RecipeError(f"Recipe (given evaluate={describe(self.evaluate)})", "an attack is named twice")
         if self.normalize is not None and min(self.normalize[1], default=0) <= 0:
             raise RecipeError(f"Recipe (given normalize={self.normalize})", "a standard deviation must be positive")
-        counts = {"epochs": 1, "batch": 1, "burn_in": 0, "test_size": 1, "seed": 0, "swa": 0, "keep_every": 1}
+        counts = {
+            "epochs": 1, "batch": 1, "accumulate": 1, "burn_in": 0, "test_size": 1, "seed": 0, "swa": 0,
+            "keep_every": 1,
+        }  # fmt: skip
         for name, least in counts.items():
             value = getattr(self, name)
             if isinstance(value, int) and value < least:
                 raise RecipeError(f"Recipe (given {name}={value})", f"{name} must be at least {least}")
+        if self.accumulate > self.batch:
+            given = f"Recipe (given accumulate={self.accumulate}, batch={self.batch})"
+            raise RecipeError(given, "more micro-batches than images", f"Write at most accumulate={self.batch}.")
+        if self.clip is not None and not 0 < self.clip < math.inf:
+            raise RecipeError(f"Recipe (given clip={self.clip})", "the largest norm must be above 0", "Write clip=1.0.")
         if isinstance(self.ema, (int, float)) and not 0 < self.ema < 1:
             raise RecipeError(
                 f"Recipe (given ema={self.ema:g})", "the decay must lie between 0 and 1", "Write ema=0.999."

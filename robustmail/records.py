@@ -19,6 +19,7 @@ __all__ = [
     "EpochFinished",
     "RunFinished",
     "Forecast",
+    "MemoryExceeded",
     "ProgressUpdate",
     "Record",
     "StepFinished",
@@ -113,6 +114,22 @@ class StepFinished:
     weights: WeightStats | None
     """None without a weighter and during the burn-in"""
     seconds: float
+
+
+@dataclass(frozen=True)
+class MemoryExceeded:
+    """Memory ran out in a training step, which is begun again with more micro-batches."""
+
+    epoch: int
+    """0-based"""
+    step: int
+    """number of the epoch's steps that are done"""
+    images: int
+    """in the micro-batch that did not fit, in one process"""
+    accumulate: int
+    """number of micro-batches of a whole batch from now on"""
+    note: str
+    """what that changes"""
 
 
 @dataclass(frozen=True)
@@ -274,6 +291,6 @@ class BenchReport:
 
 
 Record = (
-    RunStarted | Forecast | StepFinished | EpochFinished | AttackProgress | AttackResult | ProgressUpdate | RunFinished
-    | CellStarted | CellFinished | WaitingForFolder
+    RunStarted | Forecast | StepFinished | MemoryExceeded | EpochFinished | AttackProgress | AttackResult
+    | ProgressUpdate | RunFinished | CellStarted | CellFinished | WaitingForFolder
 )  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from robustmail.errors import RecipeError
 
-__all__ = ["Cosine", "Cyclic", "Schedule", "Stairs"]
+__all__ = ["Cosine", "Cyclic", "OneCycle", "Ramp", "Schedule", "Stairs", "WarmupCosine"]
 
 
 @runtime_checkable
@@ -99,9 +99,7 @@ class Cyclic:
     epochs: int
 
     def __post_init__(self) -> None:
-        _check_epochs(self)
-        if not 0 <= self.peak <= self.epochs:
-            raise RecipeError(f"Cyclic (given peak={self.peak})", f"peak must lie in 0 ... {self.epochs} epochs")
+        _check_epochs(self, peak=self.peak)
 
     def at_epoch(self, epoch: float, /) -> float:
         """The value at a fractional epoch; `low` from `epochs` on."""
@@ -116,7 +114,104 @@ class Cyclic:
         return tuple(sorted({0, self.peak}))
 
 
-def _check_epochs(schedule: Cosine | Cyclic) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Ramp:
+    """Linearly from `low` to `high`, constant afterwards: low + (high - low) min(t / epochs, 1) at epoch t.
+
+    epochs: length in epochs, at least 1. Raises RecipeError for less.
+    """
+
+    low: float = 0.0
+    high: float
+    epochs: int
+
+    def __post_init__(self) -> None:
+        _check_epochs(self)
+
+    def at_epoch(self, epoch: float, /) -> float:
+        """The value at a fractional epoch; `high` from `epochs` on."""
+        return self.low + (self.high - self.low) * min(epoch / self.epochs, 1.0)
+
+    def change_points(self) -> tuple[int, ...]:
+        """Epoch 0 and the end of the ramp, where the value is the highest."""
+        return (0, self.epochs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupCosine:
+    """Linearly from `low` up to `high` in `warmup` epochs, then along half a cosine down to `low` at `epochs`.
+
+    high: the value at the end of the warm-up.
+    low: the value at epoch 0 (unless warmup = 0) and from `epochs` on.
+    warmup: length of the warm-up in epochs, 0 ... epochs.
+    epochs: whole length in epochs, at least 1.
+
+    Raises RecipeError for a warm-up or a length outside its range.
+    """
+
+    high: float
+    low: float = 0.0
+    warmup: int
+    epochs: int
+
+    def __post_init__(self) -> None:
+        _check_epochs(self, warmup=self.warmup)
+
+    def at_epoch(self, epoch: float, /) -> float:
+        """The value at a fractional epoch; `low` from `epochs` on."""
+        if epoch < self.warmup:
+            return self.low + (self.high - self.low) * epoch / self.warmup
+        return self.low + (self.high - self.low) * _half_cosine(epoch, self.warmup, self.epochs)
+
+    def change_points(self) -> tuple[int, ...]:
+        """Epoch 0 and the end of the warm-up."""
+        return tuple(sorted({0, self.warmup}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneCycle:
+    """Along half a cosine from `low` up to `high` at epoch `peak`, and along another down to `low` at `epochs`.
+
+    The triangle of `Cyclic`, smoothed; Smith and Topin 2019, in the form of torch's OneCycleLR.
+
+    high: the value at `peak`.
+    low: the value at epoch 0 (unless peak = 0) and from `epochs` on.
+    peak: epoch of the highest value, 0 ... epochs.
+    epochs: length in epochs, at least 1.
+
+    Raises RecipeError for a peak or a length outside its range.
+    """
+
+    high: float
+    low: float = 0.0
+    peak: int
+    epochs: int
+
+    def __post_init__(self) -> None:
+        _check_epochs(self, peak=self.peak)
+
+    def at_epoch(self, epoch: float, /) -> float:
+        """The value at a fractional epoch; `low` from `epochs` on."""
+        rise = epoch < self.peak
+        share = 1 - _half_cosine(epoch, 0, self.peak) if rise else _half_cosine(epoch, self.peak, self.epochs)
+        return self.low + (self.high - self.low) * share
+
+    def change_points(self) -> tuple[int, ...]:
+        """Epoch 0 and the peak."""
+        return tuple(sorted({0, self.peak}))
+
+
+def _half_cosine(epoch: float, start: int, end: int) -> float:
+    """Half a cosine from 1 at epoch `start` to 0 at `end`; 0 afterwards."""
+    return (1 + math.cos(math.pi * min((epoch - start) / max(end - start, 1), 1.0))) / 2
+
+
+def _check_epochs(schedule: Any, **within: int) -> None:
+    """Check that the length is at least 1, and that the other fields named lie within it."""
+    name = type(schedule).__name__
     if schedule.epochs < 1:
-        who = f"{type(schedule).__name__} (given epochs={schedule.epochs})"
-        raise RecipeError(who, "epochs must be at least 1")
+        raise RecipeError(f"{name} (given epochs={schedule.epochs})", "epochs must be at least 1")
+    for field, epoch in within.items():
+        if not 0 <= epoch <= schedule.epochs:
+            wrong = f"{field} must lie in 0 ... {schedule.epochs} epochs"
+            raise RecipeError(f"{name} (given {field}={epoch})", wrong)

@@ -112,6 +112,18 @@ class Step:
         """The same batch with no logits computed: for parameters that have changed (AWP), or another model."""
         return Step(model or self.model, self.x, self.y, self.x_adv, self.trace, self._soft)
 
+    def part(self, rows: slice) -> Step:
+        """The step of some rows of this batch, with their logits so far."""
+        trace = None if self.trace is None else Trace(*(values[:, rows] for values in self.trace))
+        targets = None if self._soft is None else self._soft[rows]
+        step = type(self)(self.model, self.x[rows], self.y[rows], self.x_adv[rows], trace, targets)
+        step._logits = {which: logits[rows] for which, logits in self._logits.items()}
+        return step
+
+    def know(self, which: str, logits: Tensor) -> None:
+        """Take logits [B, classes] of "nat" or "adv" that were computed elsewhere, such as in micro-batches."""
+        self._logits[which] = logits
+
     def detached(self) -> Step:
         """A copy for margins, which changes neither a gradient nor a BatchNorm statistic.
 

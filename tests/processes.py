@@ -69,11 +69,11 @@ def _all(stream: TextIO) -> str:
 class Peers:
     """Processes that find each other as those of torchrun do, at a store that is here."""
 
-    def __init__(self, n: int, *words: str | Path) -> None:
+    def __init__(self, n: int, *words: str | Path, env: dict[str, str] | None = None) -> None:
         self._store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
         shared = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(self._store.port), "WORLD_SIZE": str(n),
                   "LOCAL_WORLD_SIZE": str(n), "TORCHELASTIC_USE_AGENT_STORE": "True",
-                  "TORCHELASTIC_RESTART_COUNT": "0"}  # fmt: skip
+                  "TORCHELASTIC_RESTART_COUNT": "0", **(env or {})}  # fmt: skip
         self.processes = [Python(*words, env={**shared, "RANK": str(i), "LOCAL_RANK": str(i)}) for i in range(n)]
 
     @property

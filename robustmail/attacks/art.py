@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustmail.attacks.library import build_attack, knob_class, library_class
+from robustmail.attacks.library import build_value, knob_class, library_class
 from robustmail.attacks.view import ModelView, check_images, check_result, model_view
 from robustmail.errors import AttackError
 from robustmail.fields import check_types, field_values
@@ -33,7 +33,7 @@ def art(name: str, /, **knobs: Any) -> Any:
     or made for other data (PGD: eps 0.3, no random start); `robustmail show` prints them.
     The model is protected as by `torchattack`, and the same errors are raised.
     """
-    return build_attack(_knob_class(name), knobs)
+    return build_value(_knob_class(name), knobs)
 
 
 @dataclass(frozen=True)

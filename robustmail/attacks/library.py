@@ -1,4 +1,4 @@
-"""From a class of an attack library to a value of a recipe: a frozen dataclass with one field per knob (parameter).
+"""From a class of a library to a value of a recipe: a frozen dataclass with one field per knob (parameter).
 
 Fields, order and defaults come from the signature of the library's class. So a misspelt knob is an error,
 `robustmail show` prints every setting, and `attack.eps=4/255` is an override like any other.
@@ -14,7 +14,7 @@ from typing import Any
 
 from robustmail.errors import PluginError, RecipeError, did_you_mean
 
-__all__ = ["knob_class", "library_class", "build_attack"]
+__all__ = ["knob_class", "library_class", "build_value"]
 
 COUNTS = re.compile(r"^n_|^nb_|steps|iter|restarts|queries|size|classes|random_init")
 
@@ -32,7 +32,7 @@ def knob_class(base: type, label: str, target: type, defaults: Mapping[str, Any]
     defaults: defaults that differ from those of `target`; the types of these fields are not checked.
     """
     fields: list[tuple[str, Any, Any]] = []
-    for p in list(inspect.signature(target).parameters.values())[1:]:  # the first is the model
+    for p in list(inspect.signature(target).parameters.values())[1:]:  # the first is the model, or the parameters
         default = defaults.get(p.name, p.default)
         kind = Any if p.name in defaults else _kind(p)
         required = default is inspect.Parameter.empty
@@ -43,7 +43,7 @@ def knob_class(base: type, label: str, target: type, defaults: Mapping[str, Any]
     )
 
 
-def build_attack(cls: Callable[..., Any], knobs: Mapping[str, Any]) -> Any:
+def build_value(cls: Callable[..., Any], knobs: Mapping[str, Any]) -> Any:
     """Return cls(**knobs). Raises RecipeError for a knob that does not exist, or is required and missing."""
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     who = f"{cls.__label__}({cls.__given__[0]!r})"  # type: ignore[attr-defined]

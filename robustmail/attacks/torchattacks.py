@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from robustmail.attacks.library import build_attack, knob_class, library_class
+from robustmail.attacks.library import build_value, knob_class, library_class
 from robustmail.attacks.per_image_noise import own_noise
 from robustmail.attacks.view import ModelView, check_images, check_result, model_view
 from robustmail.errors import AttackError, PluginError
@@ -42,7 +42,7 @@ def torchattack(name: str, /, **knobs: Any) -> Any:
     """
     if name in REFUSED:
         raise PluginError(f"torchattack({name!r})", *REFUSED[name])
-    return build_attack(_knob_class(name), knobs)
+    return build_value(_knob_class(name), knobs)
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
             return True
         if isinstance(error, RuntimeError) and any(
-            text in str(error) for text in ("out of memory", "can't allocate memory")
+            text in str(error) for text in ("out of memory", "can't allocate memory", "not enough memory")
         ):
             return True
         if error.__cause__ is None:

@@ -23,6 +23,7 @@ from robustmail.records import (
     CellStarted,
     EpochFinished,
     Forecast,
+    MemoryExceeded,
     ProgressUpdate,
     Record,
     RunFinished,
@@ -143,9 +144,9 @@ class TrialsProgress:
             case AttackProgress():
                 self._bars.update(self._current_bar, description=record.attack, total=record.n, completed=record.done)
         printed = (
-            (CellFinished, WaitingForFolder)
+            (CellFinished, MemoryExceeded, WaitingForFolder)
             if self._live
-            else (CellStarted, CellFinished, EpochFinished, AttackResult, WaitingForFolder)
+            else (CellStarted, CellFinished, MemoryExceeded, EpochFinished, AttackResult, WaitingForFolder)
         )
         if isinstance(record, printed):
             self._console.print(log_line(record), markup=False, highlight=False, soft_wrap=True)
@@ -230,6 +231,8 @@ class Dashboard:
                 self._forecast = record
             case StepFinished():
                 self._advance(record)
+            case MemoryExceeded():
+                self._live.console.print(log_line(record), markup=False, highlight=False)
             case EpochFinished():
                 self._epochs.append(record)
             case AttackProgress():

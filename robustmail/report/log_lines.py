@@ -9,6 +9,7 @@ from robustmail.records import (
     CellStarted,
     EpochFinished,
     Forecast,
+    MemoryExceeded,
     ProgressUpdate,
     Record,
     RunFinished,
@@ -37,6 +38,12 @@ def log_line(record: Record) -> str:
             return (
                 f"epoch {record.epoch + 1} step {record.step}: loss {record.loss:.4f}, "
                 f"adversarial {percent(record.adv)}{nat}{weights}, {speed:.0f} images/s"
+            )
+        case MemoryExceeded():
+            images = plural(record.images, "image")
+            return (
+                f"epoch {record.epoch + 1} step {record.step + 1}: out of memory with {images} at once, "
+                f"tried again with accumulate={record.accumulate}\nnote: {record.note}"
             )
         case EpochFinished():
             row = record.row

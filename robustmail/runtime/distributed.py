@@ -3,14 +3,16 @@
 torchrun starts the processes; each holds the whole data set and the whole model. Each process attacks its rows of every
 batch (its shard) and computes their loss, and the gradients are summed. Operations on a whole batch see all its rows:
 the mean of the loss, weights with mean one, BatchNorm's statistics, and the noise of an attack, which is drawn for the
-whole batch and then sliced.
+whole batch and then sliced. A process may work on its rows in several micro-batches, so that less memory is needed; to
+these operations each micro-batch is a shard too, except that BatchNorm's statistics are its own.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
@@ -26,12 +28,15 @@ from robustmail.runtime.rng import patched, patched_random
 __all__ = [
     "alike",
     "gather_batch",
+    "agree",
     "main_process_first",
     "process_group",
     "is_main_process",
     "launched_processes",
     "global_mean",
     "local_rows",
+    "micro_batch",
+    "micro_batch_rows",
     "shard_batch",
     "process_label",
     "rank",
@@ -43,6 +48,8 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+_CONTROL: Any = None  # the same processes, for `agree`
+_N_SUMS = 0
 _BATCH_NORM = torch.nn.functional.batch_norm  # torch's own, which is replaced for a while
 
 
@@ -50,7 +57,20 @@ class BatchShard(NamedTuple):
     """The rows of a batch of `n` that this process works on."""
 
     n: int
-    rows: slice
+    parts: tuple[slice, ...]
+    """of the whole batch's rows, one for each micro-batch"""
+
+    @property
+    def rows(self) -> slice | Tensor:
+        """The same rows as one index."""
+        if len(self.parts) == 1 or world_size() == 1:
+            return slice(self.parts[0].start, self.parts[-1].stop)
+        return torch.cat([torch.arange(part.start, part.stop) for part in self.parts])
+
+    @property
+    def n_rows(self) -> int:
+        """Their number."""
+        return sum(part.stop - part.start for part in self.parts)
 
 
 _CURRENT: ContextVar[BatchShard | None] = ContextVar("shard", default=None)
@@ -89,6 +109,7 @@ def process_group(device: str = "auto", patience: timedelta = timedelta(minutes=
 
     Raises DeviceError where there are fewer GPUs than processes, RunError where the other processes do not answer.
     """
+    global _CONTROL
     if launched_processes() == 1 or world_size() > 1:
         yield
         return
@@ -102,6 +123,7 @@ def process_group(device: str = "auto", patience: timedelta = timedelta(minutes=
     backend = "nccl" if chosen.type == "cuda" else "gloo"
     with _peer_errors():
         dist.init_process_group(backend, timeout=patience)
+        _CONTROL = dist.new_group(backend="gloo", timeout=timedelta(minutes=1))
     try:
         yield
         with _peer_errors():
@@ -110,30 +132,65 @@ def process_group(device: str = "auto", patience: timedelta = timedelta(minutes=
         if backend == "gloo":  # whose threads must end before Python does; NCCL would wait for the others
             dist.destroy_process_group()
         raise
+    finally:
+        _CONTROL = None
     dist.destroy_process_group()
 
 
 @contextmanager
-def shard_batch(n: int) -> Iterator[slice]:
-    """Inside, this process works on its rows of a batch of n images; yields them as a slice (all with one process).
+def shard_batch(n: int, micro_batches: int = 1) -> Iterator[slice | Tensor]:
+    """Inside, this process works on its rows of a batch of n images; yields their index (all with one process).
+
+    micro_batches: in how many parts, 1 ... n. The batch is cut into these first, and each of them into the rows of the
+    processes, so that a micro-batch has the same images in any number of processes.
 
     Random tensors and BatchNorm statistics are then those of the whole batch. Raises RunError for fewer rows than
     processes.
     """
-    if world_size() == 1:
+    if world_size() == 1 and micro_batches == 1:
         yield slice(0, n)
         return
-    if n < world_size():
-        raise RunError(
-            f"torchrun (given {world_size()} processes)", f"a batch of {n} has no row for each", "Use fewer."
-        )
-    shard = BatchShard(n, slice(rank() * n // world_size(), (rank() + 1) * n // world_size()))
+    if n < world_size() * micro_batches:
+        of = f"a batch of {n}" + (f" in {micro_batches} micro-batches" if micro_batches > 1 else "")
+        raise RunError(f"torchrun (given {world_size()} processes)", f"{of} has no row for each", "Use fewer.")
+    shard = BatchShard(n, tuple(_own_rows(slice(i * n // micro_batches, (i + 1) * n // micro_batches))
+                                for i in range(micro_batches)))  # fmt: skip
+    with ExitStack() as stack:
+        stack.enter_context(_sharded(shard))
+        stack.enter_context(patched_random(_draw_for_shard))
+        if world_size() > 1:
+            stack.enter_context(patched(torch.nn.functional, batch_norm=_batch_norm))
+        yield shard.rows
+
+
+def _own_rows(part: slice) -> slice:
+    n = part.stop - part.start
+    return slice(part.start + rank() * n // world_size(), part.start + (rank() + 1) * n // world_size())
+
+
+def micro_batch_rows(n: int) -> list[slice]:
+    """The micro-batches of this process's n rows, as slices of these; one with all of them outside `shard_batch`."""
+    shard = _CURRENT.get()
+    if shard is None:
+        return [slice(0, n)]
+    ends = list(itertools.accumulate(part.stop - part.start for part in shard.parts))
+    return [slice(start, end) for start, end in itertools.pairwise([0, *ends])]
+
+
+def micro_batch(number: int) -> AbstractContextManager[None]:
+    """The context in which this process works on one micro-batch of its rows, counted from 0.
+
+    Made where `shard_batch` is in force, it may be entered elsewhere, such as in a thread of the backward pass.
+    """
+    shard = _CURRENT.get()
+    return _sharded(None if shard is None else BatchShard(shard.n, (shard.parts[number],)))
+
+
+@contextmanager
+def _sharded(shard: BatchShard | None) -> Iterator[None]:
     token = _CURRENT.set(shard)
     try:
-        with ExitStack() as stack:
-            stack.enter_context(patched_random(_draw_for_shard(shard)))
-            stack.enter_context(patched(torch.nn.functional, batch_norm=_batch_norm))
-            yield shard.rows
+        yield
     finally:
         _CURRENT.reset(token)
 
@@ -165,13 +222,31 @@ def all_reduce_sum(*tensors: Tensor) -> tuple[Tensor, ...]:
 
     A perturbation of the weights calls it for its gradients.
     """
+    global _N_SUMS
     if world_size() == 1:
         return tensors
+    _N_SUMS += 1
     flat = torch.cat([t.detach().flatten() for t in tensors])
     with _peer_errors():
         dist.all_reduce(flat)
     parts = flat.split([t.numel() for t in tensors])
     return tuple(part.view(t.shape) for part, t in zip(parts, tensors, strict=True))
+
+
+def agree(what: str, todo: str) -> None:
+    """Wait until all processes have come here, after as many sums. Raises RunError if one has not within a minute.
+
+    For what may happen to one process alone, while the others wait for its part of a sum.
+    """
+    if _CONTROL is None:
+        return
+    counts: list[int] = [0] * world_size()
+    try:
+        dist.all_gather_object(counts, _N_SUMS, group=_CONTROL)
+    except RuntimeError:
+        counts = [0, 1]
+    if len(set(counts)) > 1:
+        raise RunError(process_label(), f"{what}, but not in every process at the same place", todo)
 
 
 def all_gather_lists(values: list[T]) -> list[T]:
@@ -263,20 +338,18 @@ def _batch_norm(
     return (out if bias is None else out + bias.view(column)).to(x.dtype)
 
 
-def _draw_for_shard(shard: BatchShard) -> Callable[..., Tensor]:
+def _draw_for_shard(
+    sampler: Callable[..., Tensor], shape: tuple[int, ...], like: Tensor | None, **options: Any
+) -> Tensor:
     """For `patched_random`: noise with a row per image is drawn for the whole batch, other shapes alike everywhere."""
-    rows = shard.rows.stop - shard.rows.start
-
-    def draw(sampler: Callable[..., Tensor], shape: tuple[int, ...], like: Tensor | None, **options: Any) -> Tensor:
-        if "generator" in options or not shape or shape[0] != rows:
-            return sampler(shape, **(options if like is None else {"device": like.device, "dtype": like.dtype}))
-        if like is None:
-            return sampler((shard.n, *shape[1:]), **options)[shard.rows]
-        # torch fills memory in order, so the whole batch needs the memory format of these rows, often channels last.
-        whole = torch.empty_strided((shard.n, *shape[1:]), like.stride(), dtype=like.dtype, device=like.device)
-        return sampler(whole.shape, out=whole)[shard.rows]
-
-    return draw
+    shard = _CURRENT.get()
+    if shard is None or "generator" in options or not shape or shape[0] != shard.n_rows:
+        return sampler(shape, **(options if like is None else {"device": like.device, "dtype": like.dtype}))
+    if like is None:
+        return sampler((shard.n, *shape[1:]), **options)[shard.rows]
+    # torch fills memory in order, so the whole batch needs the memory format of these rows, often channels last.
+    whole = torch.empty_strided((shard.n, *shape[1:]), like.stride(), dtype=like.dtype, device=like.device)
+    return sampler(whole.shape, out=whole)[shard.rows]
 
 
 def _reducible_dtype(dtype: torch.dtype) -> torch.dtype:

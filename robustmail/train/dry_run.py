@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from robustmail.attacks.view import eps_of
+from robustmail.errors import in_brief
 from robustmail.functional import one_hot
 from robustmail.norms import max_distance, norm_of, tolerance
-from robustmail.plugin_calls import call_plugin, plugin_error
+from robustmail.plugin_calls import call_plugin, is_third_party, plugin_error
 from robustmail.recipe import Loss, Recipe
+from robustmail.runtime.distributed import shard_batch, world_size
 from robustmail.runtime.rng import fork_rng, generator, seed_all
 from robustmail.step import Step, counted_steps
+from robustmail.train.accumulate import batch_loss, each_micro_batch, joined
 from robustmail.train.batches import Batch, augment_batch
 from robustmail.train.train_step import run_attack, weight_perturbation
 
@@ -45,19 +49,32 @@ def dry_run(recipe: Recipe, classes: int = 10, shape: tuple[int, int, int] = (3,
 
 def dry_run_step(recipe: Recipe, classes: int, shape: tuple[int, int, int]) -> Passes:
     """Run one training step of a recipe without schedules, checking what each plugin returns; count its passes."""
-    with fork_rng(), torch.enable_grad():
+    with fork_rng(), torch.enable_grad(), ExitStack() as stack:
         seed_all("rehearsal")
         model = _CountingModel(classes, shape)
         x, y, targets = _augmented(recipe, torch.rand(4, *shape), torch.arange(4) % classes, classes)
-        adversarial = run_attack(recipe, model, x, y)
-        attack_passes = model.pop_passes()
+        micro_batches = min(recipe.accumulate, 4) if world_size() == 1 else 1
+        stack.enter_context(shard_batch(4, micro_batches) if micro_batches > 1 else nullcontext())
+        attacked = each_micro_batch(4, lambda rows: run_attack(recipe, model, x[rows], y[rows]))
+        adversarial = joined(recipe, attacked)
+        attack_passes = model.pop_passes(micro_batches)
         _check_images(recipe, x, adversarial.x)
         step = Step(model, x, y, adversarial.x, adversarial.trace, targets)
         with weight_perturbation(recipe, model, step):
-            loss = recipe.compute_loss(step)
+            loss = batch_loss(recipe, step)
             _check_loss(recipe, loss, len(adversarial.trace.correct) if adversarial.trace else None)
             loss.total.backward()  # type: ignore[no-untyped-call]
-        return Passes(attack_passes, model.pop_passes())
+            if not is_third_party(recipe.optimizer):  # which may count on its own network's parameters
+                _try_optimizer(recipe, model)
+        return Passes(attack_passes, model.pop_passes(micro_batches))
+
+
+def _try_optimizer(recipe: Recipe, model: nn.Module) -> None:
+    optimizer = call_plugin("optimizer", recipe.optimizer, model.parameters())
+    try:
+        optimizer.step()
+    except Exception as error:  # a knob may make it fail in any way
+        raise plugin_error("optimizer", recipe.optimizer, f"its step fails ({in_brief(error)})") from error
 
 
 class _CountingModel(nn.Module):
@@ -78,9 +95,9 @@ class _CountingModel(nn.Module):
     def _backward(self, _: Tensor) -> None:
         self.passes[1] += 1
 
-    def pop_passes(self) -> tuple[int, int]:
-        """(forward, backward) since the last call."""
-        forward, backward = self.passes
+    def pop_passes(self, micro_batches: int) -> tuple[int, int]:
+        """(forward, backward) of the whole batch since the last call; each micro-batch makes its own."""
+        forward, backward = (round(passes / micro_batches) for passes in self.passes)
         self.passes = [0, 0]
         return forward, backward
 

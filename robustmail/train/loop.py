@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,17 +21,17 @@ from robustmail.plugin_calls import call_plugin
 from robustmail.recipe import Recipe
 from robustmail.records import AttackResult, EpochFinished, Forecast, Record, RunStarted, StepFinished
 from robustmail.runtime.devices import pick_device
-from robustmail.runtime.distributed import world_size
+from robustmail.runtime.distributed import shard_batch, world_size
 from robustmail.runtime.rng import fork_rng
-from robustmail.text import plural
+from robustmail.text import percent, plural
 from robustmail.train.batches import augmentation_text, epoch_batches
 from robustmail.train.dry_run import dry_run_step
 from robustmail.train.optimizer_schedule import apply_schedules, scheduled_fields
-from robustmail.train.state import State, kept_epoch_name
+from robustmail.train.state import State, kept_epoch_name, micro_batches
 from robustmail.train.step_queue import StepQueue
 from robustmail.train.train_step import train_step
 
-__all__ = ["fit", "reproduce", "worse"]
+__all__ = ["collapsed", "fit", "reproduce", "worse"]
 
 WARM_UP = 5  # steps before a forecast
 
@@ -60,7 +60,7 @@ def fit(recipe: Recipe, state: State | None = None, name: str = "recipe") -> Gen
             order = epoch_batches(len(state.train.y), recipe.batch, recipe.seed, state.epoch, state.images.extra)
             for indices in order[state.step :]:
                 apply_schedules(scheduled, state.optimizer, state.epoch + state.step / state.steps)  # within an epoch
-                queue.launch(current, indices)
+                yield from queue.launch(current, indices)
                 for finished in _read_and_save(queue, state, is_last=state.step == len(order)):
                     yield finished
                     if (forecast := forecaster.tick(finished)) is not None:
@@ -83,7 +83,8 @@ def reproduce(dump: str | Path, recipe: Recipe) -> float:
     model = build(recipe.model, content["classes"], x.shape[1], recipe.normalize).to(device)
     model.load_state_dict(content["model"])
     compute = compute_models(model, PrecisionChoice(content["precision"], "as it was"), recipe.attack_mode, x)
-    with fork_rng(), backends():
+    parts = micro_batches(recipe.batch, content.get("accumulate", 1), len(x))
+    with fork_rng(), backends(), shard_batch(len(x), parts):
         targets = content.get("targets")
         _, loss = train_step(recipe.at(epoch), model, x, y, (epoch, step), compute=compute, targets=targets)
     return loss.total.item()
@@ -122,7 +123,10 @@ def _end_epoch(recipe: Recipe, current: Recipe, state: State) -> EpochFinished:
         state.write_weights(kept_epoch_name(state.epoch + 1))
     state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
     state.save()
-    return EpochFinished(row, better, worse(row, len(state.validation.y), recipe.kept_weights))
+    warnings = (
+        worse(row, len(state.validation.y), recipe.kept_weights), collapsed(state.history, state.validation.y)
+    )  # fmt: skip
+    return EpochFinished(row, better, ". ".join(filter(None, warnings)))
 
 
 def worse(row: Mapping[str, Any], n: int, kept: str = "ema") -> str:
@@ -141,6 +145,23 @@ def worse(row: Mapping[str, Any], n: int, kept: str = "ema") -> str:
         f"{nat:.1%} against {nat_live:.1%}, robust {rob:.1%} against {rob_live:.1%}. "
         f"{'Lower ema' if kept == 'ema' else 'Begin swa later'}, or keep the live weights: select=best-live"
     ).replace("%", " %")
+
+
+def collapsed(history: Sequence[Mapping[str, Any]], y: torch.Tensor) -> str:
+    """A warning, once, if the model has given every validation image the commonest class in two epochs; "" otherwise.
+
+    history: rows of metrics.csv. y: labels of the validation images. Natural and robust accuracy are then both exactly
+    that class's share, which a model that tells classes apart does not hit twice.
+    """
+    share = int(y.bincount().max()) / len(y)
+    is_constant = [row["val_nat"] == row["val_rob"] == share for row in history]
+    if is_constant[-2:] != [True, True] or is_constant[-3:] == [True] * 3:
+        return ""
+    return (
+        f"training has collapsed: two epochs in a row, natural and robust accuracy in validation are the share of the "
+        f"commonest class, {percent(share)}. Lower optimizer.lr, or let eps grow: "
+        "attack.eps='Ramp(high=8/255, epochs=5)'"
+    )
 
 
 def _validate(recipe: Recipe, state: State, model: nn.Module) -> dict[str, float]:

@@ -14,6 +14,7 @@ from robustmail.recipe import Loss, Recipe
 from robustmail.records import StepFinished, WeightStats
 from robustmail.runtime.distributed import all_reduce_sum, gather_batch
 from robustmail.step import Step
+from robustmail.train.accumulate import each_micro_batch
 
 __all__ = ["BINS", "StepMetrics", "step_metrics", "weight_stats"]
 
@@ -53,7 +54,8 @@ def step_metrics(recipe: Recipe, step: Step, loss: Loss, number: int) -> StepMet
     no_value = torch.full((), math.nan, dtype=torch.float64, device=y.device)
     nat = no_value
     if step.has("nat") or number % NATURAL_EVERY == 0:
-        nat = gather_batch(view.logits_nat.argmax(1) == y).double().mean()
+        natural = torch.cat(each_micro_batch(len(y), lambda rows: view.part(rows).logits_nat))
+        nat = gather_batch(natural.argmax(1) == y).double().mean()
     right = gather_batch(view.logits_adv.argmax(1) == y)
     margin = gather_batch(precise(gap(view.probs_adv, y) if loss.margin is None else loss.margin))
     plain, weighted = loss.terms.plain, gather_batch(precise(loss.terms.weighted))

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
-from robustmail.fields import field_values, map_schedules
+from robustmail.errors import RecipeError
+from robustmail.fields import describe, field_values, map_schedules
+from robustmail.plugin_calls import plugin_name
 from robustmail.schedules import Schedule
 
 __all__ = ["ScheduledField", "scheduled_fields", "apply_schedules"]
@@ -36,13 +38,17 @@ def scheduled_fields(optimizer: Any, make: MakeOptimizer, epochs: int, steps: in
     epochs, steps: of the run, and of an epoch.
 
     Ratios between groups are those of an optimiser made with values other than 0: a cyclic learning rate begins at 0,
-    from which no ratio can be read.
+    from which no ratio can be read. Raises RecipeError for a field that no parameter group has.
     """
     schedules = {name: value for name, value in field_values(optimizer).items() if isinstance(value, Schedule)}
     if not schedules:
         return {}
     firsts = {name: _first(schedule, epochs, steps) for name, schedule in schedules.items()}
     groups = make(dataclasses.replace(optimizer, **firsts)).param_groups
+    for name, schedule in schedules.items():
+        if not any(name in group for group in groups):
+            who = f"optimizer {plugin_name(optimizer)} (given {name}={describe(schedule)})"
+            raise RecipeError(who, f"{name} cannot change with the epoch: the optimiser has no such option")
     return {
         name: ScheduledField(schedule, firsts[name], tuple(group.get(name) for group in groups))
         for name, schedule in schedules.items()

@@ -228,7 +228,9 @@ def _evaluation_task(recipe: Recipe, state: State, folder: Path) -> EvaluationTa
         if recipe.kept_epoch == "best"
         else "last epoch",
         "weights": recipe.kept_weights,
-        "note": worse(state.history[epoch], n_validation, recipe.kept_weights),
+        "note": ". ".join(
+            filter(None, (worse(state.history[epoch], n_validation, recipe.kept_weights), state.memory_note))
+        ),
     }
     about = {
         "seed": recipe.seed,

@@ -19,7 +19,8 @@ from torch import nn
 from robustmail.checkpoints import load_saved
 from robustmail.data.dataset import ImageData, Split, hold_out, to_float
 from robustmail.data.mixed import tested_source
-from robustmail.errors import RecipeError, RunError, in_brief
+from robustmail.errors import ModelError, RecipeError, RunError, in_brief
+from robustmail.evaluation.exact_inference import is_out_of_memory
 from robustmail.fields import describe
 from robustmail.models.classifier import Classifier, build, check_forward
 from robustmail.models.precision import ComputeModels, PrecisionChoice, choose_precision, compute_models
@@ -27,20 +28,26 @@ from robustmail.plugin_calls import call_plugin
 from robustmail.recipe import Recipe
 from robustmail.records import StepFinished
 from robustmail.runtime.devices import pick_device
-from robustmail.runtime.distributed import is_main_process, main_process_first, shard_batch, world_size
+from robustmail.runtime.distributed import (
+    is_main_process,
+    main_process_first,
+    micro_batch_rows,
+    shard_batch,
+    world_size,
+)
 from robustmail.runtime.files import atomic_write, atomic_write_text, make_folder
 from robustmail.runtime.rng import fork_rng, seed_all
 from robustmail.runtime.untrusted import check_shape, check_tensors
 from robustmail.train.averages import WeightAverages
 from robustmail.train.batches import Batch, epoch_batches
 
-__all__ = ["State", "kept_epoch_name", "kept_epochs"]
+__all__ = ["State", "kept_epoch_name", "kept_epochs", "micro_batches"]
 
 FORMAT = 2
 SHAPE = {
     "format": int, "data": str, "epoch": int, "step": int, "sums": {"*": [float]}, "history": [dict], "best": float,
     "best_epoch": int, "threads": int, "precision": str, "processes?": int, "model": dict, "optimizer": dict,
-    "averages": {"*": dict},
+    "averages": {"*": dict}, "accumulate?": int,
 }  # fmt: skip
 """what `State.load` requires of state.pt, which may come from anybody"""
 
@@ -55,6 +62,7 @@ class State:
     averages: the averages of the weights that the recipe asks for.
     best, best_epoch: the highest robust validation accuracy, and its epoch from 0; -1 before there is one.
     note: a warning about resuming, for people.
+    accumulate: number of micro-batches of a whole batch: the recipe's, or more since memory ran out.
 
     No generator is stored: all randomness is a function of (seed, epoch, step).
     """
@@ -76,6 +84,7 @@ class State:
     note: str = ""
     best: float = -1.0
     best_epoch: int = -1
+    accumulate: int = 1
     save_every: float = 30.0
     """seconds between two saves within an epoch; without influence on results"""
     saved_at: float = field(default_factory=time.monotonic)
@@ -98,8 +107,9 @@ class State:
             model = build(recipe.model, images.classes, images.shape[0], recipe.normalize).to(device)
             order = epoch_batches(len(train.y), recipe.batch, recipe.seed, epoch=0, extra=images.extra)
             smallest = min(map(len, order))
+            smallest //= micro_batches(recipe.batch, recipe.accumulate, smallest)
             sample = to_float(train.x[:smallest]).to(device)
-            check_forward(model, describe(recipe.model).strip("'"), sample, images.classes)
+            _check_forward(recipe, model, sample, images.classes)
         optimizer = call_plugin("optimizer", recipe.at(0).optimizer, model.parameters())
         parts = train.to(device), validation.to(device)
         precision = choose_precision(recipe.precision, model, sample)
@@ -107,15 +117,32 @@ class State:
         path = Path(folder) if folder is not None else None
         if path is not None:
             make_folder(path)
-        return cls(recipe, model, optimizer, images, *parts, device, precision, averages, path)
+        return cls(
+            recipe, model, optimizer, images, *parts, device, precision, averages, path, accumulate=recipe.accumulate
+        )  # fmt: skip
 
     @functools.cached_property
     def compute_models(self) -> ComputeModels:
         """The model as the attack and the loss call it, in the chosen precision."""
         n = min(self.recipe.batch, len(self.train.y))
-        with shard_batch(n) as rows:
-            sample = to_float(self.train.x[:n][rows])
+        with shard_batch(n, self.micro_batches(n)) as rows:
+            first = micro_batch_rows(n)[0]
+            sample = to_float(self.train.x[:n][rows][first])
         return compute_models(self.model, self.precision, self.recipe.attack_mode, sample)
+
+    def micro_batches(self, n: int) -> int:
+        """In how many micro-batches a batch of n images is processed."""
+        return micro_batches(self.recipe.batch, self.accumulate, n)
+
+    @property
+    def memory_note(self) -> str:
+        """What changed since memory ran out, for people; "" if it never did."""
+        if self.accumulate == self.recipe.accumulate:
+            return ""
+        note = f"memory ran out, so batches are processed with accumulate={self.accumulate}"
+        if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.model.modules()):
+            note += "; BatchNorm has statistics of its own in each micro-batch, so the numbers are others"
+        return note
 
     @property
     def eval_model(self) -> nn.Module:
@@ -150,7 +177,7 @@ class State:
             "best": self.best, "best_epoch": self.best_epoch, "threads": torch.get_num_threads(),
             "precision": self.precision.name, "processes": world_size(),
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "averages": self.averages.state_dict(),
+            "averages": self.averages.state_dict(), "accumulate": self.accumulate,
         }  # fmt: skip
         atomic_write(self.folder / "state.pt", lambda path: torch.save(content, path))
         self._write_metrics()
@@ -180,6 +207,8 @@ class State:
                 raise RunError(
                     str(path), "the data have changed since this run began", "Bring them back, or use --fresh."
                 )
+            if not 1 <= (accumulate := content.get("accumulate", 1)) <= self.recipe.batch:
+                raise ValueError(f"accumulate={accumulate}")
             self.model.load_state_dict(content["model"])
             self.optimizer.load_state_dict(content["optimizer"])
             self.averages.load_state_dict(content["averages"])
@@ -198,6 +227,8 @@ class State:
             self.precision = PrecisionChoice(content["precision"], "as this run began")
         for name in ("epoch", "step", "sums", "history", "best", "best_epoch"):
             setattr(self, name, content[name])
+        self.accumulate = accumulate
+        self.note = ". ".join(filter(None, (self.note, self.memory_note)))
         self._write_metrics()  # after a kill between the two writes it is one epoch behind
 
     def write_weights(self, name: str) -> None:
@@ -239,7 +270,7 @@ class State:
             "epoch": self.epoch, "step": self.step, "indices": indices.cpu(), "x": batch.x.cpu(), "y": batch.y.cpu(),
             "targets": None if batch.targets is None else batch.targets.cpu(),
             "model": self.model.state_dict(), "classes": self.images.classes, "precision": self.precision.name,
-            "training_images": len(self.train.y),
+            "training_images": len(self.train.y), "accumulate": self.accumulate,
         }  # fmt: skip
         path = self.folder / "nonfinite.pt"
         atomic_write(path, lambda temporary: torch.save(content, temporary))
@@ -249,6 +280,26 @@ class State:
 def kept_epoch_name(epoch: int) -> str:
     """The stem of the file with the weights of an epoch, counted from 1 as on screen: epoch-0010."""
     return f"epoch-{epoch:04d}"
+
+
+def micro_batches(batch: int, accumulate: int, n: int) -> int:
+    """In how many micro-batches n images are processed: `accumulate` of them if n = batch, fewer if n is smaller."""
+    return -(-n * accumulate // batch)
+
+
+def _check_forward(recipe: Recipe, model: Classifier, sample: torch.Tensor, classes: int) -> None:
+    """`check_forward` on as many of these images as fit into memory."""
+    while True:
+        try:
+            check_forward(model, describe(recipe.model).strip("'"), sample, classes)
+            return
+        except ModelError as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(sample) == 1:
+                wrong = f"out of memory with one image ({in_brief(error.__cause__ or error)})"
+                raise ModelError(error.who, wrong, "Use a smaller model, or a device with more memory.") from error
+        sample = sample[: len(sample) // 2]
 
 
 def kept_epochs(folder: Path) -> dict[int, str]:

@@ -6,9 +6,9 @@
         terms   = objective(step)                 # forward passes, with gradient
         weights = weighter(margin(step))          # detached, mean one
         loss    = mean(weights * terms.weighted + terms.plain)
-        backward, sum the gradients over all processes, optimizer.step()
+        backward, sum the gradients over all processes, clip them, optimizer.step()
 
-The middle three lines are `Recipe.compute_loss`.
+The middle three lines are `Recipe.compute_loss`; train/accumulate.py computes the same in micro-batches.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from robustmail.attacks.view import model_view
-from robustmail.errors import NonFiniteError
+from robustmail.errors import NonFiniteError, RunError, in_brief
+from robustmail.evaluation.exact_inference import is_out_of_memory
 from robustmail.models.precision import ComputeModels
 from robustmail.plugin_calls import call_plugin, plugin_error, plugin_name
 from robustmail.recipe import Loss, Recipe
@@ -28,8 +29,9 @@ from robustmail.runtime.deferred import read_later
 from robustmail.runtime.distributed import all_reduce_sum
 from robustmail.runtime.rng import seed_all
 from robustmail.step import Adversarial, Step
+from robustmail.train.accumulate import batch_loss, each_micro_batch, joined
 
-__all__ = ["reduce_gradients", "run_attack", "train_step", "update_parameters", "weight_perturbation"]
+__all__ = ["clip_gradients", "reduce_gradients", "run_attack", "train_step", "update_parameters", "weight_perturbation"]
 
 
 def train_step(
@@ -52,6 +54,7 @@ def train_step(
     compute: the model as the attack and the loss call it, where that differs from `model` (precision bf16).
     targets: soft labels of these rows, [b, classes]; None where labels are hard. The attack gets y.
 
+    Inside `shard_batch` with micro-batches, memory holds the activations of one of them at a time.
     The global generators are reseeded: call it inside `fork_rng`. Raises PluginError where a plugin breaks its
     contract, NonFiniteError where loss or gradient is not finite, inside `defer_reads` only once the values are read.
     """
@@ -59,17 +62,21 @@ def train_step(
     if optimizer is not None:
         optimizer.zero_grad(set_to_none=True)
 
-    seed_all(recipe.seed, "attack", *position)
-    adversarial = run_attack(recipe, attack_model, x, y)
+    def attack(rows: slice) -> Adversarial:
+        seed_all(recipe.seed, "attack", *position)  # noise is drawn for the whole batch, and its rows are taken
+        return run_attack(recipe, attack_model, x[rows], y[rows])
+
+    adversarial = joined(recipe, each_micro_batch(len(x), attack))
 
     seed_all(recipe.seed, "update", *position)
     step = Step(loss_model, x, y, adversarial.x, adversarial.trace, targets)
     model.train()
     with weight_perturbation(recipe, model, step):  # the update lies inside: the order of AWP's authors
-        loss = recipe.compute_loss(step)
+        loss = batch_loss(recipe, step)
         if optimizer is not None:
             loss.total.backward()  # type: ignore[no-untyped-call]
             loss_and_norm = reduce_gradients(optimizer, loss.total)
+            clip_gradients(recipe, optimizer, loss_and_norm[1])
             update_parameters(recipe, optimizer, loss, loss_and_norm)
     return step, loss
 
@@ -105,7 +112,7 @@ def weight_perturbation(recipe: Recipe, model: nn.Module, step: Step) -> Abstrac
     """
     if recipe.perturbation is None:
         return nullcontext()
-    context = call_plugin("perturbation", recipe.perturbation, model, lambda: recipe.loss(step.again()))
+    context = call_plugin("perturbation", recipe.perturbation, model, lambda: batch_loss(recipe, step.again()).total)
     if not isinstance(context, AbstractContextManager):
         wrong = f"returned {type(context).__name__}, not a context"
         raise plugin_error("perturbation", recipe.perturbation, wrong, "Use contextmanager.")
@@ -114,12 +121,18 @@ def weight_perturbation(recipe: Recipe, model: nn.Module, step: Step) -> Abstrac
 
 def reduce_gradients(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
     """Sum loss and gradients over all processes, the gradients in place; returns [2] float64: loss, gradient norm."""
-    trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    total, *gradients = all_reduce_sum(loss.detach(), *(p.grad for p in trained))
+    trained = _trained(optimizer)
+    total, *gradients = all_reduce_sum(loss.detach(), *(p.grad for p in trained if p.grad is not None))
     for p, gradient in zip(trained, gradients, strict=True):
         p.grad = gradient
     norm = nn.utils.get_total_norm(gradients) if gradients else total
     return torch.stack([total.double(), norm.double()])
+
+
+def clip_gradients(recipe: Recipe, optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
+    """Scale the gradients, whose norm is given, down to the recipe's `clip` where they are longer."""
+    if recipe.clip is not None:
+        nn.utils.clip_grads_with_norm_(_trained(optimizer), recipe.clip, norm)
 
 
 def update_parameters(recipe: Recipe, optimizer: torch.optim.Optimizer, loss: Loss, loss_and_norm: Tensor) -> None:
@@ -138,11 +151,26 @@ def update_parameters(recipe: Recipe, optimizer: torch.optim.Optimizer, loss: Lo
 
     found_inf = read_later(loss_and_norm, check_finite, loss_and_norm.isfinite().all())
     if found_inf is None:
-        optimizer.step()
+        _step(optimizer)
         return
     optimizer.found_inf = found_inf  # type: ignore[attr-defined]  # as torch's GradScaler passes it
-    optimizer.step()
+    _step(optimizer)
     del optimizer.found_inf  # type: ignore[attr-defined]
+
+
+def _step(optimizer: torch.optim.Optimizer) -> None:
+    """optimizer.step(). Raises RunError where memory runs out: the weights may be changed in part."""
+    try:
+        optimizer.step()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        todo = "It needs the same for any batch: use a smaller model, an optimiser with less state, or another device."
+        raise RunError("the optimiser's step", f"out of memory ({in_brief(error)})", todo) from None
+
+
+def _trained(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
 
 
 def _nonfinite_source(recipe: Recipe, loss: Loss) -> tuple[str, str]:

@@ -28,7 +28,7 @@ def main() -> None:
         losses = []
         for step in range(50):
             indices = batch_indices(54, int(size), generator(step))[0]
-            with distributed.shard_batch(len(indices)) as rows:
+            with distributed.shard_batch(len(indices), recipe.accumulate) as rows:
                 local = indices[rows]
                 _, loss = train_step(recipe.at(0), model, x[local], y[local], (0, step), optimizer)
                 losses.append(float(distributed.all_reduce_sum(loss.total.detach())[0]))

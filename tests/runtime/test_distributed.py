@@ -23,8 +23,8 @@ SMALL = [
 ]  # fmt: skip
 
 
-def launch(processes: int, *words: str | Path) -> Python | Peers:
-    return Peers(processes, *words) if processes > 1 else Python(*words)
+def launch(processes: int, *words: str | Path, env: dict[str, str] | None = None) -> Python | Peers:
+    return Peers(processes, *words, env=env) if processes > 1 else Python(*words, env=env)
 
 
 def torchrun(processes: int, *words: str | Path) -> subprocess.Popen:
@@ -56,6 +56,7 @@ def results(folder: Path) -> dict[str, int]:
     ("at", 12, ["attack_mode=train", "attack.steps=2"]),
     ("mail_at", 13, ["attack=PGD(norm='l2', eps=0.5, alpha=0.2, steps=2)"]), ("mail_trades", 13, ["attack.steps=2"]),
     ("gair_mart", 13, ["attack.steps=2", "weighter.steps=2"]), ("trades_awp", 13, ["attack.steps=2"]),
+    ("mail_trades", 13, ["attack.steps=2", "accumulate=3", "clip=0.5"]),
 ])  # fmt: skip
 def test_fifty_steps_in_two_processes_are_fifty_steps_in_one(name, size, more, tmp_path):
     # In double precision: in single, the sign of a gradient near zero makes another image out of a last bit.
@@ -113,6 +114,21 @@ def test_two_processes_judge_each_image_as_one_does(tmp_path, slice_path):
     (tmp_path / "run" / "results.json").unlink()
     train(2, tmp_path / "run", "at", *changes)  # continues after the last epoch: it only evaluates
     assert results(tmp_path / "run") == alone
+
+
+def test_memory_that_runs_out_in_two_processes_makes_the_run_of_one(tmp_path):
+    recipe = Path(__file__).parents[1] / "train" / "limited.py"
+    for processes, most in ((2, 50), (1, 100)):
+        done = launch(
+            processes, WORKER, tmp_path / f"{processes}", f"{recipe}:normed", 0, env={"TEST_MOST_IMAGES": str(most)}
+        )
+        _, wrong = done.communicate()
+        assert done.returncode == 0, wrong
+        note = json.loads((tmp_path / f"{processes}" / "results.json").read_text())["training"]["note"]
+        assert "accumulate=8" in note
+    one, two = weights(tmp_path / "1"), weights(tmp_path / "2")
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)
 
 
 def test_a_killed_process_ends_the_run_with_a_word_and_a_state_that_goes_on(tmp_path, slice_path):
