@@ -159,6 +159,7 @@ def list_(
             summaries = {name: catalog.summary(path) for name, path in catalog.recipe_files().items()}
         else:
             summaries = {name: entry.summary for name, entry in catalog.catalog_entries(heading).items()}
+            summaries |= catalog.PLURALS[heading].patterns
         if kind is None:
             print(f"\n{heading}")
         for name, text in summaries.items():

@@ -143,11 +143,15 @@ def _network(model: str | Callable[[int, int], nn.Module], classes: int, channel
 
 
 def is_in_timm(name: str) -> bool:
-    """Whether timm's registry, our networks included, has that name; never true for names that are downloaded."""
+    """Whether timm's registry, our networks included, has that name; never true for names that are downloaded.
+
+    A Wide ResNet of any size, such as cifar_wrn40_2, is registered here.
+    """
     import timm
 
     from robustmail.models import resnet, small, wide_resnet  # noqa: F401  registers ours
 
+    wide_resnet.register_size(name)
     return timm.is_model(name) and ":" not in name and "/" not in name
 
 
@@ -168,6 +172,9 @@ def check_name(model: str) -> None:
     if not is_network(model):
         if model.endswith(".py"):
             raise ModelError(f"model={model!r}", "no function of the file named", f"Write {model}:FUNCTION.")
+        if nearest := wide_resnet.nearest_size(model):
+            wrong = f"depths are 6n + 4, up to {wide_resnet.MAX_DEPTH}, widths 1 to {wide_resnet.MAX_WIDTH}"
+            raise ModelError(f"model={model!r}", wrong, f"The nearest is {nearest!r}.")
         near = did_you_mean(model, ours)
         if not near.startswith("Did"):
             near = did_you_mean(model, [*timm.list_models(), *robustbench.NAMES])
