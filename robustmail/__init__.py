@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from robustmail.evaluation.verify import verify
     from robustmail.margins import kappa, lps, pm_adv, pm_dif, pm_nat
     from robustmail.models.classifier import Classifier, build
+    from robustmail.models.timm_model import timm_model
     from robustmail.objectives import AT, MART, TRADES
     from robustmail.optimizers import SGD
     from robustmail.perturbations import AWP
@@ -88,6 +89,7 @@ _NAMES = {  # by module; type checkers read the imports above instead
     "evaluation.verify": ["verify"],
     "margins": ["kappa", "lps", "pm_adv", "pm_dif", "pm_nat"],
     "models.classifier": ["Classifier", "build"],
+    "models.timm_model": ["timm_model"],
     "objectives": ["AT", "MART", "TRADES"],
     "optimizers": ["SGD"],
     "perturbations": ["AWP"],

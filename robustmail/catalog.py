@@ -50,6 +50,7 @@ KINDS: dict[str, Kind] = {
             "cifar_wrnD_W_silu": "The same with SiLU in place of ReLU",
         },
     ),
+    "factory": Kind("factories", ("models.timm_model",)),
 }
 """The kinds of plugins by their singular: the one table of them."""
 

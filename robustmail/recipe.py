@@ -48,7 +48,8 @@ class Recipe:
     """What to train and how, as a value that can be compared, printed and changed with `but`.
 
     data: a source of images, called without arguments, e.g. cifar10().
-    model: a timm name (our networks are registered there), or a function (classes, channels) -> nn.Module.
+    model: a timm name (our networks are registered there), a timm_model("NAME", ...) with arguments of its constructor,
+        or a function (classes, channels) -> nn.Module.
     attack: (model, x, y) -> adversarial images to train on; an attack object of torchattacks or ART is converted.
     objective: step -> per-example losses, e.g. TRADES(beta=5.0).
     margin: step -> [B], how far each example is from being misclassified; needs a weighter.

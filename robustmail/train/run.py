@@ -22,6 +22,7 @@ from robustmail.evaluation.storage import clear
 from robustmail.evaluation.task import EvaluationTask
 from robustmail.fields import describe, flatten
 from robustmail.models.classifier import check_name
+from robustmail.models.timm_model import TimmModel
 from robustmail.recipe import Recipe
 from robustmail.records import ATTACKED, AttackProgress, AttackResult, Record, RunFinished
 from robustmail.runtime.devices import pick_device
@@ -62,6 +63,8 @@ def preflight(recipe: Recipe) -> None:
     pick_device(recipe.device)
     if isinstance(recipe.model, str):
         check_name(recipe.model)
+    elif isinstance(recipe.model, TimmModel):
+        recipe.model.check()
     for attack in (recipe.validate, *recipe.evaluate):
         attack_spec(attack, recipe.budget, classes=10, norm=recipe.norm)
 

@@ -22,6 +22,7 @@ from robustmail.errors import RecipeError, RunError, in_brief
 from robustmail.fields import describe
 from robustmail.models.classifier import Classifier, build, check_forward
 from robustmail.models.precision import ComputeModels, PrecisionChoice, choose_precision, compute_models
+from robustmail.models.timm_model import TimmModel
 from robustmail.plugin_calls import call_plugin
 from robustmail.recipe import Recipe
 from robustmail.records import StepFinished
@@ -203,9 +204,8 @@ class State:
         if self.folder is None or not is_main_process():
             return
         weights = {key: value.detach().cpu().contiguous() for key, value in self.eval_model.state_dict().items()}
-        model = self.recipe.model  # a timm name, or a function in the recipe's file
         facts = {
-            "model": model if isinstance(model, str) else f"recipe.py:{describe(model)}",
+            "model": _recorded_name(self.recipe.model),
             "classes": self.images.classes, "channels": self.images.shape[0], "shape": list(self.images.shape),
             "data": self.images.name, "normalize": self.recipe.normalize, "eps": self.recipe.budget,
             "epoch": self.epoch, "norm": self.recipe.norm, "source": describe(self.recipe.data),
@@ -252,6 +252,13 @@ def _make_ema(model: nn.Module, decay: float | None) -> ModelEmaV3 | None:
     # timm's warm-up of its n-th update, n = t + 1, is 1 - (1 + n / gamma)^-power: the same for gamma 9 and power 1.
     warmup: dict[str, Any] = {"use_warmup": True, "warmup_gamma": 9, "warmup_power": 1, "update_after_step": -1}
     return ModelEmaV3(model, decay, **warmup, exclude_buffers=True)
+
+
+def _recorded_name(model: Any) -> str:
+    """What a file of weights says of its network: a name, the text of a `timm_model`, or a function of the recipe."""
+    if isinstance(model, TimmModel):
+        return model.text
+    return model if isinstance(model, str) else f"recipe.py:{describe(model)}"
 
 
 def _folder(state: State) -> Path:
