@@ -64,6 +64,11 @@ class Recipe:
         short run forgets its random start. BatchNorm's statistics are copied. The live parameters are validated too,
         and a note tells where they are better.
     normalize: (mean, std) per channel, applied inside the model; None, as in the paper, for images in [0, 1].
+    init: a file with the initial weights, as `robustmail eval` takes it: a checkpoint of any origin, the folder of a
+        run, or hf://OWNER/NAME/FILE. All but the head, on another number of classes, has to fit the model. The file's
+        SHA-256 belongs to the run. None for random weights.
+    freeze: patterns, as in fnmatch, of names of parameters that are not trained, e.g. ("conv1.*", "layer1.*"). A
+        BatchNorm whose parameters are all frozen keeps its running statistics.
     eps: radius of the ball in validation and evaluation, in pixels of [0, 1]; None for the attack's own.
     attack_mode: mode of BatchNorm and dropout during the attack, "eval" or "train".
     validate: the attack that chooses the best epoch, on images held out of the training set.
@@ -93,6 +98,8 @@ class Recipe:
     optimizer: Optimizer = SGD()
     ema: float | None = None
     normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    init: str | None = None
+    freeze: tuple[str, ...] = ()
     eps: float | None = None
     attack_mode: Literal["eval", "train"] = "eval"
     validate: str = "pgd10"
@@ -107,8 +114,9 @@ class Recipe:
         object.__setattr__(self, "attack", adopted(self.attack))
         self._check_schedules()
         check_types(self)
-        if isinstance(self.evaluate, list):
-            object.__setattr__(self, "evaluate", tuple(self.evaluate))
+        for name in ("evaluate", "freeze"):
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
         self._check_ranges()
         self._check_method()
 

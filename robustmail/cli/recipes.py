@@ -5,13 +5,16 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from robustmail import catalog
 from robustmail.cli.options import Overrides, Plain, RecipeName, load_recipe_with, stop_exit, wants_plain
 from robustmail.errors import PluginError, RecipeError, RunError, Stopped, did_you_mean
+
+if TYPE_CHECKING:
+    from robustmail.recipe import Recipe
 
 __all__ = ["add_to"]
 
@@ -85,12 +88,30 @@ def show(recipe: RecipeName, overrides: Overrides = None) -> None:
     for path, value in fields.items():
         print(f"{path:<{width}}  {value}")
     print(f"\n{resolved.formula}\n")
+    if resolved.freeze:
+        print(_count_trained(resolved))
     for epoch, passes in dry_run(resolved).items():
         forward, backward = passes.total
         print(
             f"from epoch {epoch + 1}: {forward} forward and {backward} backward passes a step "
             f"({passes.attack[0]} + {passes.attack[1]} in the attack)"
         )
+
+
+def _count_trained(recipe: Recipe) -> str:
+    """How many parameters are trained, on a model without memory where its name is known."""
+    import torch
+
+    from robustmail.models.classifier import build
+    from robustmail.models.freezing import freeze, trained_parameters
+    from robustmail.models.timm_model import TimmModel
+
+    is_ours = isinstance(recipe.model, (str, TimmModel))
+    with torch.device("meta" if is_ours else "cpu"):
+        model = build(recipe.model, 10, 3)
+    freeze(model, recipe.freeze)
+    trained, whole = (sum(p.numel() for p in part) for part in (trained_parameters(model), model.parameters()))
+    return f"with 10 classes and 3 channels {trained:,} of {whole:,} parameters are trained"
 
 
 def check(
@@ -109,6 +130,7 @@ def check(
     from robustmail.plugin_calls import plugin_name
     from robustmail.text import plural
     from robustmail.train.dry_run import dry_run
+    from robustmail.train.initial_weights import open_initial
     from robustmail.train.run import preflight
 
     if plugins := load_plugins(recipe):
@@ -116,6 +138,8 @@ def check(
         return
     resolved = load_recipe_with(recipe, overrides)
     preflight(resolved)
+    if resolved.init is not None:
+        open_initial(resolved.init)
     dry_run(resolved)
     phases, changes = resolved.change_points(), resolved.change_points()[1:]
     report = f"dry run passed in {plural(len(phases), 'phase')}"

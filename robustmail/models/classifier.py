@@ -26,6 +26,8 @@ class Classifier(nn.Module):
     mean: Tensor
     std: Tensor
     memory_format = torch.channels_last
+    frozen_norms: tuple[nn.Module, ...] = ()
+    """BatchNorms that stay in eval mode, see `freeze`"""
 
     def __init__(self, net: nn.Module, normalize: tuple[Sequence[float], Sequence[float]] | None = None) -> None:
         super().__init__()
@@ -48,6 +50,13 @@ class Classifier(nn.Module):
         for tensor in (*self.net.parameters(), *self.net.buffers()):
             tensor.data = _plain(tensor.data)
         return precise(logits_of(self.net(self.prepare(x))))
+
+    def train(self, mode: bool = True) -> Classifier:
+        """As nn.Module's, but `frozen_norms` stay in eval mode."""
+        super().train(mode)
+        for norm in self.frozen_norms:
+            norm.eval()
+        return self
 
     def prepare(self, x: Tensor) -> Tensor:
         """The input of the network for images x [B, C, H, W] in [0, 1]: normalised, channels-last or plain."""

@@ -110,7 +110,7 @@ class TimmModel:
 
 
 def read_timm_model(text: str) -> TimmModel | None:
-    """The value that a text such as timm_model('vit_tiny_patch16_224', img_size=32) stands for; None for any other text.
+    """The value that a text such as timm_model('vit_tiny_patch16_224', img_size=32) stands for, or None.
 
     The text may come from a file: nothing in it is looked up but the name of the network in timm's registry, and its
     numbers are bounded.

@@ -38,10 +38,11 @@ from robustmail.runtime.files import atomic_write, atomic_write_json, check_fold
 from robustmail.runtime.signals import Signals
 from robustmail.runtime.untrusted import check_shape, read_json
 from robustmail.train.dry_run import dry_run
+from robustmail.train.initial_weights import init_sha256
 from robustmail.train.loop import fit, worse
 from robustmail.train.state import State
 
-__all__ = ["Stopped", "preflight", "run", "status", "write_recipe"]
+__all__ = ["Stopped", "preflight", "recorded_init", "run", "status", "write_recipe"]
 
 OURS = (
     "state.pt", "recipe.py", "recipe.json", "metrics.csv", "log.txt", "best.safetensors", "last.safetensors",
@@ -52,7 +53,8 @@ RESULTS = {
     "training": {"epoch": int, "burn_in": int, "note": str},
 }  # fmt: skip
 SHARDS = "shards"  # folder of what several processes evaluate, until it is joined
-NOT_THE_METHOD = {"device"}  # a run may go on elsewhere
+INIT = "init.sha256"  # beside the fields of a recipe in recipe.json
+NOT_THE_METHOD = {"device", "init"}  # a run may go on elsewhere; of `init` the content counts, not the path
 
 
 def preflight(recipe: Recipe) -> None:
@@ -115,10 +117,11 @@ def run(
     folder is in use or another recipe's, Stopped after a signal, and whatever `fit` raises.
     """
     preflight(recipe)
-    if from_main_process(lambda: status(recipe, folder, fresh, yes)) == "finished":
+    before = from_main_process(lambda: status(recipe, folder, fresh, yes))
+    if before == "finished":
         yield _finished(folder, before=True)
         return
-    state = State.fresh(recipe)
+    state = State.fresh(recipe, read_init=before != "continue")
     state.save_every = save_every
     dry_run(recipe, state.images.classes, state.images.shape)
     text = source.read_bytes() if source is not None else None  # in whatever encoding it is
@@ -153,18 +156,26 @@ def _prepare_folder(recipe: Recipe, state: State, folder: Path, folder_status: s
     state.folder = folder
     if folder_status == "continue":
         state.load()
+        if recipe.init is not None and init_sha256(recipe.init) is None:
+            gone = f"init={recipe.init} is not there any more, and not needed: the run goes on from its saved state"
+            state.note = "; ".join(filter(None, [state.note, gone]))
         return
+    if recipe.init is not None and state.init_sha256 is None:
+        raise RunError(str(folder), "was emptied while this process was loading", "Run it again.")
     (folder / "state.pt").unlink(missing_ok=True)  # first: a kill from here on leaves a run that begins anew
     clear(folder, "run")
     shutil.rmtree(folder / SHARDS, ignore_errors=True)
     remove(folder, [name for name in OURS if name not in EVALUATION_FILES])
-    write_recipe(recipe, folder, source)
+    write_recipe(recipe, folder, source, state.init_sha256)
     state.save()
 
 
-def write_recipe(recipe: Recipe, folder: Path, source: bytes | None) -> None:
-    """Write recipe.json, every field of the recipe, and recipe.py, the bytes of its source file."""
-    atomic_write_json(folder / "recipe.json", flatten(recipe))
+def write_recipe(recipe: Recipe, folder: Path, source: bytes | None, init: str | None = None) -> None:
+    """Write recipe.json, every field of the recipe, and recipe.py, the bytes of its source file.
+
+    init: SHA-256 of the file of initial weights, if any, which recipe.json has, too.
+    """
+    atomic_write_json(folder / "recipe.json", {**flatten(recipe), **({INIT: init} if init else {})})
     if source is not None:
         atomic_write(folder / "recipe.py", lambda temporary: temporary.write_bytes(source))
 
@@ -232,7 +243,7 @@ def _evaluation_task(recipe: Recipe, state: State, folder: Path) -> EvaluationTa
         "seed": recipe.seed,
         "precision": state.compute_models.description,
         "data": {"name": state.images.name, "fingerprint": data_fingerprint(test.part)},
-        "recipe": flatten(recipe),
+        "recipe": {**flatten(recipe), **({INIT: init} if (init := recorded_init(folder)) else {})},
         "text": describe(recipe),
     }
     return EvaluationTask(
@@ -249,6 +260,8 @@ def _finished(folder: Path, before: bool = False) -> RunFinished:
 
 def _refuse_another(recipe: Recipe, recorded: dict[str, Any], folder: Path) -> None:
     own = flatten(recipe)
+    if recipe.init is not None:  # a file that is gone is not needed any more
+        own[INIT] = init_sha256(recipe.init) or recorded.get(INIT, "unknown")
     differ = [k for k in {**recorded, **own} if recorded.get(k) != own.get(k) and k not in NOT_THE_METHOD]
     if differ:
         shown = "; ".join(f"{k}: {recorded.get(k, 'absent')} there, {own.get(k, 'absent')} here" for k in differ[:4])
@@ -257,6 +270,12 @@ def _refuse_another(recipe: Recipe, recorded: dict[str, Any], folder: Path) -> N
             str(folder), f"holds a run of another recipe ({shown}{more})",
             "Pass another --out, or --fresh to begin anew.",
         )  # fmt: skip
+
+
+def recorded_init(folder: Path) -> str | None:
+    """SHA-256 of the file of initial weights in a run's recipe.json; None without one."""
+    found = _read_json(folder / "recipe.json").get(INIT)
+    return found if isinstance(found, str) else None
 
 
 def _read_results(folder: Path) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from robustmail.data.dataset import ImageData, Split, hold_out, to_float
 from robustmail.errors import RecipeError, RunError, in_brief
 from robustmail.fields import describe
 from robustmail.models.classifier import Classifier, build, check_forward
+from robustmail.models.freezing import freeze, trained_parameters
 from robustmail.models.precision import ComputeModels, PrecisionChoice, choose_precision, compute_models
 from robustmail.models.timm_model import TimmModel
 from robustmail.plugin_calls import call_plugin
@@ -32,6 +33,7 @@ from robustmail.runtime.files import atomic_write, atomic_write_text, make_folde
 from robustmail.runtime.rng import fork_rng, seed_all
 from robustmail.runtime.untrusted import check_shape, check_tensors
 from robustmail.train.batches import epoch_batches
+from robustmail.train.initial_weights import load_initial, open_initial
 
 __all__ = ["State"]
 
@@ -53,7 +55,8 @@ class State:
     history: one row of metrics.csv per finished epoch.
     ema: the exponential moving average of the weights, if the recipe has one.
     best, best_epoch: the highest robust validation accuracy, and its epoch from 0; -1 before there is one.
-    note: a warning about resuming, for people.
+    note: about initial weights or resuming, for people.
+    init_sha256: SHA-256 of the file of initial weights, if one was read.
 
     No generator is stored: all randomness is a function of (seed, epoch, step).
     """
@@ -78,15 +81,18 @@ class State:
     save_every: float = 30.0
     """seconds between two saves within an epoch; without influence on results"""
     saved_at: float = field(default_factory=time.monotonic)
+    init_sha256: str | None = None
 
     @classmethod
-    def fresh(cls, recipe: Recipe, folder: str | Path | None = None) -> State:
+    def fresh(cls, recipe: Recipe, folder: str | Path | None = None, read_init: bool = True) -> State:
         """The state before the first step: data loaded, model built, both on the device.
 
-        folder: where state and weights are saved, created if missing; None: nowhere. Raises DeviceError, DataError or
-        ModelError, before anything is written.
+        folder: where state and weights are saved, created if missing; None: nowhere. read_init: read the file of the
+        recipe's `init`; not needed where `load` follows. Raises DeviceError, DataError or ModelError, before anything
+        is written.
         """
         device = pick_device(recipe.device)
+        initial = open_initial(recipe.init) if read_init and recipe.init is not None else None
         with main_process_first():
             images = call_plugin("data", recipe.data)
         if not isinstance(images, ImageData):
@@ -94,18 +100,24 @@ class State:
         train, validation = hold_out(images, recipe.seed)
         with fork_rng():
             seed_all(recipe.seed, "init")
-            model = build(recipe.model, images.classes, images.shape[0], recipe.normalize).to(device)
+            model = build(recipe.model, images.classes, images.shape[0], recipe.normalize)
+            note = load_initial(model, initial, recipe.init or "", recipe.model) if initial else ""
+            freeze(model, recipe.freeze)
+            model.to(device)
             smallest = min(map(len, epoch_batches(len(train.y), recipe.batch, recipe.seed, epoch=0)))
             sample = to_float(train.x[:smallest]).to(device)
             check_forward(model, describe(recipe.model).strip("'"), sample, images.classes)
-        optimizer = call_plugin("optimizer", recipe.at(0).optimizer, model.parameters())
+        optimizer = call_plugin("optimizer", recipe.at(0).optimizer, trained_parameters(model))
         parts = train.to(device), validation.to(device)
         precision = choose_precision(recipe.precision, model, sample)
         ema = _make_ema(model, recipe.ema)
         path = Path(folder) if folder is not None else None
         if path is not None:
             make_folder(path)
-        return cls(recipe, model, optimizer, images, *parts, device, precision, ema, path)
+        init_sha256 = initial.sha256 if initial else None
+        return cls(
+            recipe, model, optimizer, images, *parts, device, precision, ema, path, note=note, init_sha256=init_sha256
+        )
 
     @functools.cached_property
     def compute_models(self) -> ComputeModels:
