@@ -79,8 +79,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, H, W] -> [B, out, H/stride, W/stride]"""
-        out = self.bn2(self.conv2(self.act(self.bn1(self.conv1(x)))))
-        return self.act(out + self.shortcut(x))
+        out: Tensor = self.act(self.bn1(self.conv1(x)))
+        out = self.act(self.bn2(self.conv2(out)) + self.shortcut(x))
+        return out
 
 
 class Bottleneck(nn.Module):
@@ -97,8 +98,9 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, H, W] -> [B, out, H/stride, W/stride]"""
-        out = self.act(self.bn2(self.conv2(self.act(self.bn1(self.conv1(x))))))
-        return self.act(self.bn3(self.conv3(out)) + self.shortcut(x))
+        out: Tensor = self.act(self.bn2(self.conv2(self.act(self.bn1(self.conv1(x))))))
+        out = self.act(self.bn3(self.conv3(out)) + self.shortcut(x))
+        return out
 
 
 class PreActBlock(nn.Module):

@@ -61,7 +61,7 @@ def is_in_timm(name: str) -> bool:
     from robustmail.models import resnet, small, wide_resnet  # noqa: F401  registers ours
 
     wide_resnet.register_size(name)
-    return cast(bool, timm.is_model(name)) and ":" not in name and "/" not in name
+    return timm.is_model(name) and ":" not in name and "/" not in name
 
 
 @dataclass(frozen=True, repr=False)
