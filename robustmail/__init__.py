@@ -66,6 +66,7 @@ if TYPE_CHECKING:
         vulnerability,
     )
     from robustmail.models.classifier import Classifier, build
+    from robustmail.models.timm_model import timm_model
     from robustmail.objectives import AT, MART, SOVR, TRADES, ARoW
     from robustmail.optimizers import SGD, torch_optimizer
     from robustmail.perturbations import AWP
@@ -136,6 +137,7 @@ _NAMES = {  # by module; type checkers read the imports above instead
         "vulnerability",
     ],
     "models.classifier": ["Classifier", "build"],
+    "models.timm_model": ["timm_model"],
     "objectives": ["AT", "MART", "SOVR", "TRADES", "ARoW"],
     "optimizers": ["SGD", "torch_optimizer"],
     "perturbations": ["AWP"],

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import functools
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
@@ -37,6 +38,8 @@ class Kind:
     """modules of robustmail that define plugins of this kind"""
     is_method: bool = False
     """whether it is part of the method: then it has laws, and its field may hold a schedule"""
+    patterns: Mapping[str, str] = field(default_factory=dict)
+    """names that stand for many plugins, as people write them, with a summary each"""
 
 
 KINDS: dict[str, Kind] = {
@@ -51,7 +54,15 @@ KINDS: dict[str, Kind] = {
     "augmentation": Kind("augmentations", ("augmentations",)),
     "optimizer": Kind("optimizers", ("optimizers",)),
     "schedule": Kind("schedules", ("schedules",)),
-    "model": Kind("models", ("models.resnet", "models.wide_resnet", "models.small")),
+    "model": Kind(
+        "models",
+        ("models.resnet", "models.wide_resnet", "models.small"),
+        patterns={
+            "cifar_wrnD_W": "WRN-D-W, a Wide ResNet of any depth D = 6n + 4 and any width W: cifar_wrn70_16",
+            "cifar_wrnD_W_silu": "The same with SiLU in place of ReLU",
+        },
+    ),
+    "factory": Kind("factories", ("models.timm_model",)),
     "tracker": Kind("trackers", ("trackers.tensorboard", "trackers.wandb", "trackers.mlflow", "trackers.trackio")),
 }
 """The kinds of plugins by their singular: the one table of them."""

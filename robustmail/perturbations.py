@@ -39,6 +39,9 @@ class AWP:
             yield
             return
         params = [p for name, p in model.named_parameters() if p.ndim > 1 and "weight" in name and p.requires_grad]
+        if not params:  # all of them are frozen
+            yield
+            return
         gradients = _ascent(model, loss, params)
         original = [p.detach().clone() for p in params]
         with torch.no_grad():  # no weight changes before all memory is there

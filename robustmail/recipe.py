@@ -63,7 +63,8 @@ class Recipe:
     """What to train and how, as a value that can be compared, printed and changed with `but`.
 
     data: a source of images, called without arguments, e.g. cifar10().
-    model: a timm name (our networks are registered there), or a function (classes, channels) -> nn.Module.
+    model: a timm name (our networks are registered there), a timm_model("NAME", ...) with arguments of its constructor,
+        or a function (classes, channels) -> nn.Module.
     attack: (model, x, y) -> adversarial images to train on; an attack object of torchattacks or ART is converted.
     objective: step -> per-example losses, e.g. TRADES(beta=5.0).
     margin: step -> [B], how far each example is from being misclassified; needs a weighter.
@@ -85,6 +86,11 @@ class Recipe:
     swa: 0-based epoch from which on the parameters at the ends of the epochs are averaged with equal weight
         (stochastic weight averaging); BatchNorm's statistics are estimated anew. None for no such average.
     normalize: (mean, std) per channel, applied inside the model; None, as in the paper, for images in [0, 1].
+    init: a file with the initial weights, as `robustmail eval` takes it: a checkpoint of any origin, the folder of a
+        run, or hf://OWNER/NAME/FILE. All but the head, on another number of classes, has to fit the model. The file's
+        SHA-256 belongs to the run. None for random weights.
+    freeze: patterns, as in fnmatch, of names of parameters that are not trained, e.g. ("conv1.*", "layer1.*"). A
+        BatchNorm whose parameters are all frozen keeps its running statistics.
     eps: radius of the ball in validation and evaluation, in pixels of [0, 1]; None for the attack's own.
     attack_mode: mode of BatchNorm and dropout during the attack, "eval" or "train".
     validate: the attack that chooses the best epoch, on images held out of the training set; or several, each run on
@@ -123,6 +129,8 @@ class Recipe:
     ema: float | None = None
     swa: int | None = None
     normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    init: str | None = None
+    freeze: tuple[str, ...] = ()
     eps: float | None = None
     attack_mode: Literal["eval", "train"] = "eval"
     validate: str | tuple[str, ...] = "pgd10"
@@ -140,9 +148,9 @@ class Recipe:
             object.__setattr__(self, "augment", (self.augment,))
         self._check_schedules()
         check_types(self)
-        for name in ("evaluate", "validate", "augment"):
-            if isinstance(getattr(self, name), list):
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("evaluate", "validate", "augment", "freeze"):
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
         self._check_ranges()
         self._check_method()
 

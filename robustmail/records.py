@@ -33,6 +33,7 @@ class RunStarted:
     """A run has started, or continues at (epoch, step).
 
     parameters: number of the model's parameters.
+    frozen: number of those that are not trained.
     steps: training steps per epoch.
     epoch, step: 0-based epoch to go on with, and number of its steps that are done.
     note: a warning for the user, or "".
@@ -54,6 +55,7 @@ class RunStarted:
     note: str = ""
     precision: str = ""
     augmentation: str = ""
+    frozen: int = 0
 
 
 @dataclass(frozen=True)

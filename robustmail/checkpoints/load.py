@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -42,12 +42,19 @@ def load_strict(tensors: Mapping[str, Tensor], network: nn.Module, who: str) -> 
 
 
 def load_tensors(
-    tensors: Mapping[str, Tensor], network: nn.Module, who: str, ignore_unused: bool = False
+    tensors: Mapping[str, Tensor],
+    network: nn.Module,
+    who: str,
+    ignore_unused: bool = False,
+    head: Iterable[str] = (),
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """(the network of `load_strict`, what was left out, in sentences).
 
-    Tables that the network computes by itself are left out. No tensor of the network is ever left as it was.
-    ignore_unused: leave out whatever else of the file the network has no place for. Raises as `load_strict`.
+    Tables that the network computes by itself are left out. No tensor of the network is ever left as it was, but of
+    `head`.
+    ignore_unused: leave out whatever else of the file the network has no place for.
+    head: names of the network's tensors that stay as they are where the file has them for another number of classes.
+    Raises as `load_strict`.
     """
     own = network.state_dict()
     variants = list(_variants(tensors, own))
@@ -55,10 +62,16 @@ def load_tensors(
     for is_left_out in (_nothing, partial(_is_computed, computed), _anything)[: 3 if ignore_unused else 2]:
         for variant in variants:
             extra = [name for name in variant if name not in own and is_left_out(name, variant[name], variant)]
+            fresh = [name for name in head if name in variant and _has_other_rows(variant[name], own[name])]
             chosen = {name: tensor for name, tensor in variant.items() if name not in extra}
+            chosen |= {name: own[name] for name in fresh}
             if not _misfits(chosen, own):
                 _assign(network, chosen, own, who)
-                return network.eval(), tuple(_left_out(extra, is_left_out is _anything))
+                notes = [*_left_out(extra, is_left_out is _anything)]
+                if fresh:
+                    rows = len(variant[fresh[0]]), len(own[fresh[0]])
+                    notes.append(f"the file has {rows[0]} classes, the model {rows[1]}: {', '.join(fresh)} start fresh")
+                return network.eval(), tuple(notes)
     nearest = max(variants, key=lambda variant: len(set(variant) & set(own)))
     raise _misfit(nearest, own, who, network)
 
@@ -66,6 +79,10 @@ def load_tensors(
 def fits(tensors: Mapping[str, Tensor], network: nn.Module) -> bool:
     """Whether tensors have exactly the names and shapes of a network's."""
     return not _misfits(tensors, network.state_dict())
+
+
+def _has_other_rows(tensor: Tensor, own: Tensor) -> bool:
+    return tensor.shape != own.shape and tensor.ndim == own.ndim and tensor.shape[1:] == own.shape[1:]
 
 
 def _nothing(name: str, tensor: Tensor, beside: Mapping[str, Tensor]) -> bool:

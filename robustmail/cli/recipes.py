@@ -103,12 +103,30 @@ def show(recipe: RecipeName, overrides: Overrides = None) -> None:
     for path, value in fields.items():
         print(f"{path:<{width}}  {value}")
     print(f"\n{resolved.formula}\n")
+    if resolved.freeze:
+        print(_count_trained(resolved))
     for epoch, passes in dry_run(resolved).items():
         forward, backward = passes.total
         print(
             f"from epoch {epoch + 1}: {forward} forward and {backward} backward passes a step "
             f"({passes.attack[0]} + {passes.attack[1]} in the attack)"
         )
+
+
+def _count_trained(recipe: Recipe) -> str:
+    """How many parameters are trained, on a model without memory where its name is known."""
+    import torch
+
+    from robustmail.models.classifier import build
+    from robustmail.models.freezing import freeze, trained_parameters
+    from robustmail.models.timm_model import TimmModel
+
+    is_ours = isinstance(recipe.model, (str, TimmModel))
+    with torch.device("meta" if is_ours else "cpu"):
+        model = build(recipe.model, 10, 3)
+    freeze(model, recipe.freeze)
+    trained, whole = (sum(p.numel() for p in part) for part in (trained_parameters(model), model.parameters()))
+    return f"with 10 classes and 3 channels {trained:,} of {whole:,} parameters are trained"
 
 
 def check(
@@ -129,6 +147,7 @@ def check(
     from robustmail.plugin_calls import plugin_name
     from robustmail.text import plural
     from robustmail.train.dry_run import dry_run
+    from robustmail.train.initial_weights import open_initial
     from robustmail.train.run import preflight
 
     if plugins := load_plugins(recipe):
@@ -136,6 +155,8 @@ def check(
         return
     resolved = load_recipe_with(recipe, overrides)
     preflight(resolved)
+    if resolved.init is not None:
+        open_initial(resolved.init)
     dry_run(resolved)
     phases, changes = resolved.change_points(), resolved.change_points()[1:]
     report = f"dry run passed in {plural(len(phases), 'phase')}"
@@ -224,6 +245,7 @@ def list_(
             summaries = {name: catalog.summary(path) for name, path in catalog.recipe_files().items()}
         else:
             summaries = {name: entry.summary for name, entry in catalog.catalog_entries(heading).items()}
+            summaries |= catalog.PLURALS[heading].patterns
         if kind is None:
             print(f"\n{heading}")
         for name, text in summaries.items():

@@ -67,11 +67,13 @@ def _value(value: str, owner: type, field: str, text: str) -> Any:
     hint = type_hints(owner).get(field, Any)
     if hint is not Any:
         accepts_any_str = matches_type("some text", hint)
-        if accepts_any_str and ".py:" not in value and re.fullmatch(r"[\w.:/-]+", value):
+        if value == "None" and matches_type(None, hint):
+            return None
+        if accepts_any_str and ".py:" not in value and re.fullmatch(r"[\w.:/@+=-]+", value):
             return value
         if not accepts_any_str and matches_type(value, hint):  # a word of a Literal: precision=fp32
             return value
-        if matches_type(("some text",), hint) and re.fullmatch(r"[\w-]+(\s*,\s*[\w-]+)*,?", value):
+        if matches_type(("some text",), hint) and re.fullmatch(r"[\w.*?-]+(\s*,\s*[\w.*?-]+)*,?", value):
             return tuple(word.strip() for word in value.split(",") if word.strip())
     try:
         parsed = parse_value(value, field_kind(field) if owner is Recipe else None)

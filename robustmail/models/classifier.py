@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from robustmail.errors import ModelError, asked_to_stop, did_you_mean, in_brief
 from robustmail.functional import precise
+from robustmail.models.timm_model import is_in_timm, read_timm_model
 from robustmail.step import logits_of, module_mode, restored
 
 __all__ = ["Classifier", "build", "check_name", "is_in_timm", "is_network", "example_logits", "check_forward"]
@@ -25,6 +26,8 @@ class Classifier(nn.Module):
     mean: Tensor
     std: Tensor
     memory_format = torch.channels_last
+    frozen_norms: tuple[nn.Module, ...] = ()
+    """BatchNorms that stay in eval mode, see `freeze`"""
 
     def __init__(self, net: nn.Module, normalize: tuple[Sequence[float], Sequence[float]] | None = None) -> None:
         super().__init__()
@@ -48,6 +51,13 @@ class Classifier(nn.Module):
             tensor.data = _plain(tensor.data)
         return precise(logits_of(self.net(self.prepare(x))))
 
+    def train(self, mode: bool = True) -> Classifier:
+        """As nn.Module's, but `frozen_norms` stay in eval mode."""
+        super().train(mode)
+        for norm in self.frozen_norms:
+            norm.eval()
+        return self
+
     def prepare(self, x: Tensor) -> Tensor:
         """The input of the network for images x [B, C, H, W] in [0, 1]: normalised, channels-last or plain."""
         if self.normalize is not None:
@@ -69,8 +79,8 @@ def build(
 ) -> Classifier:
     """Build a Classifier with newly initialised weights.
 
-    model: a timm name (our networks are registered there), a name of RobustBench such as WideResNet-34-10, or a
-    function (classes, channels) -> nn.Module.
+    model: a timm name (our networks are registered there), a name of RobustBench such as WideResNet-34-10, a
+    `timm_model`, or a function (classes, channels) -> nn.Module.
     classes: number of logits.
     channels: channels of the images.
     normalize: (mean, std), one number per channel or one for all; or None.
@@ -123,6 +133,9 @@ def check_forward(model: Classifier, name: str, images: Tensor, classes: int) ->
             raise
         wrong = f"does not take a batch of {size} ({in_brief(error)})"
         todo = "Choose one made for that size, e.g. cifar_resnet18 or small_cnn."
+        if hasattr(getattr(model.net, "patch_embed", None), "img_size") and is_in_timm(name):
+            side = images.shape[-1]
+            todo = f"Write model='timm_model(\"{name}\", img_size={side}, patch_size={max(side // 8, 1)})'."
         raise ModelError(f"model={name}", wrong, todo) from error
     if shape != [len(images), classes]:
         raise ModelError(f"model={name}", f"logits of shape {shape}, expected {[len(images), classes]}")
@@ -132,6 +145,8 @@ def _network(model: str | Callable[[int, int], nn.Module], classes: int, channel
     if callable(model):
         return model(classes, channels)
     check_name(model)
+    if value := read_timm_model(model):
+        return value(classes, channels)
     if not is_in_timm(model):
         from robustmail.models.robustbench import architectures
 
@@ -142,20 +157,14 @@ def _network(model: str | Callable[[int, int], nn.Module], classes: int, channel
     return network
 
 
-def is_in_timm(name: str) -> bool:
-    """Whether timm's registry, our networks included, has that name; never true for names that are downloaded."""
-    import timm
-
-    from robustmail.models import resnet, small, wide_resnet  # noqa: F401  registers ours
-
-    return timm.is_model(name) and ":" not in name and "/" not in name
-
-
 def is_network(name: str) -> bool:
-    """Whether it is the name of a network of timm, ours or RobustBench's; never true for names that are downloaded."""
+    """Whether it is the name of a network of timm, ours or RobustBench's, or the text of a `timm_model`.
+
+    Never true for names that are downloaded.
+    """
     from robustmail.models.robustbench import architectures
 
-    return is_in_timm(name) or bool(architectures(name))
+    return is_in_timm(name) or read_timm_model(name) is not None or bool(architectures(name))
 
 
 def check_name(model: str) -> None:
@@ -168,6 +177,9 @@ def check_name(model: str) -> None:
     if not is_network(model):
         if model.endswith(".py"):
             raise ModelError(f"model={model!r}", "no function of the file named", f"Write {model}:FUNCTION.")
+        if nearest := wide_resnet.nearest_size(model):
+            wrong = f"depths are 6n + 4, up to {wide_resnet.MAX_DEPTH}, widths 1 to {wide_resnet.MAX_WIDTH}"
+            raise ModelError(f"model={model!r}", wrong, f"The nearest is {nearest!r}.")
         near = did_you_mean(model, ours)
         if not near.startswith("Did"):
             near = did_you_mean(model, [*timm.list_models(), *robustbench.NAMES])

@@ -25,9 +25,9 @@ from torchvision.ops import SqueezeExcitation
 
 from robustmail.models.resnet import ResNet
 from robustmail.models.robustbench_zoo import ZOO
-from robustmail.models.timm_interface import block_stage
-from robustmail.models.wide_resnet import ACTIVATIONS, initialise
+from robustmail.models.timm_interface import ACTIVATIONS, block_stage
 from robustmail.models.wide_resnet import WideResNet as OurWideResNet
+from robustmail.models.wide_resnet import initialise
 
 __all__ = [
     "NAMES",

@@ -8,7 +8,10 @@ from typing import Any
 from timm.models import build_model_with_cfg
 from torch import Tensor, nn
 
-__all__ = ["Network", "block_stage", "build_in_timm", "config"]
+__all__ = ["ACTIVATIONS", "Network", "block_stage", "build_in_timm", "config"]
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
+"""the activations of our networks by name; "silu" is that of Gowal et al. 2020 and their successors"""
 
 
 def config(**changes: Any) -> dict[str, Any]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
-from timm.models import generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs, is_model, register_model
 from torch import Tensor, nn
 
-from robustmail.models.timm_interface import Network, block_stage, build_in_timm, config
+from robustmail.models.timm_interface import ACTIVATIONS, Network, block_stage, build_in_timm, config
 
 __all__ = ["cifar_wrn16_2", "cifar_wrn28_10", "cifar_wrn32_10", "cifar_wrn34_10"]
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
+MAX_DEPTH, MAX_WIDTH = 1000, 100  # a name may come from a file
 
 default_cfgs = generate_default_cfgs({f"{name}.none": config() for name in __all__})
 
@@ -67,7 +68,7 @@ def initialise(network: nn.Module) -> None:
 
 
 class WideBlock(nn.Module):
-    """Pre-activation basic block; a convolution as shortcut gets relu(bn(x)) instead of x."""
+    """Pre-activation basic block; a convolution as shortcut gets act(bn(x)) instead of x."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, act: str = "relu") -> None:
         super().__init__()
@@ -86,6 +87,39 @@ class WideBlock(nn.Module):
         shortcut = self.shortcut(active) if self.shortcut else x
         out: Tensor = shortcut + self.conv2(self.act(self.bn2(self.conv1(active))))
         return out
+
+
+def nearest_size(name: str) -> str | None:
+    """The nearest name of a Wide ResNet that there is, for a name like cifar_wrnD_W or cifar_wrnD_W_silu; else None.
+
+    D is 6n + 4, from 10 to MAX_DEPTH; W is from 1 to MAX_WIDTH.
+    """
+    match = _SIZE.fullmatch(name)
+    if match is None:
+        return None
+    depth = min(max(6 * round((int(match[1]) - 4) / 6) + 4, 10), MAX_DEPTH)
+    return f"cifar_wrn{depth}_{min(max(int(match[2]), 1), MAX_WIDTH)}{match[3]}"
+
+
+_SIZE = re.compile(r"cifar_wrn(\d{1,9})_(\d{1,9})(_silu|)", re.ASCII)
+
+
+def register_size(name: str) -> None:
+    """Register the Wide ResNet of that name in timm: cifar_wrnD_W or cifar_wrnD_W_silu, of a size that there is.
+
+    Does nothing for any other name.
+    """
+    match = _SIZE.fullmatch(name)
+    if match is None or nearest_size(name) != name or is_model(name):
+        return
+    size = {"depth": int(match[1]), "width": int(match[2]), "act": "silu" if match[3] else "relu"}
+
+    def network(pretrained: bool = False, **options: Any) -> nn.Module:
+        return build_in_timm(WideResNet, name, pretrained, **{**size, **options})
+
+    network.__name__ = network.__qualname__ = name
+    default_cfgs.update(generate_default_cfgs({f"{name}.none": config()}))
+    register_model(network)
 
 
 @register_model

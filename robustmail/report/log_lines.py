@@ -84,8 +84,9 @@ def _run_started(record: RunStarted) -> str:
     train, validation, test = record.sizes
     position = f", going on at epoch {record.epoch + 1}, step {record.step + 1}" if record.epoch or record.step else ""
     position = ", trained already" if record.epoch == record.epochs else position
+    frozen = f", {record.frozen:,} of them frozen" if record.frozen else ""
     return (
-        f"{record.name}: {record.model} ({record.parameters:,} parameters) on {record.data}, "
+        f"{record.name}: {record.model} ({record.parameters:,} parameters{frozen}) on {record.data}, "
         f"{record.device}{position}\n"
         f"{record.formula}\n"
         f"{train:,} images to train on, {validation:,} to validate, {test:,} to test; "

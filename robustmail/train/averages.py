@@ -10,7 +10,7 @@ import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import AveragedModel, update_bn
+from torch.optim.swa_utils import AveragedModel
 
 from robustmail.data.dataset import Split, to_float
 from robustmail.recipe import Recipe
@@ -104,9 +104,19 @@ def estimate_batchnorm(model: nn.Module, train: Split, batch: int, seed: int) ->
     """
     modes = [(module, module.training) for module in model.modules()]
     cudnn = torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False)
-    with fork_rng(), cudnn:
+    model.train()
+    # Not torch's update_bn: it would forget the statistics of frozen layers, too, which stay in eval mode.
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean
+    with fork_rng(), cudnn, torch.no_grad():
         seed_all(seed, "batchnorm")  # dropout draws in these passes
-        update_bn(_batches(train, batch, next(model.parameters()).device), model)
+        for x in _batches(train, batch, next(model.parameters()).device):
+            model(x)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
     for module, training in modes:
         module.training = training
 

@@ -16,6 +16,7 @@ from robustmail.evaluation.evaluator import evaluate_attack
 from robustmail.evaluation.statistics import wilson
 from robustmail.fields import describe
 from robustmail.models.classifier import build
+from robustmail.models.freezing import freeze, trained_parameters
 from robustmail.models.precision import PrecisionChoice, backends, compute_models
 from robustmail.plugin_calls import call_plugin
 from robustmail.recipe import Recipe
@@ -50,9 +51,9 @@ def fit(recipe: Recipe, state: State | None = None, name: str = "recipe") -> Gen
     """
     state = state or State.fresh(recipe)
     yield _run_started(recipe, state, name)
-    queue, forecaster, parameters = StepQueue(state), _Forecaster(recipe, state), state.model.parameters
+    queue, forecaster, parameters = StepQueue(state), _Forecaster(recipe, state), trained_parameters(state.model)
     scheduled = scheduled_fields(
-        recipe.optimizer, lambda spec: call_plugin("optimizer", spec, parameters()), recipe.epochs, state.steps
+        recipe.optimizer, lambda spec: call_plugin("optimizer", spec, parameters), recipe.epochs, state.steps
     )
     try:
         while state.epoch < recipe.epochs:
@@ -82,6 +83,7 @@ def reproduce(dump: str | Path, recipe: Recipe) -> float:
     x, y, epoch, step = (content[name] for name in ("x", "y", "epoch", "step"))
     model = build(recipe.model, content["classes"], x.shape[1], recipe.normalize).to(device)
     model.load_state_dict(content["model"])
+    freeze(model, recipe.freeze)
     compute = compute_models(model, PrecisionChoice(content["precision"], "as it was"), recipe.attack_mode, x)
     parts = micro_batches(recipe.batch, content.get("accumulate", 1), len(x))
     with fork_rng(), backends(), shard_batch(len(x), parts):
@@ -180,6 +182,7 @@ def _run_started(recipe: Recipe, state: State, name: str) -> RunStarted:
     return RunStarted(
         name=name, formula=recipe.formula, model=describe(recipe.model).strip("'"),
         parameters=sum(p.numel() for p in state.model.parameters()), data=state.images.mixture, sizes=sizes,
+        frozen=sum(p.numel() for p in state.model.parameters() if not p.requires_grad),
         device=_device_name(state.device), epochs=recipe.epochs, steps=state.steps, burn_in=recipe.burn_in,
         epoch=state.epoch, step=state.step, note=state.note,
         precision=state.compute_models.description, augmentation=augmentation_text(recipe, state.images),

@@ -23,6 +23,7 @@ from robustmail.evaluation.storage import clear
 from robustmail.evaluation.task import EvaluationTask
 from robustmail.fields import describe, flatten
 from robustmail.models.classifier import check_name
+from robustmail.models.timm_model import TimmModel
 from robustmail.recipe import Recipe
 from robustmail.records import ATTACKED, AttackProgress, AttackResult, Record, RunFinished
 from robustmail.runtime.devices import pick_device
@@ -38,10 +39,11 @@ from robustmail.runtime.files import atomic_write, atomic_write_json, check_fold
 from robustmail.runtime.signals import Signals
 from robustmail.runtime.untrusted import check_shape, read_json
 from robustmail.train.dry_run import dry_run
+from robustmail.train.initial_weights import init_sha256
 from robustmail.train.loop import fit, worse
 from robustmail.train.state import State, kept_epochs
 
-__all__ = ["TRACKERS", "Stopped", "preflight", "run", "status", "write_recipe"]
+__all__ = ["TRACKERS", "Stopped", "preflight", "recorded_init", "run", "status", "write_recipe"]
 
 TRACKERS = "trackers"  # folder of what trackers keep (robustmail.trackers), which training neither reads nor writes
 OURS = (
@@ -53,7 +55,9 @@ RESULTS = {
     "training": {"epoch": int, "burn_in": int, "note": str},
 }  # fmt: skip
 SHARDS = "shards"  # folder of what several processes evaluate, until it is joined
-NOT_THE_METHOD = {"device", "keep_every"}  # a run may go on elsewhere, and keep more or less
+INIT = "init.sha256"  # beside the fields of a recipe in recipe.json
+# A run may go on elsewhere, and keep more or fewer epochs; of `init` the content counts, not the path.
+NOT_THE_METHOD = {"device", "init", "keep_every"}
 
 
 def preflight(recipe: Recipe) -> None:
@@ -64,6 +68,8 @@ def preflight(recipe: Recipe) -> None:
     pick_device(recipe.device)
     if isinstance(recipe.model, str):
         check_name(recipe.model)
+    elif isinstance(recipe.model, TimmModel):
+        recipe.model.check()
     for attack in (*recipe.validate_attacks, *recipe.evaluate):
         attack_spec(attack, recipe.budget, classes=10, norm=recipe.norm)
 
@@ -114,10 +120,11 @@ def run(
     folder is in use or another recipe's, Stopped after a signal, and whatever `fit` raises.
     """
     preflight(recipe)
-    if from_main_process(lambda: status(recipe, folder, fresh, yes)) == "finished":
+    before = from_main_process(lambda: status(recipe, folder, fresh, yes))
+    if before == "finished":
         yield _finished(folder, before=True)
         return
-    state = State.fresh(recipe)
+    state = State.fresh(recipe, read_init=before != "continue")
     state.save_every = save_every
     dry_run(recipe, state.images.classes, state.images.shape)
     text = source.read_bytes() if source is not None else None  # in whatever encoding it is
@@ -152,20 +159,28 @@ def _prepare_folder(recipe: Recipe, state: State, folder: Path, folder_status: s
     state.folder = folder
     if folder_status == "continue":
         state.load()
+        if recipe.init is not None and init_sha256(recipe.init) is None:
+            gone = f"init={recipe.init} is not there any more, and not needed: the run goes on from its saved state"
+            state.note = "; ".join(filter(None, [state.note, gone]))
         return
+    if recipe.init is not None and state.init_sha256 is None:
+        raise RunError(str(folder), "was emptied while this process was loading", "Run it again.")
     (folder / "state.pt").unlink(missing_ok=True)  # first: a kill from here on leaves a run that begins anew
     clear(folder, "run")
     for name in (SHARDS, TRACKERS):
         shutil.rmtree(folder / name, ignore_errors=True)  # a symbolic link stays, unfollowed
     ours = (name for name in OURS if name not in (TRACKERS, *EVALUATION_FILES))
     remove(folder, [*kept_epochs(folder).values(), *ours])
-    write_recipe(recipe, folder, source)
+    write_recipe(recipe, folder, source, state.init_sha256)
     state.save()
 
 
-def write_recipe(recipe: Recipe, folder: Path, source: bytes | None) -> None:
-    """Write recipe.json, every field of the recipe, and recipe.py, the bytes of its source file."""
-    atomic_write_json(folder / "recipe.json", flatten(recipe))
+def write_recipe(recipe: Recipe, folder: Path, source: bytes | None, init: str | None = None) -> None:
+    """Write recipe.json, every field of the recipe, and recipe.py, the bytes of its source file.
+
+    init: SHA-256 of the file of initial weights, if any, which recipe.json has, too.
+    """
+    atomic_write_json(folder / "recipe.json", {**flatten(recipe), **({INIT: init} if init else {})})
     if source is not None:
         atomic_write(folder / "recipe.py", lambda temporary: temporary.write_bytes(source))
 
@@ -236,7 +251,7 @@ def _evaluation_task(recipe: Recipe, state: State, folder: Path) -> EvaluationTa
         "seed": recipe.seed,
         "precision": state.compute_models.description,
         "data": {"name": state.images.name, "fingerprint": data_fingerprint(test.part)},
-        "recipe": flatten(recipe),
+        "recipe": {**flatten(recipe), **({INIT: init} if (init := recorded_init(folder)) else {})},
         "text": describe(recipe),
     }
     return EvaluationTask(
@@ -253,6 +268,8 @@ def _finished(folder: Path, before: bool = False) -> RunFinished:
 
 def _refuse_another(recipe: Recipe, recorded: dict[str, Any], folder: Path) -> None:
     own = flatten(recipe)
+    if recipe.init is not None:  # a file that is gone is not needed any more
+        own[INIT] = init_sha256(recipe.init) or recorded.get(INIT, "unknown")
     differ = [k for k in {**recorded, **own} if recorded.get(k) != own.get(k) and k not in NOT_THE_METHOD]
     if differ:
         shown = "; ".join(f"{k}: {recorded.get(k, 'absent')} there, {own.get(k, 'absent')} here" for k in differ[:4])
@@ -261,6 +278,12 @@ def _refuse_another(recipe: Recipe, recorded: dict[str, Any], folder: Path) -> N
             str(folder), f"holds a run of another recipe ({shown}{more})",
             "Pass another --out, or --fresh to begin anew.",
         )  # fmt: skip
+
+
+def recorded_init(folder: Path) -> str | None:
+    """SHA-256 of the file of initial weights in a run's recipe.json; None without one."""
+    found = _read_json(folder / "recipe.json").get(INIT)
+    return found if isinstance(found, str) else None
 
 
 def _read_results(folder: Path) -> dict[str, Any]:

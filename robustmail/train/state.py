@@ -23,7 +23,9 @@ from robustmail.errors import ModelError, RecipeError, RunError, in_brief
 from robustmail.evaluation.exact_inference import is_out_of_memory
 from robustmail.fields import describe
 from robustmail.models.classifier import Classifier, build, check_forward
+from robustmail.models.freezing import freeze, trained_parameters
 from robustmail.models.precision import ComputeModels, PrecisionChoice, choose_precision, compute_models
+from robustmail.models.timm_model import TimmModel
 from robustmail.plugin_calls import call_plugin
 from robustmail.recipe import Recipe
 from robustmail.records import StepFinished
@@ -40,6 +42,7 @@ from robustmail.runtime.rng import fork_rng, seed_all
 from robustmail.runtime.untrusted import check_shape, check_tensors
 from robustmail.train.averages import WeightAverages
 from robustmail.train.batches import Batch, epoch_batches
+from robustmail.train.initial_weights import load_initial, open_initial
 
 __all__ = ["State", "kept_epoch_name", "kept_epochs", "micro_batches"]
 
@@ -61,7 +64,8 @@ class State:
     history: one row of metrics.csv per finished epoch.
     averages: the averages of the weights that the recipe asks for.
     best, best_epoch: the highest robust validation accuracy, and its epoch from 0; -1 before there is one.
-    note: a warning about resuming, for people.
+    note: about initial weights or resuming, for people.
+    init_sha256: SHA-256 of the file of initial weights, if one was read.
     accumulate: number of micro-batches of a whole batch: the recipe's, or more since memory ran out.
 
     No generator is stored: all randomness is a function of (seed, epoch, step).
@@ -88,15 +92,18 @@ class State:
     save_every: float = 30.0
     """seconds between two saves within an epoch; without influence on results"""
     saved_at: float = field(default_factory=time.monotonic)
+    init_sha256: str | None = None
 
     @classmethod
-    def fresh(cls, recipe: Recipe, folder: str | Path | None = None) -> State:
+    def fresh(cls, recipe: Recipe, folder: str | Path | None = None, read_init: bool = True) -> State:
         """The state before the first step: data loaded, model built, both on the device.
 
-        folder: where state and weights are saved, created if missing; None: nowhere. Raises DeviceError, DataError or
-        ModelError, before anything is written.
+        folder: where state and weights are saved, created if missing; None: nowhere. read_init: read the file of the
+        recipe's `init`; not needed where `load` follows. Raises DeviceError, DataError or ModelError, before anything
+        is written.
         """
         device = pick_device(recipe.device)
+        initial = open_initial(recipe.init) if read_init and recipe.init is not None else None
         with main_process_first():
             images = call_plugin("data", recipe.data)
         if not isinstance(images, ImageData):
@@ -104,13 +111,16 @@ class State:
         train, validation = hold_out(images, recipe.seed)
         with fork_rng():
             seed_all(recipe.seed, "init")
-            model = build(recipe.model, images.classes, images.shape[0], recipe.normalize).to(device)
+            model = build(recipe.model, images.classes, images.shape[0], recipe.normalize)
+            note = load_initial(model, initial, recipe.init or "", recipe.model) if initial else ""
+            freeze(model, recipe.freeze)
+            model.to(device)
             order = epoch_batches(len(train.y), recipe.batch, recipe.seed, epoch=0, extra=images.extra)
             smallest = min(map(len, order))
             smallest //= micro_batches(recipe.batch, recipe.accumulate, smallest)
             sample = to_float(train.x[:smallest]).to(device)
             _check_forward(recipe, model, sample, images.classes)
-        optimizer = call_plugin("optimizer", recipe.at(0).optimizer, model.parameters())
+        optimizer = call_plugin("optimizer", recipe.at(0).optimizer, trained_parameters(model))
         parts = train.to(device), validation.to(device)
         precision = choose_precision(recipe.precision, model, sample)
         averages = WeightAverages(recipe, model)
@@ -118,7 +128,8 @@ class State:
         if path is not None:
             make_folder(path)
         return cls(
-            recipe, model, optimizer, images, *parts, device, precision, averages, path, accumulate=recipe.accumulate
+            recipe, model, optimizer, images, *parts, device, precision, averages, path,
+            note=note, init_sha256=initial.sha256 if initial else None, accumulate=recipe.accumulate,
         )  # fmt: skip
 
     @functools.cached_property
@@ -236,9 +247,8 @@ class State:
         if self.folder is None or not is_main_process():
             return
         weights = {key: value.detach().cpu().contiguous() for key, value in self.eval_model.state_dict().items()}
-        model = self.recipe.model  # a timm name, or a function in the recipe's file
         facts = {
-            "model": model if isinstance(model, str) else f"recipe.py:{describe(model)}",
+            "model": _recorded_name(self.recipe.model),
             "classes": self.images.classes, "channels": self.images.shape[0], "shape": list(self.images.shape),
             "data": self.images.name, "normalize": self.recipe.normalize, "eps": self.recipe.budget,
             "epoch": self.epoch, "norm": self.recipe.norm, "source": describe(tested_source(self.recipe.data)),
@@ -310,6 +320,13 @@ def kept_epochs(folder: Path) -> dict[int, str]:
         names = []
     found = [(match, name) for name in sorted(names) if (match := re.fullmatch(r"epoch-(\d{4,})\.safetensors", name))]
     return {int(match[1]): name for match, name in found}
+
+
+def _recorded_name(model: Any) -> str:
+    """What a file of weights says of its network: a name, the text of a `timm_model`, or a function of the recipe."""
+    if isinstance(model, TimmModel):
+        return model.text
+    return model if isinstance(model, str) else f"recipe.py:{describe(model)}"
 
 
 def _folder(state: State) -> Path:

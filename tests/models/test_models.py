@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import timm
@@ -17,7 +18,10 @@ from robustmail.models.folded import FoldedModel
 from robustmail.models.wide_resnet import cifar_wrn32_10, cifar_wrn34_10
 
 REGISTERED = sorted(catalog.catalog_entries("models"))
-LARGE = {"cifar_wrn34_10", "cifar_wrn32_10", "cifar_wrn28_10", "cifar_resnet18", "cifar_preact_resnet18"}
+LARGE = {
+    "cifar_wrn34_10", "cifar_wrn32_10", "cifar_wrn28_10", "cifar_resnet18", "cifar_resnet18_silu",
+    "cifar_preact_resnet18", "cifar_preact_resnet18_silu",
+}  # fmt: skip
 
 
 def size(model: nn.Module) -> int:
@@ -34,6 +38,11 @@ def size(model: nn.Module) -> int:
         ("cifar_wrn32_10", 10, 46_160_474),
         ("cifar_wrn28_10", 10, 36_479_194),
         ("cifar_preact_resnet18", 10, 11_172_170),
+        ("cifar_preact_resnet18_silu", 10, 11_172_170),
+        ("cifar_wrn28_10_silu", 10, 36_479_194),
+        ("cifar_wrn70_16", 10, 266_796_506),
+        ("cifar_wrn70_16_silu", 10, 266_796_506),
+        ("cifar_wrn40_2", 10, 2_243_546),
     ],
 )
 def test_the_networks_have_as_many_parameters_as_published(name: str, classes: int, parameters: int) -> None:
@@ -73,7 +82,57 @@ def test_cifar_resnet18_is_torchvisions_resnet18_with_a_small_stem() -> None:
 
 def test_every_model_of_the_catalogue_is_registered_in_timm_and_no_other() -> None:
     check_name("small_cnn")  # imports, and so registers, all of them
-    assert set(REGISTERED) == {name for name in timm.list_models() if name.startswith(("cifar_", "small_cnn"))}
+    ours = {name for name in timm.list_models() if name.startswith(("cifar_", "small_cnn"))}
+    of_any_size = {name for name in ours if re.fullmatch(r"cifar_wrn\d+_\d+(_silu)?", name)}  # on demand
+    assert set(REGISTERED) <= ours <= {*REGISTERED, *of_any_size}
+
+
+@pytest.mark.parametrize(
+    ("name", "like", "act"),
+    [
+        ("cifar_wrn16_1_silu", "cifar_wrn16_1", nn.SiLU),
+        ("cifar_preact_resnet18_silu", "cifar_preact_resnet18", nn.SiLU),
+        ("cifar_resnet18_silu", "cifar_resnet18", nn.SiLU),
+        ("cifar_wrn10_1", "cifar_wrn10_1", nn.ReLU),
+    ],
+)
+def test_another_activation_changes_no_tensor_and_every_activation(name: str, like: str, act: type[nn.Module]) -> None:
+    with torch.device("meta"):
+        network, relu = build(name, 10, 3), build(like, 10, 3)
+    assert {k: v.shape for k, v in network.state_dict().items()} == {k: v.shape for k, v in relu.state_dict().items()}
+    acts = [m for m in network.modules() if isinstance(m, (nn.ReLU, nn.SiLU))]
+    assert len(acts) > 3
+    assert all(isinstance(m, act) for m in acts)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("cifar_wrn30_10", "cifar_wrn28_10"),
+        ("cifar_wrn32_2", "cifar_wrn34_2"),
+        ("cifar_wrn71_16_silu", "cifar_wrn70_16_silu"),
+        ("cifar_wrn4_2", "cifar_wrn10_2"),
+        ("cifar_wrn28_0", "cifar_wrn28_1"),
+        ("cifar_wrn999999_999999", "cifar_wrn1000_100"),
+        ("cifar_wrn028_10", "cifar_wrn28_10"),
+    ],
+)
+def test_a_wide_resnet_of_a_size_that_there_is_not_is_refused_with_the_nearest(name: str, near: str) -> None:
+    with pytest.raises(ModelError, match=rf"depths are 6n \+ 4, .* The nearest is '{near}'"):
+        check_name(name)
+    check_name(near)
+
+
+def test_a_name_that_only_looks_like_a_wide_resnet_is_still_met_with_the_nearest_name() -> None:
+    with pytest.raises(ModelError, match=r"Did you mean .cifar_wrn28_10.\?"):
+        check_name("cifar_wrn28-10")
+
+
+def test_a_wide_resnet_of_any_size_trains_and_gives_a_new_head() -> None:
+    network = build("cifar_wrn10_1_silu", 7, 1)
+    network(torch.rand(2, 1, 16, 16)).sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
+    assert timm.create_model("cifar_wrn10_1_silu", num_classes=4).get_classifier().out_features == 4
 
 
 @pytest.mark.parametrize("channels", [1, 3], ids=["grey", "RGB"])

@@ -19,6 +19,7 @@ from robustmail.checkpoints.infer.timm_index import models_with_names
 from robustmail.checkpoints.state_dicts import clean_state_dict, natural_key
 from robustmail.models.classifier import is_in_timm
 from robustmail.models.robustbench import architectures
+from robustmail.models.timm_model import read_timm_model
 
 __all__ = ["build", "build_named", "class_counts", "convert_names", "proposals", "stem_channels"]
 
@@ -72,6 +73,7 @@ def build_named(name: str, tensors: Mapping[str, Tensor], classes: list[int], ch
         ends = {"num_classes": n, "in_chans": channels}
         if is_in_timm(name):
             makers += [partial(build, name, {**arguments, **ends}) for arguments in (*_timm_arguments(shapes), {})]
+        makers += [partial(value, n, channels)] if (value := read_timm_model(name)) else []
         makers += [partial(network.build, n, channels, shapes) for network in architectures(name)]
     overlaps: list[int] = []
     for make in makers:
