@@ -45,7 +45,7 @@ if __name__ == "__main__":
     before = state.State.write_weights
 
     def sealed(self: state.State, name: str) -> None:
-        Path(f"{sys.argv[1]}.{distributed.rank()}.{name}").write_text(seal_of(self.model))
+        Path(f"{sys.argv[1]}.{distributed.rank()}.{name}").write_text(seal_of(self.eval_model))
         before(self, name)
 
     state.State.write_weights = sealed

@@ -91,6 +91,22 @@ def test_a_run_killed_three_times_ends_in_the_same_bits(launch, tmp_path):
     assert [(r["name"], r["correct"], r["n"]) for r in whole] == [(r["name"], r["correct"], r["n"]) for r in parts]
 
 
+def test_a_run_killed_while_it_averages_ends_in_the_same_bits(launch, tmp_path):
+    changes = ["ema=0.9", "swa=1", "select=best-swa", "keep_every=1", "validate=pgd2,cw", "evaluate=nat"]
+    finished(launch("whole", *changes, save_every=1e9))
+    process = launch("parts", *changes)
+    after_steps(process, 9)  # of 12: in the last epoch, after the first that is averaged
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    state = torch.load(tmp_path / "parts" / "state.pt", weights_only=True)
+    assert state["averages"]["swa"]["n_averaged"] >= 1, "nothing was averaged yet, so nothing was tested"
+    finished(launch("parts", *changes))
+    assert hashes(tmp_path / "whole") == hashes(tmp_path / "parts")
+    for name in ("epoch-0001.safetensors", "epoch-0003.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
 def test_a_signal_saves_the_step_under_way_and_exits(launch, tmp_path, number):
     process = launch("run", "epochs=50", save_every=1e9)

@@ -55,7 +55,7 @@ DIFFER_AT_ONCE = [
     "seed", "objective.beta=6", "attack.steps=3", "batch=256", "model=cifar_resnet18_w8", "validate=pgd3", "ema=0.9",
     "optimizer.momentum=0.8", "attack_mode=train", "data.pad=2", "eps=0.2", "perturbation=AWP(gamma=0.01)",
     "optimizer.lr=Stairs({0: 0.04, 2: 0.01})", "normalize=((0.5,), (0.5,))", "optimizer.lr=Cosine(high=0.05, epochs=3)",
-    "augment=CutMix", "augment=()", "label_smoothing=0.1",
+    "augment=CutMix", "augment=()", "label_smoothing=0.1", "swa=1", "keep_every=1", "validate=pgd2,cw",
 ]  # fmt: skip
 
 
@@ -68,6 +68,12 @@ def test_whatever_training_or_its_files_depend_on_is_not_shared(change):
 @pytest.mark.parametrize("change", ["evaluate=nat", "test_size=20", "select=last"])
 def test_what_happens_after_training_is_no_reason_to_train_twice(change):
     assert shared(cell("a"), cell("b", change)) == [("a", 0, 3, 2)]
+
+
+def test_cells_that_keep_other_sets_of_weights_share_no_files():
+    ema = cell("a", "ema=0.9")
+    assert shared(ema, cell("b", "ema=0.9", "select=best-live")) == []
+    assert shared(ema, cell("b", "ema=0.9", "select=last-ema")) == [("a", 0, 3, 2)]
 
 
 def test_a_schedule_decides_by_its_values_and_not_by_its_name():
@@ -126,6 +132,9 @@ def carry_out(jobs: list[Job], found: dict[Cell, Recipe]) -> list[str]:
 KINDS = {
     "margins": ["margin=pm_adv", "margin=pm_nat"],
     "ema": ["ema=0.9", "ema=0.9 margin=pm_nat"],
+    "swa, with kept epochs": [
+        "swa=0 select=best-swa keep_every=1", "swa=0 select=best-swa keep_every=1 margin=pm_nat",
+    ],
     "AWP with a warm-up": [
         "perturbation=AWP(gamma=Stairs({0:0.0,1:0.01}))",
         "perturbation=AWP(gamma=Stairs({0:0.0,1:0.01})) margin=pm_nat",
