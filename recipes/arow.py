@@ -7,6 +7,7 @@ as a weight, which the gradient does not see (1.12 times smaller). `:cow` is the
 factor p_y(x).
 
     robustmail run arow
+    robustmail run arow:swa                 with their SWA from epoch 51 on
     robustmail run arow:detached
     robustmail run arow:cow
 """

@@ -28,7 +28,9 @@ VARIANTS = [
 
 def test_the_recipes_are_there():
     methods = "at trades mart fat awp trades_awp gairat gair_trades gair_mart mail_at mail_trades mail_mart"
-    assert set(FILES) == {*methods.split(), "mail_trades_awp", "quickstart"}
+    ours = "mail_trades_awp mail_trades_best trades_dm at_fast_benchmark quickstart"
+    since_mail = "wmmr wmmr_trades vir_at vir_trades arow weat sovr dro gairat_awp mail_at_awp"
+    assert set(FILES) == {*methods.split(), *ours.split(), *since_mail.split()}
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -75,7 +77,7 @@ def test_wrn_rows_and_presets_of_the_authors_code_are_sentences():
     for name in ("at", "trades", "mart", "mail_at", "mail_trades", "mail_mart"):
         code = load_recipe(f"{name}:code")
         assert (code.attack.eps, code.attack.alpha, code.epochs, code.select) == (0.031, 0.007, 120, "last")
-        assert code.weighter is None or (code.weighter.scale, code.burn_in) == (3.0, 76)
+        assert code.weighter is None or (code.weighter.normalize, code.weighter.scale, code.burn_in) == (False, 3.0, 76)
 
 
 def test_a_burn_in_that_covers_every_epoch_is_said_aloud():

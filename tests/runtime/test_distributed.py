@@ -75,7 +75,8 @@ def test_fifty_steps_in_two_processes_are_fifty_steps_in_one(name, size, more, t
 
 
 @pytest.mark.parametrize(("name", "more"), [
-    ("mail_trades", ["burn_in=1"]), ("fat", []), ("at", ["ema=0.9", "precision=bf16"]), ("at", ["swa=0", "select=last-swa"]),
+    ("mail_trades", ["burn_in=1"]), ("fat", []), ("at", ["ema=0.9", "precision=bf16"]),
+    ("at", ["swa=0", "select=last-swa"]),
     ("mart", ["augment=(Crop(2), RandAugment(1, 9), CutMix)", "label_smoothing=0.1"]),
 ])  # fmt: skip
 def test_both_processes_hold_the_same_bits_and_begin_as_one_does(name, more, tmp_path, slice_path):
