@@ -340,6 +340,8 @@ class Dashboard:
         text = Text(f"effective sample size {percent(stats.ess)} of the batch")
         text.append(f"\nheaviest 3 % of the examples carry {percent(stats.top)} of the weighted loss")
         text.append(f"\nmean weight {means['right']} where still right, {means['wrong']} where fooled")
+        if abs(step.mean_weight - 1) > 0.005:
+            text.append(f"\nnot normalised: mean weight {step.mean_weight:.3g}, and about so many times the loss")
         return Panel(text, title="weights", title_align="left")
 
     def _history(self) -> RenderableType:

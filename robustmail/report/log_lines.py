@@ -34,6 +34,7 @@ def log_line(record: Record) -> str:
         case StepFinished():
             nat = "" if record.nat is None else f", natural {percent(record.nat)}"
             weights = f", ESS {percent(record.weights.ess)}" if record.weights else ""
+            weights += f", mean weight {record.mean_weight:.3g}" if abs(record.mean_weight - 1) > 0.005 else ""
             speed = record.images / record.seconds
             return (
                 f"epoch {record.epoch + 1} step {record.step}: loss {record.loss:.4f}, "

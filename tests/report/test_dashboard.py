@@ -51,7 +51,7 @@ def begun(**changes: Any) -> RunStarted:
 
 
 def step(epoch: int = 80, number: int = 17, **changes: Any) -> StepFinished:
-    stats = WeightStats(ess=0.731, top=0.125, right=0.8123, wrong=1.2345)
+    stats = WeightStats(ess=0.731, top=0.125, right=0.8123, wrong=1.14278)
     facts = {
         "epoch": epoch, "step": number, "images": 128, "lr": 0.001, "loss": 1.23456, "weighted": 0.7, "plain": 0.53,
         "adv": 0.4321, "nat": 0.877, "margin": "pm_adv", "histogram": HISTOGRAM, "span": (-1.0, 1.0),
@@ -153,7 +153,7 @@ def test_the_burn_in_is_marked_until_the_weights_are_on(width: int) -> None:
     assert "BURN-IN" not in on
     assert "effective sample size 73.1 % of the batch" in on
     assert "heaviest 3 % of the examples carry 12.5 % of the weighted loss" in on
-    assert "mean weight 0.81 where still right, 1.23 where fooled" in on
+    assert "mean weight 0.81 where still right, 1.14 where fooled" in on
 
 
 def test_a_recipe_without_weights_has_no_burn_in() -> None:
@@ -356,3 +356,10 @@ def test_without_an_epoch_there_are_no_curves(tmp_path: Path, content: str) -> N
     (tmp_path / "metrics.csv").write_text(content)
     assert draw_curves(tmp_path) is None
     assert not (tmp_path / "curves.png").exists()
+
+
+def test_weights_that_are_not_normalised_say_by_how_much_the_loss_is_smaller():
+    small = step(weights=WeightStats(ess=0.5, top=0.1, right=0.1, wrong=0.5))
+    assert "not normalised: mean weight 0.327" in shown([begun(), small])
+    assert ", mean weight 0.327, " in log_line(small)
+    assert "mean weight" not in log_line(step())
