@@ -119,7 +119,7 @@ class StepFinished:
 
     @property
     def mean_weight(self) -> float:
-        """Mean of the weights over the batch: 1 unless they are not normalised, and then a factor of the loss's size."""
+        """Mean of the weights over the batch: 1 unless they are not normalised; then a factor of the loss's size."""
         if self.weights is None:
             return 1.0
         return self.adv * (self.weights.right or 0.0) + (1 - self.adv) * (self.weights.wrong or 0.0)
