@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 
-from robustmail import State, digits, fit, subset
+from robustmail import State, digits, evaluate, fit, subset
 from robustmail.cli.main import main
 from robustmail.config.overrides import apply_overrides
 from robustmail.data.dataset import to_float
@@ -199,6 +199,35 @@ def test_several_attacks_validate_in_turn_and_the_worst_counts(monkeypatch):
     stages, standing = attacked[-1]
     assert stages == ["pgd2", "cw"]
     assert f"{round(one * 40)} after pgd2, {round(worst * 40)} after cw" in standing
+
+
+def test_an_image_is_robust_in_validation_if_no_attack_alone_breaks_it():
+    made = small.but(epochs=3)
+    state = State.fresh(made)
+    rows_of(made, state)
+    x, y = to_float(state.validation.x), state.validation.y
+    stands = {}
+    for name in ("pgd2", "cw"):
+        alone = evaluate(state.model, (x, y), name, small.budget, small.norm, seed=small.seed)
+        stands[name] = alone.ledger.standing([name])
+    both_stand = stands["pgd2"] & stands["cw"]
+    assert both_stand.sum() < stands["pgd2"].sum(), "the second attack breaks nothing, so nothing is tested"
+    for validate in (("pgd2", "cw"), ("cw", "pgd2")):
+        score = loop._validate(small.but(validate=validate), state, state.model)["val_rob"]
+        assert score == pytest.approx(both_stand.double().mean().item())
+
+
+def test_the_statistics_of_frozen_layers_stay_in_swa():
+    made = small.but(model="cifar_resnet18_w8", epochs=1, swa=0, freeze=("bn1.*",))
+    state = State.fresh(made)
+    norm = state.model.net.bn1
+    norm.running_mean.fill_(0.25)  # not what a reset leaves
+    norm.running_var.fill_(2.0)
+    rows_of(made, state)
+    frozen, trained = (state.averages.models()["swa"].net.get_submodule(name) for name in ("bn1", "layer1.0.bn1"))
+    assert torch.equal(frozen.running_mean, torch.full_like(frozen.running_mean, 0.25))
+    assert torch.equal(frozen.running_var, torch.full_like(frozen.running_var, 2.0))
+    assert not torch.equal(trained.running_mean, state.model.net.layer1[0].bn1.running_mean)
 
 
 def test_the_forecast_counts_the_validations_of_every_set_in_the_epochs_that_have_it():
