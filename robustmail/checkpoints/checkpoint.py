@@ -12,16 +12,10 @@ from typing import Any
 from torch import Tensor
 
 from robustmail.checkpoints.accuracies import stored_accuracies
+from robustmail.checkpoints.cleaning import CleanStateDict, Normalisation, clean_state_dict
 from robustmail.checkpoints.file_formats import read_file
 from robustmail.checkpoints.infer import Candidate, candidates
-from robustmail.checkpoints.state_dicts import (
-    CleanStateDict,
-    Normalisation,
-    choose_state_dict,
-    clean_state_dict,
-    complete_average,
-    find_state_dicts,
-)
+from robustmail.checkpoints.state_dicts import choose_state_dict, complete_average, find_state_dicts
 from robustmail.errors import ModelError
 from robustmail.runtime.untrusted import parse_json
 

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustmail.checkpoints.unpickler import Global, Storage, Unbuilt, parts, unpickle
+from robustmail.checkpoints.pickle_values import Global, Storage, Unbuilt
+from robustmail.checkpoints.unpickler import parts, unpickle
 from robustmail.errors import ModelError, did_you_mean, in_brief
 from robustmail.runtime.untrusted import HEADER, check_inside, check_unpacked, parse_json, unpacked
 

@@ -12,15 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from robustmail.checkpoints.cleaning import MEANS, Normalisation, clean_state_dict, is_table
 from robustmail.checkpoints.infer import build_named, class_counts, stem_channels
-from robustmail.checkpoints.state_dicts import (
-    MEANS,
-    Normalisation,
-    bare_names,
-    clean_state_dict,
-    is_table,
-    natural_key,
-)
+from robustmail.checkpoints.names import bare_names, natural_key
 from robustmail.errors import ModelError, in_brief
 from robustmail.models.classifier import check_name
 from robustmail.text import plural

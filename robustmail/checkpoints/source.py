@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from robustmail.checkpoints.cleaning import Normalisation
 from robustmail.checkpoints.hub import HubFile, download, is_hub
-from robustmail.checkpoints.state_dicts import Normalisation
 from robustmail.checkpoints.weight_files import CONFIG, USUAL, only_weights
 from robustmail.errors import ModelError, RunError
 from robustmail.models.classifier import is_network

@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from robustmail.checkpoints.reparametrisation import fold_reparametrisations
-from robustmail.checkpoints.unpickler import Global, Unbuilt
+from robustmail.checkpoints.cleaning import BATCHNORM_STATISTICS, DEBRIS, is_plain
+from robustmail.checkpoints.flat_networks import AVERAGES, networks_of
+from robustmail.checkpoints.names import canonical, natural_key, one_line, strip_prefixes, words_of
+from robustmail.checkpoints.pickle_values import Global, Unbuilt
 from robustmail.errors import ModelError, did_you_mean
 
-__all__ = [
-    "ALL",
-    "MEANS",
-    "CleanStateDict",
-    "StateDicts",
-    "Normalisation",
-    "bare_names",
-    "canonical",
-    "check_numbers",
-    "choose_state_dict",
-    "clean_state_dict",
-    "complete_average",
-    "find_state_dicts",
-    "is_table",
-    "natural_key",
-    "strip_prefixes",
-]
+__all__ = ["ALL", "StateDicts", "choose_state_dict", "complete_average", "find_state_dicts"]
 
-Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 
 MAX_PLAIN_VALUES = 40
 MAX_DEPTH = 8
@@ -41,44 +25,15 @@ MAX_DEPTH = 8
 PREFERRED = ("state_dict", "model_state_dict", "model", "net", "network", "rmodel", "last", "weights", "params")
 """usual names of state dicts, in the order in which they are chosen; averages of the weights (EMA) go first, as in
 timm"""
-AVERAGES = {"ema", "swa", "avg", "average", "averaged", "shadow", "polyak"}
-"""words in names of averages of the weights"""
 _NO_AVERAGES = {"unaveraged", "nonaveraged"}
 """words in names of weights beside which all others are averages"""
-_ROLES = {"student", "teacher", "generator", "discriminator", "netg", "netd", "model", "net", "network", "target",
-          "online", *AVERAGES}  # fmt: skip
-"""words in names of whole networks, where one flat state dict has several"""
-_BESIDES = {
-    "criterion",
-    "criterions",
-    "loss",
-    "losses",
-    "metric",
-    "metrics",
-    "acc",
-    "accuracy",
-    "confmat",
-    "fid",
-    "lpips",
-}
-"""words in names of what training keeps beside a network"""
 ALL = "all"
 """name of a flat state dict of several networks, undivided"""
 
 _NO_WEIGHTS = ("optim", "sched", "scaler", "grad", "momentum", "rng")
 """in names of what is no network's weights"""
-_TABLES = {"relative_position_index", "relative_coords_table", "attn_mask", "position_ids", "inv_freq",
-           "attention_bias_idxs"}  # fmt: skip
-"""last parts of the names of tables that networks compute when they are built"""
 _QUIET = ("argparse.Namespace", "types.SimpleNamespace", "pathlib", "numpy", "collections", "datetime")
 """classes that are no news beside weights"""
-MEANS = {
-    "mean": ("std", "sigma"), "mu": ("sigma", "std"), "new_mean": ("new_std",), "_mean": ("_std", "_sigma"),
-    "means": ("stds", "std", "sds"), "pixel_mean": ("pixel_std",), "image_mean": ("image_std",),
-    "norm_mean": ("norm_std",), "data_mean": ("data_std",), "input_mean": ("input_std",), "mean_": ("std_",),
-}  # fmt: skip
-"""names of a mean among a module's tensors or attributes, and of the standard deviation beside it"""
-_DEBRIS = {"total_ops": "thop's counters", "total_params": "thop's counters", "n_averaged": "the average's counter"}
 
 
 @dataclass(frozen=True)
@@ -94,22 +49,6 @@ class StateDicts:
     plain_values: dict[str, str]
     divided: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class CleanStateDict:
-    """A state dict as a bare network would have it.
-
-    tensors: float32 (counters stay integers), names without prefixes of wrappers, without mean and std of the images.
-    prefixes: that were removed. normalize: (mean, std) that were removed. notes: what else was changed, in sentences.
-    problems: why the weights cannot be used, in sentences.
-    """
-
-    tensors: dict[str, Tensor]
-    prefixes: tuple[str, ...] = ()
-    normalize: Normalisation | None = None
-    notes: tuple[str, ...] = ()
-    problems: tuple[str, ...] = ()
 
 
 def find_state_dicts(content: Any) -> StateDicts:
@@ -162,14 +101,14 @@ class _Search:
                     self.search(part, f"{path}{step}", depth + 1, is_of_object)
 
     def add(self, path: str, tensors: dict[str, Tensor]) -> None:
-        networks = _networks(tensors)
+        networks = networks_of(tensors)
         named = {f"{path}.{group}" if path else group: part for group, part in networks.items()}
         self.divided |= set(named)
         whole = f"{path}.{ALL}" if path else ALL
         self.tensors |= {**named, whole: tensors} if named else {path: tensors} if tensors else {}
 
     def tell(self, value: Unbuilt | Global, path: str, is_read: bool) -> None:
-        where, name = _line(path) or "the file", _line(value.name)
+        where, name = one_line(path) or "the file", one_line(value.name)
         if is_read:
             self.notes.append(f"{where}: a whole module of {name}; its tensors were read, its code was not run")
         elif not value.name.startswith(_QUIET):
@@ -177,16 +116,12 @@ class _Search:
         if path and len(self.plain_values) < MAX_PLAIN_VALUES:
             shown = _attributes(value)
             text = shown if value.name.startswith(_QUIET) and shown else f"{name}, not built"
-            self.plain_values[_line(path)[:60]] = (text if not shown or text == shown else f"{text}: {shown}")[:300]
+            self.plain_values[one_line(path)[:60]] = (text if not shown or text == shown else f"{text}: {shown}")[:300]
 
 
 def _attributes(value: Unbuilt | Global) -> str:
     given = list({**value.state, **value}.items())[:12] if isinstance(value, Unbuilt) else []
     return ", ".join(f"{_short(key, 30)}={_short(part, 30)}" for key, part in given)
-
-
-def _line(text: str) -> str:
-    return ascii(text)[1:-1]
 
 
 def _tensors(value: Any) -> dict[str, Tensor]:
@@ -219,81 +154,17 @@ _MAX_MODULES = 20
 _MAX_TENSORS = 50_000
 
 
-def canonical(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors in the order of their names, which is the same for every file and process."""
-    return dict(sorted(tensors.items(), key=lambda item: (natural_key(item[0]), item[0])))
-
-
 # Several networks in one flat state dict
-
-
-def _groups(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The tensors by the first parts of their names, below what all of them share; names stay whole."""
-    bare, _ = strip_prefixes(tensors)
-    groups: dict[str, dict[str, Tensor]] = {}
-    for short, (name, tensor) in zip(bare, tensors.items(), strict=True):
-        groups.setdefault(short.partition(".")[0] if "." in short else "", {})[name] = tensor
-    return groups
-
-
-def _networks(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The networks in a flat state dict, by their first names, where there are several: {} for one."""
-    ignored = {"attacker", *_BESIDES}  # MadryLab's attacker holds a copy of the network
-    groups = {name: part for name, part in _groups(tensors).items() if name and not _words(name) & ignored}
-    networks = {name: part for name, part in groups.items() if _is_whole(part) or _plays_a_role(name, part)}
-    return networks if len(networks) > 1 else {}
-
-
-def _is_whole(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a network's first kernel, which takes images, is there, and matrices behind it."""
-    kernels, shapes = _kernels(tensors), [tuple(t.shape) for t in _kernels(tensors)]
-    first = [shape[1] for shape in shapes if len(shape) == 4]
-    takes_images = 3 in first or first.count(1) == 1  # more kernels of one channel are depthwise convolutions
-    return takes_images and len(kernels) >= 3 and any(len(shape) == 2 for shape in shapes)
-
-
-def _plays_a_role(name: str, tensors: Mapping[str, Tensor]) -> bool:
-    return bool(_words(name) & _ROLES) and len(_kernels(tensors)) > 1
-
-
-def _kernels(tensors: Mapping[str, Tensor]) -> list[Tensor]:
-    return [tensor for tensor in tensors.values() if tensor.is_floating_point() and tensor.ndim >= 2]
-
-
-def _words(path: str) -> set[str]:
-    """The words in a name, in lower case: model_ema, modelEMA and model.ema have model and ema."""
-    return {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", path)}
-
-
-def _drop_besides(tensors: dict[str, Tensor], notes: list[str]) -> None:
-    """Remove weights of losses and states of metrics, which training keeps beside its network."""
-    groups = _groups(tensors)
-    networks = [name for name, part in groups.items() if _kernels(part) and not _words(name) & _BESIDES]
-    for name, part in groups.items():
-        is_beside = bool(_words(name) & _BESIDES) or (len(networks) == 1 and name not in networks and _is_vector(part))
-        if name and networks and is_beside:
-            for key in part:
-                del tensors[key]
-            first = _line(next(iter(part)))
-            notes.append(f"{first}{f' and {len(part) - 1} more' if len(part) > 1 else ''} left out, beside the network")
-
-
-def _is_vector(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether these are no layer's: neither a norm's weight and bias nor a scale."""
-    lasts = {name.rpartition(".")[2] for name in tensors}
-    words = set().union(*map(_words, tensors))
-    return not ({"weight", "bias"} <= lasts or lasts & {"running_mean", "mean", "std"}
-                or words & {"norm", "bn", "ln", "scale", "gamma", "temperature", "temp"})  # fmt: skip
 
 
 def _add_plain_value(plain_values: dict[str, str], path: str, value: Any) -> None:
     if len(plain_values) >= MAX_PLAIN_VALUES:
         return
     if isinstance(value, Tensor):
-        text = f"{value.item():.6g}" if value.numel() == 1 and _plain(value) else f"tensor {list(value.shape)}"
+        text = f"{value.item():.6g}" if value.numel() == 1 and is_plain(value) else f"tensor {list(value.shape)}"
     else:
         text = _short(value, 60)
-    plain_values[_line(path)[:60]] = text[:300]
+    plain_values[one_line(path)[:60]] = text[:300]
 
 
 def _short(value: Any, limit: int) -> str:
@@ -345,7 +216,7 @@ def choose_state_dict(found: StateDicts, wanted: str | None, who: str) -> tuple[
     several = "several networks" if set(weights) <= found.divided else "several sets of weights"
     lasts = [path.rpartition(".")[2] for path in weights]
     short = lasts if len(set(lasts)) == len(lasts) else weights
-    shown = [_line(path) for path in short[:8]]
+    shown = [one_line(path) for path in short[:8]]
     todo = f"Choose one with {' or '.join(f'--weights {name}' for name in shown[:2])}"
     todo += f"; --weights {ALL} is for a network that holds them all." if found.divided else "."
     raise ModelError(who, f"has {several}: {', '.join(shown)}", todo)
@@ -353,10 +224,10 @@ def choose_state_dict(found: StateDicts, wanted: str | None, who: str) -> tuple[
 
 def _is_average(path: str, weights: Mapping[str, Mapping[str, Tensor]]) -> bool:
     """Whether a state dict is an average of weights: by its name, by torch's counter, or by the names of the others."""
-    words = _words(path)
+    words = words_of(path)
     if words & AVERAGES or any(name.rpartition(".")[2] == "n_averaged" for name in weights[path]):
         return not words & _NO_AVERAGES
-    return not words & _NO_AVERAGES and any(_words(other) & _NO_AVERAGES for other in weights)
+    return not words & _NO_AVERAGES and any(words_of(other) & _NO_AVERAGES for other in weights)
 
 
 def complete_average(found: StateDicts, name: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
@@ -365,216 +236,14 @@ def complete_average(found: StateDicts, name: str) -> tuple[dict[str, Tensor], t
     own = found.tensors[name]
     if not _is_average(name, found.tensors):
         return own, ()
-    bare, prefixes = strip_prefixes({key: t for key, t in own.items() if key.rpartition(".")[2] not in _DEBRIS})
+    bare, prefixes = strip_prefixes({key: t for key, t in own.items() if key.rpartition(".")[2] not in DEBRIS})
     prefix = "".join(prefixes)
     for other, tensors in found.tensors.items():
         live, _ = strip_prefixes(tensors)
         missing = {key: t for key, t in live.items() if key not in bare}
         is_same = all(key in live and live[key].shape == t.shape for key, t in bare.items())
-        if other != name and is_same and missing and all(key.endswith(_STATISTICS) for key in missing):
-            note = f"{_line(name)} has no BatchNorm statistics: those of {_line(other) or 'the file itself'} are taken"
+        if other != name and is_same and missing and all(key.endswith(BATCHNORM_STATISTICS) for key in missing):
+            source = one_line(other) or "the file itself"
+            note = f"{one_line(name)} has no BatchNorm statistics: those of {source} are taken"
             return canonical({**own, **{f"{prefix}{key}": t for key, t in missing.items()}}), (note,)
     return own, ()
-
-
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-
-
-def clean_state_dict(raw: Mapping[str, Tensor]) -> CleanStateDict:
-    """Remove normalisation, prefixes and duplicates that wrappers added to a state dict, and convert it to float32."""
-    notes: list[str] = []
-    problems: list[str] = []
-    tensors: dict[str, Tensor] = {}
-    tables: list[str] = []
-    folded, folding, unknown = fold_reparametrisations(raw)
-    problems += unknown
-    for name, tensor in canonical(folded).items():
-        last = name.rsplit(".", 1)[-1]
-        if last in _DEBRIS:
-            notes.append(f"{_DEBRIS[last]} ({name}) left out")
-        elif _is_counter(name, tensor):
-            notes.append(f"a counter ({name}) left out")
-        elif is_table(name, tensor, folded):
-            tables.append(name)
-        elif problem := _problem(tensor):
-            problems.append(f"{name} {problem}")
-        else:
-            tensors[name] = _as_float32(tensor)
-    notes = [*_brief(notes, "left out"), *folding]
-    if tables:
-        more = f" and {len(tables) - 1} more" if len(tables) > 1 else ""
-        notes.append(f"tables and masks left out, which a network computes by itself: {tables[0]}{more}")
-    kinds = {
-        str(t.dtype).removeprefix("torch.") for t in raw.values() if isinstance(t, Tensor) and t.is_floating_point()
-    }
-    if kinds - {"float32"}:
-        notes.append(f"weights are {' and '.join(sorted(kinds - {'float32'}))}, read as float32")
-    normalize = _take_normalisation(tensors, notes)
-    _drop_duplicates(tensors, notes)
-    _drop_besides(tensors, notes)
-    tensors, prefixes = strip_prefixes(tensors)
-    tensors, _ = strip_prefixes(dict(zip(bare_names(tensors), tensors.values(), strict=True)))
-    problems += check_numbers(tensors)
-    return CleanStateDict(canonical(tensors), prefixes, normalize, tuple(notes), tuple(problems))
-
-
-def _is_counter(name: str, tensor: Tensor) -> bool:
-    is_whole = tensor.dtype in (torch.int64, torch.int32) and tensor.numel() == 1 and tensor.ndim < 2
-    return is_whole and not name.endswith(_STATISTICS)
-
-
-def is_table(name: str, tensor: Tensor, beside: Mapping[str, Tensor]) -> bool:
-    """Whether a tensor is a table of indices or a mask, rather than weights: one that networks make for themselves, or
-    integers that are no quantised kernel. beside: the tensors of the same file."""
-    parent, _, last = name.rpartition(".")
-    if last in _TABLES:
-        return True
-    if tensor.is_quantized or tensor.is_floating_point() or tensor.is_complex() or tensor.ndim < 2:
-        return False
-    scales = ("scale", "scales", "weight_scale", "zero_point", "SCB", "absmax", "qzeros")
-    has_scales = any(f"{parent}.{word}" in beside or f"{name}_{word}" in beside for word in scales)
-    return tensor.dtype in _DTYPES and not (
-        tensor.dtype in (torch.int8, torch.uint8) and (last == "weight" or has_scales)
-    )
-
-
-def bare_names(names: Iterable[str]) -> list[str]:
-    """Names without the `module` of nn.DataParallel and the `_orig_mod` of torch.compile, wherever all names that begin
-    alike go on with it."""
-    parts = [name.split(".") for name in names]
-    depth = 0
-    while any(len(part) > depth + 1 for part in parts):
-        following: dict[tuple[str, ...], set[str]] = {}
-        for part in parts:
-            following.setdefault(tuple(part[:depth]), set()).add(part[depth] if len(part) > depth + 1 else "")
-        wrapped = {parent for parent, heads in following.items() if heads in ({"module"}, {"_orig_mod"})}
-        if wrapped:
-            parts = [part[:depth] + part[depth + 1 :] if tuple(part[:depth]) in wrapped else part for part in parts]
-        else:
-            depth += 1
-    bare = [".".join(part) for part in parts]
-    return bare if len(set(bare)) == len(bare) else list(names)
-
-
-def _brief(notes: list[str], what: str) -> list[str]:
-    return notes if len(notes) < 3 else [notes[0], f"{len(notes) - 1} more of the kind {what}"]
-
-
-def _problem(tensor: Tensor) -> str:
-    """Why a tensor cannot be the weights of a network, or ""."""
-    if tensor.device.type != "cpu":
-        return "has no numbers in the file"
-    if tensor.layout is not torch.strided or tensor.is_nested:
-        return f"is {str(tensor.layout).removeprefix('torch.')}, not dense"
-    if tensor.is_quantized or tensor.is_complex() or tensor.dtype not in _DTYPES:
-        return f"is {str(tensor.dtype).removeprefix('torch.')}: only floating-point weights can be evaluated"
-    if not tensor.is_floating_point() and tensor.ndim >= 2:  # no table, says is_table
-        return f"is {str(tensor.dtype).removeprefix('torch.')}: quantised weights cannot be evaluated"
-    if tensor.numel() > 2**20 and tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        return f"claims the shape {list(tensor.shape)} over {tensor.untyped_storage().nbytes():,} bytes"
-    if not tensor.numel():
-        return f"is of shape {list(tensor.shape)}, without a number in it"
-    return ""
-
-
-_DTYPES = {torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
-           torch.int8, torch.uint8, torch.bool}  # fmt: skip
-
-
-def _plain(tensor: Tensor) -> bool:
-    return not _problem(tensor)
-
-
-def _as_float32(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    return tensor.float().contiguous() if tensor.is_floating_point() else tensor.contiguous()
-
-
-def check_numbers(tensors: Mapping[str, Tensor]) -> list[str]:
-    """A sentence for each tensor with NaN or infinity, or a negative variance."""
-    problems = []
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            count = int((~torch.isfinite(tensor)).sum())
-            problems.append(f"{name} has {count:,} of {tensor.numel():,} numbers that are NaN or infinite")
-        elif name.endswith("running_var") and bool((tensor < 0).any()):
-            problems.append(f"{name} has negative variances")
-    return problems
-
-
-def _take_normalisation(tensors: dict[str, Tensor], notes: list[str]) -> Normalisation | None:
-    """Remove means and standard deviations of images from `tensors`; return the pair nearest the root that is plausible
-    for images in [0, 1]."""
-    pairs: list[tuple[str, Normalisation]] = []
-    for key in sorted(tensors, key=lambda k: (k.count("."), k)):
-        parent, _, last = key.rpartition(".")
-        for std_name in MEANS.get(last, ()):
-            partner = f"{parent}.{std_name}" if parent else std_name
-            if key in tensors and partner in tensors and _is_few(tensors[key]) and _is_few(tensors[partner]):
-                mean, std = (tuple(map(_digits, tensors.pop(k).double().flatten().tolist())) for k in (key, partner))
-                pairs.append((key, (mean, std)))
-    usable = [(key, pair) for key, pair in pairs if _is_plausible(*pair)]
-    for key, (mean, std) in pairs:
-        if not _is_plausible(mean, std):
-            notes.append(f"{key} {_numbers(mean)} and std {_numbers(std)} are not those of images in [0, 1]: not used")
-    if len({pair for _, pair in usable}) > 1:
-        notes.append(f"{len(usable)} normalisations differ; the one at {usable[0][0]} is used")
-    return usable[0][1] if usable else None
-
-
-def _is_few(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and tensor.numel() in (1, 2, 3, 4) and tensor.numel() in (1, *tensor.shape)
-
-
-def _is_plausible(mean: tuple[float, ...], std: tuple[float, ...]) -> bool:
-    return len({len(mean), len(std)} - {1}) <= 1 and all(0 <= m <= 1 for m in mean) and all(1e-3 < s <= 2 for s in std)
-
-
-def _digits(number: float) -> float:
-    """The shortest number that float32 cannot tell from `number`: 0.4914 for the stored 0.49140000343."""
-    return float(f"{number:.7g}")
-
-
-def _numbers(values: Iterable[float]) -> str:
-    return ", ".join(f"{v:g}" for v in values)
-
-
-def _drop_duplicates(tensors: dict[str, Tensor], notes: list[str]) -> None:
-    """Remove the second copy of a network that MadryLab's wrapper holds as attacker.model.*, beside model.*."""
-    dropped = 0
-    for name in list(tensors):
-        head, mark, tail = name.partition("attacker.model.")
-        original = f"{head}model.{tail}"
-        if (
-            mark
-            and (not head or head.endswith("."))
-            and original in tensors
-            and _same(tensors[name], tensors[original])
-        ):
-            del tensors[name]
-            dropped += 1
-    if dropped:
-        notes.append(f"{dropped} tensors under attacker.model. are copies and left out")
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and (bool(torch.equal(a, b)) or bool(torch.equal(a.nan_to_num(), b.nan_to_num())))
-
-
-def strip_prefixes(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """(the tensors, the prefixes removed): first parts that all names share are removed while a module's name is
-    left."""
-    names, prefixes = list(tensors), []
-    while True:
-        heads = {name.partition(".")[0] for name in names}
-        rest = [name.partition(".")[2] for name in names]
-        if len(heads) != 1 or not all("." in r.strip(".") for r in rest):
-            break
-        prefixes.append(f"{heads.pop()}.")
-        names = rest
-    return dict(zip(names, tensors.values(), strict=True)), tuple(prefixes)
-
-
-def natural_key(name: str) -> list[tuple[int, int | str]]:
-    """A key for `sorted` that puts conv2 before conv10."""
-    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d{1,9})", name) if part]

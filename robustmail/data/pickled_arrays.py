@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from robustmail.checkpoints.unpickler import SETSTATE, Unbuilt, unpickle
+from robustmail.checkpoints.pickle_values import SETSTATE, Unbuilt
+from robustmail.checkpoints.unpickler import unpickle
 from robustmail.data.array_files import as_split
 from robustmail.data.dataset import Split
 from robustmail.errors import DataError, in_brief

@@ -31,7 +31,9 @@ from robustmail.runtime.rng import seed_all
 from robustmail.step import Adversarial, Step
 from robustmail.train.accumulate import batch_loss, each_micro_batch, joined
 
-__all__ = ["clip_gradients", "reduce_gradients", "run_attack", "train_step", "update_parameters", "weight_perturbation"]
+__all__ = [
+    "clip_gradients", "reduce_gradients", "run_attack", "train_step", "update_parameters", "weight_perturbation",
+]  # fmt: skip
 
 
 def train_step(

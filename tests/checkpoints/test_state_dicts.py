@@ -14,7 +14,8 @@ import torch
 from torch.nn.utils import prune
 
 from robustmail.checkpoints import open_checkpoint
-from robustmail.checkpoints.state_dicts import clean_state_dict, find_state_dicts
+from robustmail.checkpoints.cleaning import clean_state_dict
+from robustmail.checkpoints.state_dicts import find_state_dicts
 from robustmail.errors import ModelError
 from tests.checkpoints import networks as n
 

@@ -21,7 +21,8 @@ import torch
 from torch import nn
 
 from robustmail.checkpoints import inspect_checkpoint, open_checkpoint
-from robustmail.checkpoints.unpickler import Unbuilt, unpickle
+from robustmail.checkpoints.pickle_values import Unbuilt
+from robustmail.checkpoints.unpickler import unpickle
 from robustmail.errors import ModelError
 from tests.checkpoints import networks as n
 

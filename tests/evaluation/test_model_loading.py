@@ -15,7 +15,7 @@ from robustmail.errors import DataError, ModelError
 from robustmail.evaluation.attack_specs import NAMES, attack_spec
 from robustmail.evaluation.data_loading import load_data
 from robustmail.evaluation.evaluator import evaluate
-from robustmail.evaluation.model_loading import _choice_notes, load_model, reload_model
+from robustmail.evaluation.model_loading import load_model, reload_model
 from robustmail.evaluation.normalization import (
     NORMALIZATIONS,
     Score,
@@ -24,6 +24,7 @@ from robustmail.evaluation.normalization import (
     parse_normalization,
     usual_normalizations,
 )
+from robustmail.evaluation.reading_choice import _choice_notes
 from robustmail.models.classifier import Classifier, build
 
 pytestmark = pytest.mark.long

@@ -18,16 +18,8 @@ from robustmail.evaluation.model_loading import load_model, reload_model
 from robustmail.models.classifier import build, check_forward, check_name, is_network
 from robustmail.models.folded import FoldedModel
 from robustmail.models.resnet import ResNet
-from robustmail.models.robustbench import (
-    IMAGENET,
-    NAMES,
-    STATISTICS,
-    DMPreActResNet,
-    DMWideResNet,
-    PreActResNet,
-    WideResNet,
-    architectures,
-)
+from robustmail.models.robustbench import IMAGENET, NAMES, architectures
+from robustmail.models.robustbench_networks import STATISTICS, DMPreActResNet, DMWideResNet, PreActResNet, WideResNet
 from robustmail.models.robustbench_zoo import ZOO
 from robustmail.models.wide_resnet import WideResNet as OurWideResNet
 

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustmail.checkpoints.cleaning import clean_state_dict
 from robustmail.checkpoints.infer.layers import Proposal
 from robustmail.checkpoints.infer.timm_index import models_with_names
-from robustmail.checkpoints.state_dicts import clean_state_dict, natural_key
+from robustmail.checkpoints.names import natural_key
 from robustmail.models.classifier import is_in_timm
 from robustmail.models.robustbench import architectures
 from robustmail.models.timm_model import read_timm_model

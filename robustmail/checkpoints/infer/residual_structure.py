@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from robustmail.checkpoints.infer.layers import Layer, in_sequence
-from robustmail.checkpoints.state_dicts import natural_key
+from robustmail.checkpoints.names import natural_key
 
 __all__ = ["BlockLayout", "Structure", "resembles_chain", "structures"]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robustmail.checkpoints.infer import prices, registered, residual, sequential
 from robustmail.checkpoints.infer.layers import Proposal, grouped
-from robustmail.checkpoints.state_dicts import canonical
+from robustmail.checkpoints.names import canonical
 
 __all__ = ["Candidate", "candidates"]
 
