@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from robustmail.checkpoints import inspect_checkpoint
     from robustmail.config.loader import load_recipe
     from robustmail.data.dataset import ImageData
+    from robustmail.data.file_sources import image_folder, npy, npz, parquet, tiny_imagenet
     from robustmail.data.mixed import mixed
     from robustmail.data.sources import (
         cifar10,
@@ -36,15 +37,10 @@ if TYPE_CHECKING:
         digits,
         fashion_mnist,
         gtsrb,
-        image_folder,
         mnist,
-        npy,
-        npz,
-        parquet,
         stl10,
         subset,
         svhn,
-        tiny_imagenet,
         torchvision_dataset,
     )
     from robustmail.errors import RobustmailError
@@ -99,6 +95,7 @@ _NAMES = {  # by module; type checkers read the imports above instead
     ],
     "checkpoints": ["inspect_checkpoint"],
     "data.dataset": ["ImageData"],
+    "data.file_sources": ["image_folder", "npy", "npz", "parquet", "tiny_imagenet"],
     "data.mixed": ["mixed"],
     "data.sources": [
         "cifar10",
@@ -107,15 +104,10 @@ _NAMES = {  # by module; type checkers read the imports above instead
         "digits",
         "fashion_mnist",
         "gtsrb",
-        "image_folder",
         "mnist",
-        "npy",
-        "npz",
-        "parquet",
         "stl10",
         "subset",
         "svhn",
-        "tiny_imagenet",
         "torchvision_dataset",
     ],
     "errors": ["RobustmailError"],

@@ -50,7 +50,7 @@ KINDS: dict[str, Kind] = {
     "weighter": Kind("weighters", ("weighters",), True),
     "objective": Kind("objectives", ("objectives",), True),
     "perturbation": Kind("perturbations", ("perturbations",), True),
-    "data": Kind("data", ("data.sources", "data.mixed")),
+    "data": Kind("data", ("data.sources", "data.file_sources", "data.mixed")),
     "augmentation": Kind("augmentations", ("augmentations",)),
     "optimizer": Kind("optimizers", ("optimizers",)),
     "schedule": Kind("schedules", ("schedules",)),

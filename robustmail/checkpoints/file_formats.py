@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustmail.checkpoints.pickle_values import Global, Storage, Unbuilt
+from robustmail.checkpoints.pickle_values import Global, Unbuilt
+from robustmail.checkpoints.storages import Storages
 from robustmail.checkpoints.unpickler import parts, unpickle
 from robustmail.errors import ModelError, did_you_mean, in_brief
 from robustmail.runtime.untrusted import HEADER, check_inside, check_unpacked, parse_json, unpacked
@@ -191,7 +192,7 @@ def _zip(path: Path, file: IO[bytes]) -> tuple[str, Any, dict[str, str]]:
             def read(key: str, nbytes: int) -> torch.UntypedStorage:
                 return _bytes(archive.read(f"{folder}data/{key}")).untyped_storage()
 
-            storages = _Storages(read, sum(m.file_size for m in members))
+            storages = Storages(read, sum(m.file_size for m in members))
             content = _unpickle(path, io.BytesIO(archive.read(pickled[0])), storages)
     except (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, KeyError, RuntimeError) as error:
         raise ModelError(str(path), f"damaged or cut short: not a whole zip ({in_brief(error)})", _AGAIN) from error
@@ -269,7 +270,7 @@ def _legacy(path: Path, file: IO[bytes], head: bytes) -> tuple[Any, dict[str, st
     start = file.tell()
     most = file.seek(0, os.SEEK_END) - start
     file.seek(start)
-    storages = _Storages(lambda key, nbytes: torch.UntypedStorage(nbytes), most)  # the numbers come after all pickles
+    storages = Storages(lambda key, nbytes: torch.UntypedStorage(nbytes), most)  # the numbers come after all pickles
     content = _unpickle(path, file, storages)
     keys = _unpickle(path, file)
     for key in keys if isinstance(keys, list) else ():
@@ -297,64 +298,11 @@ def _unbuilt(content: Any) -> Iterator[Global | Unbuilt]:
                 yield value
 
 
-class _Storages:
-    """The numbers of a torch file, read once each when a tensor asks for them.
-
-    read: the numbers that a storage's key stands for; its second argument is how many bytes there should be. most:
-    bytes that all may have.
-    """
-
-    def __init__(self, read: Callable[[str, int], torch.UntypedStorage], most: int) -> None:
-        self.read, self.left = read, most
-        self.by_key: dict[str, torch.UntypedStorage] = {}
-
-    def __call__(self, identifier: Any) -> Storage:
-        """The storage of a persistent id: ("storage", its type, its key, its device, how many numbers, its part)."""
-        _, kind, key, _, count, *view = identifier
-        dtype = _storage_dtype(kind)
-        itemsize = dtype.itemsize if dtype else 1
-        if not isinstance(key, str) or type(count) is not int or not 0 <= count < 2**48:
-            raise ValueError("a storage that is none")
-        if key not in self.by_key:
-            self.left -= count * itemsize
-            if self.left < 0:
-                raise ValueError(f"a tensor claims {count * itemsize:,} bytes that are not in the file")
-            self.by_key[key] = self.read(key, count * itemsize)
-        untyped = self.by_key[key]
-        start, n = 0, count
-        if view and view[0] is not None:
-            _, start, n = view[0]
-            if type(start) is not int or type(n) is not int or min(start, n) < 0:
-                raise ValueError("a part of a storage that is none")
-        if (start + n) * itemsize > untyped.nbytes():
-            raise ValueError(f"a tensor claims {(start + n) * itemsize:,} bytes that are not in the file")
-        return Storage(untyped, dtype, start * itemsize, n * itemsize)
-
-
-_DTYPES = {
-    "Float": torch.float32, "Double": torch.float64, "Half": torch.float16, "BFloat16": torch.bfloat16,
-    "Long": torch.int64, "Int": torch.int32, "Short": torch.int16, "Char": torch.int8, "Byte": torch.uint8,
-    "Bool": torch.bool, "ComplexFloat": torch.complex64, "ComplexDouble": torch.complex128,
-    "QInt8": torch.qint8, "QUInt8": torch.quint8, "QInt32": torch.qint32,
-}  # fmt: skip
-"""by the names of torch's classes of storages, FloatStorage and so on"""
-
-
-def _storage_dtype(kind: Any) -> torch.dtype | None:
-    """The type of a storage's numbers, by the name of its class; None for bytes."""
-    name = kind.name.rpartition(".")[2].removesuffix("Storage") if isinstance(kind, Global) else ""
-    if name == "Untyped":
-        return None
-    if name not in _DTYPES:
-        raise ValueError("a storage of an unknown type")
-    return _DTYPES[name]
-
-
 def _bytes(data: bytes) -> Tensor:
     return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
 
 
-def _unpickle(path: Path, stream: IO[bytes], storages: _Storages | None = None) -> Any:
+def _unpickle(path: Path, stream: IO[bytes], storages: Storages | None = None) -> Any:
     try:
         return unpickle(stream, storages)
     except (MemoryError, RecursionError):

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
-from robustmail.data.array_files import IMAGE, LABEL
 from robustmail.data.dataset import Split, channels_first
+from robustmail.data.image_arrays import IMAGE, LABEL
 from robustmail.data.image_files import LabelledImages, StreamedSplit, alike, pixels
 from robustmail.errors import DataError, RobustmailError, in_brief
 from robustmail.runtime.rng import fork_rng

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from robustmail.data.array_files import as_split
 from robustmail.data.dataset import Split
+from robustmail.data.image_arrays import as_split
 from robustmail.data.testsets import TestSet, from_class_folders
 from robustmail.errors import DataError, in_brief
 from robustmail.runtime.rng import derive_seed, fork_rng, patched, seed_all

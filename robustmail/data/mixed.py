@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from robustmail.data.array_files import ImageFile, open_file, open_folder
+from robustmail.data.array_files import open_file, open_folder
 from robustmail.data.dataset import Extra, ImageData, Split
+from robustmail.data.file_sources import npy, npz, parquet
+from robustmail.data.image_arrays import ImageFile
 from robustmail.data.pickled_arrays import is_pickle, read_pickle
-from robustmail.data.sources import npy, npz, parquet, subset
+from robustmail.data.sources import subset
 from robustmail.errors import DataError, RecipeError
 from robustmail.fields import check_types, describe
 

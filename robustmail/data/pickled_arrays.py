@@ -11,8 +11,8 @@ import numpy as np
 
 from robustmail.checkpoints.pickle_values import SETSTATE, Unbuilt
 from robustmail.checkpoints.unpickler import unpickle
-from robustmail.data.array_files import as_split
 from robustmail.data.dataset import Split
+from robustmail.data.image_arrays import as_split
 from robustmail.errors import DataError, in_brief
 
 __all__ = ["is_pickle", "read_pickle"]

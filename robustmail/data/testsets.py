@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from robustmail.data import sources
-from robustmail.data.array_files import ImageFile, open_file, open_folder
+from robustmail.data.array_files import open_file, open_folder
 from robustmail.data.dataset import ImageData, in_turn
+from robustmail.data.image_arrays import ImageFile
 from robustmail.data.image_files import LabelledImages, Preprocess, StreamedSplit
 from robustmail.data.image_folders import class_folders, stream_images, to_evaluate, wordnet_names
 from robustmail.data.torchvision_sets import layout_of

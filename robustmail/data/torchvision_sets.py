@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from robustmail.data.array_files import as_split
 from robustmail.data.dataset import Split
+from robustmail.data.image_arrays import as_split
 from robustmail.data.image_files import Preprocess, alike, pixels
 from robustmail.errors import DataError, RecipeError, did_you_mean, in_brief
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from robustmail.config.overrides import parse_value
+from robustmail.data.file_sources import npy, npz, parquet
 from robustmail.data.image_files import Preprocess
 from robustmail.data.mixed import tested_source
-from robustmail.data.sources import npy, npz, parquet
 from robustmail.data.testsets import TestSet, from_file, from_image_data, from_path
 from robustmail.errors import DataError, RecipeError
 from robustmail.models.pretrained import PretrainedConfig

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from robustmail import PGD, digits
 from robustmail.data.dataset import ImageData, to_float
-from robustmail.data.sources import npz
+from robustmail.data.file_sources import npz
 from robustmail.data.testsets import TestSet
 from robustmail.errors import ModelError
 from robustmail.evaluation.model_loading import load_model

@@ -9,7 +9,7 @@ import pytest
 
 from robustmail.cli import recipes
 from robustmail.data.dataset import hold_out
-from robustmail.data.sources import npz
+from robustmail.data.file_sources import npz
 from tests.docs.conftest import say
 
 
