@@ -27,7 +27,7 @@ from robustmail import (
     torchattack,
 )  # fmt: skip
 from robustmail.catalog import catalog_entries
-from robustmail.config.loader import find_plugin
+from robustmail.config.overrides import parse_value
 from robustmail.errors import NonFiniteError, RecipeError, RunError
 from robustmail.models.folded import Autocast, FoldedModel
 from robustmail.models.precision import PrecisionChoice, choose_precision, compute_models, flops
@@ -103,7 +103,7 @@ def trained(now, batch, precision):
 def test_with_uniform_weights_every_margin_trains_the_bit_identical_model(margin, objective, precision, batch):
     base = recipe.but(objective=objective, attack=PGD(steps=3), margin=None, weighter=None)
     plain = trained(base, batch, precision)
-    weighted = trained(base.but(margin=find_plugin(margin), weighter=torch.ones_like), batch, precision)
+    weighted = trained(base.but(margin=parse_value(margin), weighter=torch.ones_like), batch, precision)
     assert all(torch.equal(plain[name], weighted[name]) for name in plain)
 
 
