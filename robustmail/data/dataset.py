@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from robustmail.errors import DataError
-from robustmail.runtime.deferred import to_device
 from robustmail.text import plural
 
 HASHED = 4096  # images of a block
@@ -23,7 +22,6 @@ __all__ = [
     "Extra",
     "ImageData",
     "Split",
-    "augment",
     "batch_indices",
     "channels_first",
     "hold_out",
@@ -203,25 +201,6 @@ def batch_indices(n: int, size: int, rng: torch.Generator) -> list[Tensor]:
     if size > 1 and len(chunks) > 1 and len(chunks[-1]) == 1:
         chunks[-2:] = [torch.cat(chunks[-2:])]
     return chunks
-
-
-def augment(x: Tensor, pad: int, flip: bool, rng: torch.Generator) -> Tensor:
-    """A random crop of the zero-padded image and a random mirror image, drawn per example: [B, C, H, W] uint8 -> uint8.
-
-    The draws are made on the CPU, so that they are the same on every device.
-    """
-    n, _, height, width = x.shape
-    top, left = (torch.randint(2 * pad + 1, (n, 1), generator=rng) for _ in range(2))
-    mirrored = torch.rand(n, 1, generator=rng) < 0.5 if flip else torch.zeros(n, 1, dtype=torch.bool)
-    if not (pad or flip):
-        return x
-    rows = to_device(x.device, top + torch.arange(height))
-    columns = torch.arange(width)
-    columns = to_device(x.device, left + columns.flip(0).where(mirrored, columns))
-    padded = torch.nn.functional.pad(x, (pad, pad, pad, pad))
-    example = torch.arange(n, device=x.device)[:, None, None]
-    cropped = padded.permute(0, 2, 3, 1)[example, rows[:, :, None], columns[:, None, :]]  # [B, H, W, C]
-    return cropped.permute(0, 3, 1, 2)
 
 
 def channels_first(x: Tensor) -> Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from robustmail.data.dataset import Extra, ImageData, Split, augment, batch_indices, to_float
+from robustmail.augmentations import Crop, Flip
+from robustmail.data.dataset import Extra, ImageData, Split, batch_indices, to_float
 from robustmail.errors import RecipeError
 from robustmail.fields import describe
 from robustmail.functional import one_hot
@@ -15,8 +17,17 @@ from robustmail.plugin_calls import call_plugin, plugin_error
 from robustmail.recipe import Recipe
 from robustmail.runtime.deferred import to_device
 from robustmail.runtime.rng import generator
+from robustmail.step import Augmentation
 
-__all__ = ["Batch", "augment_batch", "augmentation_text", "draw_batch", "epoch_batches", "name_places"]
+__all__ = [
+    "Batch",
+    "augment_batch",
+    "augmentation_text",
+    "crops_and_flips",
+    "draw_batch",
+    "epoch_batches",
+    "name_places",
+]
 
 
 class Batch(NamedTuple):
@@ -74,24 +85,36 @@ def draw_batch(recipe: Recipe, images: ImageData, train: Split, places: Tensor, 
     """
     x, y = _take(images.extra, train, places)
     rng = generator(recipe.seed, "augment", *position)
-    if recipe.augment is None:
-        x = augment(x, images.pad, images.flip, rng)
-    return augment_batch(recipe, to_float(x), y, images.classes, rng)
+    suited = crops_and_flips(images.pad, images.flip)
+    return augment_batch(recipe, to_float(x), y, images.classes, rng, suited)
 
 
-def augment_batch(recipe: Recipe, x: Tensor, y: Tensor, classes: int, rng: torch.Generator) -> Batch:
-    """Apply the recipe's own augmentations, then its label smoothing.
+def crops_and_flips(pad: int, flip: bool) -> tuple[Augmentation, ...]:
+    """The augmentation of a data source: a random crop of the padded image, and its mirror image where it may be one.
+
+    A crop draws without a padding, too, so that the mirror images of a seed do not depend on it.
+    """
+    if not (pad or flip):
+        return ()
+    return (Crop(pad), Flip()) if flip else (Crop(pad),)
+
+
+def augment_batch(
+    recipe: Recipe, x: Tensor, y: Tensor, classes: int, rng: torch.Generator, suited: Sequence[Augmentation] = ()
+) -> Batch:
+    """Apply the recipe's own augmentations, or those that suit the data, then its label smoothing.
 
     recipe: without schedules.
     x: [B, C, H, W] in [0, 1].
     y: [B] int64.
     classes: number of classes.
     rng: on the host.
+    suited: the augmentations of a recipe without its own.
 
     Targets stay None where no augmentation has replaced them and nothing is smoothed. Raises PluginError.
     """
     targets = hard = one_hot(y, classes)
-    for augmentation in recipe.augment or ():
+    for augmentation in suited if recipe.augment is None else recipe.augment:
         result = call_plugin("augmentation", augmentation, x, targets, rng)
         _check_result(augmentation, result, x, targets)
         x, targets = result

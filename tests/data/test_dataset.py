@@ -11,10 +11,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustmail.data.dataset import ImageData, Split, augment, batch_indices, hold_out
+from robustmail.data.dataset import ImageData, Split, batch_indices, hold_out, to_float
 from robustmail.errors import DataError
+from robustmail.train.batches import crops_and_flips
 
 COUNTS = (70, 41, 23, 5)
+
+
+def augment(x: torch.Tensor, pad: int, flip: bool, rng: torch.Generator) -> torch.Tensor:
+    """The augmentation of a data source, on bytes."""
+    floats, targets = to_float(x), torch.zeros(len(x), 2)
+    for augmentation in crops_and_flips(pad, flip):
+        floats, targets = augmentation(floats, targets, rng)
+    return (floats * 255).round().to(torch.uint8)
 
 
 def rng(seed: int = 0) -> torch.Generator:
