@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 import sys
+import tempfile
 from typing import Any
 
 seen: dict[str, Any] = {"read": set(), "written": set(), "run": set(), "started": [], "connected": [], "said": []}
@@ -33,6 +34,7 @@ def hook(event: str, args: tuple[Any, ...]) -> None:
 
 if __name__ == "__main__":
     verbs, path = json.loads(sys.argv[1]), sys.argv[2]
+    tempfile.gettempdir()  # Python writes a file once to find out which folder is for temporary files
     sys.addaudithook(hook)
     from robustmail.cli.main import main
 
