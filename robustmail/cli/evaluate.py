@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from robustmail.cli.corruptions import evaluate_corruptions, refuse_with_corruptions
 from robustmail.cli.options import (
+    DEFAULT_ATTACKS,
     AcceptReading,
     AsJson,
+    AttackNames,
     Batch,
+    Corruptions,
     Crop,
     Data,
     Device,
+    Epoch,
     Eps,
     EvaluationInputs,
     File,
@@ -27,9 +34,12 @@ from robustmail.cli.options import (
     Normalize,
     NormName,
     Plain,
+    Png,
     Probe,
     Resize,
+    ResultsFolder,
     Seed,
+    Shard,
     Weights,
     check_count,
     command_line,
@@ -40,7 +50,7 @@ from robustmail.cli.options import (
     split_names,
     stop_exit,
     wants_plain,
-)
+)  # fmt: skip
 from robustmail.errors import RecipeError, RunError, Stopped
 
 if TYPE_CHECKING:
@@ -48,8 +58,6 @@ if TYPE_CHECKING:
     from robustmail.runtime.signals import Signals
 
 __all__ = ["add_to"]
-
-DEFAULT_ATTACKS = "nat,pgd100,cw,apgd,aa"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -63,9 +71,7 @@ def eval_(
     file: File,
     model: Model = None,
     data: Data = None,
-    attacks: Annotated[
-        str | None, typer.Option(help=f"Names and file.py:attack, with commas.  [default: {DEFAULT_ATTACKS}]")
-    ] = None,
+    attacks: AttackNames = None,
     eps: Eps = None,
     norm: NormName = None,
     n: MaxImages = None,
@@ -74,89 +80,85 @@ def eval_(
     accept_reading: AcceptReading = False,
     ignore_unused: IgnoreUnused = False,
     weights: Weights = None,
-    epoch: Annotated[
-        int | None, typer.Option(help="Of a run's folder: the weights of this epoch, kept with keep_every.")
-    ] = None,
+    epoch: Epoch = None,
     resize: Resize = None,
     crop: Crop = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the results.  [default: evals/NAME]")] = None,
+    out: ResultsFolder = None,
     seed: Seed = 0,
     batch: Batch = None,
-    shard: Annotated[
-        str | None, typer.Option(help="K/N: only the K-th of N parts of the images; see robustmail merge.")
-    ] = None,
+    shard: Shard = None,
     device: Device = "auto",
     fresh: Fresh = False,
-    corruptions: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR",
-            help="Instead of attacks: the folder of CIFAR-10-C or ImageNet-C; or `generate`, to make some here.",
-        ),
-    ] = None,
-    png: Annotated[bool, typer.Option("--png", help="Write the adversarial examples as 8-bit PNG files, too.")] = False,
+    corruptions: Corruptions = None,
+    png: Png = False,
     plain: Plain = False,
 ) -> None:
     """Attack a checkpoint and measure its robust accuracy.
 
     The same command again resumes a stopped evaluation. With more attacks at the end of --attacks it adds them.
     """
-    from datetime import timedelta
-
     chosen = file if epoch is None else _weights_of_epoch(file, epoch)
 
-    def open_all() -> EvaluationInputs:
-        return open_inputs(
-            chosen,
-            data,
-            n,
-            model,
-            normalize,
-            weights,
-            probe,
-            device,
-            eps,
-            norm,
-            accept_reading,
-            ignore_unused,
-            resize,
-            crop,
-        )
+    def inputs() -> EvaluationInputs:
+        return open_inputs(chosen, data, n, model, normalize, weights, probe, device, eps, norm,
+                           accept_reading, ignore_unused, resize, crop)  # fmt: skip
 
-    if corruptions is not None:
-        _refuse_with_corruptions(attacks, eps, norm, shard, batch, png)
-        _evaluate_corruptions(open_all(), corruptions, n, out, seed, fresh)
-        return
+    if corruptions is None:
+        _evaluate(partial(_plan, inputs, attacks, seed, batch, shard, out), device, fresh, plain, png)
+    else:
+        refuse_with_corruptions(attacks, eps, norm, shard, batch, png)
+        evaluate_corruptions(inputs(), corruptions, n, out, seed, fresh)
 
+
+class Plan(NamedTuple):
+    """What this process evaluates, and where the results go."""
+
+    task: EvaluationTask
+    folder: Path
+    """for the results of all processes"""
+    is_shard: bool
+    """whether --shard asked for a part of the images, to be merged by hand"""
+
+
+def _plan(
+    inputs: Callable[[], EvaluationInputs], attacks: str | None, seed: int, batch: int | None, shard: str | None,
+    out: Path | None,
+) -> Plan:  # fmt: skip
     from robustmail.evaluation.task import EvaluationTask
+    from robustmail.runtime import distributed
+
+    model, data, eps, norm = inputs()
+    if (processes := distributed.world_size()) > 1 and shard:
+        raise RecipeError(f"--shard {shard}", "torchrun's processes are the shards already", "Leave it out.")
+    part = (distributed.rank() + 1, processes) if processes > 1 else parse_shard(shard)
+    names = split_names("--attacks", DEFAULT_ATTACKS if attacks is None else attacks, DEFAULT_ATTACKS)
+    specs = tuple(map(parse_attack, names))
+    task = EvaluationTask(model, data, specs, eps, norm, seed, part, check_count("--batch", batch), command_line())
+    whole = out or Path("evals") / result_name(model)
+    folder = _shard_folder(whole, *part) if shard and out is None else whole
+    return Plan(task, folder, is_shard=bool(shard) and part != (1, 1))
+
+
+def _evaluate(make_plan: Callable[[], Plan], device: str, fresh: bool, plain: bool, png: bool) -> None:
+    """Evaluate in all processes; the main one shows the results. A stop by a signal says how to go on."""
+    from datetime import timedelta
+
     from robustmail.runtime import distributed
     from robustmail.runtime.signals import Signals
 
-    def make_task() -> tuple[EvaluationTask, Path]:
-        """The task of this process, and the folder for the results of all processes."""
-        inputs = open_all()
-        if (processes := distributed.world_size()) > 1 and shard:
-            raise RecipeError(f"--shard {shard}", "torchrun's processes are the shards already", "Leave it out.")
-        part = (distributed.rank() + 1, processes) if processes > 1 else parse_shard(shard)
-        names = split_names("--attacks", DEFAULT_ATTACKS if attacks is None else attacks, DEFAULT_ATTACKS)
-        specs = tuple(map(parse_attack, names))
-        task = EvaluationTask(inputs.model, inputs.data, specs, inputs.eps, inputs.norm, seed, part,
-                              check_count("--batch", batch), command_line())  # fmt: skip
-        whole = out or Path("evals") / result_name(inputs.model)
-        return task, _shard_folder(whole, *part) if shard and out is None else whole
-
-    signals, folder = Signals(), out
+    signals, plan = Signals(), None
     try:
         with signals.caught():
             with distributed.process_group(device, patience=timedelta(days=7)):  # shards may differ by days
-                task, folder = distributed.alike(make_task)
-                _evaluate(task, folder, fresh, plain, signals)
+                plan = distributed.alike(make_plan)
+                _fill_folder(plan.task, plan.folder, fresh, plain, signals)
                 is_main = distributed.is_main_process()
             if is_main:
-                _show(folder, is_shard=bool(shard) and task.shard != (1, 1), png=png)
+                _show(plan.folder, plan.is_shard, png)
     except Stopped as stop:
-        has_begun = folder is not None and folder.exists()
-        raise stop_exit(stop, f"the same command resumes in {folder}" if has_begun else "nothing was begun") from None
+        has_begun = plan is not None and plan.folder.exists()
+        outcome = f"the same command resumes in {plan.folder}" if plan and has_begun else "nothing was begun"
+        raise stop_exit(stop, outcome) from None
 
 
 def _weights_of_epoch(run: str, epoch: int) -> str:
@@ -175,54 +177,7 @@ def _weights_of_epoch(run: str, epoch: int) -> str:
     return str(path)
 
 
-def _refuse_with_corruptions(*given: Any) -> None:
-    from robustmail.runtime import distributed
-
-    if distributed.launched_processes() > 1:
-        raise RecipeError("--corruptions", "several processes cannot share it", "Run it without torchrun.")
-    names = ("--attacks", "--eps", "--norm", "--shard", "--batch", "--png")
-    if refused := [name for name, value in zip(names, given, strict=True) if value]:
-        wrong = f"{refused[0]} has no meaning with it: corrupted images are not attacked"
-        raise RecipeError("--corruptions", wrong, "Leave it out, or evaluate without --corruptions too.")
-
-
-def _evaluate_corruptions(
-    inputs: EvaluationInputs, where: str, n: int | None, out: Path | None, seed: int, fresh: bool
-) -> None:
-    """Measure the accuracy on corrupted images; print and draw a table of it."""
-    from contextlib import closing
-
-    from rich.console import Console
-
-    from robustmail.data.corruptions import find_corruptions, generate_corruptions
-    from robustmail.evaluation.corruptions import CorruptionTask, corruption_means, evaluate_corruptions
-    from robustmail.report.corruptions import corruption_table, draw_corruptions, write_corruption_csv
-    from robustmail.runtime.signals import Signals
-
-    is_made = where == "generate" and not Path(where).exists()
-    sets = generate_corruptions(inputs.data, seed) if is_made else find_corruptions(Path(where), inputs.data)
-    name = f"{inputs.data.name}, corrupted here, not CIFAR-10-C or ImageNet-C" if is_made else where
-    task = CorruptionTask(inputs.model, inputs.data, sets, name, n, inputs.data.preprocess, seed)
-    folder = out or Path("evals") / f"{result_name(inputs.model)}-corruptions"
-    for text in inputs.model.notes:
-        print(text)
-    rows, signals = [], Signals()
-    try:
-        with signals.caught(), closing(evaluate_corruptions(task, folder, fresh, command_line())) as found:
-            for row in found:
-                rows.append(row)
-                print(f"{row.corruption} {row.severity or ''}: {100 * row.accuracy:.1f} %".replace(" :", ":"))
-                signals.check()
-    except Stopped as stop:
-        raise stop_exit(stop, f"the same command resumes in {folder}") from None
-    title = f"{inputs.model.name} on {name}"
-    Console().print(corruption_table(rows, corruption_means(rows), title))
-    write_corruption_csv(rows, folder / "corruptions.csv")
-    pictures = draw_corruptions(rows, title, folder / "corruptions")
-    print(", ".join(map(str, [*pictures, folder / "corruptions.csv", folder / "corruptions.json"])))
-
-
-def _evaluate(task: EvaluationTask, folder: Path, fresh: bool, plain: bool, signals: Signals) -> None:
+def _fill_folder(task: EvaluationTask, folder: Path, fresh: bool, plain: bool, signals: Signals) -> None:
     """Evaluate into a folder. Under torchrun every process fills a folder of its own, and the first merges them."""
     from robustmail.evaluation.merge import merge_shards
     from robustmail.evaluation.runner import open_shard, open_whole

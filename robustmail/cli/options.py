@@ -21,12 +21,16 @@ if TYPE_CHECKING:
     from robustmail.recipe import Recipe
 
 __all__ = [
+    "DEFAULT_ATTACKS",
     "AcceptReading",
     "AsJson",
+    "AttackNames",
     "Batch",
+    "Corruptions",
+    "Crop",
     "Data",
     "Device",
-    "Crop",
+    "Epoch",
     "Eps",
     "EvaluationInputs",
     "Executor",
@@ -42,10 +46,13 @@ __all__ = [
     "NormName",
     "Overrides",
     "Plain",
+    "Png",
     "Probe",
     "RecipeName",
     "Resize",
+    "ResultsFolder",
     "Seed",
+    "Shard",
     "SubmititParameters",
     "Weights",
     "check_count",
@@ -59,6 +66,8 @@ __all__ = [
     "stop_exit",
     "wants_plain",
 ]
+
+DEFAULT_ATTACKS = "nat,pgd100,cw,apgd,aa"
 
 RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A built-in recipe, a file, or FILE:VARIABLE.")]
 Overrides = Annotated[
@@ -109,6 +118,21 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete earlier results in the folder and start again.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Print plain lines instead of a live view.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+AttackNames = Annotated[
+    str | None, typer.Option(help=f"Names and file.py:attack, with commas.  [default: {DEFAULT_ATTACKS}]")
+]
+Epoch = Annotated[int | None, typer.Option(help="Of a run's folder: the weights of this epoch, kept with keep_every.")]
+ResultsFolder = Annotated[Path | None, typer.Option(help="Folder for the results.  [default: evals/NAME]")]
+Shard = Annotated[str | None, typer.Option(help="K/N: only the K-th of N parts of the images; see robustmail merge.")]
+Corruptions = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR",
+        help="Instead of attacks: the folder of CIFAR-10-C or ImageNet-C; or `generate`, to make some here.",
+    ),
+]
+Png = Annotated[bool, typer.Option("--png", help="Write the adversarial examples as 8-bit PNG files, too.")]
 
 Executor = Annotated[
     str, typer.Option(help="here: one run after another; local or slurm: in parallel, through submitit.")

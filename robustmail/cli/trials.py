@@ -53,6 +53,7 @@ def trials(
         list[str] | None,
         typer.Option(help="A row for each value, as margin=pm_adv,pm_nat. Repeatable: every combination."),
     ] = None,
+    baseline: Annotated[str | None, typer.Option(help="A row that all others are compared with, seed by seed.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the grid.  [default: trials/RECIPES]")] = None,
     executor: Executor = "here",
     jobs: Jobs = 1,
@@ -78,9 +79,10 @@ def trials(
     _warn_of_one_seed(seeds)
     short_names = [re.sub(r"\W+", "_", Path(name).name.replace(".py", "")) for name in names]
     folder = out or Path("trials") / "-".join(short_names)
-    study = Study(grid.cells(names, over or [], overrides, seed_numbers), folder, "trials.json", command_line())
+    cells = grid.cells(names, over or [], overrides, seed_numbers)
+    study = Study(cells, folder, "trials.json", command_line(), baseline=baseline)
     any_failed = _make_runs(study, executor, jobs, submitit_parameters, Console(), plain)
-    print(trials_table(study.rows(), seed_numbers).rstrip("\n"))
+    print(trials_table(study.rows(), seed_numbers, baseline=baseline).rstrip("\n"))
     _finish(study, any_failed)
 
 

@@ -23,20 +23,27 @@ LEGEND = {
     "(95 %, Bonferroni-corrected for the comparisons in the column)",
     "ahead": "+ better than it on the seeds that both rows have",
 }
+BASELINE = (
+    "to the baseline: the row minus {}, paired by seed, with its t-interval (95 %, Bonferroni-corrected for the "
+    "comparisons in the column)"
+)
 CSV_COLUMNS = (
     "method", "row", "metric", "attack", "images", "n", "seeds", "mean", "std", "low", "high", "paper_mean",
     "paper_std", "difference", "verdict",
 )  # fmt: skip
 
 
-def trials_table(rows: Sequence[Row], seeds: Sequence[int], width: int | None = None) -> str:
+def trials_table(
+    rows: Sequence[Row], seeds: Sequence[int], width: int | None = None, baseline: str | None = None
+) -> str:
     """Format the rows of a grid as a table for a terminal: mean ± standard deviation over seeds, in %.
 
-    The line below a row has the 95 % t-intervals of the means.
+    The line below a row has the 95 % t-intervals of the means; the next one the differences to the baseline.
 
     rows: from `Study.rows`.
     seeds: all seeds of the grid.
     width: of the table, in characters; by default the terminal's.
+    baseline: the row that the others are compared with; None for none.
     """
     metrics = list(dict.fromkeys(metric for row in rows for metric in row.metrics))
     body, has_intervals, verdicts = [], False, set()
@@ -47,10 +54,13 @@ def trials_table(rows: Sequence[Row], seeds: Sequence[int], width: int | None = 
         if any(measured is not None and measured.spread.low is not None for measured in cells):
             body.append(["", "", *(_interval(measured) for measured in cells)])
             has_intervals = True
+        if any(measured is not None and measured.difference is not None for measured in cells):
+            body.append(["  to the baseline", "", *(_gain(measured) for measured in cells)])
     over_seeds = f"mean ± standard deviation over seeds {_seed_list(seeds)}; below, the 95 % t-interval of the mean"
     notes = [
         f"Accuracy in %, {over_seeds if has_intervals else f'of seed {_seed_list(seeds)}'}",
         *(text for verdict, text in LEGEND.items() if verdict in verdicts),
+        *([BASELINE.format(baseline)] if baseline else []),
         *(f"{row.name}, seed {seed}: FAILED: {error}" for row in rows for seed, error in row.failed.items()),
     ]
     return as_table(TextTable(["", "seeds", *metrics], body, notes), width)
@@ -186,6 +196,15 @@ def _interval(measured: Measured | None) -> str:
     if measured is None or measured.spread.low is None or measured.spread.high is None:
         return ""
     return f"[{100 * measured.spread.low:.1f}, {100 * measured.spread.high:.1f}]"
+
+
+def _gain(measured: Measured | None) -> str:
+    """The difference to the baseline, with its interval where there are at least two seeds."""
+    if measured is None or measured.difference is None:
+        return ""
+    gain = measured.difference
+    ends = "" if gain.low is None or gain.high is None else f" [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
+    return f"{100 * gain.mean:+.1f}{ends}".replace("-", "−")
 
 
 def _difference(measured: Measured | None, paper: float, digits: int) -> str:

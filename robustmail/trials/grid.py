@@ -101,8 +101,11 @@ def cells(names: Sequence[str], overs: Iterable[str], overrides: Sequence[str], 
     paths = [over.partition("=")[0].strip() for over in overs]
     if twice := [path for path in paths if paths.count(path) > 1]:
         raise RecipeError(f"--over {twice[0]}", "is there twice", f"Write {twice[0]}=VALUE,VALUE once.")
+    shown = {name: Path(name).name for name in names}  # a recipe's file without its folder,
+    if len(set(shown.values())) < len(shown):  # unless two files have one name
+        shown = {name: name for name in names}
     return [
-        Cell(" ".join((name, *chosen)), name, (*overrides, *chosen), seed)
+        Cell(" ".join((shown[name], *chosen)), name, (*overrides, *chosen), seed)
         for name in names
         for chosen in product(*map(variants, overs))
         for seed in seeds

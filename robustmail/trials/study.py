@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from robustmail.errors import RunError
+from robustmail.errors import RecipeError, RunError, did_you_mean
 from robustmail.fields import describe
 from robustmail.records import CellFinished, CellStarted
 from robustmail.runtime.devices import pick_device
@@ -33,14 +33,20 @@ class Study:
     file: name of the summary in it.
     command: for the summary's provenance.
     kin: cells of other grids in the same folder; epochs that they share with these cells are trained once for all.
+    baseline: the row that the others are compared with, besides the best one.
 
-    Raises RecipeError or PluginError for a cell whose recipe is invalid, RunError where a folder holds another run.
+    Raises RecipeError or PluginError for a cell whose recipe is invalid or a baseline that is no row, RunError where a
+    folder holds another run.
     """
 
     def __init__(
-        self, cells: Sequence[Cell], out: Path, file: str, command: str, kin: Sequence[Cell] = ()
+        self, cells: Sequence[Cell], out: Path, file: str, command: str, kin: Sequence[Cell] = (),
+        baseline: str | None = None,
     ) -> None:  # fmt: skip
-        self.out, self.file, self.command = out, out / file, command
+        self.out, self.file, self.command, self.baseline = out, out / file, command, baseline
+        names = list(dict.fromkeys(cell.row for cell in cells))
+        if baseline is not None and baseline not in names:
+            raise RecipeError(f"--baseline {baseline}", "no row of this grid", did_you_mean(baseline, names))
         all_cells = dict.fromkeys(kin) | dict.fromkeys(cells) if kin else cells
         self._all_recipes = recipes(all_cells)
         self.recipes = {cell: self._all_recipes[cell] for cell in cells}
@@ -90,7 +96,8 @@ class Study:
         accuracies = {(cell.row, cell.seed): read_accuracies(folder) for cell, folder in self.folders.items()}
         failed = {(cell.row, cell.seed): error for cell, error in self.errors.items()}
         names = dict.fromkeys(cell.row for cell in self.recipes)
-        return rows(names, self.seeds, {key: value for key, value in accuracies.items() if value is not None}, failed)
+        finished = {key: value for key, value in accuracies.items() if value is not None}
+        return rows(names, self.seeds, finished, failed, self.baseline)
 
     def saved(self) -> dict[str, Any]:
         """What sharing epochs has saved these cells: the trunks, and the steps and seconds that were not repeated."""
@@ -112,6 +119,7 @@ class Study:
             "format": FORMAT,
             "complete": not any(row.missing for row in summary),
             "seeds": self.seeds,
+            "baseline": self.baseline,
             "rows": [asdict(row) for row in summary],
             "cells": [self._cell(cell, folder) for cell, folder in self.folders.items()],
             "shared": self.saved(),

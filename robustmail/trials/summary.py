@@ -11,7 +11,9 @@ from statistics import fmean, stdev
 from robustmail.errors import RunError, in_brief
 from robustmail.runtime.untrusted import read_json
 
-__all__ = ["Measured", "Row", "SeedSpread", "Standing", "compared", "read_accuracies", "rows", "seed_spread"]
+__all__ = [
+    "Measured", "Row", "SeedSpread", "Standing", "compared", "differences", "read_accuracies", "rows", "seed_spread",
+]  # fmt: skip
 
 CONFIDENCE = 0.95
 
@@ -45,6 +47,8 @@ class Measured:
     by_seed: dict[int, float]
     spread: SeedSpread
     standing: Standing
+    difference: SeedSpread | None = None
+    """this row minus the baseline, seed by seed; None without a baseline, and for the baseline itself"""
 
 
 @dataclass(frozen=True)
@@ -98,14 +102,33 @@ def compared(column: Mapping[str, Mapping[int, float]]) -> dict[str, Standing]:
     return standings
 
 
+def differences(column: Mapping[str, Mapping[int, float]], baseline: str) -> dict[str, SeedSpread]:
+    """Each row of one metric, {row: {seed: value}}, minus the row `baseline`, over the seeds that both have.
+
+    Each of the k - 1 t-intervals has the level 1 - 0.05 / (k - 1) (Bonferroni), so that all of them hold together in 95
+    of 100 grids.
+    """
+    level = 1 - (1 - CONFIDENCE) / max(len(column) - 1, 1)
+    base = column.get(baseline, {})
+    paired = {
+        row: [values[seed] - base[seed] for seed in values if seed in base]
+        for row, values in column.items()
+        if row != baseline
+    }
+    return {row: seed_spread(values, level) for row, values in paired.items() if values}
+
+
 def rows(
     names: Iterable[str], seeds: Sequence[int], accuracies: Mapping[tuple[str, int], Mapping[str, float]],
-    failed: Mapping[tuple[str, int], str],
+    failed: Mapping[tuple[str, int], str], baseline: str | None = None,
 ) -> list[Row]:  # fmt: skip
     """The rows of a grid, in order.
 
-    names: of the rows. seeds: of the grid. accuracies: {(row, seed): {attack: accuracy}} of the finished runs.
+    names: of the rows.
+    seeds: of the grid.
+    accuracies: {(row, seed): {attack: accuracy}} of the finished runs.
     failed: {(row, seed): error in one line}.
+    baseline: the row that the others are compared with, besides the best one.
     """
     names = list(names)
     metrics = list(dict.fromkeys(metric for by_attack in accuracies.values() for metric in by_attack))
@@ -118,14 +141,17 @@ def rows(
         for metric in metrics
     }
     standings = {metric: compared(column) for metric, column in columns.items()}
+    gains = {metric: differences(column, baseline) if baseline else {} for metric, column in columns.items()}
+
+    def measured(metric: str, name: str) -> Measured:
+        by_seed = columns[metric][name]
+        spread = seed_spread(list(by_seed.values()))
+        return Measured(by_seed, spread, standings[metric][name], gains[metric].get(name))
+
     return [
         Row(
             name,
-            {
-                metric: Measured(column[name], seed_spread(list(column[name].values())), standings[metric][name])
-                for metric, column in columns.items()
-                if name in column
-            },
+            {metric: measured(metric, name) for metric, column in columns.items() if name in column},
             tuple(s for s in seeds if (name, s) not in accuracies),
             {s: failed[name, s] for s in seeds if (name, s) in failed},
         )

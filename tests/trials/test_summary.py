@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from robustmail.errors import RunError
-from robustmail.trials.summary import compared, read_accuracies, rows, seed_spread
+from robustmail.trials.summary import compared, differences, read_accuracies, rows, seed_spread
 
 
 def test_a_spread_is_the_textbooks():
@@ -53,6 +53,18 @@ def test_more_rows_ask_for_more():
     assert verdicts(best=best, rival=rival)["rival"] == "behind"
     others = {f"other{i}": [0.0, 0.1, 0.2] for i in range(4)}
     assert verdicts(best=best, rival=rival, **others)["rival"] == "tie"
+
+
+def test_the_difference_to_a_baseline_is_paired_and_its_interval_the_textbooks():
+    """Against one row t of 2 degrees at 0.975; against two, at 0.9875, which is 6.2053."""
+    a, b = [3.0, 5.0, 4.0], [2.0, 3.0, 1.0]
+    gain = differences(column(base=b, row=a), "base")["row"]
+    half = 4.3026527 / math.sqrt(3)
+    assert (gain.mean, gain.low, gain.high) == pytest.approx((2, 2 - half, 2 + half), rel=1e-6)
+    of_three = differences(column(base=b, row=a, third=b), "base")
+    assert set(of_three) == {"row", "third"}
+    assert of_three["row"].high == pytest.approx(2 + 6.2053468 / math.sqrt(3), rel=1e-6)
+    assert differences({"base": {0: 1.0}, "row": {1: 2.0}}, "base") == {}, "no seed in common"
 
 
 def test_equal_rows_are_a_tie_and_a_single_seed_says_nothing():

@@ -96,6 +96,21 @@ def test_the_summary_carries_its_provenance_and_what_sharing_saved(whole):
     assert nat["by_seed"] == {"0": values[0], "1": values[1]}
 
 
+def test_a_finished_grid_is_compared_with_a_baseline(tmp_path, robustmail, whole):
+    shutil.copytree(whole[0] / "grid", tmp_path / "grid")
+    compared = robustmail(*GRID, "--baseline", "quickstart margin=pm_nat")
+    assert (compared.returncode, compared.stderr) == (0, "")
+    assert compared.stdout.count("  to the baseline") == 1
+    content = json.loads((tmp_path / "grid" / "trials.json").read_text())
+    assert content["baseline"] == "quickstart margin=pm_nat"
+    first, base = (row["metrics"]["nat"] for row in content["rows"])
+    assert base["difference"] is None
+    assert first["difference"]["mean"] == pytest.approx(first["spread"]["mean"] - base["spread"]["mean"])
+    refused = robustmail(*GRID, "--baseline", "quickstart margin=pm_nad")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "Did you mean quickstart margin=pm_nat" in refused.stderr
+
+
 def test_a_grid_that_grows_or_shrinks_counts_what_its_own_cells_saved(tmp_path, whole):
     there, _ = whole
     shutil.copytree(there, tmp_path, dirs_exist_ok=True)
