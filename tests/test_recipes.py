@@ -91,14 +91,15 @@ def test_a_margin_that_needs_another_look_costs_a_forward():
 
 @pytest.mark.parametrize("name", sorted(set(FILES) - {"quickstart"}))
 def test_a_recipe_trains_two_epochs_on_real_images_to_a_finished_table(name, slice_path, tmp_path):
+    evaluate = ("nat", "pgd10") if name == "mail_trades" else ("nat",)  # what an attack costs is the same for all
     changes = [
         f"data=npz('{slice_path}')", "model=cifar_resnet18_w8", "epochs=2", "burn_in=1", "data.validation=96",
-        "batch=32", "evaluate=nat,pgd10", "test_size=16", "optimizer=SGD(lr=0.01)",
+        "batch=32", f"evaluate={','.join(evaluate)}", "test_size=16", "optimizer=SGD(lr=0.01)", "validate=pgd2",
     ]  # fmt: skip
     records = list(run(apply_overrides(load_recipe(name), changes), tmp_path / "run", name))
     assert all(math.isfinite(r.loss) for r in records if isinstance(r, StepFinished))
     assert len([r for r in records if isinstance(r, EpochFinished)]) == 2
-    assert [r.name for r in records if isinstance(r, AttackResult)] == ["nat", "pgd10"]
+    assert tuple(r.name for r in records if isinstance(r, AttackResult)) == evaluate
 
 
 @pytest.mark.parametrize(("classes", "channels"), [(2, 1), (3, 3), (100, 1)])

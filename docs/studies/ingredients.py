@@ -1,4 +1,4 @@
-"""Which ingredients help, at a scale that two CPU cores carry: a narrow ResNet-18 and 3,000 real images of CIFAR-10.
+"""Which ingredients help, at a scale that two CPU cores carry: a narrow ResNet-18 and 2,500 real images of CIFAR-10.
 
     robustmail trials docs/studies/ingredients.py:{at,at_ema,at_swa,at_smoothing,at_idbh,at_all} --seeds 0:3 \\
         --baseline ingredients.py:at --out trials/ingredients-at
@@ -11,7 +11,7 @@ from robustmail import AT, IDBH, PGD, SGD, TRADES, Recipe, Sigmoid, Stairs, cifa
 BUDGET = {"eps": 8 / 255, "alpha": 3 / 255, "steps": 5}
 
 at = Recipe(
-    data=subset(cifar10(validation=300), train=3300),
+    data=subset(cifar10(validation=250), train=2750),
     model="cifar_resnet18_w8",
     attack=PGD(**BUDGET),
     objective=AT(),
@@ -21,7 +21,7 @@ at = Recipe(
     ema=0.99,
     swa=5,
     select="last-live",
-    validate="pgd5",
+    validate="nat",
     evaluate=("nat", "pgd20", "cw"),
     test_size=1000,
 )

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.long
 
 WORKER, EXACTLY = (Path(__file__).with_name(name) for name in ("worker.py", "exactly.py"))
 SMALL = [
-    "model=cifar_resnet18_w8", "epochs=2", "data.validation=32", "batch=32", "attack.steps=2", "evaluate=nat,pgd10",
-    "test_size=120", "optimizer.lr=0.01", "optimizer.weight_decay=5e-4", "precision=fp32",
+    "model=cifar_resnet18_w8", "epochs=2", "data.validation=32", "batch=32", "attack.steps=2", "evaluate=nat",
+    "test_size=40", "validate=pgd2", "optimizer.lr=0.01", "optimizer.weight_decay=5e-4", "precision=fp32",
 ]  # fmt: skip
 
 
@@ -92,7 +92,7 @@ def test_both_processes_hold_the_same_bits_and_begin_as_one_does(name, more, tmp
     assert first["steps"][0][0] == pytest.approx(one["steps"][0][0], rel=close)
     heads = [(tmp_path / run / "metrics.csv").read_text().splitlines() for run in ("one", "two")]
     assert (heads[0][0], len(heads[0])) == (heads[1][0], len(heads[1]))
-    assert results(tmp_path / "two").keys() == {"nat", "pgd10"}
+    assert results(tmp_path / "two").keys() == {"nat"}
 
 
 def test_two_processes_train_on_the_extra_images_that_one_draws(tmp_path, slice_path):
@@ -109,7 +109,7 @@ def test_two_processes_train_on_the_extra_images_that_one_draws(tmp_path, slice_
 
 
 def test_two_processes_judge_each_image_as_one_does(tmp_path, slice_path):
-    changes = [f"data=npz('{slice_path}')", *SMALL, "epochs=1"]
+    changes = [f"data=npz('{slice_path}')", *SMALL, "epochs=1", "evaluate=nat,pgd10"]
     train(1, tmp_path / "run", "at", *changes)
     alone = results(tmp_path / "run")
     (tmp_path / "run" / "results.json").unlink()
@@ -154,14 +154,14 @@ def test_the_command_line_shows_one_run_under_torchrun(tmp_path, slice_path):
     assert "2 processes" in shown
     assert shown.count("parameters") == 1
     assert (tmp_path / "run" / "curves.png").exists()
-    assert results(tmp_path / "run").keys() == {"nat", "pgd10"}
+    assert results(tmp_path / "run").keys() == {"nat"}
 
 
 def test_two_processes_evaluate_a_run_to_the_bytes_of_one(tmp_path, slice_path):
     train(1, tmp_path / "run", "at", f"data=npz('{slice_path}')", *SMALL, "epochs=1")
     for processes in (1, 2):
         data = ("--data", f"npz('{slice_path}')")
-        words = ("eval", tmp_path / "run", *data, "--attacks", "nat,pgd10", "--out", tmp_path / f"eval{processes}")
+        words = ("eval", tmp_path / "run", *data, "--attacks", "nat,pgd10", "--n", "40", "--out", tmp_path / f"eval{processes}")
         done = launch(processes, "-m", "robustmail", *words)
         _, wrong = done.communicate()
         assert done.returncode == 0, wrong

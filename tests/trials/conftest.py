@@ -14,7 +14,7 @@ from tests.processes import python
 TINY = (
     "model=small_cnn", "data.validation=30", "attack=PGD(eps=0.1, alpha=0.05, steps=2)", "epochs=3",
     "burn_in=2", "batch=512", "optimizer.lr=Stairs({0: 0.05, 2: 0.01})", "validate=pgd2",
-    "evaluate=nat,pgd2", "test_size=40",
+    "evaluate=nat", "test_size=40",
     "precision='fp32'",
 )  # fmt: skip
 KEPT = ("last.safetensors", "best.safetensors", "metrics.csv")

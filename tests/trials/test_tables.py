@@ -17,7 +17,7 @@ from tests.trials.conftest import TINY, call
 pytestmark = pytest.mark.long
 
 MAIL = {"MAIL-AT": (10.0, -0.5), "MAIL-TRADES": (2.0, 0.0), "MAIL-MART": (2.0, 0.0)}
-TINY_TABLE = ("data=digits()", *TINY[:2], "epochs=2", *TINY[5:6], "evaluate=nat,pgd100", "test_size=20")
+TINY_TABLE = ("data=digits()", *TINY[:2], "epochs=2", *TINY[5:6], "evaluate=nat", "test_size=20")
 
 
 def test_the_papers_numbers_are_complete_and_in_their_ranges():

@@ -108,7 +108,7 @@ def test_a_finished_grid_is_compared_with_a_baseline(tmp_path, robustmail, whole
     assert first["difference"]["mean"] == pytest.approx(first["spread"]["mean"] - base["spread"]["mean"])
     refused = robustmail(*GRID, "--baseline", "quickstart margin=pm_nad")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
-    assert "Did you mean quickstart margin=pm_nat" in refused.stderr
+    assert "Did you mean 'quickstart margin=pm_nat'?" in refused.stderr
 
 
 def test_a_grid_that_grows_or_shrinks_counts_what_its_own_cells_saved(tmp_path, whole):
