@@ -59,11 +59,13 @@ if TYPE_CHECKING:
         pm_adv,
         pm_dif,
         pm_nat,
+        target_confidence,
         vulnerability,
     )
+    from robustmail.memory import per_class, per_example, per_run, remembers
     from robustmail.models.classifier import Classifier, build
     from robustmail.models.timm_model import timm_model
-    from robustmail.objectives import AT, MART, SOVR, TRADES, ARoW
+    from robustmail.objectives import AT, HAT, MART, SOVR, TRADES, ARoW, SelfAdaptive
     from robustmail.optimizers import SGD, torch_optimizer
     from robustmail.perturbations import AWP
     from robustmail.recipe import Recipe
@@ -126,11 +128,13 @@ _NAMES = {  # by module; type checkers read the imports above instead
         "pm_adv",
         "pm_dif",
         "pm_nat",
+        "target_confidence",
         "vulnerability",
     ],
+    "memory": ["per_class", "per_example", "per_run", "remembers"],
     "models.classifier": ["Classifier", "build"],
     "models.timm_model": ["timm_model"],
-    "objectives": ["AT", "MART", "SOVR", "TRADES", "ARoW"],
+    "objectives": ["AT", "HAT", "MART", "SOVR", "TRADES", "ARoW", "SelfAdaptive"],
     "optimizers": ["SGD", "torch_optimizer"],
     "perturbations": ["AWP"],
     "config.loader": ["load_recipe"],

@@ -210,3 +210,9 @@ def type_hints(cls: Any) -> dict[str, Any]:
         return typing.get_type_hints(cls)
     except NameError:  # a name that is imported under TYPE_CHECKING only
         return {f.name: Any for f in dataclasses.fields(cls)}
+
+
+def formula_of(plugin: Any, hint: Any, default: Any) -> Any:
+    """A plugin's attribute `formula`, for people, if it is of the expected type; else the default."""
+    formula = getattr(plugin, "formula", None)
+    return formula if matches_type(formula, hint) else default

@@ -15,11 +15,12 @@ from torch import Tensor
 from robustmail.errors import PluginError
 from robustmail.fields import check_range, check_types
 from robustmail.functional import ce, gap, kl, precise, true_class
+from robustmail.memory import Memory, per_example
 from robustmail.step import Step, Trace, margin_range
 
 __all__ = [
     "energy", "entropy", "kappa", "logit_margin", "loss_adv", "lps", "p_adv", "pm_adv", "pm_dif", "pm_nat",
-    "vulnerability",
+    "target_confidence", "vulnerability",
 ]  # fmt: skip
 
 
@@ -108,6 +109,30 @@ def energy(step: Step) -> Tensor:
     It needs no label. Mirza et al. 2024.
     """
     return precise(step.logits_nat).logsumexp(1).abs()
+
+
+@dataclass(frozen=True)
+class target_confidence:
+    """Confidence of the remembered targets, with the sign turned: -max_k t_k, in [-1, 0] (Huang et al. 2020).
+
+    The weights of `SelfAdaptive`, which remembers the targets, known in training alone. decay: that of the objective.
+    Raises RecipeError for a field of the wrong type or range.
+    """
+
+    range: ClassVar[tuple[float, float]] = (-1.0, 0.0)
+    decay: float = 0.9
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_range(self, decay=self.decay)
+
+    @property
+    def memory(self) -> dict[str, Memory]:
+        """The targets of each example."""
+        return {"targets": per_example("classes", start="label", decay=self.decay)}
+
+    def __call__(self, step: Step) -> Tensor:
+        return -step.memory["targets"].amax(1)
 
 
 @dataclass(frozen=True)

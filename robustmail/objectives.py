@@ -15,9 +15,10 @@ from torch.nn.functional import softplus
 
 from robustmail.fields import check_range, check_types
 from robustmail.functional import ce, gap, kl, precise, true_class
-from robustmail.step import Step, Terms
+from robustmail.memory import Memory, per_example
+from robustmail.step import Step, Terms, logits_of
 
-__all__ = ["AT", "MART", "SOVR", "TRADES", "ARoW"]
+__all__ = ["AT", "HAT", "MART", "SOVR", "TRADES", "ARoW", "SelfAdaptive"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,3 +170,75 @@ class SOVR:
         one_versus_rest = softplus(z).sum(1) - softplus(z_y) + softplus(-z_y)
         entropy = ce(z, step.labels)
         return Terms(weighted=self.scale * one_versus_rest - entropy, plain=entropy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HAT:
+    """HAT: plain = CE(x) + gamma * CE(h), weighted = beta * KL(p(x) || p(x')) (Rade and Moosavi-Dezfooli 2022).
+
+    The helper h = x + 2 (x' - x) lies twice as far away, outside of the box where x' reaches its edge; its label is the
+    class that `step.teacher`, a network of standard training, gives x'. Labels and helper as in the authors' code.
+
+    beta: factor of KL, at least 0; 2.5 in the authors' README.
+    gamma: factor of the helper's cross-entropy, at least 0; 0.5 in their README, 1 in their code's defaults.
+
+    Raises RecipeError for a field of the wrong type or range, and for a recipe without a teacher.
+    """
+
+    beta: float = 2.5
+    gamma: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_range(self, beta=self.beta, gamma=self.gamma)
+
+    @property
+    def formula(self) -> tuple[str, str]:
+        """The terms (weighted, plain) as text."""
+        return f"{self.beta:g} KL(nat || adv)", f"CE(nat) + {self.gamma:g} CE(helper, teacher's class of adv)"
+
+    def __call__(self, step: Step) -> Terms:
+        nat, adv = step.logits_nat, step.logits_adv
+        helper = logits_of(step.model(step.x + 2 * (step.x_adv - step.x)))
+        label = step.teacher(step.x_adv).argmax(1)
+        plain = ce(nat, step.labels) + self.gamma * ce(helper, label)
+        return Terms(weighted=self.beta * kl(nat, adv), plain=plain)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfAdaptive:
+    """Self-adaptive training in TRADES' form: weighted = -sum_k t_k log p_k(x), plain = beta * KL(p(x) || p(x')).
+
+    The targets t [B, classes] are remembered per example: one-hot at first, and from epoch `start` on
+    t <- decay * t + (1 - decay) * p(x), before the loss. Weighted with `target_confidence` (Huang et al. 2020).
+
+    beta: factor of KL, at least 0; 6 as in TRADES.
+    start: epoch, from 0, from which on the targets move; 70 of 100 in the authors' code.
+    decay: of the targets, in [0, 1); 0.9 in the authors' code.
+
+    Raises RecipeError for a field of the wrong type or range.
+    """
+
+    beta: float = 6.0
+    start: int = 70
+    decay: float = 0.9
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_range(self, beta=self.beta, start=self.start, decay=self.decay)
+
+    @property
+    def memory(self) -> dict[str, Memory]:
+        """The targets of each example."""
+        return {"targets": per_example("classes", start="label", decay=self.decay)}
+
+    @property
+    def formula(self) -> tuple[str, str]:
+        """The terms (weighted, plain) as text."""
+        return "CE(nat, targets)", f"{self.beta:g} KL(nat || adv)"
+
+    def __call__(self, step: Step) -> Terms:
+        nat, adv = step.logits_nat, step.logits_adv
+        if step.epoch >= self.start:
+            step.remember(targets=step.probs_nat)
+        return Terms(weighted=ce(nat, step.memory["targets"]), plain=self.beta * kl(nat, adv))

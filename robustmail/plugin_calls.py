@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from robustmail.errors import PluginError, RobustmailError, asked_to_stop, did_you_mean
 
 __all__ = [
@@ -16,6 +18,7 @@ __all__ = [
     "call_plugin",
     "definition_of",
     "error_location",
+    "expect_batch",
     "is_third_party",
     "plugin_error",
     "plugin_name",
@@ -48,6 +51,17 @@ def call_plugin(kind: str, plugin: Callable[..., T], *args: Any) -> T:
             f"{kind} {plugin_name(plugin)} ({error_location(error) or source_location(plugin)})",
             f"failed with {type(error).__name__}: {error}", near if near.startswith("Did") else "",
         ) from error  # fmt: skip
+
+
+def expect_batch(kind: str, plugin: Any, value: Any, size: int) -> None:
+    """Raise PluginError where a plugin returned something else than a tensor of shape [size]."""
+    if not isinstance(value, Tensor):
+        raise plugin_error(kind, plugin, f"returned {type(value).__name__}, not a tensor of shape [B]")
+    if value.shape != (size,):
+        raise plugin_error(
+            kind, plugin, f"returned shape {list(value.shape)} for a batch of {size}, expected [{size}]",
+            "Return one number per example.",
+        )  # fmt: skip
 
 
 def plugin_name(value: Any) -> str:

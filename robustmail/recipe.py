@@ -17,11 +17,12 @@ from robustmail.attacks.instances import adopted
 from robustmail.attacks.view import eps_of
 from robustmail.catalog import KINDS
 from robustmail.errors import RecipeError, did_you_mean
-from robustmail.fields import check_types, describe, field_values, iter_schedules, map_schedules, matches_type
+from robustmail.fields import check_types, describe, field_values, formula_of, iter_schedules, map_schedules
+from robustmail.memory import Memory, joint_memory
 from robustmail.models.precision import Precision
 from robustmail.norms import Norm, check_budget, norm_of
 from robustmail.optimizers import SGD, Optimizer
-from robustmail.plugin_calls import call_plugin, is_third_party, plugin_error, plugin_name
+from robustmail.plugin_calls import call_plugin, expect_batch, is_third_party, plugin_error, plugin_name
 from robustmail.runtime import distributed
 from robustmail.schedules import Schedule
 from robustmail.step import (
@@ -92,6 +93,8 @@ class Recipe:
     freeze: patterns, as in fnmatch, of names of parameters that are not trained, e.g. ("conv1.*", "layer1.*"). A
         BatchNorm whose parameters are all frozen keeps its running statistics.
     eps: radius of the ball in validation and evaluation, in pixels of [0, 1]; None for the attack's own.
+    teacher: a second network, which plugins ask with `step.teacher(images)`: a file, as `init` takes it, or "ema", the
+        moving average of this run's own weights. None for none.
     attack_mode: mode of BatchNorm and dropout during the attack, "eval" or "train".
     validate: the attack that chooses the best epoch, on images held out of the training set; or several, each run on
         the images that the ones before left standing, e.g. ("pgd10", "cw").
@@ -131,6 +134,7 @@ class Recipe:
     normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     init: str | None = None
     freeze: tuple[str, ...] = ()
+    teacher: str | None = None
     eps: float | None = None
     attack_mode: Literal["eval", "train"] = "eval"
     validate: str | tuple[str, ...] = "pgd10"
@@ -191,9 +195,9 @@ class Recipe:
             raise plugin_error(
                 "objective", self.objective, f"returned {type(terms).__name__}, not Terms(weighted, plain)"
             )
-        _expect_batch("objective", self.objective, terms.weighted, len(step.y))
+        expect_batch("objective", self.objective, terms.weighted, len(step.y))
         if not isinstance(terms.plain, (int, float)):
-            _expect_batch("objective", self.objective, terms.plain, len(step.y))
+            expect_batch("objective", self.objective, terms.plain, len(step.y))
         return terms
 
     def compute_margin(self, step: Step) -> Tensor | None:
@@ -202,7 +206,7 @@ class Recipe:
             return None
         with torch.no_grad(), _eval_mode(step.model):
             margin = call_plugin("margin", self.margin, step.detached())
-            _expect_batch("margin", self.margin, margin, len(step.y))
+            expect_batch("margin", self.margin, margin, len(step.y))
         return margin
 
     def weighted_loss(self, terms: Terms, margin: Tensor | None) -> Loss:
@@ -212,7 +216,7 @@ class Recipe:
         with torch.no_grad():
             margin_of_all = distributed.gather_batch(margin)  # of all processes
             weights = call_plugin("weighter", self.weighter, margin_of_all)
-            _expect_batch("weighter", self.weighter, weights, len(margin_of_all))
+            expect_batch("weighter", self.weighter, weights, len(margin_of_all))
             weights = distributed.local_rows(weights)
         return Loss(distributed.global_mean(weights * terms.weighted + terms.plain), terms, margin, weights)
 
@@ -274,6 +278,15 @@ class Recipe:
         return self.select.partition("-")[0]
 
     @property
+    def memory(self) -> dict[str, Memory]:
+        """What the objective and the margin of any epoch remember, by name.
+
+        Raises RecipeError where two of them declare one name in two ways.
+        """
+        phases = [self._resolved(epoch) for epoch in self.change_points()]
+        return joint_memory([plugin for recipe in phases for plugin in (recipe.objective, recipe.margin)])
+
+    @property
     def validate_attacks(self) -> tuple[str, ...]:
         """The attacks of validation."""
         return (self.validate,) if isinstance(self.validate, str) else self.validate
@@ -288,7 +301,7 @@ class Recipe:
         """The loss of the last epoch as text, with further lines for a perturbation and for the weights."""
         recipe = self._last
         unknown = (f"{plugin_name(recipe.objective)}.weighted", "plain")
-        weighted, plain = _formula_of(recipe.objective, tuple[str, str], unknown)
+        weighted, plain = formula_of(recipe.objective, tuple[str, str], unknown)
         inner = f"w * {weighted}" if recipe.weighter else weighted
         changes = any(True for part in (self.objective, self.margin, self.weighter) for _ in iter_schedules(part))
         text = f"loss = mean( {inner}{' + ' + plain if plain else ''} ){', in the last epoch' if changes else ''}"
@@ -296,9 +309,11 @@ class Recipe:
             text += f"\n   at weights perturbed by {describe(self.perturbation)}"
         if recipe.accumulate > 1:
             text += f"\n   in {recipe.accumulate} micro-batches, each with BatchNorm statistics of its own"
+        for name, memory in self.memory.items():
+            text += f"\n   remembers {name}: {memory}"
         if recipe.weighter is None:
             return text
-        weight = _formula_of(recipe.weighter, str, f"{describe(recipe.weighter)} of {{m}}")
+        weight = formula_of(recipe.weighter, str, f"{describe(recipe.weighter)} of {{m}}")
         weight = weight.replace("{m}", plugin_name(recipe.margin))
         start = f"; from epoch {self.burn_in + 1} on, 1 before" if self.burn_in else ""
         if self.burn_in >= self.epochs:
@@ -357,6 +372,9 @@ class Recipe:
         except (TypeError, ValueError):
             given = f"Recipe (given data={describe(self.data)})"
             raise RecipeError(given, "data must be a source, called without arguments", "Write cifar10().") from None
+        if self.teacher == "ema" and self.ema is None:
+            raise RecipeError("Recipe (given teacher='ema')", "the recipe has no moving average", "Set ema=0.999 too.")
+        _ = self.memory  # raises
         if (self.margin is None) != (self.weighter is None):
             missing, given = ("weighter", "margin") if self.weighter is None else ("margin", "weighter")
             raise RecipeError(
@@ -375,22 +393,6 @@ class Recipe:
             )
 
 
-def _formula_of(plugin: Any, hint: Any, default: Any) -> Any:
-    """A plugin's attribute `formula`, if it is of the expected type."""
-    formula = getattr(plugin, "formula", None)
-    return formula if matches_type(formula, hint) else default
-
-
 def _eval_mode(model: Any) -> AbstractContextManager[object]:
     """Eval mode, so that a margin which calls the model itself changes no BatchNorm statistic."""
     return module_mode(model, "eval") if isinstance(model, nn.Module) else nullcontext()
-
-
-def _expect_batch(kind: str, plugin: Any, value: Any, size: int) -> None:
-    if not isinstance(value, Tensor):
-        raise plugin_error(kind, plugin, f"returned {type(value).__name__}, not a tensor of shape [B]")
-    if value.shape != (size,):
-        raise plugin_error(
-            kind, plugin, f"returned shape {list(value.shape)} for a batch of {size}, expected [{size}]",
-            "Return one number per example.",
-        )  # fmt: skip

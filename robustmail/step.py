@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from robustmail.errors import ModelError
+from robustmail.errors import ModelError, RecipeError, did_you_mean
 from robustmail.functional import one_hot
+from robustmail.memory import Memory
 
 __all__ = [
-    "Adversarial", "Attack", "Augmentation", "Margin", "Objective", "Perturbation", "Step", "Terms", "Trace",
+    "Adversarial", "Attack", "Augmentation", "Context", "Margin", "Objective", "Perturbation", "Step", "Terms", "Trace",
     "Weighter", "counted_steps", "logits_of", "margin_range", "means_one", "module_mode", "range_of", "restored",
 ]  # fmt: skip
 
@@ -51,6 +53,36 @@ class Terms(NamedTuple):
     """[B], never weighted"""
 
 
+@dataclass
+class Context:
+    """What training knows of a batch beside its images and labels.
+
+    index: places of the images in the training set, [B] int64; the k-th generated image has the place n + k.
+    epoch, epochs: the epoch under way, from 0, and their number.
+    declared: what plugins remember, by name.
+    stored: the rows of these examples, {name: [B, ...]}, as the step found them.
+    teacher: images [B, C, H, W] -> logits [B, classes] of a second network, without a graph; None without one.
+    written: rows that plugins have handed back in this step; those of an example are mixed with the old ones.
+    """
+
+    index: Tensor
+    epoch: int
+    epochs: int
+    declared: Mapping[str, Memory] = field(default_factory=dict)
+    stored: Mapping[str, Tensor] = field(default_factory=dict)
+    teacher: Callable[[Tensor], Tensor] | None = None
+    written: dict[str, Tensor] = field(default_factory=dict)
+
+    def unwritten(self) -> Context:
+        """The same, before anything was handed back."""
+        return replace(self, written={})
+
+    def part(self, rows: slice | Tensor) -> Context:
+        """The context of some rows of the batch."""
+        stored, written = ({k: v[rows] for k, v in table.items()} for table in (self.stored, self.written))
+        return replace(self, index=self.index[rows], stored=stored, written=written)
+
+
 class Step:
     """One batch at one state of the model's parameters; each of its logits is computed at most once, when first used.
 
@@ -59,14 +91,76 @@ class Step:
     y: labels, [B] int64; of a mixed image the class with the largest share.
     trace: the attack's trace, or None if it keeps none.
     targets: soft labels, [B, classes]; None where labels are hard.
+    context: what training knows beside: `index`, `epoch`, `epochs`, `memory`, `teacher`; None outside of training.
     """
 
     def __init__(
         self, model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, trace: Trace | None = None,
-        targets: Tensor | None = None,
+        targets: Tensor | None = None, context: Context | None = None,
     ) -> None:  # fmt: skip
         self.model, self.x, self.y, self.x_adv, self.trace, self._soft = model, x, y, x_adv, trace, targets
+        self.context = context
         self._logits: dict[str, Tensor] = {}
+
+    @property
+    def index(self) -> Tensor:
+        """Places of the images in the training set, [B] int64. Raises RecipeError outside of training."""
+        return self._known("index").index
+
+    @property
+    def epoch(self) -> int:
+        """The epoch under way, from 0. Raises RecipeError outside of training."""
+        return self._known("epoch").epoch
+
+    @property
+    def epochs(self) -> int:
+        """The number of epochs. Raises RecipeError outside of training."""
+        return self._known("epochs").epochs
+
+    def teacher(self, images: Tensor) -> Tensor:
+        """Logits [B, classes] of the recipe's teacher for images [B, C, H, W], in eval mode, without a graph.
+
+        Raises RecipeError: the recipe has no teacher.
+        """
+        teacher = self._known("teacher").teacher
+        if teacher is None:
+            raise RecipeError("step.teacher", "the recipe has no teacher", 'Add teacher="FILE", or teacher="ema".')
+        return teacher(images)
+
+    @property
+    def memory(self) -> Mapping[str, Tensor]:
+        """What plugins remember of this batch's examples, their classes or the run, {name: [B, ...]}.
+
+        As stored before the step; but the rows of an example are new as soon as they are written. Raises RecipeError
+        outside of training.
+        """
+        context = self._known("memory")
+        own = {k: v for k, v in context.written.items() if context.declared[k].per == "example"}
+        return {**context.stored, **own}
+
+    def remember(self, **rows: Tensor) -> None:
+        """Hand back new rows, [B, ...] as declared; they are detached, and committed after the update.
+
+        Raises RecipeError for a name that no plugin of the recipe has declared, or rows of another shape.
+        """
+        context = self._known("memory")
+        for name, values in rows.items():
+            if name not in context.stored:
+                todo = did_you_mean(name, context.stored) if context.stored else "Declare it with @remembers."
+                raise RecipeError(f"step.remember({name}=...)", "no plugin declares it", todo)
+            old = context.stored[name]
+            if not isinstance(values, Tensor) or values.shape != old.shape:
+                returned = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
+                raise RecipeError(f"step.remember({name}=...)", f"got {returned}, expected rows {list(old.shape)}")
+            declared, new = context.declared[name], values.detach().to(old.dtype)
+            own = declared.per == "example"  # others take a mean, and are mixed when that is known
+            context.written[name] = declared.decay * old + (1 - declared.decay) * new if own else new
+
+    def _known(self, name: str) -> Context:
+        if self.context is None:
+            todo = "Leave it to training, or give Step a context."
+            raise RecipeError(f"step.{name}", "only training knows it", todo)
+        return self.context
 
     @property
     def labels(self) -> Tensor:
@@ -110,13 +204,15 @@ class Step:
 
     def again(self, model: nn.Module | None = None) -> Step:
         """The same batch with no logits computed: for parameters that have changed (AWP), or another model."""
-        return Step(model or self.model, self.x, self.y, self.x_adv, self.trace, self._soft)
+        context = self.context.unwritten() if self.context else None
+        return Step(model or self.model, self.x, self.y, self.x_adv, self.trace, self._soft, context)
 
     def part(self, rows: slice) -> Step:
         """The step of some rows of this batch, with their logits so far."""
         trace = None if self.trace is None else Trace(*(values[:, rows] for values in self.trace))
         targets = None if self._soft is None else self._soft[rows]
-        step = type(self)(self.model, self.x[rows], self.y[rows], self.x_adv[rows], trace, targets)
+        context = self.context.part(rows) if self.context else None
+        step = type(self)(self.model, self.x[rows], self.y[rows], self.x_adv[rows], trace, targets, context)
         step._logits = {which: logits[rows] for which, logits in self._logits.items()}
         return step
 
@@ -127,9 +223,10 @@ class Step:
     def detached(self) -> Step:
         """A copy for margins, which changes neither a gradient nor a BatchNorm statistic.
 
-        It has this step's logits so far without their graph, and computes others in eval mode, for itself alone.
+        It has this step's logits so far without their graph, and computes others in eval mode, for itself alone. What
+        it remembers, this step remembers.
         """
-        step = DetachedStep(self.model, self.x, self.y, self.x_adv, self.trace, self._soft)
+        step = DetachedStep(self.model, self.x, self.y, self.x_adv, self.trace, self._soft, self.context)
         step._logits = {which: logits.detach() for which, logits in self._logits.items()}
         return step
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustmail.contracts.samples import MARGINS, SIZE, random_logits, random_trace, step_with_logits
+from robustmail.contracts.samples import MARGINS, SIZE, in_training, random_logits, random_trace, step_with_logits
 from robustmail.errors import PluginError, RobustmailError
 from robustmail.plugin_calls import call_plugin, plugin_name, source_location
 from robustmail.runtime.rng import fork_rng
@@ -54,7 +54,7 @@ def kind_of(plugin: Any) -> str:
 def _kind_by_result(plugin: Any) -> str:
     """The kind of a plugin of one parameter, by what it returns for a step, or for margins."""
     step = step_with_logits(random_logits(), torch.arange(SIZE), random_trace(SIZE))
-    for kind, argument, size in (("margin", step, SIZE), ("weighter", MARGINS, len(MARGINS))):
+    for kind, argument, size in (("margin", in_training(plugin, step), SIZE), ("weighter", MARGINS, len(MARGINS))):
         with suppress(RobustmailError), fork_rng():  # it may fail in any way on an argument of another kind
             result = call_plugin("plugin", plugin, argument)
             if isinstance(result, Terms):

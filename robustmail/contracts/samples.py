@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustmail.step import Step, Trace
+from robustmail.functional import one_hot
+from robustmail.memory import Memory, memory_of
+from robustmail.step import Context, Step, Trace
 
 __all__ = [
     "MARGINS",
@@ -22,6 +24,7 @@ __all__ = [
     "changes_of_generators",
     "changes_of_model",
     "difference",
+    "in_training",
     "random_images",
     "random_logits",
     "random_trace",
@@ -80,9 +83,31 @@ def step_with_logits(
 ) -> Step:
     """A step whose natural and adversarial logits are `logits`, not computed by its model; targets: soft labels."""
     images = torch.rand(len(y), 3, 8, 8) if x is None else x
-    step = Step(sample_model(logits[0].shape[1]), images, y, images, trace, targets)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # the same network each time: an objective may ask it about further images
+        model = sample_model(logits[0].shape[1]).eval()
+    step = Step(model, images, y, images, trace, targets)
     step._logits = {"nat": logits[0], "adv": logits[1]}
     return step
+
+
+def in_training(plugin: Any, step: Step) -> Step:
+    """Give the step what it would know in training: places, an epoch, what the plugin remembers, and a teacher."""
+    if step.context is None:
+        classes = step._logits["nat"].shape[1] if step.has("nat") else 10
+        declared = memory_of(plugin)
+        rows = {name: _first_rows(memory, step.y, classes) for name, memory in declared.items()}
+        step.context = Context(
+            step.y.clone(), 1, 2, declared, rows, lambda images: images.flatten(1)[:, :classes].detach() * 3
+        )  # fmt: skip
+    return step
+
+
+def _first_rows(memory: Memory, y: Tensor, classes: int) -> Tensor:
+    if memory.start == "label":
+        return one_hot(y, classes)
+    shape = [classes if size == "classes" else int(size) for size in memory.shape]
+    return torch.full((len(y), *shape), float(memory.start))
 
 
 def all_finite(value: Any) -> str | None:

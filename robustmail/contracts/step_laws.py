@@ -15,6 +15,7 @@ from robustmail.contracts.samples import (
     changes_of_generators,
     changes_of_model,
     difference,
+    in_training,
     random_images,
     random_logits,
     random_trace,
@@ -87,6 +88,26 @@ class _StepLaws:
         alone = self.evaluate(plugin, step_with_logits((logits[0][:2], logits[1][:2]), y[:2], first_two, x[:2]))
         return difference(value[:2], alone, 1e-5, "in the company of other examples")
 
+    def memory(self, plugin: Any) -> str | None:
+        """What is remembered of an example depends on it alone: not on its place in the batch, nor on the others."""
+        logits, y, trace, x = random_logits(), torch.arange(SIZE), random_trace(SIZE), torch.rand(SIZE, 3, 8, 8)
+        whole = self._written(plugin, logits, y, trace, x, torch.arange(SIZE))
+        for when, to in (("in another order", [3, 1, 5, 0, 2, 4]), ("in the company of others", [4, 2])):
+            rows = torch.tensor(to)
+            for name, values in self._written(plugin, logits, y, trace, x, rows).items():
+                wrong = all_finite(values) or difference(whole[name][rows], values, 1e-5, when)
+                if wrong:
+                    return f"memory {name} {wrong}"
+        return None
+
+    def _written(
+        self, plugin: Any, logits: tuple[Tensor, Tensor], y: Tensor, trace: Trace, x: Tensor, rows: Tensor
+    ) -> dict[str, Tensor]:
+        path = Trace(trace.correct[:, rows], trace.p_true[:, rows])
+        step = step_with_logits((logits[0][rows], logits[1][rows]), y[rows], path, x[rows])
+        self.evaluate(plugin, step)
+        return step.context.written if step.context else {}
+
     def model_unchanged(self, plugin: Any) -> str | None:
         model, (x, y) = sample_model(), random_images()
         step = Step(model, x, y, x.clone(), random_trace(SIZE))
@@ -111,14 +132,14 @@ class _StepLaws:
 
 
 def _total(objective: Any, step: Step) -> Tensor:
-    terms = objective(step)
+    terms = objective(in_training(objective, step))
     total: Tensor = terms.weighted + terms.plain
     return total
 
 
 def _margin_detached(margin: Any) -> str | None:
     model, (x, y) = sample_model(), random_images()
-    value = margin(Step(model, x, y, x, random_trace(SIZE)).detached())
+    value = margin(in_training(margin, Step(model, x, y, x, random_trace(SIZE))).detached())
     return "carries a graph: its gradient would reach the weights" if value.requires_grad else None
 
 
@@ -135,7 +156,8 @@ def _margin_in_range(margin: Any) -> str | None:
 
 
 def _objective_terms(objective: Any) -> str | None:
-    terms = objective(step_with_logits(random_logits(), torch.arange(SIZE), random_trace(SIZE)))
+    step = step_with_logits(random_logits(), torch.arange(SIZE), random_trace(SIZE))
+    terms = objective(in_training(objective, step))
     if not isinstance(terms, Terms):
         return f"returned {type(terms).__name__}"
     plain = terms.plain
@@ -148,7 +170,8 @@ def _objective_gradient(objective: Any) -> str | None:
     nat, adv = (z.sign() * 1e4 for z in random_logits())
     for scale in (1.0, 1e-4):
         logits = (nat * scale).requires_grad_(), (adv * scale).requires_grad_()
-        terms = objective(step_with_logits(logits, torch.arange(SIZE), random_trace(SIZE)))
+        step = step_with_logits(logits, torch.arange(SIZE), random_trace(SIZE))
+        terms = objective(in_training(objective, step))
         (terms.weighted + terms.plain).sum().backward()
         if logits[1].grad is None and logits[0].grad is None:
             return "no gradient reaches the logits"
@@ -194,7 +217,7 @@ def _soft_step(logits: tuple[Tensor, Tensor], targets: Tensor) -> Step:
     return step_with_logits(logits, torch.arange(n), trace, torch.full((n, 3, 8, 8), 0.5), targets)
 
 
-_MARGIN = _StepLaws(lambda margin, step: margin(step.detached()))
+_MARGIN = _StepLaws(lambda margin, step: margin(in_training(margin, step).detached()))
 _OBJECTIVE = _StepLaws(_total)
 
 MARGIN_LAWS: dict[str, Law] = {
@@ -203,6 +226,7 @@ MARGIN_LAWS: dict[str, Law] = {
     "detached": _margin_detached,
     "independent of the order of examples": _MARGIN.order,
     "independent of batch mates": _MARGIN.batch_mates,
+    "remembers of an example what is its own": _MARGIN.memory,
     "finite at huge logits": _MARGIN.huge_logits,
     "the same in bfloat16": _MARGIN.half_precision,
     "any number of classes": _MARGIN.any_classes,
@@ -221,6 +245,7 @@ OBJECTIVE_LAWS: dict[str, Law] = {
     "a finite gradient": _objective_gradient,
     "independent of the order of examples": _OBJECTIVE.order,
     "independent of batch mates": _OBJECTIVE.batch_mates,
+    "remembers of an example what is its own": _OBJECTIVE.memory,
     "finite with soft labels": _soft_finite,
     "independent of batch mates with soft labels": _soft_batch_mates,
     "the same for labels and for one-hot targets": _soft_one_hot,

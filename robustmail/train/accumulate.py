@@ -70,6 +70,9 @@ def batch_loss(recipe: Recipe, step: Step) -> Loss:
     for which in ("nat", "adv"):
         if all(part.has(which) for part in steps):
             step.know(which, torch.cat([getattr(part, f"logits_{which}").detach() for part in steps]))
+    if step.context is not None:
+        parts = [part.context.written for part in steps if part.context is not None]
+        step.context.written.update({name: torch.cat([written[name] for written in parts]) for name in parts[0]})
     margin = None if margins[0] is None else torch.cat(margins)
     return recipe.weighted_loss(_joined_terms(terms), margin)
 

@@ -16,9 +16,10 @@ from robustmail.plugin_calls import call_plugin, is_third_party, plugin_error
 from robustmail.recipe import Loss, Recipe
 from robustmail.runtime.distributed import shard_batch, world_size
 from robustmail.runtime.rng import fork_rng, generator, seed_all
-from robustmail.step import Step, counted_steps
+from robustmail.step import Context, Step, counted_steps
 from robustmail.train.accumulate import batch_loss, each_micro_batch, joined
 from robustmail.train.batches import Batch, augment_batch
+from robustmail.train.memory import MemoryTables
 from robustmail.train.train_step import run_attack, weight_perturbation
 
 __all__ = ["Passes", "dry_run", "dry_run_step"]
@@ -59,7 +60,7 @@ def dry_run_step(recipe: Recipe, classes: int, shape: tuple[int, int, int]) -> P
         adversarial = joined(recipe, attacked)
         attack_passes = model.pop_passes(micro_batches)
         _check_images(recipe, x, adversarial.x)
-        step = Step(model, x, y, adversarial.x, adversarial.trace, targets)
+        step = Step(model, x, y, adversarial.x, adversarial.trace, targets, _context(recipe, model, y, classes))
         with weight_perturbation(recipe, model, step):
             loss = batch_loss(recipe, step)
             _check_loss(recipe, loss, len(adversarial.trace.correct) if adversarial.trace else None)
@@ -100,6 +101,19 @@ class _CountingModel(nn.Module):
         forward, backward = (round(passes / micro_batches) for passes in self.passes)
         self.passes = [0, 0]
         return forward, backward
+
+
+def _context(recipe: Recipe, model: _CountingModel, y: Tensor, classes: int) -> Context:
+    """The context of the first step; the teacher is a network like the model, whose passes are not counted."""
+    index = torch.arange(len(y))
+    tables = MemoryTables(recipe.memory, [y], classes, y.device)
+
+    def teacher(images: Tensor) -> Tensor:
+        logits: Tensor = model.linear(images.flatten(1))
+        return logits.detach()
+
+    rows = tables.rows(index, y)
+    return Context(index, 0, recipe.epochs, recipe.memory, rows, teacher if recipe.teacher else None)
 
 
 def _augmented(recipe: Recipe, x: Tensor, y: Tensor, classes: int) -> Batch:

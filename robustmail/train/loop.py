@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from robustmail.checkpoints import load_saved
+from robustmail.errors import RecipeError
 from robustmail.evaluation.attack_specs import attack_spec, in_turn, passes_per_image
 from robustmail.evaluation.evaluator import evaluate_attack
 from robustmail.evaluation.statistics import wilson
@@ -24,6 +25,7 @@ from robustmail.records import AttackResult, EpochFinished, Forecast, Record, Ru
 from robustmail.runtime.devices import pick_device
 from robustmail.runtime.distributed import shard_batch, world_size
 from robustmail.runtime.rng import fork_rng
+from robustmail.step import Context
 from robustmail.text import percent, plural
 from robustmail.train.batches import augmentation_text, epoch_batches
 from robustmail.train.dry_run import dry_run_step
@@ -76,8 +78,10 @@ def reproduce(dump: str | Path, recipe: Recipe) -> float:
     """The loss of the batch in a run's nonfinite.pt, computed again with the recipe of that run.
 
     On the recipe's device; bits depend on it, and on a CPU's number of threads. Raises NonFiniteError where the attack
-    already met NaN. A finite loss means that its gradient was not finite.
+    already met NaN. A finite loss means that its gradient was not finite. RecipeError for a recipe with a teacher.
     """
+    if recipe.teacher is not None:
+        raise RecipeError("reproduce", "a recipe with a teacher cannot be reproduced from the batch alone")
     device = pick_device(recipe.device)
     content = load_saved(Path(dump), device)
     x, y, epoch, step = (content[name] for name in ("x", "y", "epoch", "step"))
@@ -87,8 +91,11 @@ def reproduce(dump: str | Path, recipe: Recipe) -> float:
     compute = compute_models(model, PrecisionChoice(content["precision"], "as it was"), recipe.attack_mode, x)
     parts = micro_batches(recipe.batch, content.get("accumulate", 1), len(x))
     with fork_rng(), backends(), shard_batch(len(x), parts):
-        targets = content.get("targets")
-        _, loss = train_step(recipe.at(epoch), model, x, y, (epoch, step), compute=compute, targets=targets)
+        context = Context(content["indices"], epoch, recipe.epochs, recipe.memory, content.get("memory", {}))
+        _, loss = train_step(
+            recipe.at(epoch), model, x, y, (epoch, step), compute=compute, targets=content.get("targets"),
+            context=context,
+        )  # fmt: skip
     return loss.total.item()
 
 

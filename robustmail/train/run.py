@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ from robustmail.train.initial_weights import init_sha256
 from robustmail.train.loop import fit, worse
 from robustmail.train.state import State, kept_epochs
 
-__all__ = ["TRACKERS", "Stopped", "preflight", "recorded_init", "run", "status", "write_recipe"]
+__all__ = ["TRACKERS", "Stopped", "preflight", "recorded_hashes", "run", "status", "write_recipe"]
 
 TRACKERS = "trackers"  # folder of what trackers keep (robustmail.trackers), which training neither reads nor writes
 OURS = (
@@ -55,9 +55,9 @@ RESULTS = {
     "training": {"epoch": int, "burn_in": int, "note": str},
 }  # fmt: skip
 SHARDS = "shards"  # folder of what several processes evaluate, until it is joined
-INIT = "init.sha256"  # beside the fields of a recipe in recipe.json
-# A run may go on elsewhere, and keep more or fewer epochs; of `init` the content counts, not the path.
-NOT_THE_METHOD = {"device", "init", "keep_every"}
+FILES = ("init", "teacher")  # fields that name a file; its hash stands beside them in recipe.json, as init.sha256
+# A run may go on elsewhere, and keep more or fewer epochs; of a file the content counts, not the path.
+NOT_THE_METHOD = {"device", "keep_every"}
 
 
 def preflight(recipe: Recipe) -> None:
@@ -171,16 +171,16 @@ def _prepare_folder(recipe: Recipe, state: State, folder: Path, folder_status: s
         shutil.rmtree(folder / name, ignore_errors=True)  # a symbolic link stays, unfollowed
     ours = (name for name in OURS if name not in (TRACKERS, *EVALUATION_FILES))
     remove(folder, [*kept_epochs(folder).values(), *ours])
-    write_recipe(recipe, folder, source, state.init_sha256)
+    write_recipe(recipe, folder, source, state.file_hashes)
     state.save()
 
 
-def write_recipe(recipe: Recipe, folder: Path, source: bytes | None, init: str | None = None) -> None:
+def write_recipe(recipe: Recipe, folder: Path, source: bytes | None, hashes: Mapping[str, str]) -> None:
     """Write recipe.json, every field of the recipe, and recipe.py, the bytes of its source file.
 
-    init: SHA-256 of the file of initial weights, if any, which recipe.json has, too.
+    hashes: SHA-256 of the files that the recipe names, {"init.sha256": ...}, which recipe.json has, too.
     """
-    atomic_write_json(folder / "recipe.json", {**flatten(recipe), **({INIT: init} if init else {})})
+    atomic_write_json(folder / "recipe.json", {**flatten(recipe), **hashes})
     if source is not None:
         atomic_write(folder / "recipe.py", lambda temporary: temporary.write_bytes(source))
 
@@ -251,7 +251,7 @@ def _evaluation_task(recipe: Recipe, state: State, folder: Path) -> EvaluationTa
         "seed": recipe.seed,
         "precision": state.compute_models.description,
         "data": {"name": state.images.name, "fingerprint": data_fingerprint(test.part)},
-        "recipe": {**flatten(recipe), **({INIT: init} if (init := recorded_init(folder)) else {})},
+        "recipe": {**flatten(recipe), **recorded_hashes(folder)},
         "text": describe(recipe),
     }
     return EvaluationTask(
@@ -268,8 +268,11 @@ def _finished(folder: Path, before: bool = False) -> RunFinished:
 
 def _refuse_another(recipe: Recipe, recorded: dict[str, Any], folder: Path) -> None:
     own = flatten(recipe)
-    if recipe.init is not None:  # a file that is gone is not needed any more
-        own[INIT] = init_sha256(recipe.init) or recorded.get(INIT, "unknown")
+    for name in FILES:
+        path, key = getattr(recipe, name), f"{name}.sha256"
+        if path is not None and key in recorded:  # a file that is gone is not needed any more, or missed later
+            own[key] = init_sha256(path) or recorded[key]
+            own[name] = recorded[name]
     differ = [k for k in {**recorded, **own} if recorded.get(k) != own.get(k) and k not in NOT_THE_METHOD]
     if differ:
         shown = "; ".join(f"{k}: {recorded.get(k, 'absent')} there, {own.get(k, 'absent')} here" for k in differ[:4])
@@ -280,10 +283,10 @@ def _refuse_another(recipe: Recipe, recorded: dict[str, Any], folder: Path) -> N
         )  # fmt: skip
 
 
-def recorded_init(folder: Path) -> str | None:
-    """SHA-256 of the file of initial weights in a run's recipe.json; None without one."""
-    found = _read_json(folder / "recipe.json").get(INIT)
-    return found if isinstance(found, str) else None
+def recorded_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files that a run's recipe names, as its recipe.json has them: {"init.sha256": ...}."""
+    recorded = _read_json(folder / "recipe.json")
+    return {key: value for name in FILES if isinstance(value := recorded.get(key := f"{name}.sha256"), str)}
 
 
 def _read_results(folder: Path) -> dict[str, Any]:

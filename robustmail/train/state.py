@@ -29,6 +29,7 @@ from robustmail.models.timm_model import TimmModel
 from robustmail.plugin_calls import call_plugin
 from robustmail.recipe import Recipe
 from robustmail.records import StepFinished
+from robustmail.runtime.deferred import to_device
 from robustmail.runtime.devices import pick_device
 from robustmail.runtime.distributed import (
     is_main_process,
@@ -40,9 +41,12 @@ from robustmail.runtime.distributed import (
 from robustmail.runtime.files import atomic_write, atomic_write_text, make_folder
 from robustmail.runtime.rng import fork_rng, seed_all
 from robustmail.runtime.untrusted import check_shape, check_tensors
+from robustmail.step import Context
 from robustmail.train.averages import WeightAverages
 from robustmail.train.batches import Batch, epoch_batches
 from robustmail.train.initial_weights import load_initial, open_initial
+from robustmail.train.memory import MemoryTables
+from robustmail.train.teacher import Teacher, open_teacher
 
 __all__ = ["State", "kept_epoch_name", "kept_epochs", "micro_batches"]
 
@@ -50,7 +54,7 @@ FORMAT = 2
 SHAPE = {
     "format": int, "data": str, "epoch": int, "step": int, "sums": {"*": [float]}, "history": [dict], "best": float,
     "best_epoch": int, "threads": int, "precision": str, "processes?": int, "model": dict, "optimizer": dict,
-    "averages": {"*": dict}, "accumulate?": int,
+    "averages": {"*": dict}, "accumulate?": int, "memory?": dict,
 }  # fmt: skip
 """what `State.load` requires of state.pt, which may come from anybody"""
 
@@ -63,6 +67,8 @@ class State:
     sums: {metric: [sum over images, number of images]} of the current epoch.
     history: one row of metrics.csv per finished epoch.
     averages: the averages of the weights that the recipe asks for.
+    memory: what plugins remember.
+    teacher: the second network, if the recipe has one.
     best, best_epoch: the highest robust validation accuracy, and its epoch from 0; -1 before there is one.
     note: about initial weights or resuming, for people.
     init_sha256: SHA-256 of the file of initial weights, if one was read.
@@ -80,6 +86,8 @@ class State:
     device: torch.device
     precision: PrecisionChoice
     averages: WeightAverages
+    memory: MemoryTables
+    teacher: Teacher | None = None
     folder: Path | None = None
     epoch: int = 0
     step: int = 0
@@ -124,11 +132,15 @@ class State:
         parts = train.to(device), validation.to(device)
         precision = choose_precision(recipe.precision, model, sample)
         averages = WeightAverages(recipe, model)
+        labels = [train.y, *(part.y for part in (images.extra.parts if images.extra else ()))]
+        memory = MemoryTables(recipe.memory, labels, images.classes, device)
+        teacher = open_teacher(recipe.teacher, images, validation, device, averages) if recipe.teacher else None
+        note = ". ".join(filter(None, (note, teacher.note if teacher else "")))
         path = Path(folder) if folder is not None else None
         if path is not None:
             make_folder(path)
         return cls(
-            recipe, model, optimizer, images, *parts, device, precision, averages, path,
+            recipe, model, optimizer, images, *parts, device, precision, averages, memory, teacher, path,
             note=note, init_sha256=initial.sha256 if initial else None, accumulate=recipe.accumulate,
         )  # fmt: skip
 
@@ -141,9 +153,22 @@ class State:
             sample = to_float(self.train.x[:n][rows][first])
         return compute_models(self.model, self.precision, self.recipe.attack_mode, sample)
 
+    @property
+    def file_hashes(self) -> dict[str, str]:
+        """SHA-256 of the files that the recipe names, {"init.sha256": ...}."""
+        hashes = {"init": self.init_sha256, "teacher": self.teacher.sha256 if self.teacher else None}
+        return {f"{name}.sha256": value for name, value in hashes.items() if value}
+
     def micro_batches(self, n: int) -> int:
         """In how many micro-batches a batch of n images is processed."""
         return micro_batches(self.recipe.batch, self.accumulate, n)
+
+    def context(self, indices: torch.Tensor, y: torch.Tensor) -> Context:
+        """What the next step knows beside its images; indices: [B] of the training set, on the host; y: [B]."""
+        index = to_device(self.device, indices)
+        rows = self.memory.rows(indices, y)
+        teacher = self.teacher.logits if self.teacher else None
+        return Context(index, self.epoch, self.recipe.epochs, self.memory.declared, rows, teacher)
 
     @property
     def memory_note(self) -> str:
@@ -189,6 +214,7 @@ class State:
             "precision": self.precision.name, "processes": world_size(),
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
             "averages": self.averages.state_dict(), "accumulate": self.accumulate,
+            "memory": self.memory.state_dict(),
         }  # fmt: skip
         atomic_write(self.folder / "state.pt", lambda path: torch.save(content, path))
         self._write_metrics()
@@ -223,6 +249,8 @@ class State:
             self.model.load_state_dict(content["model"])
             self.optimizer.load_state_dict(content["optimizer"])
             self.averages.load_state_dict(content["averages"])
+            in_burn_in = content["epoch"] <= self.recipe.burn_in
+            self.memory.load_state_dict(content.get("memory", {}), may_begin=in_burn_in)
         except RunError:
             raise
         except Exception as error:  # a damaged file fails in a dozen ways
@@ -281,6 +309,7 @@ class State:
             "targets": None if batch.targets is None else batch.targets.cpu(),
             "model": self.model.state_dict(), "classes": self.images.classes, "precision": self.precision.name,
             "training_images": len(self.train.y), "accumulate": self.accumulate,
+            "memory": {name: rows.cpu() for name, rows in self.memory.rows(indices, batch.y).items()},
         }  # fmt: skip
         path = self.folder / "nonfinite.pt"
         atomic_write(path, lambda temporary: torch.save(content, temporary))

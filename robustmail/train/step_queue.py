@@ -27,6 +27,7 @@ from robustmail.runtime.distributed import agree, shard_batch, world_size
 from robustmail.runtime.rng import fork_rng
 from robustmail.text import plural
 from robustmail.train.batches import Batch, draw_batch, name_places
+from robustmail.train.memory import Overwritten
 from robustmail.train.metrics import StepMetrics, step_metrics
 from robustmail.train.state import State
 from robustmail.train.train_step import train_step
@@ -57,6 +58,8 @@ class LaunchedStep:
     """None: the step has been read as it was launched"""
     metrics: StepMetrics | None = None
     values: list[float] = field(default_factory=list)
+    overwritten: list[Overwritten] = field(default_factory=list)
+    """rows of the memory before this step"""
 
 
 class StepQueue:
@@ -138,7 +141,11 @@ class StepQueue:
         ):
             x, y = batch.x[rows], batch.y[rows]
             targets = None if batch.targets is None else batch.targets[rows]
-            step, loss = train_step(recipe, model, x, y, position, state.optimizer, state.compute_models, targets)
+            context = state.context(indices, batch.y).part(rows)
+            step, loss = train_step(
+                recipe, model, x, y, position, state.optimizer, state.compute_models, targets, context
+            )
+            launched.overwritten = state.memory.write(indices, batch.y, context.written)
             state.advance()
             launched.metrics = step_metrics(recipe, step, loss, position[1])
             read_later(launched.metrics.values, launched.values.extend)
@@ -184,6 +191,9 @@ class StepQueue:
             with torch.no_grad():
                 for tensor, before in launched.before:
                     tensor.copy_(before)
+                # A step that was launched later may have written the same rows.
+                for overwritten in (o for step in (*self._launched[::-1], launched) for o in step.overwritten):
+                    overwritten.restore()
             if not isinstance(error, NonFiniteError):
                 raise
             self.state.epoch, self.state.step = launched.position

@@ -28,7 +28,7 @@ from robustmail.recipe import Loss, Recipe
 from robustmail.runtime.deferred import read_later
 from robustmail.runtime.distributed import all_reduce_sum
 from robustmail.runtime.rng import seed_all
-from robustmail.step import Adversarial, Step
+from robustmail.step import Adversarial, Context, Step
 from robustmail.train.accumulate import batch_loss, each_micro_batch, joined
 
 __all__ = [
@@ -45,6 +45,7 @@ def train_step(
     optimizer: torch.optim.Optimizer | None = None,
     compute: ComputeModels | None = None,
     targets: Tensor | None = None,
+    context: Context | None = None,
 ) -> tuple[Step, Loss]:
     """Train on one batch; returns what the step computed, and its loss.
 
@@ -55,6 +56,7 @@ def train_step(
     optimizer: None computes the loss and updates nothing.
     compute: the model as the attack and the loss call it, where that differs from `model` (precision bf16).
     targets: soft labels of these rows, [b, classes]; None where labels are hard. The attack gets y.
+    context: places in the training set, memory and teacher of these rows; what plugins remember is then in it.
 
     Inside `shard_batch` with micro-batches, memory holds the activations of one of them at a time.
     The global generators are reseeded: call it inside `fork_rng`. Raises PluginError where a plugin breaks its
@@ -71,7 +73,7 @@ def train_step(
     adversarial = joined(recipe, each_micro_batch(len(x), attack))
 
     seed_all(recipe.seed, "update", *position)
-    step = Step(loss_model, x, y, adversarial.x, adversarial.trace, targets)
+    step = Step(loss_model, x, y, adversarial.x, adversarial.trace, targets, context)
     model.train()
     with weight_perturbation(recipe, model, step):  # the update lies inside: the order of AWP's authors
         loss = batch_loss(recipe, step)

@@ -21,7 +21,7 @@ from robustmail.runtime.files import atomic_write, atomic_write_json, folder_loc
 from robustmail.runtime.untrusted import check_inside, read_json, read_text
 from robustmail.schedules import Stairs
 from robustmail.text import plural
-from robustmail.train.run import recorded_init, write_recipe
+from robustmail.train.run import recorded_hashes, write_recipe
 from robustmail.train.state import kept_epochs
 from robustmail.trials.grid import Cell
 
@@ -107,7 +107,7 @@ def fork(recipe: Recipe, trunk: Path, folder: Path, source: Path | None) -> None
     make_folder(folder)
     with folder_lock(folder):
         text = source.read_bytes() if source is not None else None
-        write_recipe(recipe, folder, text, recorded_init(trunk))
+        write_recipe(recipe, folder, text, recorded_hashes(trunk))
         atomic_write_json(folder / "forked.json", {"trunk": os.path.relpath(trunk, folder)})
         for name in (*kept_epochs(trunk).values(), "best.safetensors", "last.safetensors", "metrics.csv", "state.pt"):
             check_inside(trunk / name)

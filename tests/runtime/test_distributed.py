@@ -161,8 +161,18 @@ def test_two_processes_evaluate_a_run_to_the_bytes_of_one(tmp_path, slice_path):
     train(1, tmp_path / "run", "at", f"data=npz('{slice_path}')", *SMALL, "epochs=1")
     for processes in (1, 2):
         data = ("--data", f"npz('{slice_path}')")
-        words = ("eval", tmp_path / "run", *data, "--attacks", "nat,pgd10", "--n", "40", "--out", tmp_path / f"eval{processes}")
-        done = launch(processes, "-m", "robustmail", *words)
+        words = (
+            "eval",
+            tmp_path / "run",
+            *data,
+            "--attacks",
+            "nat,pgd10",
+            "--n",
+            "40",
+            "--out",
+            tmp_path / f"eval{processes}",
+        )
+        done = launch(processes, "-m", "robustmail", *words, "--out", tmp_path / f"eval{processes}")
         _, wrong = done.communicate()
         assert done.returncode == 0, wrong
     for name in ("ledger.csv", "examples.safetensors"):
