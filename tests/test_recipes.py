@@ -29,7 +29,7 @@ VARIANTS = [
 def test_the_recipes_are_there():
     methods = "at trades mart fat awp trades_awp gairat gair_trades gair_mart mail_at mail_trades mail_mart"
     ours = "mail_trades_awp mail_trades_best trades_dm at_fast_benchmark quickstart"
-    since_mail = "wmmr wmmr_trades vir_at vir_trades arow weat sovr dro gairat_awp mail_at_awp"
+    since_mail = "wmmr wmmr_trades vir_at vir_trades arow weat sovr dro gairat_awp mail_at_awp hat self_adaptive"
     assert set(FILES) == {*methods.split(), *ours.split(), *since_mail.split()}
 
 
@@ -96,6 +96,8 @@ def test_a_recipe_trains_two_epochs_on_real_images_to_a_finished_table(name, sli
         f"data=npz('{slice_path}')", "model=cifar_resnet18_w8", "epochs=2", "burn_in=1", "data.validation=96",
         "batch=32", f"evaluate={','.join(evaluate)}", "test_size=16", "optimizer=SGD(lr=0.01)", "validate=pgd2",
     ]  # fmt: skip
+    if load_recipe(name).teacher is not None:
+        changes += ["teacher=ema", "ema=0.9"]
     records = list(run(apply_overrides(load_recipe(name), changes), tmp_path / "run", name))
     assert all(math.isfinite(r.loss) for r in records if isinstance(r, StepFinished))
     assert len([r for r in records if isinstance(r, EpochFinished)]) == 2

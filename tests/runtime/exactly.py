@@ -12,6 +12,8 @@ from robustmail.data.dataset import batch_indices
 from robustmail.models.classifier import build
 from robustmail.runtime import distributed
 from robustmail.runtime.rng import fork_rng, generator, seed_all
+from robustmail.step import Context
+from robustmail.train.memory import MemoryTables
 from robustmail.train.train_step import train_step
 
 
@@ -25,15 +27,17 @@ def main() -> None:
         seed_all(0, "init")
         model = build(recipe.model, 10, 3).double()
         optimizer = recipe.at(0).optimizer(model.parameters())
-        losses = []
+        memory, losses = MemoryTables(recipe.memory, [y], 10, x.device), []
         for step in range(50):
             indices = batch_indices(54, int(size), generator(step))[0]
             with distributed.shard_batch(len(indices), recipe.accumulate) as rows:
                 local = indices[rows]
-                _, loss = train_step(recipe.at(0), model, x[local], y[local], (0, step), optimizer)
+                context = Context(indices, 0, 1, memory.declared, memory.rows(indices, y[indices])).part(rows)
+                _, loss = train_step(recipe.at(0), model, x[local], y[local], (0, step), optimizer, context=context)
+                memory.write(indices, y[indices], context.written)
                 losses.append(float(distributed.all_reduce_sum(loss.total.detach())[0]))
         if distributed.is_main_process():
-            torch.save({"losses": losses, "model": model.state_dict()}, to)
+            torch.save({"losses": losses, "model": model.state_dict(), "memory": memory.state_dict()}, to)
         print(json.dumps(losses[-1]))
         Path(f"{to}.{distributed.rank()}").write_text(
             str([t.double().sum().item() for t in model.state_dict().values()])

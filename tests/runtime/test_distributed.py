@@ -57,6 +57,7 @@ def results(folder: Path) -> dict[str, int]:
     ("mail_at", 13, ["attack=PGD(norm='l2', eps=0.5, alpha=0.2, steps=2)"]), ("mail_trades", 13, ["attack.steps=2"]),
     ("gair_mart", 13, ["attack.steps=2", "weighter.steps=2"]), ("trades_awp", 13, ["attack.steps=2"]),
     ("mail_trades", 13, ["attack.steps=2", "accumulate=3", "clip=0.5"]),
+    ("self_adaptive", 13, ["attack.steps=2", "objective.start=0"]),
 ])  # fmt: skip
 def test_fifty_steps_in_two_processes_are_fifty_steps_in_one(name, size, more, tmp_path):
     # In double precision: in single, the sign of a gradient near zero makes another image out of a last bit.
@@ -71,6 +72,9 @@ def test_fifty_steps_in_two_processes_are_fifty_steps_in_one(name, size, more, t
     assert sum(one["losses"][-5:]) < sum(one["losses"][:5])
     for key, tensor in one["model"].items():
         torch.testing.assert_close(two["model"][key], tensor, rtol=1e-6, atol=1e-6)
+    assert two["memory"].keys() == one["memory"].keys()
+    for key, table in one["memory"].items():
+        torch.testing.assert_close(two["memory"][key], table, rtol=1e-6, atol=1e-6)
     assert Path(f"{tmp_path}/2.pt.0").read_text() == Path(f"{tmp_path}/2.pt.1").read_text()
 
 

@@ -29,11 +29,11 @@ from robustmail.errors import Stopped
 from robustmail.runtime.signals import Signals
 from robustmail.train.run import run
 
-folder, save_every, *changes = sys.argv[1:]
+folder, save_every, name, *changes = sys.argv[1:]
 signals = Signals()
 try:
     with signals.caught():
-        for record in run(apply_overrides(load_recipe("mail_trades"), changes), Path(folder), "test",
+        for record in run(apply_overrides(load_recipe(name), changes), Path(folder), "test",
                           signals=signals, save_every=float(save_every)):
             if isinstance(record, StepFinished):
                 print("step", flush=True)
@@ -52,8 +52,9 @@ def launch(tmp_path: Path, slice_path: Path):
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
 
-    def start(folder: str, *changes: str, save_every: float = 0.0) -> Python:
-        return Python(script, tmp_path / folder, str(save_every), f"data=npz('{slice_path}')", *CHANGES, *changes)
+    def start(folder: str, *changes: str, save_every: float = 0.0, name: str = "mail_trades") -> Python:
+        words = (script, tmp_path / folder, str(save_every), name)
+        return Python(*words, f"data=npz('{slice_path}')", *CHANGES, *changes)
 
     return start
 
@@ -106,6 +107,22 @@ def test_a_run_killed_while_it_averages_ends_in_the_same_bits(launch, tmp_path):
     assert hashes(tmp_path / "whole") == hashes(tmp_path / "parts")
     for name in ("epoch-0001.safetensors", "epoch-0003.safetensors"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+
+
+def test_a_run_killed_with_memory_and_teacher_ends_in_the_same_bits(launch, tmp_path):
+    changes = ["objective.start=1", "teacher=ema", "ema=0.9"]
+    finished(launch("whole", *changes, save_every=1e9, name="self_adaptive"))
+    process = launch("parts", *changes, name="self_adaptive")
+    after_steps(process, 9)  # of 12: in the last epoch, after the first in which the targets move
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    state = torch.load(tmp_path / "parts" / "state.pt", weights_only=True)
+    assert (state["memory"]["targets"].amax(1) < 1).any(), "nothing was remembered yet, so nothing was tested"
+    finished(launch("parts", *changes, name="self_adaptive"))
+    assert hashes(tmp_path / "whole") == hashes(tmp_path / "parts")
+    whole, parts = (torch.load(tmp_path / f / "state.pt", weights_only=True)["memory"] for f in ("whole", "parts"))
+    assert whole["targets"].equal(parts["targets"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda n: n.name)
