@@ -270,9 +270,10 @@ def _refuse_another(recipe: Recipe, recorded: dict[str, Any], folder: Path) -> N
     own = flatten(recipe)
     for name in FILES:
         path, key = getattr(recipe, name), f"{name}.sha256"
-        if path is not None and key in recorded:  # a file that is gone is not needed any more, or missed later
-            own[key] = init_sha256(path) or recorded[key]
-            own[name] = recorded[name]
+        if key in recorded:
+            own[name] = recorded.get(name)  # the content counts
+            if path not in (None, "ema"):  # a file that is gone is not needed any more, or missed later
+                own[key] = init_sha256(path) or recorded[key]
     differ = [k for k in {**recorded, **own} if recorded.get(k) != own.get(k) and k not in NOT_THE_METHOD]
     if differ:
         shown = "; ".join(f"{k}: {recorded.get(k, 'absent')} there, {own.get(k, 'absent')} here" for k in differ[:4])

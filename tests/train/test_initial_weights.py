@@ -206,7 +206,7 @@ def test_the_files_hash_belongs_to_the_run_and_another_file_is_another_run(tmp_p
             status(made if other else SHORT, folder)
     plain = tmp_path / "plain"
     stopped(SHORT, plain)
-    with pytest.raises(RunError, match=r"init.sha256: absent there"):
+    with pytest.raises(RunError, match=r"init: None there"):
         status(made, plain)
 
 

@@ -294,6 +294,8 @@ def test_another_teacher_is_another_run_and_a_file_may_move(tmp_path):
     list(run(made.but(teacher=str(tmp_path / "moved")), tmp_path / "run", "hat"))
     with pytest.raises(RunError, match=r"another recipe.*teacher\.sha256"):
         list(run(made.but(teacher=str(tmp_path / "t2")), tmp_path / "run", "hat"))
+    with pytest.raises(RunError, match="another recipe"):
+        list(run(made.but(teacher="ema", ema=0.9), tmp_path / "run", "hat"))
     with pytest.raises(ModelError, match=r"teacher=.*no such file"):
         State.fresh(made.but(teacher=str(tmp_path / "none")))
 
