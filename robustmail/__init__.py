@@ -14,17 +14,9 @@ if TYPE_CHECKING:
     from robustmail.attacks.lm_pgd import LMPGD
     from robustmail.attacks.pgd import PGD
     from robustmail.attacks.torchattacks import torchattack
-    from robustmail.augmentations import (
-        IDBH,
-        AutoAugment,
-        Crop,
-        CropShift,
-        CutMix,
-        Cutout,
-        Flip,
-        Mixup,
-        RandAugment,
-    )
+    from robustmail.augmentations.geometry import Crop, CropShift, Flip
+    from robustmail.augmentations.mixing import CutMix, Cutout, Mixup
+    from robustmail.augmentations.policies import IDBH, AutoAugment, RandAugment
     from robustmail.checkpoints import inspect_checkpoint
     from robustmail.config.loader import load_recipe
     from robustmail.data.dataset import ImageData
@@ -84,17 +76,9 @@ _NAMES = {  # by module; type checkers read the imports above instead
     "attacks.lm_pgd": ["LMPGD"],
     "attacks.pgd": ["PGD"],
     "attacks.torchattacks": ["torchattack"],
-    "augmentations": [
-        "AutoAugment",
-        "Crop",
-        "CropShift",
-        "CutMix",
-        "Cutout",
-        "Flip",
-        "IDBH",
-        "Mixup",
-        "RandAugment",
-    ],
+    "augmentations.geometry": ["Crop", "CropShift", "Flip"],
+    "augmentations.mixing": ["CutMix", "Cutout", "Mixup"],
+    "augmentations.policies": ["AutoAugment", "IDBH", "RandAugment"],
     "checkpoints": ["inspect_checkpoint"],
     "data.dataset": ["ImageData"],
     "data.file_sources": ["image_folder", "npy", "npz", "parquet", "tiny_imagenet"],

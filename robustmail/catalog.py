@@ -51,7 +51,7 @@ KINDS: dict[str, Kind] = {
     "objective": Kind("objectives", ("objectives",), True),
     "perturbation": Kind("perturbations", ("perturbations",), True),
     "data": Kind("data", ("data.sources", "data.file_sources", "data.mixed")),
-    "augmentation": Kind("augmentations", ("augmentations",)),
+    "augmentation": Kind("augmentations", ("augmentations.geometry", "augmentations.mixing", "augmentations.policies")),
     "optimizer": Kind("optimizers", ("optimizers",)),
     "schedule": Kind("schedules", ("schedules",)),
     "model": Kind(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from robustmail.augmentations import Crop, Flip
+from robustmail.augmentations.geometry import Crop, Flip
 from robustmail.data.dataset import Extra, ImageData, Split, batch_indices, to_float
 from robustmail.errors import RecipeError
 from robustmail.fields import describe

@@ -271,7 +271,7 @@ def _refuse_another(recipe: Recipe, recorded: dict[str, Any], folder: Path) -> N
     for name in FILES:
         path, key = getattr(recipe, name), f"{name}.sha256"
         if key in recorded:
-            own[name] = recorded.get(name)  # the content counts
+            own[name] = recorded.get(name, "")  # the content counts
             if path not in (None, "ema"):  # a file that is gone is not needed any more, or missed later
                 own[key] = init_sha256(path) or recorded[key]
     differ = [k for k in {**recorded, **own} if recorded.get(k) != own.get(k) and k not in NOT_THE_METHOD]

@@ -25,14 +25,15 @@ from robustmail import (
     Stairs,
     digits,
 )
-from robustmail.augmentations import _beta, _erased
-from robustmail.autoaugment_policies import CIFAR10, RAND_AUGMENT, SVHN, policy_strength
+from robustmail.augmentations.draws import beta
+from robustmail.augmentations.image_operations import OPERATIONS, apply_chosen
+from robustmail.augmentations.policies import _erased
+from robustmail.augmentations.policy_tables import CIFAR10, RAND_AUGMENT, SVHN, policy_strength
 from robustmail.config.overrides import apply_overrides
 from robustmail.data.dataset import ImageData, Split, to_float
 from robustmail.errors import PluginError, RecipeError
 from robustmail.fields import describe, flatten
 from robustmail.functional import one_hot
-from robustmail.image_operations import OPERATIONS, apply_chosen
 from robustmail.train.batches import augment_batch, augmentation_text, draw_batch
 from robustmail.train.dry_run import dry_run
 
@@ -137,8 +138,8 @@ def test_mixup_is_linear_in_images_and_labels_with_one_lambda_for_both():
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
-def test_beta_has_the_mean_and_variance_of_beta(alpha):
-    lam = _beta(alpha, 20_000, rng())
+def test_beta_has_the_mean_and_variance_ofbeta(alpha):
+    lam = beta(alpha, 20_000, rng())
     variance = 1 / (4 * (2 * alpha + 1))
     assert lam.mean().item() == pytest.approx(0.5, abs=4 * math.sqrt(variance / 20_000))
     assert lam.var().item() == pytest.approx(variance, rel=0.05)
