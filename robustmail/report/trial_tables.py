@@ -24,7 +24,7 @@ LEGEND = {
     "ahead": "+ better than it on the seeds that both rows have",
 }
 BASELINE = (
-    "to the baseline: the row minus {}, paired by seed, with its t-interval (95 %, Bonferroni-corrected for the "
+    "difference: the row minus {}, paired by seed, with its t-interval (95 %, Bonferroni-corrected for the "
     "comparisons in the column)"
 )
 CSV_COLUMNS = (
@@ -55,7 +55,7 @@ def trials_table(
             body.append(["", "", *(_interval(measured) for measured in cells)])
             has_intervals = True
         if any(measured is not None and measured.difference is not None for measured in cells):
-            body.append(["  to the baseline", "", *(_gain(measured) for measured in cells)])
+            body.append(["  difference", "", *(_gain(measured) for measured in cells)])
     over_seeds = f"mean ± standard deviation over seeds {_seed_list(seeds)}; below, the 95 % t-interval of the mean"
     notes = [
         f"Accuracy in %, {over_seeds if has_intervals else f'of seed {_seed_list(seeds)}'}",
