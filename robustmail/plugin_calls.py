@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from torch import Tensor
-
 from robustmail.errors import PluginError, RobustmailError, asked_to_stop, did_you_mean
 
 __all__ = [
@@ -55,6 +53,8 @@ def call_plugin(kind: str, plugin: Callable[..., T], *args: Any) -> T:
 
 def expect_batch(kind: str, plugin: Any, value: Any, size: int) -> None:
     """Raise PluginError where a plugin returned something else than a tensor of shape [size]."""
+    from torch import Tensor  # here: listing plugins does not wait for torch
+
     if not isinstance(value, Tensor):
         raise plugin_error(kind, plugin, f"returned {type(value).__name__}, not a tensor of shape [B]")
     if value.shape != (size,):

@@ -5,9 +5,25 @@ from __future__ import annotations
 import pytest
 import torch
 
-from robustmail import PGD, Affine, Discrete, Exp, Lowest, Sigmoid, Softmax, Softplus, Step, Tanh, Trace
+from robustmail import (
+    PGD,
+    Affine,
+    Discrete,
+    Exp,
+    Lowest,
+    Sigmoid,
+    Softmax,
+    Softplus,
+    Step,
+    Tanh,
+    Trace,
+    target_confidence,
+)  # fmt: skip
 from robustmail.catalog import catalog_entries
 from robustmail.config.overrides import parse_value
+from robustmail.contracts.samples import in_training
+from robustmail.functional import one_hot
+from robustmail.step import Context
 
 MARGINS = {name: parse_value(name) for name in catalog_entries("margins")}
 WEIGHTS = {
@@ -28,7 +44,9 @@ every_weight = pytest.mark.parametrize("weight", WEIGHTS.values(), ids=WEIGHTS)
 
 
 def step_of(nat, adv, y, trace):
-    step = Step(None, None, y, None, trace)
+    targets = {"targets": one_hot(y, nat.shape[1])}
+    context = Context(torch.arange(len(y)), 0, 1, target_confidence().memory, targets)
+    step = Step(None, None, y, None, trace, context=context)
     step._logits = {"nat": nat, "adv": adv}
     return step
 
@@ -74,7 +92,7 @@ def test_a_margin_does_not_depend_on_the_order_or_the_company_of_examples(margin
 def test_a_margin_looks_without_touching(margin, small, batch):
     x, y = batch
     found = PGD(steps=2)(small, x, y)
-    step = Step(small.train(), x, y, found.x, found.trace)
+    step = in_training(margin, Step(small.train(), x, y, found.x, found.trace))
     statistics = [b.clone() for b in small.buffers()]
     margin(step.detached())
     assert all(torch.equal(a, b) for a, b in zip(small.buffers(), statistics, strict=True))

@@ -9,6 +9,8 @@ from robustmail import AT, AWP, MART, PGD, SGD, TRADES, Recipe, Sigmoid, Stairs,
 from robustmail.catalog import catalog_entries
 from robustmail.config.overrides import parse_value
 from robustmail.runtime.rng import fork_rng, seed_all
+from robustmail.step import Context
+from robustmail.train.memory import MemoryTables
 from robustmail.train.train_step import train_step
 
 OBJECTIVES = {"AT": AT(), "TRADES": TRADES(), "MART": MART()}
@@ -30,8 +32,10 @@ def trained(recipe, batch, steps=3):
         seed_all("law")
         model = Small()
         optimizer = recipe.optimizer(model.parameters())
+        index, tables = torch.arange(len(batch[1])), MemoryTables(recipe.memory, [batch[1]], 10, batch[0].device)
         for i in range(steps):
-            train_step(recipe, model, *batch, (0, i), optimizer)
+            context = Context(index, 0, 1, tables.declared, tables.rows(index, batch[1]))
+            train_step(recipe, model, *batch, (0, i), optimizer, context=context)
     return model.state_dict()
 
 

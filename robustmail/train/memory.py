@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
+from robustmail.functional import one_hot
 from robustmail.memory import Memory
 from robustmail.runtime.deferred import to_device
 from robustmail.runtime.distributed import gather_batch
@@ -53,7 +53,7 @@ class MemoryTables:
         for name, memory in declared.items():
             shape = [classes if size == "classes" else int(size) for size in memory.shape]
             if memory.start == "label":
-                table = one_hot(y, classes).float()
+                table = one_hot(y, classes)
             else:
                 table = torch.full((rows[memory.per], *shape), float(memory.start))
             self.tables[name] = table.to(device)

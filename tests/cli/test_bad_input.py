@@ -467,7 +467,7 @@ def test_the_verbs_that_only_read_work(
 
 def test_a_list_of_one_kind_names_that_kind_alone(robustmail: Callable[[str], Said]) -> None:
     names = [line.split()[0] for line in robustmail("list margins").out.splitlines()]
-    since_mail = ["logit_margin", "p_adv", "entropy", "loss_adv", "energy", "vulnerability"]
+    since_mail = ["logit_margin", "p_adv", "entropy", "loss_adv", "energy", "target_confidence", "vulnerability"]
     assert names == ["pm_adv", "pm_nat", "pm_dif", "lps", "kappa", *since_mail]
 
 

@@ -248,8 +248,10 @@ def test_the_test_above_would_notice(monkeypatch):
 def test_a_recipes_step_leaves_nothing_behind_on_another_device(name, monkeypatch):
     """On the meta device there are no values to ask for, and no tensor may meet one of the CPU, as on a GPU."""
     made = load_recipe(name).but(data=digits(), model="small_cnn", precision="fp32", burn_in=0, batch=64)
+    made = made if made.teacher is None else made.but(teacher="ema", ema=0.9)
     state = State.fresh(made)
     state.device = torch.device("meta")
+    state.memory.tables = {table: rows.to("meta") for table, rows in state.memory.tables.items()}
     state.train = state.train.to("meta")
     for model in state.averages.models().values():
         model.to("meta")

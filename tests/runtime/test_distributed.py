@@ -171,8 +171,6 @@ def test_two_processes_evaluate_a_run_to_the_bytes_of_one(tmp_path, slice_path):
             *data,
             "--attacks",
             "nat,pgd10",
-            "--n",
-            "40",
             "--out",
             tmp_path / f"eval{processes}",
         )

@@ -65,7 +65,7 @@ def test_whatever_training_or_its_files_depend_on_is_not_shared(change):
     assert shared(cell("a"), other) == []
 
 
-@pytest.mark.parametrize("change", ["evaluate=nat", "test_size=20", "select=last"])
+@pytest.mark.parametrize("change", ["evaluate=nat,pgd2", "test_size=20", "select=last"])
 def test_what_happens_after_training_is_no_reason_to_train_twice(change):
     assert shared(cell("a"), cell("b", change)) == [("a", 0, 3, 2)]
 
