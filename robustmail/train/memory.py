@@ -100,13 +100,15 @@ class MemoryTables:
         """The tables by name."""
         return dict(self.tables)
 
-    def load_state_dict(self, tables: Mapping[str, Tensor], may_begin: bool) -> None:
+    def load_state_dict(self, tables: Mapping[str, Tensor], in_burn_in: bool) -> None:
         """Go on from saved tables. Raises ValueError: other names or shapes.
 
-        may_begin: whether a table may be missing, since its plugin was not used so far (a margin in the burn-in).
+        in_burn_in: the margin has not been asked yet, and that of a run which shares the burn-in is another; so tables
+        may be missing, which then begin, and those of the other margin are left out.
         """
-        missing = self.tables.keys() - tables.keys()
-        if tables.keys() - self.tables.keys() or (missing and not may_begin):
+        if in_burn_in:
+            tables = {name: table for name, table in tables.items() if name in self.tables}
+        elif tables.keys() != self.tables.keys():
             raise ValueError(f"memory of {sorted(tables)}, expected {sorted(self.tables)}")
         for name, table in tables.items():
             if not isinstance(table, Tensor) or table.shape != self.tables[name].shape:

@@ -250,7 +250,7 @@ class State:
             self.optimizer.load_state_dict(content["optimizer"])
             self.averages.load_state_dict(content["averages"])
             in_burn_in = content["epoch"] <= self.recipe.burn_in
-            self.memory.load_state_dict(content.get("memory", {}), may_begin=in_burn_in)
+            self.memory.load_state_dict(content.get("memory", {}), in_burn_in=in_burn_in)
         except RunError:
             raise
         except Exception as error:  # a damaged file fails in a dozen ways

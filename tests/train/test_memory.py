@@ -83,10 +83,10 @@ def test_a_write_can_be_undone():
 def test_saved_tables_of_another_recipe_are_refused():
     made = tables(own=per_example())
     with pytest.raises(ValueError, match="expected"):
-        made.load_state_dict({}, may_begin=False)
-    made.load_state_dict({}, may_begin=True)
+        made.load_state_dict({}, in_burn_in=False)
+    made.load_state_dict({}, in_burn_in=True)
     with pytest.raises(ValueError, match="another shape"):
-        made.load_state_dict({"own": torch.zeros(4)}, may_begin=False)
+        made.load_state_dict({"own": torch.zeros(4)}, in_burn_in=False)
 
 
 # What a plugin meets

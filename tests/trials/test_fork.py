@@ -132,6 +132,8 @@ def carry_out(jobs: list[Job], found: dict[Cell, Recipe]) -> list[str]:
 KINDS = {
     "margins": ["margin=pm_adv", "margin=pm_nat"],
     "ema": ["ema=0.9", "ema=0.9 margin=pm_nat"],
+    "memory": ["objective=SelfAdaptive(start=1)", "objective=SelfAdaptive(start=1) margin=target_confidence"],
+    "margins, one with memory": ["margin=target_confidence", "margin=pm_nat"],
     "swa, with kept epochs": [
         "swa=0 select=best-swa keep_every=1", "swa=0 select=best-swa keep_every=1 margin=pm_nat",
     ],
