@@ -63,7 +63,8 @@ def plugins_of(page: str) -> str:
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The recipes and the README's mine.py, as a reader has them before any command."""
     folder = tmp_path_factory.mktemp("docs")
-    shutil.copytree(ROOT / "recipes", folder / "recipes", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("recipes", "docs/studies"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "mine.py").write_text(plugins_of("README.md"), encoding="utf-8")
     return folder
 

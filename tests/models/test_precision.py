@@ -33,6 +33,8 @@ from robustmail.models.folded import Autocast, FoldedModel
 from robustmail.models.precision import PrecisionChoice, choose_precision, compute_models, flops
 from robustmail.records import AttackResult, EpochFinished, RunStarted, StepFinished
 from robustmail.runtime.rng import fork_rng, seed_all
+from robustmail.step import Context
+from robustmail.train.memory import MemoryTables
 from robustmail.train.run import run
 from robustmail.train.train_step import train_step
 from tests.rounding import needs_bf16
@@ -92,8 +94,10 @@ def trained(now, batch, precision):
         model = Classifier(Small())
         made = compute_models(model, PrecisionChoice(precision, ""), "eval", batch[0])
         optimizer = now.optimizer(model.parameters())
+        index, tables = torch.arange(len(batch[1])), MemoryTables(now.memory, [batch[1]], 10, batch[0].device)
         for i in range(3):
-            train_step(now, model, *batch, (0, i), optimizer, made)
+            context = Context(index, 0, 1, tables.declared, tables.rows(index, batch[1]))
+            train_step(now, model, *batch, (0, i), optimizer, made, context=context)
     return model.state_dict()
 
 
