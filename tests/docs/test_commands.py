@@ -73,8 +73,9 @@ def check_meaning(verb: str, given: dict) -> None:
 
 @pytest.fixture
 def beside_mine(command: Command, workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the recipes, and the mine.py of the command's own page, where the page has one."""
-    (tmp_path / "recipes").symlink_to(workplace / "recipes")
+    """A folder with the recipes and studies, and the mine.py of the command's own page, where the page has one."""
+    for name in ("recipes", "docs"):
+        (tmp_path / name).symlink_to(workplace / name)
     try:
         source = plugins_of(str(command.page.relative_to(ROOT)))
     except StopIteration:
