@@ -16,7 +16,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+import torch
+from torch import Tensor
+
 from robustmail.errors import RecipeError
+from robustmail.functional import one_hot
 
 __all__ = ["Memory", "joint_memory", "memory_of", "per_class", "per_example", "per_run", "remembers"]
 
@@ -51,6 +55,13 @@ class Memory:
             raise RecipeError(given, "start must be finite")
         if not 0 <= self.decay < 1:
             raise RecipeError(given, "decay must be at least 0 and less than 1")
+
+    def first_rows(self, y: Tensor, classes: int) -> Tensor:
+        """The rows before the first write, one for each label of y [n] int64: [n, ...] float32."""
+        if self.start == "label":
+            return one_hot(y, classes)
+        shape = [classes if size == "classes" else int(size) for size in self.shape]
+        return torch.full((len(y), *shape), float(self.start))
 
     def __str__(self) -> str:
         row = f"[{', '.join(map(str, self.shape))}]" if self.shape else "a number"
@@ -88,8 +99,9 @@ def remembers(**tables: Memory) -> Callable[[Plugin], Plugin]:
 def memory_of(plugin: object) -> Mapping[str, Memory]:
     """What a plugin declares: its attribute `memory`, if that is a mapping from names to `Memory`; else nothing."""
     declared = getattr(plugin, "memory", None)
-    is_declared = isinstance(declared, Mapping) and all(isinstance(value, Memory) for value in declared.values())
-    return declared if is_declared and isinstance(declared, Mapping) else {}
+    if isinstance(declared, Mapping) and all(isinstance(value, Memory) for value in declared.values()):
+        return declared
+    return {}
 
 
 def joint_memory(plugins: Iterable[object]) -> dict[str, Memory]:

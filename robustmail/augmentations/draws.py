@@ -13,6 +13,7 @@ from robustmail.fields import check_range, describe, describe_head
 from robustmail.runtime.deferred import to_device
 
 __all__ = [
+    "Pair",
     "beta",
     "boxes",
     "centres",
@@ -23,6 +24,9 @@ __all__ = [
     "up_to",
     "window",
 ]
+
+Pair = tuple[Tensor, Tensor]
+"""(x, targets)"""
 
 
 def shifted(x: Tensor, down: Tensor, right: Tensor) -> Tensor:

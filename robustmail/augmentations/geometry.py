@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from robustmail.augmentations.draws import (
+    Pair,
     shifted,
     up_to,
     window,
@@ -17,9 +18,6 @@ from robustmail.fields import check_range, check_types
 from robustmail.runtime.deferred import to_device
 
 __all__ = ["Crop", "CropShift", "Flip"]
-
-Pair = tuple[Tensor, Tensor]
-"""(x, targets)"""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from robustmail.augmentations.draws import (
+    Pair,
     beta,
     boxes,
     centres,
@@ -18,9 +19,6 @@ from robustmail.fields import check_range, check_types
 from robustmail.runtime.deferred import to_device
 
 __all__ = ["CutMix", "Cutout", "Mixup"]
-
-Pair = tuple[Tensor, Tensor]
-"""(x, targets)"""
 
 
 @dataclass(frozen=True)

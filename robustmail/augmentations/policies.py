@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from robustmail.augmentations.draws import (
+    Pair,
     random_signs,
     up_to,
     window,
@@ -21,9 +22,6 @@ from robustmail.errors import RecipeError
 from robustmail.fields import check_range, check_types
 
 __all__ = ["AutoAugment", "IDBH", "RandAugment"]
-
-Pair = tuple[Tensor, Tensor]
-"""(x, targets)"""
 
 
 @dataclass(frozen=True)

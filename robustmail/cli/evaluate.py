@@ -104,7 +104,7 @@ def eval_(
                            accept_reading, ignore_unused, resize, crop)  # fmt: skip
 
     if corruptions is None:
-        _evaluate(partial(_plan, inputs, attacks, seed, batch, shard, out), device, fresh, plain, png)
+        _evaluate(partial(_plan, inputs, attacks, seed, batch, shard, out), out, device, fresh, plain, png)
     else:
         refuse_with_corruptions(attacks, eps, norm, shard, batch, png)
         evaluate_corruptions(inputs(), corruptions, n, out, seed, fresh)
@@ -139,26 +139,30 @@ def _plan(
     return Plan(task, folder, is_shard=bool(shard) and part != (1, 1))
 
 
-def _evaluate(make_plan: Callable[[], Plan], device: str, fresh: bool, plain: bool, png: bool) -> None:
-    """Evaluate in all processes; the main one shows the results. A stop by a signal says how to go on."""
+def _evaluate(
+    make_plan: Callable[[], Plan], out: Path | None, device: str, fresh: bool, plain: bool, png: bool
+) -> None:
+    """Evaluate in all processes; the main one shows the results. A stop by a signal says how to go on.
+
+    out: the folder, as far as it is known before there is a plan.
+    """
     from datetime import timedelta
 
     from robustmail.runtime import distributed
     from robustmail.runtime.signals import Signals
 
-    signals, plan = Signals(), None
+    signals, folder = Signals(), out
     try:
         with signals.caught():
             with distributed.process_group(device, patience=timedelta(days=7)):  # shards may differ by days
-                plan = distributed.alike(make_plan)
-                _fill_folder(plan.task, plan.folder, fresh, plain, signals)
+                task, folder, is_shard = distributed.alike(make_plan)
+                _fill_folder(task, folder, fresh, plain, signals)
                 is_main = distributed.is_main_process()
             if is_main:
-                _show(plan.folder, plan.is_shard, png)
+                _show(folder, is_shard, png)
     except Stopped as stop:
-        has_begun = plan is not None and plan.folder.exists()
-        outcome = f"the same command resumes in {plan.folder}" if plan and has_begun else "nothing was begun"
-        raise stop_exit(stop, outcome) from None
+        has_begun = folder is not None and folder.exists()
+        raise stop_exit(stop, f"the same command resumes in {folder}" if has_begun else "nothing was begun") from None
 
 
 def _weights_of_epoch(run: str, epoch: int) -> str:

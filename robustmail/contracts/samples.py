@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustmail.functional import one_hot
-from robustmail.memory import Memory, memory_of
+from robustmail.memory import memory_of
 from robustmail.step import Context, Step, Trace
 
 __all__ = [
@@ -96,18 +95,11 @@ def in_training(plugin: Any, step: Step) -> Step:
     if step.context is None:
         classes = step._logits["nat"].shape[1] if step.has("nat") else 10
         declared = memory_of(plugin)
-        rows = {name: _first_rows(memory, step.y, classes) for name, memory in declared.items()}
+        rows = {name: memory.first_rows(step.y, classes) for name, memory in declared.items()}
         step.context = Context(
             step.y.clone(), 1, 2, declared, rows, lambda images: images.flatten(1)[:, :classes].detach() * 3
         )  # fmt: skip
     return step
-
-
-def _first_rows(memory: Memory, y: Tensor, classes: int) -> Tensor:
-    if memory.start == "label":
-        return one_hot(y, classes)
-    shape = [classes if size == "classes" else int(size) for size in memory.shape]
-    return torch.full((len(y), *shape), float(memory.start))
 
 
 def all_finite(value: Any) -> str | None:

@@ -44,19 +44,13 @@ class MemoryTables:
         self, declared: Mapping[str, Memory], labels: Iterable[Tensor], classes: int, device: torch.device
     ) -> None:  # fmt: skip
         self.declared = declared
-        self._classes = classes
         self.tables: dict[str, Tensor] = {}
         if not declared:
             return
         y = torch.cat([part.cpu() for part in labels])
-        rows = {"example": len(y), "class": classes, "run": 1}
+        labels_of_rows = {"example": y, "class": torch.arange(classes), "run": torch.zeros(1, dtype=torch.int64)}
         for name, memory in declared.items():
-            shape = [classes if size == "classes" else int(size) for size in memory.shape]
-            if memory.start == "label":
-                table = one_hot(y, classes)
-            else:
-                table = torch.full((rows[memory.per], *shape), float(memory.start))
-            self.tables[name] = table.to(device)
+            self.tables[name] = memory.first_rows(labels_of_rows[memory.per], classes).to(device)
 
     def rows(self, index: Tensor, y: Tensor) -> dict[str, Tensor]:
         """The rows of a batch's examples, {name: [B, ...]}; index: [B] of the training set, on the host; y: [B]."""
