@@ -192,7 +192,7 @@ def test_an_exploding_learning_rate_is_stopped_too(tmp_path):
 
 def test_a_run_folder_holds_what_it_promises(tmp_path):
     folder = tmp_path / "run"
-    records = list(run(recipe, folder, "name"))
+    records = list(run(recipe.but(evaluate=("nat", "pgd2")), folder, "name"))
     assert isinstance(records[-1], RunFinished)
     results = json.loads((folder / "results.json").read_text())
     assert [set(row) for row in results["attacks"]] == [
@@ -284,7 +284,7 @@ def test_a_run_that_another_process_finished_meanwhile_is_left_alone(tmp_path, m
 
 
 def test_a_budget_that_grows_is_validated_and_evaluated_at_its_last_value(tmp_path):
-    made = recipe.but(attack=PGD(eps=Stairs({0: 0.001, 1: 0.2}), alpha=0.05, steps=2))
+    made = recipe.but(attack=PGD(eps=Stairs({0: 0.001, 1: 0.2}), alpha=0.05, steps=2), evaluate=("pgd2",))
     assert made.budget == 0.2
     records = list(run(made, tmp_path / "run", "name"))
     (settings,) = [r.settings["pgd2"] for r in records if isinstance(r, AttackResult) and r.name == "pgd2"]
