@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from rich.console import Console
 
 from robustmail import (
     AT,
@@ -29,6 +30,7 @@ from robustmail.errors import NonFiniteError, RecipeError, RunError
 from robustmail.records import AttackResult, EpochFinished, Forecast, RunFinished, RunStarted, StepFinished
 from robustmail.report.log_lines import log_line
 from robustmail.report.page import write_page
+from robustmail.report.tables import run_table
 from robustmail.train.loop import worse
 from robustmail.train.metrics import weight_stats
 from robustmail.train.run import run, status
@@ -208,6 +210,11 @@ def test_a_run_folder_holds_what_it_promises(tmp_path):
     with safe_open(folder / "best.safetensors", "pt") as file:
         facts = json.loads(file.metadata()["robustmail"])
     assert (facts["model"], facts["classes"], facts["eps"], facts["normalize"]) == ("small_cnn", 10, 0.1, None)
+    console = Console(width=100, record=True)
+    console.print(run_table(records[-1]))
+    shown = console.export_text()
+    assert "worst case" in shown
+    assert f"light: {results['believable']['light']}" in shown
 
 
 def test_a_finished_run_says_so_and_another_recipe_is_refused_by_its_fields(tmp_path):
