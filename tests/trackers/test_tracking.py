@@ -112,7 +112,7 @@ def test_every_step_epoch_and_attack_is_sent_and_the_run_keeps_its_bits(tmp_path
     assert told.scalars["train/loss"] == [*ALL_STEPS]
     assert told.scalars["weights/ess"] == [4, 5, 6]  # one epoch of burn-in
     assert told.scalars["epoch/val_rob"] == [3, 6]
-    assert told.scalars["test/pgd2_high"] == [6]
+    assert told.scalars["test/nat_high"] == [6]
     assert [name for name, _, _ in told.histograms] == ["margins/pm_adv"] * 2
     assert [(n, step) for _, n, step in told.histograms] == [(512, 1), (512, 4)]
     results = json.loads((tmp_path / "run" / "results.json").read_text())["attacks"]
