@@ -143,7 +143,7 @@ def _rank_correlation(lab: LabResults, measured: Sequence[Findings], stem: Path,
     names = [findings.margin for findings in measured]
     panels = {
         "everywhere": ("all images", [findings.everywhere for findings in measured]),
-        "right": ("images correct without an attack", [findings.right for findings in measured]),
+        "right": ("images correct\nwithout an attack", [findings.right for findings in measured]),
     }
     side = 0.42 * len(names)
     with saved_figure(stem, 3.4 + 2 * side, 1.7 + side, files) as page:
@@ -157,10 +157,11 @@ def _rank_correlation(lab: LabResults, measured: Sequence[Findings], stem: Path,
             _heat_map(axis, outcomes, len(names) + GAP)
             columns = [*range(len(names)), len(names) + GAP, len(names) + GAP + 1]
             axis.set_xticks(columns, [*names, "(stands)", "(distance)"], rotation=90)
-            axis.set(xlabel="margin, and (outcome of the attacks)", title=f"rank correlation over {title}")
+            axis.set(xlabel="margin, and\n(outcome of attacks)", title=title)
             axis.tick_params(length=0)
             axis.spines[:].set_visible(False)
         _margin_rows(axes[0], measured)
+        page.suptitle("rank correlation", fontsize="medium")
 
 
 def _heat_map(axis: Any, rows: Sequence[Sequence[float | None]], left: float) -> None:
