@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from robustmail.step import Adversarial, Step, Terms, Trace, margin_range
     from robustmail.train.loop import fit, reproduce
     from robustmail.train.state import State
-    from robustmail.weighters import Affine, Discrete, Exp, Lowest, Sigmoid, Softmax, Softplus, Tanh
+    from robustmail.weighters import Affine, Discrete, Exp, Lowest, MeanOf, Sigmoid, Softmax, Softplus, Tanh
 
 __version__ = "0.1.0"
 
@@ -128,7 +128,7 @@ _NAMES = {  # by module; type checkers read the imports above instead
     "step": ["Adversarial", "Step", "Terms", "Trace", "margin_range"],
     "train.loop": ["fit", "reproduce"],
     "train.state": ["State"],
-    "weighters": ["Affine", "Discrete", "Exp", "Lowest", "Sigmoid", "Softmax", "Softplus", "Tanh"],
+    "weighters": ["Affine", "Discrete", "Exp", "Lowest", "MeanOf", "Sigmoid", "Softmax", "Softplus", "Tanh"],
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
 

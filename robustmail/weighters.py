@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
 from robustmail.errors import RecipeError
-from robustmail.fields import check_range, check_types
+from robustmail.fields import check_range, check_types, describe, formula_of
 from robustmail.functional import precise
+from robustmail.step import Weighter, counted_steps, means_one
 
-__all__ = ["Affine", "Discrete", "Exp", "Lowest", "Sigmoid", "Softmax", "Softplus", "Tanh"]
+__all__ = ["Affine", "Discrete", "Exp", "Lowest", "MeanOf", "Sigmoid", "Softmax", "Softplus", "Tanh"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,6 +271,41 @@ class Lowest:
         values = precise(margin)
         last = values.kthvalue(max(1, round(self.share * len(values)))).values
         return _weights(self, (values <= last).to(values.dtype).log())
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanOf:
+    """The same weight for every example: the mean over the batch of another weighter's weights. Ours.
+
+    Weights that are not normalised change two things: which examples count, and how large the loss is. With
+    normalize=True only the first remains; with `MeanOf` only the second. So it is the control of equal loss size.
+
+    weighter: one with normalize=False.
+
+    Raises RecipeError for a weighter of mean one, of which nothing would be left.
+    """
+
+    weighter: Weighter
+    normalize: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if means_one(self.weighter):
+            given = f"MeanOf (given {describe(self.weighter)})"
+            raise RecipeError(given, "weights of mean one leave every weight 1", "Give that weighter normalize=False.")
+
+    @property
+    def counted_steps(self) -> int | None:
+        """K, the largest margin, where the other weighter counts steps."""
+        return counted_steps(self.weighter)
+
+    @property
+    def formula(self) -> str:
+        """The weight as text; the placeholder {m} stands for the margin."""
+        return f"mean(u), u = {formula_of(self.weighter, str, describe(self.weighter) + ' of {m}')}"
+
+    def __call__(self, margin: Tensor) -> Tensor:
+        return self.weighter(margin).mean().expand(len(margin))
 
 
 def _check(weighter: Any, **not_negative: float) -> None:

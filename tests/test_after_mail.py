@@ -15,6 +15,7 @@ from robustmail import (
     ARoW,
     Exp,
     Lowest,
+    MeanOf,
     Softmax,
     Softplus,
     Step,
@@ -26,6 +27,7 @@ from robustmail import (
     pm_adv,
     vulnerability,
 )
+from robustmail.errors import RecipeError
 
 RNG = np.random.default_rng(7)
 NAT, ADV = RNG.normal(size=(7, 5)) * 2, RNG.normal(size=(7, 5)) * 2
@@ -87,6 +89,20 @@ def test_weights_equal_the_published_formula_and_normalised_ones_are_divided_by_
     assert np.allclose(weighter(torch.tensor(margin)).numpy(), expected, rtol=0, atol=1e-9)
     normalised = replace(weighter, normalize=True)(torch.tensor(margin)).numpy()
     assert np.allclose(normalised, expected / expected.mean(), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(("weighter", "margin", "expected"), PUBLISHED.values(), ids=PUBLISHED)
+def test_published_weights_are_the_normalised_ones_times_the_mean_that_is_the_control(weighter, margin, expected):
+    control = MeanOf(weighter=weighter)(torch.tensor(margin)).numpy()
+    assert np.allclose(control, expected.mean(), rtol=0, atol=1e-9)
+    assert control.shape == expected.shape
+    normalised = replace(weighter, normalize=True)(torch.tensor(margin)).numpy()
+    assert np.allclose(normalised * control, expected, rtol=0, atol=1e-9)
+
+
+def test_a_control_of_weights_of_mean_one_is_refused():
+    with pytest.raises(RecipeError, match=r"MeanOf .given Exp.alpha=2.0.*: weights of mean one leave every weight 1"):
+        MeanOf(weighter=Exp(alpha=2.0))
 
 
 ONE_VERSUS_REST = np.log1p(np.exp(np.where(np.eye(5, dtype=bool)[Y], -ADV, ADV))).sum(1)

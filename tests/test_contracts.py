@@ -31,6 +31,7 @@ from robustmail import (
     Exp,
     Flip,
     Lowest,
+    MeanOf,
     Mixup,
     RandAugment,
     Sigmoid,
@@ -54,7 +55,7 @@ WEIGHTERS = (
     Discrete(normalize=False, scale=0.5), Exp(alpha=2.0), Exp(alpha=0.5, normalize=False),
     Affine(alpha=7.0, bias=0.007), Affine(alpha=8.0, bias=1.7, normalize=False), Softmax(temperature=0.1),
     Softmax(temperature=3.0, normalize=False), Softplus(), Softplus(normalize=False), Lowest(share=0.4),
-    Lowest(share=0.01, normalize=False),
+    Lowest(share=0.01, normalize=False), MeanOf(weighter=Exp(alpha=2.0, normalize=False)),
 )  # fmt: skip
 OBJECTIVES = (
     AT(), TRADES(), TRADES(weigh="nat"), TRADES(weigh="both", reverse=True), TRADES(weigh="both", anchor="adv"), MART(),

@@ -25,7 +25,6 @@ from robustmail.evaluation.exact_inference import (
     exact_inference,
     fills_cpu,
     is_out_of_memory,
-    make_search_model,
     search_view,
 )
 from robustmail.evaluation.ledger import UNTRIED, Ledger, concatenate
@@ -222,7 +221,7 @@ def run_attack(
         while len(todo):
             start_time = time.perf_counter()
             if search_model is None:
-                search_model = make_search_model(model, image_batch(model, part, todo[:2])[0], sizer.pass_size)
+                search_model = sizer.search_model(model, image_batch(model, part, todo[:2])[0])
             # An attack of somebody else's may look at the model itself.
             search = search_model if spec.uses_logits_only(stage) else SearchModel(model, False)
             tried = _attack_batch(model, search, part, ledger, todo, spec, stage, seed, sizer, keep_examples)

@@ -67,6 +67,13 @@ class BatchSizer:
         self.pass_size = 1 if is_large else PASS_SIZE.get(device.type, PASS_SIZE["cpu"])
         self.batch, self.max_batch, self.is_given = batch or first, batch or most, batch is not None
         self.recompute = False
+        self._search: tuple[nn.Module, int, SearchModel] | None = None
+
+    def search_model(self, model: nn.Module, sample: Tensor) -> SearchModel:
+        """The model's `make_search_model` for this pass size, made once: its tests cost dozens of passes."""
+        if self._search is None or self._search[0] is not model or self._search[1] != self.pass_size:
+            self._search = model, self.pass_size, make_search_model(model, sample, self.pass_size)
+        return self._search[2]
 
     def adapt(self, seconds: float) -> None:
         """Choose the next batch size, given the seconds that the last batch took."""
@@ -140,6 +147,8 @@ class FixedBatch(nn.Module):
         n, missing = len(x), -len(x) % self.size
         if missing:
             x = torch.cat([x, x[:1].detach().expand(missing, *x.shape[1:])])
+        elif not x.requires_grad:
+            x = x.clone()  # a model may write into its images
         parts = [self._pass(part) for part in x.split(self.max_pass)]
         logits: Tensor = (torch.cat(parts) if len(parts) > 1 else parts[0])[:n]
         if x.requires_grad and not logits.requires_grad:  # detached inside the model: gradient 0, which a check finds

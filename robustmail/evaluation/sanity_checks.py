@@ -16,8 +16,9 @@ from torch import nn
 
 from robustmail.attacks.pgd import PGD
 from robustmail.attacks.torchattacks import torchattack
+from robustmail.attacks.view import call_model
 from robustmail.data.image_files import LabelledImages
-from robustmail.evaluation.attack_specs import AttackSpec, attack_spec
+from robustmail.evaluation.attack_specs import AttackSpec, attack_spec, in_turn
 from robustmail.evaluation.evaluator import clean_pass, image_batch, run_attack
 from robustmail.evaluation.exact_inference import BatchSizer, exact_inference
 from robustmail.evaluation.ledger import BROKE, UNTRIED, Ledger
@@ -26,6 +27,7 @@ from robustmail.evaluation.statistics import paired, wilson
 from robustmail.functional import ce
 from robustmail.norms import MAX_EPS, Norm
 from robustmail.records import AttackProgress
+from robustmail.step import Attack
 
 __all__ = ["SAMPLE", "Check", "Measurements", "curve", "judge", "light", "measure"]
 
@@ -60,7 +62,8 @@ class Measurements:
     alters_images: whether the model writes into its input.
     probabilities: whether its outputs are probabilities.
     zero_gradients: share of images whose gradient is zero or not finite.
-    pgd10, pgd100, targeted: shares that stand under two lengths of PGD and a short targeted attack.
+    pgd10, pgd100, targeted: shares that stand under 10 iterations of PGD, under 100, and under 100 and a short targeted
+    attack.
     black_box: share that only 300 random queries broke.
     broken: places in the data set of all images that these attacks broke.
     huge: an eps at which no image can stand; None if no attack takes so large a one.
@@ -110,35 +113,37 @@ def measure(
         **sizer.with_oom_retry(lambda: _outputs(model, part.first(64), sizer.pass_size)),
         "zero_gradients": sizer.with_oom_retry(lambda: _zero_gradients(model, part, sizer.pass_size)),
     }
-    specs = {
-        "pgd10": attack_spec("pgd10", eps, 10, norm),
-        "pgd100": attack_spec("pgd100", eps, 10, norm),
-        "margin": attack_spec("cw", eps, 10, norm),
-        "targeted": _targeted(eps, norm, results["classes"]),
-    }
-    for name, spec in specs.items():
+    pgd10, pgd100 = (attack_spec(name, eps, 10, norm) for name in ("pgd10", "pgd100"))
+    square = AttackSpec("square-300", {"square-300": _square(eps, norm)}, eps, norm)
+    # Both lengths of PGD attack all images, for they are compared; the others what PGD-100 left standing.
+    others = in_turn([pgd100, _targeted(eps, norm, results["classes"]), attack_spec("cw", eps, 10, norm), square])
+    for spec in (pgd10, others):
         _recall(sample, known, list(spec.stages))
         yield from run_attack(model, part, sample, spec, seed, sizer, keep_examples=False)
-        results[name] = int(sample.standing(spec.stages).sum()) / n
-    rest = sample.standing(list(sample.stages)).nonzero().flatten()
-    square = AttackSpec("square", {"square": _square(eps, norm)}, eps, norm)
-    survivors = sample.take(rest)
-    yield from run_attack(model, part.take(rest), survivors, square, seed, sizer, keep_examples=False)
-    broken_by_square = survivors.outcome("square") == BROKE
-    results["black_box"] = int(broken_by_square.sum()) / n
-    is_broken = ~sample.standing(list(sample.stages))
-    is_broken[rest] |= broken_by_square
-    results["broken"] = sample.index[is_broken].tolist()  # places in the data set: a shard has only some of them
-    max_eps = MAX_EPS[norm]
+    for name, stages in {"pgd10": ["pgd10"], "pgd100": ["pgd100"], "targeted": list(others.stages)[:2]}.items():
+        results[name] = int(sample.standing(stages).sum()) / n
+    before_square = sample.standing([stage for stage in sample.stages if stage != square.name])
+    results["black_box"] = int((before_square & (sample.outcome(square.name) == BROKE)).sum()) / n
+    results["broken"] = sample.index[~sample.standing(list(sample.stages))].tolist()  # places: a shard has only some
     huge = HUGE if norm == "linf" else HUGE * math.sqrt(part.x[0].numel())
-    results["huge"] = huge if huge <= max_eps else None  # no attack takes so large an eps
-    points = [{"eps": 0.0, "correct": int(sample.right.sum())}]
-    for radius in sorted({*(min(factor * eps, max_eps) for factor in CURVE), *([huge] if huge <= max_eps else [])}):
-        attack = PGD(eps=radius, alpha=2.5 * radius / 20, steps=20, norm=norm)
-        spec = AttackSpec("curve", {f"pgd20 at {radius:.3g}": attack}, radius, norm)
-        yield from run_attack(model, part, sample, spec, seed, sizer, keep_examples=False)
-        points.append({"eps": radius, "correct": int(sample.standing(spec.stages).sum())})
+    results["huge"] = huge if huge <= MAX_EPS[norm] else None  # no attack takes so large an eps
+    curve = _curve_spec(eps, norm, results["huge"])
+    yield from run_attack(model, part, sample, curve, seed, sizer, keep_examples=False)
+    points, stages = [{"eps": 0.0, "correct": int(sample.right.sum())}], []
+    for stage, attack in curve.stages.items():
+        stages.append(stage)
+        points.append({"eps": attack.eps, "correct": int(sample.standing(stages).sum())})  # type: ignore[attr-defined]
     yield {**results, "curve": points}
+
+
+def _curve_spec(eps: float, norm: Norm, huge: float | None) -> AttackSpec:
+    """PGD at several eps, smallest first: an image that is broken at one of them is broken at all larger ones."""
+    radii = {min(factor * eps, MAX_EPS[norm]) for factor in CURVE} | ({huge} if huge is not None else set())
+    stages: dict[str, Attack] = {
+        f"pgd20 at {radius:.6g}": PGD(eps=radius, alpha=2.5 * radius / 20, steps=20, norm=norm)
+        for radius in sorted(radii)
+    }
+    return AttackSpec("curve", stages, max(radii), norm)
 
 
 def _recall(sample: Ledger, known: Ledger, stages: list[str]) -> None:
@@ -190,7 +195,7 @@ def curve(measured: dict[str, Any]) -> dict[str, Any]:
     for point in measured["curve"]:
         low, high = wilson(point["correct"], n)
         points.append({"eps": point["eps"], "accuracy": point["correct"] / n, "low": low, "high": high})
-    return {"attack": "PGD, 20 iterations of 2.5 eps / 20", "n": n, "points": points}
+    return {"attack": "PGD, 20 iterations of 2.5 eps / 20, on what smaller eps left standing", "n": n, "points": points}
 
 
 def _outputs(model: nn.Module, part: LabelledImages, size: int) -> dict[str, Any]:
@@ -199,9 +204,9 @@ def _outputs(model: nn.Module, part: LabelledImages, size: int) -> dict[str, Any
     x, _ = image_batch(model, part, slice(None))
     given = x.clone()
     with exact_inference(model, size) as view, torch.no_grad():
-        first = view(given)
+        call_model(model, given[:size])  # not through the view, which hands out copies
         alters_images = not torch.equal(given, x)
-        second, beside_others = view(x.clone()), view(x[::2].clone())
+        first, second, beside_others = view(x), view(x), view(x[::2])
     scale = first.abs().amax().clamp(min=1e-9)
     sums = first.sum(1)
     return {
