@@ -1,9 +1,9 @@
 """All margins on three small networks: AT, TRADES and MAIL-AT, a narrow ResNet-18 and 2,500 real images of CIFAR-10.
 
-    robustmail run docs/studies/margins.py:at --out runs/margins-at
-    robustmail margins runs/margins-at --n 1000 --out lab/margins-at
+    robustmail run docs/studies/margins.py:at
+    robustmail margins runs/margins-at/0 --n 1000
 
-and the same with trades and mail_at instead of at.
+and the same with trades and mail_at instead of at. The plain recipe is that of ingredients.py.
 """
 
 from robustmail import AT, PGD, SGD, TRADES, Recipe, Sigmoid, Stairs, cifar10, pm_adv, subset
