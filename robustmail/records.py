@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -234,6 +235,8 @@ class RunFinished:
     """number of epochs before the first one with example weights"""
     note: str = ""
     """a warning about the weights, or empty"""
+    results: Mapping[str, Any] = field(default_factory=dict)
+    """content of the run's results.json: worst case, light, and more"""
 
 
 @dataclass(frozen=True)

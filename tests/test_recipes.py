@@ -111,14 +111,15 @@ def test_any_number_of_classes_grey_or_colour_and_images_that_are_not_square(nam
     images = {s: rng.integers(0, 256, (2 * classes + 20, channels, 9, 14), dtype=np.uint8) for s in ("train", "test")}
     labels = {s: np.arange(len(x)) % classes for s, x in images.items()}
     np.savez(tmp_path / "set.npz", **{f"x_{s}": images[s] for s in images}, **{f"y_{s}": labels[s] for s in labels})
+    evaluate = ("nat", "pgd2", "cw") if name == "mail_trades" else ("nat",)
     changes = [
         f"data=npz('{tmp_path / 'set.npz'}', validation=9)", "model=small_cnn", "epochs=2", "burn_in=1", "batch=16",
-        "attack.steps=3", "evaluate=nat,pgd2,cw", "optimizer=SGD(lr=0.01)",
+        "attack.steps=3", f"evaluate={','.join(evaluate)}", "optimizer=SGD(lr=0.01)",
     ]  # fmt: skip
     changes += ["weighter.steps=3"] if name == "gair_mart" else []
     changes += ["burn_in=0"] if name == "fat" else []
     records = list(run(apply_overrides(load_recipe(name), changes), tmp_path / "run", name))
-    assert [r.n for r in records if isinstance(r, AttackResult)] == [2 * classes + 20] * 3
+    assert [r.n for r in records if isinstance(r, AttackResult)] == [2 * classes + 20] * len(evaluate)
 
 
 def test_a_margin_defined_in_the_recipe_file_needs_no_registration(slice_path, tmp_path):

@@ -32,7 +32,7 @@ from robustmail.records import (
     WaitingForFolder,
 )  # fmt: skip
 from robustmail.report.log_lines import log_line
-from robustmail.report.tables import results_table
+from robustmail.report.tables import run_table
 from robustmail.runtime.files import append
 from robustmail.text import percent
 
@@ -168,7 +168,7 @@ class PlainLines:
     def __call__(self, record: Record) -> None:
         self._print(record)
         if isinstance(record, RunFinished):
-            self._console.print(results_table(record))
+            self._console.print(run_table(record))
 
 
 class LogFile:
@@ -243,7 +243,7 @@ class Dashboard:
             case RunFinished():
                 self._live.stop()
                 self._console.print(log_line(record), markup=False, highlight=False)
-                self._console.print(results_table(record))
+                self._console.print(run_table(record))
 
     def _begin(self, record: RunStarted) -> None:
         self._run = record

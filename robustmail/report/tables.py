@@ -28,7 +28,7 @@ __all__ = [
     "comparison_table",
     "evaluation_table",
     "light_lines",
-    "results_table",
+    "run_table",
 ]
 
 BELIEVING = "docs/believing.md"  # explains every check in a section with its name
@@ -98,9 +98,12 @@ def as_table(table: TextTable, width: int | None = None) -> str:
     return console.file.getvalue()
 
 
-def results_table(record: RunFinished) -> Table:
-    """A run's accuracies under each attack with their 95 % Wilson intervals."""
-    return _table(f"test set, {record.weights} of epoch {record.epoch + 1}", record.rows)
+def run_table(record: RunFinished) -> RenderableType:
+    """A run's accuracies under each attack with their 95 % Wilson intervals, and as of an evaluation all else."""
+    title = f"test set, {record.weights} of epoch {record.epoch + 1}"
+    if not record.results:
+        return _table(title, record.rows)
+    return _evaluation(title, Results.of(dict(record.results), Path(record.folder)))
 
 
 def evaluation_table(results: dict[str, Any], folder: Path = Path()) -> RenderableType:
@@ -112,7 +115,11 @@ def evaluation_table(results: dict[str, Any], folder: Path = Path()) -> Renderab
     Raises RunError: not the content of a results.json.
     """
     evaluation = Results.of(results, folder)
-    table = _table(f"{evaluation.name}: {evaluation.setting}", evaluation.attacks)
+    return _evaluation(f"{evaluation.name}: {evaluation.setting}", evaluation)
+
+
+def _evaluation(title: str, evaluation: Results) -> RenderableType:
+    table = _table(title, evaluation.attacks)
     table.add_section()
     for row in evaluation.rows[len(evaluation.attacks) :]:
         table.add_row(*_cells(row))

@@ -263,7 +263,9 @@ def _finished(folder: Path, before: bool = False) -> RunFinished:
     results = _read_results(folder)
     rows = tuple(AttackResult(**row) for row in results["attacks"])
     training, file = results["training"], Path(results["weights"]["file"]).name
-    return RunFinished(str(folder), rows, file, training["epoch"], before, training["burn_in"], training["note"])
+    return RunFinished(
+        str(folder), rows, file, training["epoch"], before, training["burn_in"], training["note"], results
+    )
 
 
 def _refuse_another(recipe: Recipe, recorded: dict[str, Any], folder: Path) -> None:

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.long
 
 WORKER, EXACTLY = (Path(__file__).with_name(name) for name in ("worker.py", "exactly.py"))
 SMALL = [
-    "model=cifar_resnet18_w8", "epochs=2", "data.validation=32", "batch=32", "attack.steps=2", "evaluate=nat",
+    "model=small_cnn", "epochs=2", "data.validation=32", "batch=32", "attack.steps=2", "evaluate=nat",
     "test_size=40", "validate=pgd2", "optimizer.lr=0.01", "optimizer.weight_decay=5e-4", "precision=fp32",
 ]  # fmt: skip
 

@@ -8,6 +8,7 @@ import math
 
 import pytest
 import torch
+from rich.console import Console
 
 from robustmail import (
     AT,
@@ -29,6 +30,7 @@ from robustmail.errors import NonFiniteError, RecipeError, RunError
 from robustmail.records import AttackResult, EpochFinished, Forecast, RunFinished, RunStarted, StepFinished
 from robustmail.report.log_lines import log_line
 from robustmail.report.page import write_page
+from robustmail.report.tables import run_table
 from robustmail.train.loop import worse
 from robustmail.train.metrics import weight_stats
 from robustmail.train.run import run, status
@@ -192,7 +194,7 @@ def test_an_exploding_learning_rate_is_stopped_too(tmp_path):
 
 def test_a_run_folder_holds_what_it_promises(tmp_path):
     folder = tmp_path / "run"
-    records = list(run(recipe, folder, "name"))
+    records = list(run(recipe.but(evaluate=("nat", "pgd2")), folder, "name"))
     assert isinstance(records[-1], RunFinished)
     results = json.loads((folder / "results.json").read_text())
     assert [set(row) for row in results["attacks"]] == [
@@ -208,6 +210,11 @@ def test_a_run_folder_holds_what_it_promises(tmp_path):
     with safe_open(folder / "best.safetensors", "pt") as file:
         facts = json.loads(file.metadata()["robustmail"])
     assert (facts["model"], facts["classes"], facts["eps"], facts["normalize"]) == ("small_cnn", 10, 0.1, None)
+    console = Console(width=100, record=True)
+    console.print(run_table(records[-1]))
+    shown = console.export_text()
+    assert "worst case" in shown
+    assert f"light: {results['believable']['light']}" in shown
 
 
 def test_a_finished_run_says_so_and_another_recipe_is_refused_by_its_fields(tmp_path):
@@ -284,7 +291,7 @@ def test_a_run_that_another_process_finished_meanwhile_is_left_alone(tmp_path, m
 
 
 def test_a_budget_that_grows_is_validated_and_evaluated_at_its_last_value(tmp_path):
-    made = recipe.but(attack=PGD(eps=Stairs({0: 0.001, 1: 0.2}), alpha=0.05, steps=2))
+    made = recipe.but(attack=PGD(eps=Stairs({0: 0.001, 1: 0.2}), alpha=0.05, steps=2), evaluate=("pgd2",))
     assert made.budget == 0.2
     records = list(run(made, tmp_path / "run", "name"))
     (settings,) = [r.settings["pgd2"] for r in records if isinstance(r, AttackResult) and r.name == "pgd2"]
