@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from robustmail.catalog import catalog_entries
 from robustmail.cli.options import (
     AcceptReading,
     Batch,
@@ -42,10 +43,10 @@ if TYPE_CHECKING:
     from robustmail.margin_lab.measure import MarginTask
     from robustmail.margin_lab.paper_figures import FigureInputs
 
-__all__ = ["add_to"]
+__all__ = ["add_to", "load_margins"]
 
 T = TypeVar("T")
-MARGINS = "pm_adv,pm_nat,pm_dif,lps"
+MARGINS = "all"
 ATTACKS = "pgd100,cw,apgd"  # DEFAULT_ATTACKS of margin_lab.measure, which imports torch
 FIGURES = ("1a", "1b", "1c", "2", "4")
 
@@ -59,7 +60,9 @@ def add_to(app: typer.Typer) -> None:
 def margins(
     file: File,
     data: Data = None,
-    margins: Annotated[str, typer.Option(help="Names and file.py:margin, with commas.")] = MARGINS,
+    margins: Annotated[
+        str, typer.Option(help="Names and file.py:margin, with commas; all: every built-in margin.")
+    ] = MARGINS,
     against: Annotated[
         str | None, typer.Option(help=f"Attacks that decide which examples are broken.  [default: {ATTACKS}]")
     ] = None,
@@ -83,11 +86,12 @@ def margins(
     """Measure margins on a checkpoint, before training with them.
 
     For each margin: is it continuous? does it depend on the attack's path? does it predict which examples stronger
-    attacks break? which of these does it miss? how many passes does it add to a training step?
+    attacks break? which of these does it miss? which other margins rank examples alike? how many passes does it add to
+    a training step?
     """
     from robustmail.margin_lab.measure import MarginTask, measure_costs
 
-    by_name = _load_margins(margins)
+    by_name, left_out = load_margins(margins)
     inputs = open_inputs(
         file, data, n, model, normalize, weights, probe, device, eps, norm, accept_reading, ignore_unused
     )
@@ -96,6 +100,8 @@ def margins(
     task = MarginTask(inputs.model, inputs.data, by_name, inputs.eps, inputs.norm, attacks, steps, seed,
                       check_count("--batch", batch))  # fmt: skip
     measure_costs(task)  # refuses a margin that breaks its contract, before any folder is made
+    if left_out:
+        print(f"not measured, for lack of what training remembered: {', '.join(left_out)}")
     _measure(task, out or Path("lab") / result_name(inputs.model), fresh, plain)
 
 
@@ -203,11 +209,19 @@ def _attacked_unlike(first: EvaluationInputs, other: EvaluationInputs) -> bool:
     return shapes[0] != shapes[1] or (first.eps, first.norm) != (other.eps, other.norm)
 
 
-def _load_margins(text: str) -> dict[str, Any]:
-    """Load a list of margins; file.py:margin is called `margin`, unless two files have a margin of this name."""
-    from robustmail.config.overrides import parse_value
+def load_margins(text: str) -> tuple[dict[str, Any], list[str]]:
+    """Load a list of margins; file.py:margin is called `margin`, unless two files have a margin of this name.
 
-    names = split_names("--margins", text, MARGINS)
+    `all` stands for every built-in margin without memory; returns also the names of those that it leaves out.
+    """
+    from robustmail.config.overrides import parse_value
+    from robustmail.memory import memory_of
+
+    names, left_out = split_names("--margins", text, MARGINS), []
+    if "all" in names:
+        builtin = [name for name, entry in catalog_entries("margins").items() if entry.module]
+        left_out = [name for name in builtin if memory_of(parse_value(name, "margins")) and name not in names]
+        names = [name for name in dict.fromkeys([*builtin, *names]) if name not in ("all", *left_out)]
     if files := [name for name in names if name.endswith(".py")]:
         raise PluginError(f"--margins {files[0]}", "a file without the name of a margin", f"Write {files[0]}:margin.")
     short_names = [name.rpartition(".py:")[2] for name in names]
@@ -217,7 +231,7 @@ def _load_margins(text: str) -> dict[str, Any]:
         if not callable(margin):
             raise PluginError(f"--margins {name}", "not a callable", "Name a function that takes a Step.")
         by_name[name if short_names.count(short) > 1 else short] = margin
-    return by_name
+    return by_name, left_out
 
 
 def _last(records: Iterator[Any], plain: bool, folder: Path) -> Any:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from robustmail.attacks.torchattacks import torchattack
 from robustmail.data.image_files import data_fingerprint
 from robustmail.data.testsets import TestSet
-from robustmail.errors import DataError, RunError
+from robustmail.errors import DataError, PluginError, RunError
 from robustmail.evaluation.attack_specs import AttackSpec, attack_spec, check_eps, passes_per_image, unique_names
 from robustmail.evaluation.evaluator import attack_result, batch_sizer, clean_pass, run_attack
 from robustmail.evaluation.ledger import BROKE, Ledger
@@ -23,8 +23,18 @@ from robustmail.evaluation.task import describe_data, spec_differences
 from robustmail.fields import describe, fingerprint
 from robustmail.margin_lab.attack_paths import AttackPath, PathSpec, path_specs, run_path
 from robustmail.margin_lab.margin_values import MarginValues, margin_cost, margin_values
-from robustmail.margin_lab.results import AREAS, CAUSES, Area, Cost, Findings, LabResults
-from robustmail.margin_lab.statistics import auroc_behind, continuity, critical_among, hidden, quartiles, spread, truth
+from robustmail.margin_lab.results import AREAS, CAUSES, Area, Cost, Findings, LabResults, RankCorrelation
+from robustmail.margin_lab.statistics import (
+    auroc_behind,
+    continuity,
+    critical_among,
+    hidden,
+    quartiles,
+    rank_correlations,
+    spread,
+    truth,
+)
+from robustmail.memory import memory_of
 from robustmail.norms import Norm
 from robustmail.records import AttackProgress, AttackResult, ProgressUpdate
 from robustmail.runtime.files import atomic_write_json
@@ -68,6 +78,7 @@ class MarginTask:
     batch: images under attack at once; changes no number.
 
     Raises RecipeError: unknown attack, or eps not positive. Raises DataError: fewer than two images.
+    Raises PluginError: a margin with memory.
     """
 
     subject: LoadedModel
@@ -85,6 +96,9 @@ class MarginTask:
         check_eps(self.eps, self.norm)
         if len(self.data.part.y) < 2:
             raise DataError(self.data.name, "one image is not enough to rank margins", "Pass --n 100 or more.")
+        for name in (name for name, margin in self.margins.items() if memory_of(margin)):
+            wrong = "remembers what it saw in training, which a checkpoint does not hold"
+            raise PluginError(f"margin {name}", wrong, "Leave it out.")
         classes = self.subject.classes
         self.attacks = unique_names([attack_spec(attack, self.eps, classes, self.norm) for attack in self.against])
 
@@ -225,6 +239,7 @@ def _lab_results(
     findings = [_findings(name, by_cause, outcomes, costs[name], seed) for name, by_cause in values.items()]
     findings.sort(key=_rank_key, reverse=True)
     findings = [_compare_with_best(row, findings[0], values, outcomes, seed) for row in findings]
+    margins = {row.margin: values[row.margin]["draw"][0] for row in findings if not row.wrong}
     return LabResults(
         name=task.subject.name,
         n=len(outcomes.label),
@@ -242,14 +257,11 @@ def _lab_results(
             "critical": outcomes.critical.tolist(),
             "distance": json_floats(outcomes.distance),
         },
-        margins={
-            name: json_floats(by_cause["draw"][0])
-            for name, by_cause in values.items()
-            if not _nonfinite_message(by_cause)
-        },
+        margins={name: json_floats(margin) for name, margin in margins.items()},
         weights=task.subject.weights,
         data=describe_data(task.data, task.subject.classes, data_fingerprint(task.data.part)),
         provenance={k: v for k, v in provenance(task.subject.device).items() if k != "date"},
+        rank_correlation=_rank_correlation(margins, outcomes.correct, seed),
     )
 
 
@@ -279,6 +291,22 @@ def _findings(name: str, values: MarginValues, outcomes: _Outcomes, cost: Cost, 
         areas={area: quartiles(margin[outcomes.area == area]) for area in AREAS if (outcomes.area == area).any()},
         hidden=hidden(margin, outcomes.area == "safe", outcomes.critical, seed),
     )
+
+
+def _rank_correlation(margins: Mapping[str, Floats], correct: Bools, seed: int) -> RankCorrelation:
+    """Of every two margins, over all examples and over the correct ones."""
+    names = list(margins)
+    if not names:
+        return {}
+    columns = np.stack([margins[name] for name in names])
+    matrices = {
+        "everywhere": rank_correlations(columns, seed),
+        "right": rank_correlations(columns[:, correct], seed),
+    }
+    return {
+        images: {name: dict(zip(names, row, strict=True)) for name, row in zip(names, matrix, strict=True)}
+        for images, matrix in matrices.items()
+    }
 
 
 def _rank_key(findings: Findings) -> tuple[float, float]:

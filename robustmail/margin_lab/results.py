@@ -19,6 +19,7 @@ __all__ = [
     "Hidden",
     "LabResults",
     "Quartiles",
+    "RankCorrelation",
     "Spread",
     "Truth",
 ]
@@ -40,6 +41,9 @@ class Estimate:
     value: float | None
     low: float | None = None
     high: float | None = None
+
+
+RankCorrelation = dict[str, dict[str, dict[str, Estimate]]]
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,8 @@ class LabResults:
     attack_cost: passes of the training attack.
     images: {column: a value per image} with the columns label, area, broken, critical and distance.
     margins: {margin: a value per image}.
+    rank_correlation: {set of images: {margin: {margin: Spearman's rank correlation}}} over the sets `everywhere` and
+        `right` of `Findings`, for the margins that could be measured; empty in files of earlier versions.
     spec, weights, data, provenance: as in the results of an evaluation.
     """
 
@@ -177,6 +183,7 @@ class LabResults:
     weights: dict[str, Any]
     data: dict[str, Any]
     provenance: dict[str, Any]
+    rank_correlation: RankCorrelation = field(default_factory=dict)
 
     @classmethod
     def of(cls, raw: dict[str, Any]) -> LabResults:
@@ -186,6 +193,10 @@ class LabResults:
         fields["areas"] = tuple(Area(**area) for area in raw["areas"])
         fields["findings"] = tuple(map(_findings, raw["findings"]))
         fields["attack_cost"] = Cost(**raw["attack_cost"])
+        fields["rank_correlation"] = {
+            images: {one: {other: Estimate(**rho) for other, rho in row.items()} for one, row in rows.items()}
+            for images, rows in raw.get("rank_correlation", {}).items()
+        }
         return cls(**fields)
 
 

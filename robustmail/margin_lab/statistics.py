@@ -17,6 +17,7 @@ __all__ = [
     "critical_among",
     "hidden",
     "quartiles",
+    "rank_correlations",
     "spearman",
     "spread",
     "truth",
@@ -116,10 +117,21 @@ def bootstrap(statistic: Statistic, *columns: Floats, seed: int, resamples: int 
     if np.isnan(value) or n < 2:
         return Estimate(None)
     blocks = _resampled_indices(n, seed, resamples)
-    estimates = np.concatenate([statistic(*(column[indices] for column in columns)) for indices in blocks])
-    # In a resample without a broken example the statistic is NaN.
-    low, high = np.percentile(estimates[~np.isnan(estimates)], (2.5, 97.5))
-    return Estimate(value, float(low), float(high))
+    return _estimate(value, np.concatenate([statistic(*(column[indices] for column in columns)) for indices in blocks]))
+
+
+def rank_correlations(margins: Floats, seed: int) -> list[list[Estimate]]:
+    """Estimate Spearman's rank correlation of every two of M margins, [M, N]: M rows of M, intervals as in `bootstrap`.
+
+    Equal values share their mean rank. A margin with one value has no rank correlation, not even with itself.
+    """
+    size, n = margins.shape
+    if n < 2:
+        return [[Estimate(None)] * size for _ in range(size)]
+    values = _spearman_matrix(margins)
+    blocks = _resampled_indices(n, seed, RESAMPLES)
+    resampled = np.stack([_spearman_matrix(margins[:, indices]) for block in blocks for indices in block])
+    return [[_estimate(float(values[i, j]), resampled[:, i, j]) for j in range(size)] for i in range(size)]
 
 
 def auroc_behind(best: Floats, margin: Floats, broken: Floats, seed: int) -> Estimate:
@@ -170,6 +182,29 @@ def quartiles(values: Floats) -> Quartiles:
     """Compute the three quartiles of values, [N] with N > 0."""
     low, median, high = (float(v) for v in np.percentile(values, (25, 50, 75)))
     return Quartiles(low, median, high)
+
+
+def _estimate(value: float, resampled: Floats) -> Estimate:
+    """A value with the interval of its resamples, without those that are NaN: no broken example, or one value."""
+    if np.isnan(value):
+        return Estimate(None)
+    low, high = np.percentile(resampled[~np.isnan(resampled)], (2.5, 97.5))
+    return Estimate(value, float(low), float(high))
+
+
+def _spearman_matrix(rows: Floats) -> Floats:
+    """Spearman's rank correlation of every two rows, [M, N] -> [M, M]; NaN where one is constant.
+
+    All sums are exact, so the matrix is symmetric to the bit and its diagonal is 1.
+    """
+    from scipy.stats import rankdata
+
+    ranks = rankdata(rows, axis=-1) - (rows.shape[-1] + 1) / 2
+    products = ranks @ ranks.T
+    squares = np.diagonal(products)
+    with np.errstate(invalid="ignore"):
+        rho: Floats = products / np.sqrt(np.outer(squares, squares))
+    return rho
 
 
 def _resampled_indices(n: int, seed: int, resamples: int) -> Iterator[npt.NDArray[np.integer]]:

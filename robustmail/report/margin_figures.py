@@ -34,6 +34,8 @@ CAUSE_LABELS = {
 }
 BINS = 40
 MAXIMUM_HATCH = "...."
+GAP = 0.3  # between the margins and the outcomes, in cells
+DARK = 0.6  # from here on a cell is so dark that its text is white
 
 
 def draw_lab(lab: LabResults, folder: Path) -> list[Path]:
@@ -136,6 +138,46 @@ def _intervals(
         )
 
 
+def _rank_correlation(lab: LabResults, measured: Sequence[Findings], stem: Path, files: list[Path]) -> None:
+    """Heat maps: the rank correlation of every two margins, and of each margin with the outcome of the attacks."""
+    names = [findings.margin for findings in measured]
+    panels = {
+        "everywhere": ("all images", [findings.everywhere for findings in measured]),
+        "right": ("images correct\nwithout an attack", [findings.right for findings in measured]),
+    }
+    side = 0.42 * len(names)
+    with saved_figure(stem, 3.4 + 2 * side, 1.7 + side, files) as page:
+        axes = page.subplots(1, 2, sharey=True)
+        for axis, (images, (title, truths)) in zip(axes, panels.items(), strict=True):
+            rows = lab.rank_correlation[images]
+            _heat_map(axis, [[rows[one][other].value for other in names] for one in names], 0)
+            outcomes = [
+                [None, None] if truth is None else [truth.broken.value, truth.distance.value] for truth in truths
+            ]
+            _heat_map(axis, outcomes, len(names) + GAP)
+            columns = [*range(len(names)), len(names) + GAP, len(names) + GAP + 1]
+            axis.set_xticks(columns, [*names, "(stands)", "(distance)"], rotation=90)
+            axis.set(xlabel="margin, and\n(outcome of attacks)", title=title)
+            axis.tick_params(length=0)
+            axis.spines[:].set_visible(False)
+        _margin_rows(axes[0], measured)
+        page.suptitle("rank correlation", fontsize="medium")
+
+
+def _heat_map(axis: Any, rows: Sequence[Sequence[float | None]], left: float) -> None:
+    """Draw numbers from -1 to 1 as coloured cells with the number in each, from the column `left` to the right."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    values = np.array([[np.nan if value is None else value for value in row] for row in rows])
+    colours = LinearSegmentedColormap.from_list("correlation", [ORANGE, "white", BLUE])
+    edges = [np.arange(size + 1) - 0.5 for size in values.shape]
+    axis.pcolormesh(edges[1] + left, edges[0], np.ma.masked_invalid(values), cmap=colours, vmin=-1, vmax=1)
+    for (i, j), value in np.ndenumerate(values):
+        text = "–" if np.isnan(value) else f"{value:.2f}"
+        colour = "white" if value > DARK else "black"
+        axis.text(j + left, i, text, ha="center", va="center", fontsize=7, color=colour)
+
+
 def _areas(lab: LabResults, measured: Sequence[Findings], stem: Path, files: list[Path]) -> None:
     """Left: size and broken share of each area. Right: the ranks that each margin gives to its images."""
     from scipy.stats import rankdata
@@ -223,6 +265,7 @@ PICTURES: dict[str, Callable[[LabResults, Sequence[Findings], Path, list[Path]],
     "continuity": _continuity,
     "paths": _paths,
     "truth": _truth,
+    "rank_correlation": _rank_correlation,
     "areas": _areas,
     "hidden": _hidden,
     "cost": _cost,

@@ -17,6 +17,8 @@ from robustmail.text import format_eps, percent, plural
 
 __all__ = ["lab_table", "read_lab"]
 
+SAME_ORDER = 0.95  # two margins rank alike where the whole interval of their rank correlation is above this
+
 
 def read_lab(folder: Path) -> LabResults:
     """Read the margins.json of a folder. Raises RunError: missing or damaged."""
@@ -49,7 +51,7 @@ def _table(title: str, *columns: str) -> Table:
     table = Table(title=Text(title), title_justify="left", title_style="", header_style="")
     table.add_column("margin", overflow="fold")
     for name in columns:
-        table.add_column(name, justify="left" if name == "values" else "right")
+        table.add_column(name, justify="left" if name == "values" else "right", overflow="fold")
     return table
 
 
@@ -102,9 +104,25 @@ def _notes(lab: LabResults) -> Iterator[str]:
     if lab.fab_missed:
         missed = plural(lab.fab_missed, "example")
         yield f"FAB missed {missed} that an attack breaks inside eps: its distances are upper bounds."
+    yield from _same_orders(lab)
     for findings in lab.findings:
         if findings.everywhere and (auroc := findings.everywhere.auroc).high is not None and auroc.high < 0.5:
             yield f"{findings.margin} is inverted: broken examples have high values. Change its sign."
+
+
+def _same_orders(lab: LabResults) -> Iterator[str]:
+    """A line for each group of margins that rank all examples nearly like its best one."""
+    rows, named = lab.rank_correlation.get("everywhere", {}), set()
+    for best in (findings.margin for findings in lab.findings if findings.margin in rows):
+        alike = {
+            name: rho
+            for name, rho in rows[best].items()
+            if name not in named and name != best and rho.low is not None and rho.low >= SAME_ORDER
+        }
+        if best not in named and alike:
+            named |= {best, *alike}
+            margins = ", ".join(f"{name} {rho.value:.3f}" for name, rho in alike.items())
+            yield f"Nearly the order of {best} (rank correlation over all images at least {SAME_ORDER}): {margins}."
 
 
 def _area(area: Area) -> str:

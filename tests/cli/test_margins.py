@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from robustmail.catalog import catalog_entries
 from robustmail.cli.evaluate import eval_
-from robustmail.cli.margins import figure, margins
+from robustmail.cli.margins import figure, load_margins, margins
 from robustmail.models.classifier import build
 from tests.cli.test_bad_input import assert_refused, robustmail  # noqa: F401  a fixture
 
@@ -56,6 +57,24 @@ def test_margins_writes_numbers_pictures_and_where_they_come_from(robustmail, fo
     assert (folder / "lab/paths.png").stat().st_size > 1000
 
 
+def test_all_margins_but_those_with_memory_are_measured_where_none_is_named(robustmail, folder: Path):  # noqa: F811
+    done = robustmail(f"margins net.pth {READ} --against pgd2 --steps 2 --out lab")
+    assert done.code == 0, done.err
+    assert "not measured, for lack of what training remembered: target_confidence" in done.out
+    measured = set(catalog_entries("margins")) - {"target_confidence"}
+    found = json.loads((folder / "lab/margins.json").read_text())
+    assert set(found["margins"]) == set(found["rank_correlation"]["everywhere"]) == measured
+    assert (folder / "lab/rank_correlation.png").stat().st_size > 1000
+
+
+def test_all_stands_beside_margins_of_a_file_and_a_margin_with_memory_may_be_named(folder: Path, monkeypatch):
+    monkeypatch.chdir(folder)
+    loaded, left_out = load_margins("lps,all,own.py:doubt")
+    assert set(loaded) | set(left_out) == {*catalog_entries("margins"), "doubt"}
+    assert left_out == ["target_confidence"]
+    assert "target_confidence" in load_margins("all,target_confidence")[0], "to be refused with its reason"
+
+
 def test_figure_draws_several_models_and_writes_the_numbers(robustmail, folder: Path):  # noqa: F811
     done = robustmail(f"figure 1c net.pth net.pth {READ} --out f")
     assert done.code == 0, done.err
@@ -97,6 +116,7 @@ def test_the_weights_of_runs_do_not_share_a_folder(robustmail, folder: Path):  #
     ("words", "says"),
     [
         ("margins net.pth --margins pm_ad", "no such plugin among the margins. Did you mean 'pm_adv'?"),
+        ("margins net.pth --margins target_confidence", "remembers what it saw in training"),
         ("margins net.pth --margins lps,lps", "--margins: lps is named twice"),
         ("margins net.pth --margins own.py:doubbt", "has no 'doubbt'. Did you mean 'doubt'?"),
         ("margins net.pth --margins own.py:number", "not a callable. Name a function that takes a Step"),

@@ -13,6 +13,7 @@ import typer
 
 from robustmail.catalog import recipe_files
 from robustmail.cli.main import app
+from robustmail.cli.margins import load_margins
 from robustmail.cli.options import parse_attack
 from robustmail.config.loader import load_recipe
 from robustmail.config.overrides import apply_overrides, parse_value
@@ -61,8 +62,8 @@ def check_meaning(verb: str, given: dict) -> None:
     for names in (given.get("attacks"), given.get("against")):
         if names:
             parse_attacks([parse_attack(name) for name in names.split(",")], 8 / 255, 10, "linf")
-    for name in (given.get("margins") or "").split(","):
-        assert not name or callable(parse_value(name, "margins"))
+    if given.get("margins"):
+        load_margins(given["margins"])
     if given.get("normalize"):
         parse_normalization(given["normalize"], 3)
     if (data := given.get("data")) and "/" not in data and "." not in data:

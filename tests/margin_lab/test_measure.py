@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
+from scipy.stats import spearmanr
 from torch import nn
 
-from robustmail import PGD, digits, lps, pm_adv
+from robustmail import PGD, digits, loss_adv, lps, p_adv, pm_adv, target_confidence
 from robustmail.data.dataset import to_float
 from robustmail.data.testsets import TestSet
 from robustmail.errors import PluginError, RecipeError
@@ -70,7 +72,7 @@ def task() -> MarginTask:
         optimizer.step()
     data = TestSet("digits", images.test.first(120), 10, given="digits()")
     margins = {"strong": strong, "noise": noise, "lps": lps, "pm_adv": pm_adv, "constant": constant,
-               "sometimes_nan": sometimes_nan}  # fmt: skip
+               "sometimes_nan": sometimes_nan, "p_adv": p_adv, "loss_adv": loss_adv}  # fmt: skip
     return MarginTask(LoadedModel.of(model.eval(), data), data, margins, 0.1, against=("cw", "pgd20"))
 
 
@@ -108,6 +110,47 @@ def test_a_margin_with_nan_is_reported_and_does_not_spoil_the_others(lab: LabRes
     assert "sometimes_nan" not in lab.margins
 
 
+def test_the_rank_correlations_are_those_of_the_values_in_the_file(lab: LabResults):
+    correct = np.array(lab.images["area"]) != "wrong"
+    for images, chosen in ("everywhere", slice(None)), ("right", correct):
+        rows = lab.rank_correlation[images]
+        assert list(rows) == [findings.margin for findings in lab.findings if not findings.wrong]
+        assert all(list(row) == list(rows) for row in rows.values())
+        lps, pm_adv = (np.array(lab.margins[name])[chosen] for name in ("lps", "pm_adv"))
+        assert rows["lps"]["pm_adv"].value == pytest.approx(spearmanr(lps, pm_adv).statistic, rel=1e-12)
+        assert rows["lps"]["constant"].value is None
+
+
+def test_the_table_names_margins_that_rank_alike_once(lab: LabResults):
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(lab_table(lab))
+    lines = [line for line in console.export_text().splitlines() if line.startswith("Nearly the order of")]
+    assert sum("p_adv" in line.replace("pm_adv", "") and "loss_adv 1.000" in line for line in lines) == 1
+    assert not any("noise" in line or "constant" in line for line in lines)
+
+
+def test_a_heat_map_has_a_number_in_every_cell_and_the_truth_beside_the_margins(
+    lab: LabResults, pages: list, tmp_path: Path
+):
+    draw_lab(lab, tmp_path)
+    page = pages[list(PICTURES).index("rank_correlation")]
+    for axis, images in zip(page.axes, ("everywhere", "right"), strict=True):
+        names = [label.get_text() for label in axis.get_xticklabels()]
+        assert names == [*lab.rank_correlation[images], "(stands)", "(distance)"]
+        cells = [text.get_text() for text in axis.texts]
+        assert len(cells) == 7 * 9
+        truths = [getattr(findings, images) for findings in lab.findings if not findings.wrong]
+        known = [truth.distance.value for truth in truths]
+        assert cells[7 * 7 + 1 :: 2] == ["–" if value is None else f"{value:.2f}" for value in known]
+
+
+def test_a_margin_with_memory_is_refused(task: MarginTask):
+    with pytest.raises(
+        PluginError, match=r"margin target_confidence: remembers what it saw in training.* Leave it out"
+    ):
+        dataclasses.replace(task, margins={"lps": lps, "target_confidence": target_confidence()})
+
+
 def test_areas_and_distances_are_consistent(lab: LabResults):
     assert sum(area.n for area in lab.areas) == lab.n
     assert [area.broken for area in lab.areas[:2]] == [area.n for area in lab.areas[:2]]
@@ -136,8 +179,6 @@ def test_the_same_task_gives_the_same_bytes_whatever_the_batch_and_reads_back(
 
 
 def test_every_question_has_a_picture_and_the_table_names_the_verdicts(lab: LabResults, tmp_path: Path):
-    from rich.console import Console
-
     files = draw_lab(lab, tmp_path)
     assert {path.name for path in files} == {f"{name}.{form}" for name in PICTURES for form in ("png", "svg")}
     first = {path: path.read_bytes() for path in files}
@@ -169,7 +210,7 @@ def pages(monkeypatch: pytest.MonkeyPatch) -> list:
 def test_every_axis_is_labelled_and_every_bar_lies_inside_it(lab: LabResults, pages: list, tmp_path: Path):
     draw_lab(lab, tmp_path)
     axes = [axis for page in pages for axis in page.axes if axis.axison]
-    assert len(axes) == 5 + 1 + 2 + 2 + 1 + 1  # five margins could be measured
+    assert len(axes) == 7 + 1 + 2 + 2 + 2 + 1 + 1  # seven margins could be measured
     for axis in axes:
         assert axis.get_xlabel()
         assert axis.get_ylabel() or not axis.yaxis.get_tick_params()["labelleft"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 
 from robustmail.margin_lab.statistics import (
@@ -13,6 +14,7 @@ from robustmail.margin_lab.statistics import (
     continuity,
     critical_among,
     hidden,
+    rank_correlations,
     spearman,
     spread,
     truth,
@@ -104,3 +106,36 @@ def test_critical_examples_at_the_maximum_are_hidden_and_their_auroc_is_one_half
     result = hidden(margin, safe, critical, seed=0)
     assert (result.at_maximum, result.critical_at_maximum, result.above_median) == (4, 2, 2)
     assert result.auroc.value == 0.5
+
+
+def margins_with_ties(n: int) -> np.ndarray:
+    """A fine margin, a function of it that saturates, steps, their opposite, noise and a constant, [6, N]."""
+    rng = np.random.default_rng(0)
+    fine = rng.normal(size=n)
+    steps = (3 * fine + rng.normal(size=n)).round()
+    return np.stack([fine, np.minimum(np.exp(fine), 1.5), steps, -steps, rng.normal(size=n), np.ones(n)])
+
+
+def test_the_rank_correlations_are_scipys_symmetric_and_one_on_the_diagonal():
+    margins = margins_with_ties(60)
+    values = np.array([[estimate.value for estimate in row] for row in rank_correlations(margins, 0)], float)
+    assert np.isnan(values[-1]).all()
+    assert np.isnan(values[:, -1]).all(), "a constant has no rank correlation"
+    varied = values[:-1, :-1]
+    np.testing.assert_allclose(varied, spearmanr(margins[:-1], axis=1).statistic, rtol=1e-12)
+    assert (varied == varied.T).all()
+    assert (np.diagonal(varied) == 1).all()
+    assert varied[2, 3] == -1
+
+
+def test_the_intervals_of_rank_correlations_are_those_of_the_bootstrap():
+    margins = margins_with_ties(40)
+    found = rank_correlations(margins, 7)
+    for i, j in (0, 1), (2, 4), (5, 0):
+        assert found[i][j] == found[j][i] == bootstrap(spearman, margins[i], margins[j], seed=7)
+    assert (found[2][2].low, found[2][2].high) == (1, 1)
+
+
+def test_fewer_than_two_images_have_no_rank_correlation():
+    for n in 0, 1:
+        assert [e.value for row in rank_correlations(np.zeros((2, n)), 0) for e in row] == [None] * 4
