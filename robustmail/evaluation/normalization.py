@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -262,12 +262,19 @@ def score(network: str, normalization: str, model: Classifier, part: LabelledIma
 
 
 def refuse_double_normalization(score: Score, networks: dict[str, nn.Module], sample: LabelledImages) -> None:
-    """Refuse a normalisation that the user named if the network is better without it (raises ModelError)."""
+    """Refuse a normalisation that the user named if the network is better without it, beyond chance.
+
+    Raises ModelError.
+    """
     bare = next(score_all([(score.network, "none")], networks, {"none": None}, sample), None)
-    if bare is not None and bare.accuracy > score.right[: len(sample.y)].double().mean().item() + 0.05:
+    if bare is None:
+        return
+    n = len(sample.y)
+    given = replace(score, right=score.right[:n])
+    if bare.accuracy > given.accuracy + 0.05 and not _tie(bare, given):
         raise ModelError(
             f"--normalize {score.normalization}",
-            f"the model seems to normalise already: of {len(sample.y)} images {100 * bare.accuracy:.1f} % are "
-            f"right without, {100 * score.accuracy:.1f} % with it",
+            f"the model seems to normalise already: of {n} images {100 * bare.accuracy:.1f} % are "
+            f"right without, {100 * given.accuracy:.1f} % with it",
             "Drop --normalize, or pass --normalize none.",
         )

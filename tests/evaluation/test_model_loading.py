@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from robustmail.evaluation.normalization import (
     best_fit,
     format_normalization,
     parse_normalization,
+    refuse_double_normalization,
+    score,
     usual_normalizations,
 )
 from robustmail.evaluation.reading_choice import _choice_notes
@@ -284,3 +287,21 @@ def test_a_probe_tells_the_numbers_that_decided():
     told = list(_choice_notes(best, [], ranked))
     assert told[0].endswith("of those tried on 300 images")
     assert told[3].endswith("c, on 20 images")
+
+
+def test_a_named_normalisation_is_refused_only_where_the_network_is_better_without_it_beyond_chance():
+    """Of n images a network that normalises nothing itself gets all right without, half with the normalisation."""
+
+    class Bright(nn.Module):
+        """Class 1 where the mean is above 0."""
+
+        def forward(self, x):
+            mean = x.flatten(1).mean(1)
+            return torch.stack([0 * mean, mean], 1)
+
+    for n, refused in ((4, False), (40, True)):
+        part = Split(torch.linspace(0.1, 0.9, n).view(n, 1, 1, 1).expand(n, 1, 4, 4), torch.ones(n, dtype=torch.int64))
+        given = score("net", "half", Classifier(Bright(), ((0.5,), (0.5,))), part)
+        assert given.accuracy == 0.5
+        with pytest.raises(ModelError, match="100.0 % are right without, 50.0 %") if refused else nullcontext():
+            refuse_double_normalization(given, {"net": Bright()}, part)
