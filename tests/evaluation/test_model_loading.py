@@ -303,5 +303,5 @@ def test_a_named_normalisation_is_refused_only_where_the_network_is_better_witho
         part = Split(torch.linspace(0.1, 0.9, n).view(n, 1, 1, 1).expand(n, 1, 4, 4), torch.ones(n, dtype=torch.int64))
         given = score("net", "half", Classifier(Bright(), ((0.5,), (0.5,))), part)
         assert given.accuracy == 0.5
-        with pytest.raises(ModelError, match="100.0 % are right without, 50.0 %") if refused else nullcontext():
+        with pytest.raises(ModelError, match=r"100\.0 % are right without, 50\.0 %") if refused else nullcontext():
             refuse_double_normalization(given, {"net": Bright()}, part)
