@@ -16,6 +16,7 @@ from rich.text import Text
 
 from robustmail.evaluation.results import LIGHTS, Light, Results
 from robustmail.records import AttackResult, RunFinished
+from robustmail.report.classes import class_notes, class_rows
 from robustmail.runtime.untrusted import printable
 from robustmail.text import percent
 
@@ -123,7 +124,11 @@ def _evaluation(title: str, evaluation: Results) -> RenderableType:
     table.add_section()
     for row in evaluation.rows[len(evaluation.attacks) :]:
         table.add_row(*_cells(row))
-    notes = [Text(printable(text)) for text in (f"{evaluation.claim}.", *evaluation.caveats)]
+    table.add_section()
+    for cells in class_rows(evaluation):
+        table.add_row(*(Text(printable(cell)) for cell in cells), "")
+    sentences = [f"{text}." for text in (evaluation.claim, *class_notes(evaluation))]
+    notes = [Text(printable(text)) for text in (*sentences, *evaluation.caveats)]
     return Group(table, *notes, *(light_lines(evaluation.light) if evaluation.light else ()))
 
 
