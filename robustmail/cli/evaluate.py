@@ -288,23 +288,27 @@ def compare(
 ) -> None:
     """Compare two evaluations image by image.
 
-    Prints for each attack the paired difference in accuracy, its 95 % interval and McNemar's exact p.
+    Prints for each attack the paired difference in accuracy, its 95 % interval and McNemar's exact p; then the
+    accuracy in the worst classes.
     """
     from dataclasses import asdict
 
     from rich.console import Console
 
     from robustmail.evaluation.compare import compare as compare_evaluations
+    from robustmail.evaluation.compare import compare_classes
     from robustmail.evaluation.storage import read_evaluation
     from robustmail.report.tables import comparison_table
 
-    evaluations = (read_evaluation(folder, strict=True) for folder in (first, second))
+    evaluations = [read_evaluation(folder, strict=True) for folder in (first, second)]
     rows, notes = compare_evaluations(*evaluations)
+    classes, about_classes = compare_classes(*evaluations)
+    notes.append(about_classes)
     if as_json:
         as_dicts = [{**asdict(row), "paired": row.paired._asdict()} for row in rows]
-        print(json.dumps({"rows": as_dicts, "notes": notes}, indent=2))
+        print(json.dumps({"rows": as_dicts, "worst_classes": list(map(asdict, classes)), "notes": notes}, indent=2))
         return
-    Console().print(comparison_table(rows, str(first), str(second), notes))
+    Console().print(comparison_table(rows, classes, str(first), str(second), notes))
 
 
 def merge(

@@ -15,6 +15,7 @@ from robustmail.text import percent
 
 __all__ = [
     "KINDS",
+    "CLASS_METRICS",
     "CLASS_SHAPE",
     "WORST_SHAPE",
     "ClassAccuracy",
@@ -29,6 +30,8 @@ __all__ = [
 
 KINDS = ("natural", "robust")
 """accuracy without an attack, and under all attacks that were run"""
+CLASS_METRICS = {kind: (f"{kind} worst class", f"{kind} tail 30 %") for kind in KINDS}
+"""names of the accuracies in the worst class and in the tail, in tables"""
 TAIL = 0.3
 """share of the classes over which the tail is a mean, as RA-Tail-30 in papers"""
 MAX_IMAGES = 10**7

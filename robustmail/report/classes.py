@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from robustmail.evaluation.class_accuracies import KINDS, bias_note
+from robustmail.evaluation.class_accuracies import CLASS_METRICS, KINDS, bias_note
 from robustmail.evaluation.results import Results
 from robustmail.text import percent
 
 __all__ = ["CLASS_HEADS", "class_cells", "class_notes", "class_rows", "class_title"]
 
-CLASS_HEADS = [f"{kind} {what}" for kind in KINDS for what in ("worst class", "tail 30 %")]
+CLASS_HEADS = [name for names in CLASS_METRICS.values() for name in names]
 
 
 def class_title(r: Results, number: int) -> str:
@@ -24,9 +24,14 @@ def class_rows(r: Results) -> Iterator[tuple[str, str, str, str]]:
     for kind, worst in r.worst_classes.items():
         one, tail = worst.worst, worst.tail_classes
         interval = f"{percent(one.low)} – {percent(one.high)}"
-        name = f"{kind} worst class: {class_title(r, one.number)}"
-        yield name, percent(one.accuracy), interval, f"{round(one.accuracy * one.n)} / {one.n}"
-        yield f"{kind} tail 30 %", percent(worst.tail), "–", f"{len(tail)} of {len(r.classes[kind])} classes"
+        worst_class, tail_name = CLASS_METRICS[kind]
+        yield (
+            f"{worst_class}: {class_title(r, one.number)}",
+            percent(one.accuracy),
+            interval,
+            f"{round(one.accuracy * one.n)} / {one.n}",
+        )
+        yield tail_name, percent(worst.tail), "–", f"{len(tail)} of {len(r.classes[kind])} classes"
 
 
 def class_cells(r: Results) -> list[str]:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from robustmail.errors import RunError, did_you_mean
+from robustmail.evaluation.class_accuracies import CLASS_METRICS
 from robustmail.evaluation.results import Results, read_results
 from robustmail.records import AttackResult
 from robustmail.report.classes import CLASS_HEADS, class_cells, class_notes
@@ -74,9 +75,9 @@ def _csv_row(row: AttackResult) -> dict[str, object]:
 
 def _csv_class_rows(r: Results) -> Iterator[dict[str, object]]:
     for kind, worst in r.worst_classes.items():
-        one = asdict(worst.worst)
-        yield one | {"attack": f"{kind} worst class", "correct": round(worst.worst.accuracy * worst.worst.n)}
-        yield {"attack": f"{kind} tail 30 %", "accuracy": worst.tail}
+        one, (worst_class, tail) = asdict(worst.worst), CLASS_METRICS[kind]
+        yield one | {"attack": worst_class, "correct": round(worst.worst.accuracy * worst.worst.n)}
+        yield {"attack": tail, "accuracy": worst.tail}
 
 
 def _plain(value: object) -> object:
@@ -90,7 +91,10 @@ def _plain(value: object) -> object:
 def _json(results: dict[str, Results]) -> str:
     rows = [
         {
-            "folder": folder, "n": r.n, **_metadata(r), "attacks": [asdict(row) for row in r.rows],
+            "folder": folder,
+            "n": r.n,
+            **_metadata(r),
+            "attacks": [asdict(row) for row in r.rows],
             "worst_classes": {kind: asdict(worst) for kind, worst in r.worst_classes.items()},
         }
         for folder, r in results.items()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+
 from robustmail.evaluation.class_accuracies import KINDS, class_row, worst_classes
 
 Folder = Callable[..., Path]
