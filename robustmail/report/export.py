@@ -19,7 +19,7 @@ from robustmail.report.tables import TextTable, as_latex, as_markdown, as_table
 from robustmail.runtime.untrusted import printable
 from robustmail.text import format_eps
 
-__all__ = ["FORMATS", "check_format", "export"]
+__all__ = ["FORMATS", "export"]
 
 Setting = Callable[[Results], str]
 SETTINGS: dict[str, Setting] = {
@@ -41,17 +41,12 @@ def export(folders: Sequence[Path], format: str, width: int | None = None) -> st
 
     Raises RunError: unknown format; a results.json is missing or damaged.
     """
-    check_format(format)
+    if format not in FORMATS:
+        raise RunError(f"export {format!r}", "no such format", did_you_mean(format, FORMATS))
     results = {str(folder): read_results(folder) for folder in folders}
     if format == "table":
         return _texts(results, partial(as_table, width=width))
     return FORMATS[format](results)
-
-
-def check_format(format: str) -> None:
-    """Refuse a format that is not a key of `FORMATS` (raises RunError)."""
-    if format not in FORMATS:
-        raise RunError(f"export {format!r}", "no such format", did_you_mean(format, FORMATS))
 
 
 def _csv(results: dict[str, Results]) -> str:
