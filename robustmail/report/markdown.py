@@ -27,7 +27,8 @@ def code(text: str) -> str:
 def block(text: str, language: str = "") -> str:
     """A block of code of several lines; its fence is longer than any in the text."""
     lines = [printable(line) for line in text.splitlines()]
-    fence = "`" * (1 + max((len(run) for line in lines for run in re.findall(r"`+", line)), default=2))
+    longest = max((len(run) for line in lines for run in re.findall(r"`+", line)), default=0)
+    fence = "`" * max(3, longest + 1)
     return "\n".join([f"{fence}{language}", *lines, fence])
 
 
