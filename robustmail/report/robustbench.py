@@ -115,7 +115,7 @@ def check_model_info(info: dict[str, Any]) -> None:
     if missing := [name for name in FIELDS if name not in info and name != "footnote"]:
         raise RunError("model_info", f"lacks {', '.join(missing)}")
     for name in ("clean_acc", "reported", "autoattack_acc"):
-        if not re.fullmatch(r"\d{1,3}\.\d{1,2}", info[name]) or float(info[name]) > 100:
+        if not re.fullmatch(r"\d{1,3}(\.\d{1,2})?", info[name]) or float(info[name]) > 100:
             raise RunError(f"model_info {name}={info[name]!r}", "is no percentage such as 53.42")
     if (info["dataset"], info["eps"]) not in {(board.dataset, board.eps_text) for board in LEADERBOARDS}:
         raise RunError(f"model_info dataset={info['dataset']!r}, eps={info['eps']!r}", "is no leaderboard")
@@ -193,15 +193,16 @@ def _dataset(r: Results) -> str | None:
     return given[1] if given else None
 
 
-def _architecture(r: Results) -> str:
-    """The network in RobustBench's words, as WideResNet-28-10; another name as it is."""
+def _architecture(r: Results) -> str | None:
+    """The network in RobustBench's words, as WideResNet-28-10; another name as it is. None for what is no name, as the
+    leaderboard's page does not escape it."""
     name = str((r.raw.get("spec") or {}).get("model"))
     for pattern, words in ((r"cifar_wrn(\d+)_(\d+).*", r"WideResNet-\1-\2"),
                            (r"cifar_preact_resnet(\d+).*", r"PreActResNet-\1"),
                            (r"cifar_resnet(\d+).*", r"ResNet-\1")):  # fmt: skip
         if re.fullmatch(pattern, name):
             return re.sub(pattern, words, name)
-    return name
+    return name if re.fullmatch(r"[\w. +-]{1,60}", name) else None
 
 
 def _row(r: Results, name: str) -> AttackResult | None:

@@ -29,8 +29,9 @@ SCHEMA = {
 def entry(evaluation):
     """The results of a network of CIFAR-10 as RobustBench counts them; `changes` as in `evaluation`."""
 
-    def made(eps: float = EPS, norm: str = "linf", data: str = "cifar10()", n: int = N, aa: str = "aa", **changes):
-        spec = {"checkpoint": "w", "model": "cifar_wrn34_10", "data": "cifar10", "data_given": data, "attacks": [],
+    def made(eps: float = EPS, norm: str = "linf", data: str = "cifar10()", n: int = N, aa: str = "aa",
+             model: str = "cifar_wrn34_10", **changes):
+        spec = {"checkpoint": "w", "model": model, "data": "cifar10", "data_given": data, "attacks": [],
                 "eps": eps, "norm": norm, "n": n, "seed": 0}  # fmt: skip
         attacks = [row("nat", 8534, N), row("pgd100", 5600, N), row(aa, 5342, N)]
         folder = evaluation(spec=spec, n=40, attacks=attacks, worst_case=row("worst case", 5340, N), **changes)
@@ -128,7 +129,8 @@ def test_the_issues_have_the_headings_of_their_templates(entry):
 
 def test_hostile_words_are_text_in_an_issue(entry):
     evil = Paper(title="<script>x</script> [a](http://x)", authors="@all, **b**", venue="\x1b[31m # x")
-    results, folder = entry(name="<img src=x>")
+    results, folder = entry(name="<img src=x>", model="<script>")
+    assert model_info(results, leaderboard_of(results, folder), PAPER)["architecture"] is None
     board = leaderboard_of(results, folder)
     info = model_info(results, board, evil)
     for text in issue_text(results, board, evil, info), external_text(results, board, evil, "`x`", "0"):
