@@ -1,20 +1,21 @@
 """Files of the Hugging Face hub, through huggingface_hub and its cache; HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE count.
 
 A file of weights is downloaded, and config.json beside it; nothing else is, and nothing that is downloaded is run.
+Files are uploaded in one commit.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from robustmail.checkpoints.weight_files import CONFIG, USUAL, only_weights
 from robustmail.errors import ModelError, did_you_mean, in_brief
 
-__all__ = ["HubFile", "download", "is_hub"]
+__all__ = ["HubFile", "download", "is_hub", "repository_files", "repository_of", "upload"]
 
 _FORM = re.compile(r"hf:/{1,2}(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+?))?(?:@(?P<revision>[\w./-]+))?/?")
 _TODO = "Write hf://OWNER/NAME, hf://OWNER/NAME/FILE or hf://OWNER/NAME/FILE@REVISION."
@@ -71,6 +72,47 @@ def download(text: str | Path) -> HubFile:
     return found
 
 
+def repository_of(text: str) -> str:
+    """OWNER/NAME of hf://OWNER/NAME. Raises ModelError: another form."""
+    match = _FORM.fullmatch(text)
+    if match is None or match["file"] or match["revision"]:
+        raise ModelError(text, "not a repository of the hub", "Write hf://OWNER/NAME.")
+    return match["repo"]
+
+
+def repository_files(repo: str) -> list[str] | None:
+    """The files that a repository holds; None where there is no such repository yet.
+
+    Raises ModelError: the hub does not answer, or gives no access.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    with _hub_errors(f"hf://{repo}", repo, None, "reached at"):
+        try:
+            return [sibling.rfilename for sibling in HfApi().model_info(repo).siblings or []]
+        except GatedRepoError:
+            raise
+        except RepositoryNotFoundError:
+            return None
+
+
+def upload(repo: str, files: Mapping[str, Path | bytes], message: str, private: bool = False) -> str:
+    """Upload files in one commit, into a repository that is made if it is not there; returns the commit's address.
+
+    repo: OWNER/NAME. files: name in the repository -> file or content; other files there stay. private: for a new
+    repository.
+    Raises ModelError: not logged in, no access, no network.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    with _hub_errors(f"hf://{repo}", repo, None, "uploaded to"):
+        api = HfApi()
+        api.create_repo(repo, private=private, exist_ok=True)
+        operations = [CommitOperationAdd(path_in_repo=name, path_or_fileobj=file) for name, file in files.items()]
+        return str(api.create_commit(repo, operations, commit_message=message).commit_url)
+
+
 def _files(repo: str, revision: str | None) -> list[str] | None:
     """The files of a repository; None without a network. Raises what huggingface_hub does where the hub refuses."""
     from huggingface_hub import HfApi
@@ -92,8 +134,8 @@ def _is_cached(repo: str, file: str, revision: str | None) -> bool:
 
 
 @contextlib.contextmanager
-def _hub_errors(text: str, repo: str, revision: str | None) -> Iterator[None]:
-    """Tell what huggingface_hub raises in one line (ModelError)."""
+def _hub_errors(text: str, repo: str, revision: str | None, done: str = "downloaded from") -> Iterator[None]:
+    """Tell what huggingface_hub raises in one line (ModelError). done: what failed, before the hub's address."""
     from huggingface_hub import constants, errors
 
     login = "log in with `hf auth login`."
@@ -116,5 +158,7 @@ def _hub_errors(text: str, repo: str, revision: str | None) -> Iterator[None]:
     except ValueError as error:  # a name that the hub does not allow
         raise ModelError(text, f"not a file of the hub ({in_brief(error)})", _TODO) from error
     except Exception as error:  # of the HTTP library or the file system
-        wrong = f"cannot be downloaded from {constants.ENDPOINT} ({in_brief(error)})"
-        raise ModelError(text, wrong, "Check the network, HF_ENDPOINT and HF_HOME.") from error
+        refused = isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403)
+        wrong = f"cannot be {done} {constants.ENDPOINT} ({in_brief(error)})"
+        todo = f"You have no right to: {login}" if refused else "Check the network, HF_ENDPOINT and HF_HOME."
+        raise ModelError(text, wrong, todo) from error

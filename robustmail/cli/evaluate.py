@@ -1,4 +1,4 @@
-"""The verbs about evaluations: eval, inspect, verify, compare, merge, report. Heavy modules are imported when used."""
+"""The verbs about evaluations: eval, inspect, verify, compare, merge. Heavy modules are imported when used."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from robustmail.cli.options import (
     EvaluationInputs,
     File,
     Folder,
-    Folders,
     Fresh,
     IgnoreUnused,
     MaxImages,
@@ -52,6 +51,7 @@ from robustmail.cli.options import (
     wants_plain,
 )  # fmt: skip
 from robustmail.errors import RecipeError, RunError, Stopped
+from robustmail.runtime.untrusted import printable
 
 if TYPE_CHECKING:
     from robustmail.evaluation.task import EvaluationTask
@@ -63,7 +63,7 @@ __all__ = ["add_to"]
 def add_to(app: typer.Typer) -> None:
     """Add these verbs to the command line."""
     app.command("eval")(eval_)
-    for verb in (inspect, verify, compare, merge, report):
+    for verb in (inspect, verify, compare, merge):
         app.command()(verb)
 
 
@@ -267,18 +267,30 @@ def verify(
         str | None, typer.Option(help="The data, where they are not built in: an npz file, an image folder, ...")
     ] = None,
     model: Annotated[str | None, typer.Option(help="The file.py:factory of the model, where one was used.")] = None,
+    files_only: Annotated[
+        bool, typer.Option("--files-only", help="Compare the files with one another; needs no weights and no data.")
+    ] = False,
     device: Device = "auto",
 ) -> None:
     """Check an evaluation: classify its stored examples again.
 
-    No attack is run. An altered example or number is an error that names the row.
+    No attack is run. An altered example or number is an error that names the row. At the end it says what was verified
+    and what cannot be.
     """
     from robustmail.evaluation.verify import verify as verify_evaluation
+    from robustmail.evaluation.verify_files import verify_files
 
-    result = verify_evaluation(folder, checkpoint=checkpoint, data=data, factory=model, device=device)
-    close = f"; {result.close} too close to call on this machine" if result.close else ""
-    print(f"{folder}: in order. {result.images} images, {result.examples} examples classified again{close}")
-    print("cannot be verified from files: " + "; ".join(result.unchecked))
+    if files_only:
+        if given := [name for name, value in (("checkpoint", checkpoint), ("data", data), ("model", model)) if value]:
+            raise RecipeError("verify --files-only", f"does not read --{given[0]}", "Leave one of them out.")
+        result = verify_files(folder)
+        print(f"{folder}: its files agree. {result.images} images, {result.examples} examples; no model was run")
+    else:
+        result = verify_evaluation(folder, checkpoint=checkpoint, data=data, factory=model, device=device)
+        close = f"; {result.close} too close to call on this machine" if result.close else ""
+        print(f"{folder}: in order. {result.images} images, {result.examples} examples classified again{close}")
+    print("verified: " + "; ".join(result.checked))
+    print(printable("cannot be verified from files: " + "; ".join(result.unchecked)))
 
 
 def compare(
@@ -288,23 +300,27 @@ def compare(
 ) -> None:
     """Compare two evaluations image by image.
 
-    Prints for each attack the paired difference in accuracy, its 95 % interval and McNemar's exact p.
+    Prints for each attack the paired difference in accuracy, its 95 % interval and McNemar's exact p; then the
+    accuracy in the worst classes.
     """
     from dataclasses import asdict
 
     from rich.console import Console
 
     from robustmail.evaluation.compare import compare as compare_evaluations
+    from robustmail.evaluation.compare import compare_classes
     from robustmail.evaluation.storage import read_evaluation
     from robustmail.report.tables import comparison_table
 
-    evaluations = (read_evaluation(folder, strict=True) for folder in (first, second))
+    evaluations = [read_evaluation(folder, strict=True) for folder in (first, second)]
     rows, notes = compare_evaluations(*evaluations)
+    classes, about_classes = compare_classes(*evaluations)
+    notes.append(about_classes)
     if as_json:
         as_dicts = [{**asdict(row), "paired": row.paired._asdict()} for row in rows]
-        print(json.dumps({"rows": as_dicts, "notes": notes}, indent=2))
+        print(json.dumps({"rows": as_dicts, "worst_classes": list(map(asdict, classes)), "notes": notes}, indent=2))
         return
-    Console().print(comparison_table(rows, str(first), str(second), notes))
+    Console().print(comparison_table(rows, classes, str(first), str(second), notes))
 
 
 def merge(
@@ -316,42 +332,3 @@ def merge(
 
     merge_shards(shards, out)
     _show(out, is_shard=False)
-
-
-def report(
-    folders: Folders,
-    form: Annotated[str, typer.Option("--format", help="table, csv, markdown, latex, json or html.")] = "table",
-    out: Annotated[Path | None, typer.Option(help="A file to write to, instead of the terminal.")] = None,
-) -> None:
-    """Print a table that compares evaluations or runs.
-
-    A row per folder, a column per attack. With --format html it writes report.html into each folder instead.
-    """
-    from robustmail.report.export import check_format, export
-    from robustmail.report.page import write_page
-    from robustmail.runtime.files import atomic_write_text
-
-    if form != "html":
-        check_format(form)
-    _check_evaluations(folders)
-    if form == "html":
-        if out is not None:
-            raise RunError(f"--out {out}", "a page goes into its evaluation's own folder", "Leave --out away.")
-        for folder in folders:
-            print(write_page(folder))
-        return
-    text = export(folders, form)
-    if out is None:
-        print(text.rstrip("\n"))
-    else:
-        atomic_write_text(out, text)
-
-
-def _check_evaluations(folders: list[Path]) -> None:
-    """Raise RunError, naming the row, where an evaluation's files are missing, damaged or do not agree."""
-    from robustmail.evaluation.results import read_results
-    from robustmail.evaluation.storage import read_evaluation
-
-    for folder in folders:
-        read_results(folder)
-        read_evaluation(folder, strict=True)

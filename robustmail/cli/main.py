@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from robustmail import __version__
-from robustmail.cli import bench, evaluate, margins, recipes, trials
+from robustmail.cli import bench, evaluate, margins, publish, recipes, trials
 from robustmail.errors import PluginError, RobustmailError, Stopped, asked_to_stop, in_brief
 from robustmail.runtime.untrusted import printable
 
@@ -61,7 +61,7 @@ def _root(
         raise typer.Exit
 
 
-for verbs in (recipes, evaluate, trials, margins, bench):
+for verbs in (recipes, evaluate, publish, trials, margins, bench):
     verbs.add_to(app)
 
 

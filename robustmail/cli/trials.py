@@ -82,7 +82,8 @@ def trials(
     cells = grid.cells(names, over or [], overrides, seed_numbers)
     study = Study(cells, folder, "trials.json", command_line(), baseline=baseline)
     any_failed = _make_runs(study, executor, jobs, submitit_parameters, Console(), plain)
-    print(trials_table(study.rows(), seed_numbers, baseline=baseline).rstrip("\n"))
+    shown = trials_table(study.rows(), seed_numbers, baseline=baseline, per_class=study.images_per_class())
+    print(shown.rstrip("\n"))
     _finish(study, any_failed)
 
 
@@ -98,7 +99,7 @@ def table(
     run: Annotated[bool, typer.Option("--run", help="Make the runs that are missing.")] = False,
     seeds: Annotated[str | None, typer.Option(help="0:5 or 1,2,7.  [default: 0:5, of mini 0:3]")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the runs.  [default: tables/SCALE]")] = None,
-    form: Annotated[str, typer.Option("--format", help="rich, md, csv or latex.")] = "rich",
+    form: Annotated[str, typer.Option("--format", help="table, markdown, csv or latex.")] = "table",
     executor: Executor = "here",
     jobs: Jobs = 1,
     submitit_parameters: SubmititParameters = None,
@@ -122,13 +123,13 @@ def table(
     words = ["robustmail", "table", number, "--scale", scale, "--seeds", seeds, "--out", str(folder), "--run", *changes]
     command = shlex.join(words)
     study = _table_study(number, paper, size, seed_numbers, changes, folder, command)
-    console = Console(stderr=form != "rich")  # so that standard output has the table alone
+    console = Console(stderr=form != "table")  # so that standard output has the table alone
     any_failed = _make_runs(study, executor, jobs, submitit_parameters, console, plain) if run else False
     n = next(iter(study.recipes.values())).test_size
     text = paper_table(int(number), paper, size, changes, study.rows(), seed_numbers, n, command, form)
     print(text.rstrip("\n"))
     if run:
-        _finish(study, any_failed, quiet=form != "rich")
+        _finish(study, any_failed, quiet=form != "table")
 
 
 def _check_table(number: str, scale: str, form: str) -> tuple[PaperTable, Scale]:

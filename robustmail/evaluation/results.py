@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from robustmail.errors import RunError, in_brief
+from robustmail.evaluation.class_accuracies import CLASS_SHAPE, WORST_SHAPE, ClassAccuracy, WorstClasses, read_classes
 from robustmail.records import ATTACKED, AttackResult
 from robustmail.runtime.untrusted import check_shape, read_json, read_text
 from robustmail.text import format_eps, percent, plural
@@ -41,7 +42,7 @@ SHAPE = {
     "complete": bool, "attacks": [ATTACKED], "name?": str, "n": int,
     "spec": {"eps": float, "norm": str, "seed?": int, "model?": str}, "weights?": dict, "data?": DATA,
     "worst_case?": ATTACKED, "eight_bit?": ATTACKED, "training?": {"epoch": int, "burn_in?": int, "note?": str},
-    "provenance?": {"data?": DATA, "recipe?": dict},
+    "provenance?": {"data?": DATA, "recipe?": dict}, "per_class?": [CLASS_SHAPE], "worst_classes?": {"*": WORST_SHAPE},
 }  # fmt: skip
 """What is read of a results.json, of an evaluation or of the evaluation in which a training run ends"""
 
@@ -82,6 +83,10 @@ class Results:
     worst: AttackResult | None
     eight_bit: AttackResult | None
     light: Light | None
+    classes: dict[str, tuple[ClassAccuracy, ...]]
+    """by kind, natural and robust"""
+    worst_classes: dict[str, WorstClasses]
+    """by kind; robust only where an attack was run"""
     raw: dict[str, Any]
     """the file as it is, for what only one reader needs"""
 
@@ -216,6 +221,7 @@ def _results(raw: dict[str, Any], folder: Path) -> Results:
     check_shape(raw, SHAPE, "it")
     attacks = tuple(map(_row, raw["attacks"]))
     spec, shard, light = raw["spec"], raw.get("shard"), raw.get("believable")
+    classes, worst_classes = read_classes(raw)
     return Results(
         name=str(raw.get("name") or "/".join(folder.absolute().parts[-2:])),
         complete=bool(raw["complete"]),
@@ -228,6 +234,8 @@ def _results(raw: dict[str, Any], folder: Path) -> Results:
         worst=_row(raw["worst_case"]) if raw.get("worst_case") else None,
         eight_bit=_row(raw["eight_bit"]) if raw.get("eight_bit") else None,
         light=_light(light) if light else None,
+        classes=classes,
+        worst_classes=worst_classes,
         raw=raw,
     )
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from robustmail.data.dataset import tensor_hash
 from robustmail.errors import RunError, in_brief
+from robustmail.evaluation.class_accuracies import KINDS, class_row, worst_classes
 from robustmail.evaluation.evaluator import accuracy_row, as_floats, worst_case
 from robustmail.evaluation.examples import PARTS, WHOLE, load_examples
 from robustmail.evaluation.ledger import BROKE, UNTRIED, Ledger, read_rows, row_seal, rows_as_text
@@ -62,7 +63,7 @@ SHAPE = {
 """types of what is read from results.json, which anybody may have written"""
 
 FILES = ("results.json", "ledger.csv", WHOLE, PARTS, "report.html", "png", "lock")
-FORMAT = 3  # goes up whenever this version cannot check the folders of the one before
+FORMAT = 4  # goes up whenever this version cannot check the folders of the one before
 QUANTILES = 5  # of the clean margin
 
 
@@ -221,20 +222,22 @@ def summarize(
         rounded = asdict(accuracy_row("worst case, 8-bit", int(stands.sum()), len(ledger)))
     return {
         "attacks": [asdict(row) for row in rows], "worst_case": asdict(worst_case(ledger)), "eight_bit": rounded,
-        "per_class": _per_class(ledger, classes), "margins": _by_margin(ledger),
+        **_by_class(ledger, classes), "margins": _by_margin(ledger),
         "curve": curve(measured) if measured else None, "believable": judge(measured, ledger, pgd, classes),
         "measured": measured, "seconds": {k: round(v, 3) for k, v in ledger.seconds.items()},
     }  # fmt: skip
 
 
-def _per_class(ledger: Ledger, classes: int) -> list[dict[str, Any]]:
+def _by_class(ledger: Ledger, classes: int) -> dict[str, Any]:
+    """`per_class`, and `worst_classes`: natural, and robust where an attack was run."""
     rows = []
     for c in range(classes):
         in_class = ledger.label == c
         if n := int(in_class.sum()):
-            natural, robust = (int((mask & in_class).sum()) / n for mask in (ledger.right, ledger.stands))
-            rows.append({"class": c, "n": n, "natural": natural, "robust": robust})
-    return rows
+            natural, robust = (int((mask & in_class).sum()) for mask in (ledger.right, ledger.stands))
+            rows.append(class_row(c, n, natural, robust))
+    kinds = KINDS if ledger.stages else KINDS[:1]
+    return {"per_class": rows, "worst_classes": {kind: worst_classes(rows, kind) for kind in kinds}}
 
 
 def _by_margin(ledger: Ledger) -> list[dict[str, Any]]:

@@ -1,9 +1,7 @@
-"""Judge a finished evaluation again, in two forward passes, and hold every number against what it was made of."""
+"""Judge a finished evaluation again, in two forward passes, and compare every number with what it was made of."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,37 +13,32 @@ from robustmail.data.dataset import tensor_hash
 from robustmail.data.image_files import Preprocess
 from robustmail.data.testsets import TestSet
 from robustmail.errors import RunError
-from robustmail.evaluation.attack_specs import AttackSpec, attack_spec, is_built_in
 from robustmail.evaluation.data_loading import open_data, open_recorded_data
-from robustmail.evaluation.evaluator import BLOCK, attack_result, batch_sizer, clean_pass
+from robustmail.evaluation.evaluator import batch_sizer, clean_pass
 from robustmail.evaluation.evaluator import image_batch as seen
 from robustmail.evaluation.exact_inference import exact_inference
-from robustmail.evaluation.ledger import BROKE, UNTRIED, Ledger, rows_as_text, write_rows
+from robustmail.evaluation.ledger import Ledger, rows_as_text, write_rows
 from robustmail.evaluation.model_loading import LoadedModel, reload_model
-from robustmail.evaluation.storage import StoredEvaluation, read_evaluation, summed_again
+from robustmail.evaluation.storage import StoredEvaluation, read_evaluation
 from robustmail.evaluation.task import context_of, describe_data, fingerprint_and_hashes
-from robustmail.records import AttackResult
+from robustmail.evaluation.verify_files import (
+    CHECKED,
+    Verified,
+    broken_rows,
+    check_balls,
+    check_places,
+    check_results,
+    row_error,
+    unchecked,
+)
 from robustmail.runtime.devices import pick_device
 from robustmail.runtime.untrusted import beside, data_source, is_code, verify_command
 
-__all__ = ["Verified", "verify"]
+__all__ = ["verify"]
 
 CLOSE = 1e-4  # two logits so near, relative to their size, may change places on another machine
 MARGIN = 1e-3
-
-
-@dataclass(frozen=True)
-class Verified:
-    """The result of `verify`.
-
-    images, examples: how many were checked. close: rows whose logits are too close to decide on this machine.
-    unchecked: what no file can prove, in sentences.
-    """
-
-    images: int
-    examples: int
-    close: int
-    unchecked: tuple[str, ...] = ()
+JUDGED = ("the model predicts what the ledger says, of all images and of all examples",)
 
 
 def verify(
@@ -81,7 +74,8 @@ def verify(
     there = checkpoint or beside(held.folder, spec["checkpoint"])
     if wanted := _wanted(held, model is not None, images is not None or bool(data), there, factory):
         wrong = f"was made with {', '.join(wanted)}, and a file may not say what to open"
-        raise RunError(str(folder), wrong, f"If you trust it: {verify_command(held.folder, spec)}")
+        todo = f"If you trust it: {verify_command(held.folder, spec)}; without it: --files-only."
+        raise RunError(str(folder), wrong, todo)
     found: TestSet = images or (
         open_data(data, _preprocess(spec)) if data else open_recorded_data(spec["data_given"], str(folder))
     )
@@ -91,7 +85,7 @@ def verify(
         LoadedModel.of(model, found) if model is not None else reload_model(named, found, there, pick_device(device))
     )
     moved = there is not None and str(there) != spec["checkpoint"]
-    return _verify(held, subject, found, moved)
+    return _verify(held, subject, found, moved, images is not None or bool(data))
 
 
 def _preprocess(spec: dict[str, Any]) -> Preprocess | None:
@@ -113,31 +107,15 @@ def _wanted(
     return found
 
 
-def _verify(held: StoredEvaluation, subject: LoadedModel, data: TestSet, moved: bool) -> Verified:
+def _verify(held: StoredEvaluation, subject: LoadedModel, data: TestSet, moved: bool, brought: bool) -> Verified:
+    """moved: the weights are in another file than the recorded one. brought: the caller passed the data."""
     results, ledger = held.results, held.ledger
-    where = held.folder / "ledger.csv"
-
-    def fail(at: int, wrong: str) -> RunError:
-        return RunError(f"{where}, row {at + 1} (image {int(ledger.index[at])})", wrong)
-
-    try:
-        _check_sums(held, subject.classes)
-    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:  # of another structure
-        wrong = f"is damaged or was altered ({type(error).__name__}: {error})"
-        raise RunError(str(held.folder / "results.json"), wrong) from error
+    check_results(held, subject.classes)
     if not moved and subject.sha256 and results["weights"]["sha256"] != subject.sha256:
         raise RunError(str(subject.spec["checkpoint"]), "is not the file that was evaluated: its bytes differ")
     if results["weights"]["fingerprint"] != subject.fingerprint:
         raise RunError(str(subject.spec["checkpoint"]), "holds other weights than those that were evaluated")
-    k, of = results["shard"] or (1, 1)
-    if (results["shard"] and not 1 <= k <= of <= -(-results["spec"]["n"] // BLOCK)) or results["shard"] == [1, 1]:
-        raise RunError(str(held.folder / "results.json"), f"says it is shard {k} of {of}, which there is not")
-    places = [i for i in range(results["spec"]["n"]) if (i // BLOCK) % of == k - 1]
-    for at, index in enumerate(ledger.index.tolist()):
-        if at >= len(places) or index != places[at]:
-            raise fail(at, "is out of its place: rows were moved, doubled or left out")
-    if len(places) != len(ledger):
-        raise RunError(str(where), f"has {len(ledger)} rows of {len(places)}: some were left out")
+    check_places(held)
     if int(ledger.index.max()) >= len(data.part.y):
         raise RunError(
             data.name, f"has {len(data.part.y)} images, the ledger speaks of image {int(ledger.index.max())}"
@@ -147,9 +125,9 @@ def _verify(held: StoredEvaluation, subject: LoadedModel, data: TestSet, moved: 
     images = [hashes[i] for i in ledger.index.tolist()]
     for at, row in enumerate(held.rows):
         if images[at] != row["image"]:
-            raise fail(at, f"the image in {data.name} is another one")
+            raise row_error(held, at, f"the image in {data.name} is another one")
         if int(mine.y[at]) != int(ledger.label[at]):
-            raise fail(at, f"the label in {data.name} is {int(mine.y[at])}, not {int(ledger.label[at])}")
+            raise row_error(held, at, f"the label in {data.name} is {int(mine.y[at])}, not {int(ledger.label[at])}")
     if fingerprint != results["data"]["fingerprint"]:
         raise RunError(data.name, "its images or labels are not those that were evaluated")
     _check_data_facts(held, subject, data, fingerprint)
@@ -158,15 +136,17 @@ def _verify(held: StoredEvaluation, subject: LoadedModel, data: TestSet, moved: 
     examples = {at: tensor_hash(x) for at, x in ledger.examples.items()}
     text = write_rows(ledger, images, examples, context_of(subject.fingerprint, results["spec"]))
     if text != rows_as_text(held.rows):
-        raise RunError(str(where), "is not what robustmail writes of these verdicts: it was altered")
+        raise RunError(
+            str(held.folder / "ledger.csv"), "is not what robustmail writes of these verdicts: it was altered"
+        )
     room = batch_sizer(subject.model, mine)
     clean = clean_pass(subject.model, mine, room, ledger.index)
     if not torch.equal(clean.margin, clean_pass(subject.model, mine, room, ledger.index).margin):
         raise RunError(str(held.folder), "cannot be judged again: asked twice, the model answers differently",
                        "Switch off what is random in it, or what depends on the passes before.")  # fmt: skip
-    close = _check_clean(ledger, clean, fail)
-    close += _check_examples(held, subject, mine, room.pass_size, fail)
-    return Verified(len(ledger), len(ledger.examples), close, tuple(_unchecked(held)))
+    close = _check_clean(held, clean)
+    close += _check_examples(held, subject, mine, room.pass_size)
+    return Verified(len(ledger), len(ledger.examples), close, tuple(unchecked(held, brought=brought)), CHECKED + JUDGED)
 
 
 def _check_data_facts(held: StoredEvaluation, subject: LoadedModel, data: TestSet, fingerprint: str) -> None:
@@ -187,110 +167,34 @@ def _check_data_facts(held: StoredEvaluation, subject: LoadedModel, data: TestSe
         raise RunError(str(held.folder / "results.json"), f"is called {results['name']!r}, not {subject.name!r}")
 
 
-def _unchecked(held: StoredEvaluation) -> Iterator[str]:
-    """What cannot be checked, in sentences."""
-    yield "that images which stand were attacked at all, with these settings: only attacking them again can tell"
-    if held.results["measured"]:
-        yield "what the model was asked for the light, and the curve of accuracy by eps"
-    if own := [row["name"] for row in held.results["attacks"] if not is_built_in(row["name"])]:
-        yield f"the settings of {', '.join(own)}, which are no attacks of ours"
-    yield "times, versions, the machine and the command"
-
-
-def _check_sums(held: StoredEvaluation, classes: int) -> None:
-    """Whether results.json follows from the ledger, and the ledger's columns from one another (raises RunError)."""
-    results, ledger = held.results, held.ledger
-    path = str(held.folder / "results.json")
-    if not results["complete"]:
-        raise RunError(path, "is not finished", "Run the same robustmail eval command again.")
-    for at, by in enumerate(ledger.broken_by):
-        broke = [stage for stage, outcome in ledger.stages.items() if int(outcome[at]) == BROKE]
-        wrong = int(ledger.predicted[at]) != int(ledger.label[at])
-        if (by == "natural") != wrong or (by not in ("", "natural") and by not in broke) or (by == "" and broke):
-            contradiction = f"broken_by says {by or 'stands'!r}, its columns {', '.join(broke) or 'nothing'}"
-            raise RunError(f"{held.folder / 'ledger.csv'}, row {at + 1} (image {int(ledger.index[at])})", contradiction)
-    rows = [AttackResult(**row) for row in results["attacks"]]
-    for row in rows:
-        if any((ledger.outcome(stage) == UNTRIED).all() and bool(ledger.right.any()) for stage in row.stages[:1]):
-            raise RunError(path, f"says that {row.name} was run, the ledger knows nothing of it")
-    if list(dict.fromkeys(stage for row in rows for stage in row.stages)) != list(ledger.stages):
-        raise RunError(path, f"its attacks are not those of the ledger, {', '.join(ledger.stages) or 'none'}")
-    spec, again = results["spec"], []
-    for row in rows:
-        what = attack_spec(row.name, spec["eps"], classes, spec["norm"]) if is_built_in(row.name) else row
-        again.append(attack_result(ledger, what, spec["seed"]))
-        if again[-1].stages != row.stages or again[-1].settings != row.settings:
-            raise RunError(path, f"its stages or settings are not those of {row.name}: it was altered, or the attack "
-                           "is another one in this version")  # fmt: skip
-        _check_tried(held, row)
-    expected = summed_again(held.folder, ledger, again, classes, results["measured"])
-    for name, value in expected.items():
-        if name != "seconds" and _plain(value) != _plain(results.get(name)):
-            raise RunError(path, f"{name} does not follow from the ledger: it was altered")
-    if [row.name for row in rows] != results["spec"]["attacks"] or results["n"] != len(ledger):
-        raise RunError(path, "the attacks or the number of images do not fit the ledger: it was altered")
-
-
-def _check_tried(held: StoredEvaluation, row: AttackResult) -> None:
-    """Whether every stage tried every image that stood before it (raises RunError)."""
-    for k, stage in enumerate(row.stages):
-        skipped = held.ledger.standing(row.stages[:k]) & (held.ledger.outcome(stage) == UNTRIED)
-        if skipped.any():
-            at = int(skipped.nonzero()[0])
-            raise RunError(f"{held.folder / 'ledger.csv'}, row {at + 1} (image {int(held.ledger.index[at])})",
-                           f"stood before {stage} of {row.name}, but was not tried")  # fmt: skip
-
-
-def _plain(value: Any) -> Any:
-    """Without times, and with tuples as JSON reads them."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items() if k != "seconds"}
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-
-def _check_clean(ledger: Ledger, clean: Ledger, fail: Any) -> int:
-    close = 0
+def _check_clean(held: StoredEvaluation, clean: Ledger) -> int:
+    ledger, close = held.ledger, 0
     for at in (clean.predicted != ledger.predicted).nonzero().flatten().tolist():
         if abs(float(clean.margin[at])) > MARGIN:
-            raise fail(at, f"the model says {int(clean.predicted[at])}, not {int(ledger.predicted[at])}")
+            raise row_error(held, at, f"the model says {int(clean.predicted[at])}, not {int(ledger.predicted[at])}")
         close += 1
     far = (clean.margin - ledger.margin).abs() > MARGIN
     if far.any():
         at = int(far.nonzero()[0])
-        raise fail(at, f"its margin is {float(clean.margin[at]):.4f}, not {float(ledger.margin[at]):.4f}")
+        wrong = f"its margin is {float(clean.margin[at]):.4f}, not {float(ledger.margin[at]):.4f}"
+        raise row_error(held, at, wrong)
     return close
 
 
-def _check_examples(held: StoredEvaluation, subject: LoadedModel, part: Any, size: int, fail: Any) -> int:
+def _check_examples(held: StoredEvaluation, subject: LoadedModel, part: Any, size: int) -> int:
     ledger, close = held.ledger, 0
-    spec = AttackSpec("verify", {}, held.results["spec"]["eps"], held.results["spec"]["norm"])
-    broken = [at for at, by in enumerate(ledger.broken_by) if by not in ("", "natural")]
-    if missing := [at for at in broken if at not in ledger.examples]:
-        raise fail(missing[0], "was broken, but has no example")
-    if extra := [at for at in ledger.examples if at not in broken]:
-        raise fail(extra[0], "has an example, but was not broken by an attack")
-    for some in torch.tensor(broken, dtype=torch.int64).split(256) if broken else ():
-        x, y = seen(subject.model, part, some)
+    rows = torch.tensor(broken_rows(held), dtype=torch.int64)
+    for some in rows.split(256) if len(rows) else ():
+        x, _ = seen(subject.model, part, some)
         examples = torch.stack([ledger.examples[int(at)] for at in some]).to(x)
+        check_balls(held, x, examples, some)
         with exact_inference(subject.model, size) as view, torch.no_grad():
             logits = view(examples)
-        predicted, distance = logits.argmax(1).cpu(), (examples - x).flatten(1)
-        distance = (distance.norm(dim=1) if spec.norm == "l2" else distance.abs().amax(1)).cpu()
-        inside = spec.in_ball(x, examples).cpu() & ((examples >= 0) & (examples <= 1)).flatten(1).all(1).cpu()
         for k, at in enumerate(some.tolist()):
-            if not inside[k]:
-                raise fail(
-                    at, f"its example lies {float(distance[k]):.6f} away, eps is {spec.eps:.6f}; or it left [0, 1]"
-                )
-            if abs(float(distance[k] - ledger.distance[at])) > 1e-6:
-                raise fail(at, f"its example lies {float(distance[k]):.6f} away, not {float(ledger.distance[at]):.6f}")
-            if int(ledger.broken_as[at]) == int(y[k]):  # near or not, the true class is no break
-                raise fail(at, f"its example is recorded as {int(y[k])}, its true class, so it was not broken")
-            if int(predicted[k]) != int(ledger.broken_as[at]):
-                if not _is_close(logits[k], int(ledger.broken_as[at])):
-                    raise fail(
-                        at, f"the model says {int(predicted[k])} of its example, not {int(ledger.broken_as[at])}"
-                    )
+            predicted, recorded = int(logits[k].argmax()), int(ledger.broken_as[at])
+            if predicted != recorded:
+                if not _is_close(logits[k], recorded):
+                    raise row_error(held, at, f"the model says {predicted} of its example, not {recorded}")
                 close += 1
     return close
 

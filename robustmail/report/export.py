@@ -5,18 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from robustmail.errors import RunError, did_you_mean
+from robustmail.evaluation.class_accuracies import CLASS_METRICS
 from robustmail.evaluation.results import Results, read_results
 from robustmail.records import AttackResult
+from robustmail.report.classes import CLASS_HEADS, class_cells, class_notes
 from robustmail.report.tables import TextTable, as_latex, as_markdown, as_table
 from robustmail.runtime.untrusted import printable
 from robustmail.text import format_eps
 
-__all__ = ["FORMATS", "check_format", "export"]
+__all__ = ["FORMATS", "export"]
 
 Setting = Callable[[Results], str]
 SETTINGS: dict[str, Setting] = {
@@ -38,17 +41,12 @@ def export(folders: Sequence[Path], format: str, width: int | None = None) -> st
 
     Raises RunError: unknown format; a results.json is missing or damaged.
     """
-    check_format(format)
-    results = {str(folder): read_results(folder) for folder in folders}
-    if format == "table":
-        return as_table(_text_table(results), width)
-    return FORMATS[format](results)
-
-
-def check_format(format: str) -> None:
-    """Refuse a format that is not a key of `FORMATS` (raises RunError)."""
     if format not in FORMATS:
         raise RunError(f"export {format!r}", "no such format", did_you_mean(format, FORMATS))
+    results = {str(folder): read_results(folder) for folder in folders}
+    if format == "table":
+        return _texts(results, partial(as_table, width=width))
+    return FORMATS[format](results)
 
 
 def _csv(results: dict[str, Results]) -> str:
@@ -60,12 +58,21 @@ def _csv(results: dict[str, Results]) -> str:
     writer = csv.DictWriter(out, names, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for folder, r in results.items():
-        for row in r.rows:
-            about = _metadata(r) | {"shard": "{} of {}".format(*r.shard) if r.shard else None}
-            numbers = asdict(row) | {"settings": json.dumps(row.settings) if row.settings else ""}
-            numbers["attack"] = numbers.pop("name")
-            writer.writerow({name: _plain(value) for name, value in {"folder": folder, **about, **numbers}.items()})
+        about = _metadata(r) | {"folder": folder, "shard": "{} of {}".format(*r.shard) if r.shard else None}
+        for cells in (*map(_csv_row, r.rows), *_csv_class_rows(r)):
+            writer.writerow({name: _plain(value) for name, value in {**about, **cells}.items()})
     return out.getvalue()
+
+
+def _csv_row(row: AttackResult) -> dict[str, object]:
+    return asdict(row) | {"attack": row.name, "settings": json.dumps(row.settings) if row.settings else ""}
+
+
+def _csv_class_rows(r: Results) -> Iterator[dict[str, object]]:
+    for kind, worst in r.worst_classes.items():
+        one, (worst_class, tail) = asdict(worst.worst), CLASS_METRICS[kind]
+        yield one | {"attack": worst_class, "correct": round(worst.worst.accuracy * worst.worst.n)}
+        yield {"attack": tail, "accuracy": worst.tail}
 
 
 def _plain(value: object) -> object:
@@ -78,17 +85,23 @@ def _plain(value: object) -> object:
 
 def _json(results: dict[str, Results]) -> str:
     rows = [
-        {"folder": folder, "n": r.n, **_metadata(r), "attacks": [asdict(row) for row in r.rows]}
+        {
+            "folder": folder,
+            "n": r.n,
+            **_metadata(r),
+            "attacks": [asdict(row) for row in r.rows],
+            "worst_classes": {kind: asdict(worst) for kind, worst in r.worst_classes.items()},
+        }
         for folder, r in results.items()
     ]
     return json.dumps({"format": 1, "rows": rows, "notes": _notes(results)}, indent=2) + "\n"
 
 
 FORMATS: dict[str, Callable[[dict[str, Results]], str]] = {
-    "table": lambda results: as_table(_text_table(results)),
+    "table": lambda results: _texts(results, as_table),
     "csv": _csv,
-    "markdown": lambda results: as_markdown(_text_table(results)),
-    "latex": lambda results: as_latex(_text_table(results)),
+    "markdown": lambda results: _texts(results, as_markdown),
+    "latex": lambda results: _texts(results, as_latex),
     "json": _json,
 }
 
@@ -104,6 +117,21 @@ def _metadata(r: Results) -> dict[str, object]:
         "light": r.light and r.light.colour,
         "gap": r.light and r.light.gap,
     }
+
+
+def _texts(results: dict[str, Results], form: Callable[[TextTable], str]) -> str:
+    """The table of attacks, and the table of worst classes where they are known."""
+    tables = [_text_table(results), _class_table(results)]
+    return "\n".join(form(table) for table in tables if table.body)
+
+
+def _class_table(results: dict[str, Results]) -> TextTable:
+    having = {folder: r for folder, r in results.items() if r.worst_classes}
+    notes = ["Accuracy in % of the worst class, and its mean over the worst 30 % of the classes; robust: worst case"]
+    for folder, r in having.items():
+        notes += [f"{_row_name(results, folder)}: {note}" for note in class_notes(r)]
+    body = [[_row_name(results, folder), *class_cells(r)] for folder, r in having.items()]
+    return TextTable(["name", *CLASS_HEADS], body, notes)
 
 
 def _text_table(results: dict[str, Results]) -> TextTable:

@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from robustmail.evaluation.class_accuracies import ClassAccuracy
 from robustmail.evaluation.results import (
     LIGHTS,
     Check,
@@ -19,6 +20,7 @@ from robustmail.evaluation.results import (
     undamaged,
 )
 from robustmail.report import svg
+from robustmail.report.classes import class_notes, class_rows, class_title
 from robustmail.report.example_images import Example, data_uri, magnification, png, read_examples
 from robustmail.report.html import Html, table, tag
 from robustmail.report.tables import BELIEVING
@@ -171,23 +173,42 @@ def _broken_by(ledger: Ledger | None) -> Html | None:
 
 
 def _classes(r: Results) -> Html | None:
-    classes = sorted(r.raw.get("per_class") or (), key=lambda row: row["robust"])
+    if not r.classes:
+        return None
+    pairs = sorted(zip(r.classes["natural"], r.classes["robust"], strict=True), key=lambda pair: pair[1].accuracy)
     rows: list[list[object]] = [
-        [_class(r, row["class"]), *_natural_and_robust(row), f"{row['n']:,}"] for row in classes[:MAX_CLASSES]
-    ]
-    caption = "The least robust classes first"
-    more = f"; {MAX_CLASSES} of {len(classes)}, the others are in results.json."
-    caption += more if len(classes) > MAX_CLASSES else "."
-    return _natural_robust("By class", caption, "class", rows)
+        [
+            class_title(r, natural.number), svg.bullet(natural.accuracy, robust.accuracy), percent(natural.accuracy),
+            _interval(natural), percent(robust.accuracy), _interval(robust), f"{robust.n:,}",
+        ]
+        for natural, robust in pairs[:MAX_CLASSES]
+    ]  # fmt: skip
+    caption = "The least robust classes first, with 95 % Wilson intervals"
+    more = f"; {MAX_CLASSES} of {len(pairs)}, the others are in results.json."
+    caption += more if len(pairs) > MAX_CLASSES else "."
+    heads = ["class", "-graph", "natural", "interval", "robust", "interval", "n"]
+    keys = _keys(natural="natural accuracy", robust="robust accuracy")
+    worst = [list[object](cells) for cells in class_rows(r)]
+    notes = " ".join(f"{note}." for note in class_notes(r))
+    worst_table = table(notes, ["", "accuracy", "95 % interval", "of"], worst) if worst else None
+    return _section("By class", keys, table(caption, heads, rows), worst_table)
+
+
+def _interval(c: ClassAccuracy) -> str:
+    return f"{percent(c.low)} – {percent(c.high)}"
 
 
 def _margins(r: Results) -> Html | None:
-    rows: list[list[object]] = [
-        [f"{row['low']:.2f} to {row['high']:.2f}".replace("-", "−"), *_natural_and_robust(row), f"{row['n']:,}"]
-        for row in r.raw.get("margins") or ()
-    ]
+    rows: list[list[object]] = []
+    for row in r.raw.get("margins") or ():
+        margin, natural, robust = f"{row['low']:.2f} to {row['high']:.2f}", row["natural"], row["robust"]
+        shares = svg.bullet(natural, robust), percent(natural), percent(robust)
+        rows.append([margin.replace("-", "−"), *shares, f"{row['n']:,}"])
+    if not rows:
+        return None
+    keys = _keys(natural="natural accuracy", robust="robust accuracy")
     caption = "Quantiles of the margin on the clean image: p(true) − max p(other)."
-    return _natural_robust("By margin", caption, "clean margin", rows)
+    return _section("By margin", keys, table(caption, ["clean margin", "-graph", "natural", "robust", "n"], rows))
 
 
 def _outcomes(ledger: Ledger | None) -> Html | None:
@@ -197,18 +218,6 @@ def _outcomes(ledger: Ledger | None) -> Html | None:
     groups = {name: [v.margin for v in ledger.verdicts if v.fate == name] for name in names}
     keys = _keys(stands="stands", broken="broken by an attack", wrong="wrong without attack")
     return _section("Margins and outcomes", tag("figure", keys, svg.histogram(groups)))
-
-
-def _natural_robust(title: str, caption: str, first: str, rows: list[list[object]]) -> Html | None:
-    if not rows:
-        return None
-    keys = _keys(natural="natural accuracy", robust="robust accuracy")
-    return _section(title, keys, table(caption, [first, "-graph", "natural", "robust", "n"], rows))
-
-
-def _natural_and_robust(row: dict[str, Any]) -> tuple[object, ...]:
-    natural, robust = row["natural"], row["robust"]
-    return svg.bullet(natural, robust), percent(natural), percent(robust)
 
 
 def _examples(r: Results, ledger: Ledger | None, folder: Path) -> Html | None:
@@ -233,8 +242,8 @@ def _example(r: Results, example: Example, verdict: Verdict | None, scale: int) 
     true = predicted = "?"
     attack = "an attack"
     if verdict:
-        true, attack = _class(r, verdict.label), verdict.broken_by
-        predicted = "?" if verdict.broken_as is None else _class(r, verdict.broken_as)
+        true, attack = class_title(r, verdict.label), verdict.broken_by
+        predicted = "?" if verdict.broken_as is None else class_title(r, verdict.broken_as)
     images = (
         tag("img", src=png(example.original), alt=f"image {example.index}, {true}"),
         tag("img", src=png(example.perturbation(scale), exact=True), alt=f"its perturbation, {scale} times larger"),
@@ -292,8 +301,3 @@ def _section(title: str, *inside: object) -> Html:
 def _keys(**names: str) -> Html:
     keys: Iterator[Html] = (tag("span", tag("i", class_=f"key fill {kind}"), name) for kind, name in names.items())
     return tag("div", *keys, class_="keys")
-
-
-def _class(r: Results, number: int) -> str:
-    names = r.data.get("class_names") or ()
-    return str(names[number]) if 0 <= number < len(names) else f"class {number}"

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from robustmail.evaluation.results import LIGHTS, Light, Results
 from robustmail.records import AttackResult, RunFinished
+from robustmail.report.classes import class_notes, class_rows
 from robustmail.runtime.untrusted import printable
 from robustmail.text import percent
 
@@ -123,14 +124,21 @@ def _evaluation(title: str, evaluation: Results) -> RenderableType:
     table.add_section()
     for row in evaluation.rows[len(evaluation.attacks) :]:
         table.add_row(*_cells(row))
-    notes = [Text(printable(text)) for text in (f"{evaluation.claim}.", *evaluation.caveats)]
+    table.add_section()
+    for cells in class_rows(evaluation):
+        table.add_row(*(Text(printable(cell)) for cell in cells), "")
+    sentences = [f"{text}." for text in (evaluation.claim, *class_notes(evaluation))]
+    notes = [Text(printable(text)) for text in (*sentences, *evaluation.caveats)]
     return Group(table, *notes, *(light_lines(evaluation.light) if evaluation.light else ()))
 
 
-def comparison_table(rows: Iterable[Any], first: str, second: str, notes: Iterable[str]) -> RenderableType:
-    """Paired differences (`evaluation.compare.ComparedAttack`) as a table, each with its interval and a verdict.
+def comparison_table(
+    rows: Iterable[Any], classes: Iterable[Any], first: str, second: str, notes: Iterable[str]
+) -> RenderableType:
+    """Paired differences as a table, each with its interval and a verdict.
 
-    rows: one for each attack that both evaluations ran.
+    rows: `evaluation.compare.ComparedAttack`, one for each attack that both evaluations ran.
+    classes: `evaluation.compare.ComparedClasses`.
     first, second: names of the evaluations.
     notes: sentences to print below the table.
     """
@@ -142,13 +150,13 @@ def comparison_table(rows: Iterable[Any], first: str, second: str, notes: Iterab
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict")
     for row in rows:
-        paired = row.paired
-        is_same = paired.only_first + paired.only_second == 0
-        better = "A" if paired.difference > 0 else "B"
-        verdict = "the same" if is_same else "tie" if paired.tie else f"{better} is better"
-        difference, low, high = (f"{100 * v:+.1f}" for v in (paired.difference, paired.low, paired.high))
-        cells = [percent(row.first), percent(row.second), f"{difference} [{low}, {high}]", f"{paired.p:.2g}"]
-        table.add_row(Text(printable(row.name)), *cells, verdict)
+        found = row.paired
+        is_same = found.only_first + found.only_second == 0
+        table.add_row(*_compared(row, found), f"{found.p:.2g}", _verdict(found, is_same))
+    table.add_section()
+    for row in classes:
+        is_same = row.low == row.high == 0
+        table.add_row(*_compared(row, row), "–", _verdict(row, is_same))
     ties = [row for row in rows if row.paired.tie]
     own_notes = [f"p is McNemar's, exact, on {rows[0].paired.n:,} images"] if rows else []
     if any(row.paired.difference for row in ties):
@@ -159,6 +167,17 @@ def comparison_table(rows: Iterable[Any], first: str, second: str, notes: Iterab
         if row.needed
     ]
     return Group(table, *(Text(printable(f"{note}.")) for note in (*own_notes, *notes)))
+
+
+def _compared(row: Any, found: Any) -> tuple[RenderableType, ...]:
+    """Name, both accuracies, and their difference with its interval."""
+    difference, low, high = (f"{100 * v:+.1f}" for v in (found.difference, found.low, found.high))
+    return Text(printable(row.name)), percent(row.first), percent(row.second), f"{difference} [{low}, {high}]"
+
+
+def _verdict(found: Any, is_same: bool) -> str:
+    better = "A" if found.difference > 0 else "B"
+    return "the same" if is_same else "tie" if found.tie else f"{better} is better"
 
 
 def light_lines(light: Light) -> Iterable[RenderableType]:

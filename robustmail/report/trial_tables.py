@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from robustmail.errors import RunError, did_you_mean
+from robustmail.report.classes import CLASS_HEADS
 from robustmail.report.tables import TextTable, as_latex, as_markdown, as_table
 from robustmail.text import duration
 from robustmail.trials.paper import METRICS, PaperTable, Scale
@@ -15,7 +16,7 @@ from robustmail.trials.summary import Measured, Row
 
 __all__ = ["FORMATS", "paper_table", "saving", "trials_table"]
 
-FORMATS = ("rich", "md", "csv", "latex")
+FORMATS = ("table", "markdown", "csv", "latex")
 MARKS = {"best": " *", "tie": " =", "ahead": " +", "behind": "", "unknown": ""}
 LEGEND = {
     "best": "* the best mean of the column, among the rows with the most seeds",
@@ -27,6 +28,10 @@ BASELINE = (
     "difference: the row minus {}, paired by seed, with its t-interval (95 %, Bonferroni-corrected for the "
     "comparisons in the column)"
 )
+BIASED = (
+    "Worst class, and mean over the worst 30 % of the classes, in %; robust: under all attacks. Each run has worst "
+    "classes of its own. Such a number is biased low, the more the fewer images a class has:"
+)
 CSV_COLUMNS = (
     "method", "row", "metric", "attack", "images", "n", "seeds", "mean", "std", "low", "high", "paper_mean",
     "paper_std", "difference", "verdict",
@@ -34,36 +39,56 @@ CSV_COLUMNS = (
 
 
 def trials_table(
-    rows: Sequence[Row], seeds: Sequence[int], width: int | None = None, baseline: str | None = None
+    rows: Sequence[Row],
+    seeds: Sequence[int],
+    width: int | None = None,
+    baseline: str | None = None,
+    per_class: tuple[int, int] | None = None,
 ) -> str:
     """Format the rows of a grid as a table for a terminal: mean ± standard deviation over seeds, in %.
 
-    The line below a row has the 95 % t-intervals of the means; the next one the differences to the baseline.
+    The line below a row has the 95 % t-intervals of the means; the next one the differences to the baseline. A second
+    table has the accuracies in the worst classes, where the runs have them.
 
     rows: from `Study.rows`.
     seeds: all seeds of the grid.
     width: of the table, in characters; by default the terminal's.
     baseline: the row that the others are compared with; None for none.
+    per_class: fewest and most test images of a class, if known.
     """
     metrics = list(dict.fromkeys(metric for row in rows for metric in row.metrics))
-    body, has_intervals, verdicts = [], False, set()
+    attacks = [metric for metric in metrics if metric not in CLASS_HEADS]
+    body, verdicts = _trials_body(rows, seeds, attacks)
+    has_intervals = any(measured.spread.low is not None for row in rows for measured in row.metrics.values())
+    over_seeds = f"mean ± standard deviation over seeds {_seed_list(seeds)}; below, the 95 % t-interval of the mean"
+    class_metrics = [metric for metric in metrics if metric in CLASS_HEADS]
+    class_body, class_verdicts = _trials_body(rows, seeds, class_metrics)
+    notes = [
+        f"Accuracy in %, {over_seeds if has_intervals else f'of seed {_seed_list(seeds)}'}",
+        *(text for verdict, text in LEGEND.items() if verdict in verdicts | class_verdicts),
+        *([BASELINE.format(baseline)] if baseline else []),
+        *(f"{row.name}, seed {seed}: FAILED: {error}" for row in rows for seed, error in row.failed.items()),
+    ]
+    text = as_table(TextTable(["", "seeds", *attacks], body, notes), width)
+    if not class_metrics:
+        return text
+    images = "{:,} to {:,}".format(*per_class) if per_class else "an unknown number of"
+    class_notes = [f"{BIASED} here with {images} test images"]
+    return text + "\n" + as_table(TextTable(["", "seeds", *class_metrics], class_body, class_notes), width)
+
+
+def _trials_body(rows: Sequence[Row], seeds: Sequence[int], metrics: list[str]) -> tuple[list[list[str]], set[str]]:
+    """(rows of the table, the verdicts in it)"""
+    body, verdicts = [], set()
     for row in rows:
         cells = [row.metrics.get(metric) for metric in metrics]
         body.append([row.name, _seed_count(row, seeds), *(_mean(measured, 1, MARKS) for measured in cells)])
         verdicts |= {measured.standing.verdict for measured in cells if measured is not None}
         if any(measured is not None and measured.spread.low is not None for measured in cells):
             body.append(["", "", *(_interval(measured) for measured in cells)])
-            has_intervals = True
         if any(measured is not None and measured.difference is not None for measured in cells):
             body.append(["  difference", "", *(_gain(measured) for measured in cells)])
-    over_seeds = f"mean ± standard deviation over seeds {_seed_list(seeds)}; below, the 95 % t-interval of the mean"
-    notes = [
-        f"Accuracy in %, {over_seeds if has_intervals else f'of seed {_seed_list(seeds)}'}",
-        *(text for verdict, text in LEGEND.items() if verdict in verdicts),
-        *([BASELINE.format(baseline)] if baseline else []),
-        *(f"{row.name}, seed {seed}: FAILED: {error}" for row in rows for seed, error in row.failed.items()),
-    ]
-    return as_table(TextTable(["", "seeds", *metrics], body, notes), width)
+    return body, verdicts
 
 
 def paper_table(
@@ -75,7 +100,7 @@ def paper_table(
     seeds: Sequence[int],
     n: int | None,
     command: str,
-    form: str = "rich",
+    form: str = "table",
     width: int | None = None,
 ) -> str:
     """Format a table of the paper with three lines per row: ours, the paper's, the difference. A missing run is a dash.
@@ -88,7 +113,7 @@ def paper_table(
     seeds: all seeds of our runs.
     n: number of test images; None for all.
     command: what makes the table, to print below it.
-    form: one of `FORMATS`; "rich", for a terminal, has one decimal, the others have two or more.
+    form: one of `FORMATS`; "table", for a terminal, has one decimal, the others have two or more.
     width: of a table for a terminal, in characters; by default the terminal's.
 
     Raises RunError: unknown format.
@@ -98,13 +123,13 @@ def paper_table(
     by_name = {row.name: row for row in rows}
     if form == "csv":
         return _csv(table, by_name, seeds, n)
-    digits = 1 if form == "rich" else 2
+    digits = 1 if form == "table" else 2
     body = _paper_body(table, by_name, seeds, digits)
     notes = _paper_notes(number, table, scale, changed, by_name, seeds, n, command)
     text_table = TextTable(["", "", *table.columns], body, notes)
-    if form == "rich":
+    if form == "table":
         return as_table(text_table, width)
-    return as_markdown(text_table) if form == "md" else as_latex(text_table)
+    return as_markdown(text_table) if form == "markdown" else as_latex(text_table)
 
 
 def saving(shared: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from robustmail.runtime.untrusted import check_shape, check_within, read_json
 from robustmail.trials.execute import Submit, check, missing, ordered
 from robustmail.trials.fork import forked_from, own_job, plan_jobs
 from robustmail.trials.grid import Cell, folders, recipes
-from robustmail.trials.summary import Row, read_accuracies, rows
+from robustmail.trials.summary import Row, images_per_class, read_accuracies, rows
 
 __all__ = ["Study"]
 
@@ -98,6 +98,11 @@ class Study:
         names = dict.fromkeys(cell.row for cell in self.recipes)
         finished = {key: value for key, value in accuracies.items() if value is not None}
         return rows(names, self.seeds, finished, failed, self.baseline)
+
+    def images_per_class(self) -> tuple[int, int] | None:
+        """(fewest, most) test images of a class, of the first finished run; None without one."""
+        finished = (folder for folder in self.folders.values() if read_accuracies(folder) is not None)
+        return images_per_class(first) if (first := next(finished, None)) else None
 
     def saved(self) -> dict[str, Any]:
         """What sharing epochs has saved these cells: the trunks, and the steps and seconds that were not repeated."""

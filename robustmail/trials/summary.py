@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
 
 from robustmail.errors import RunError, in_brief
+from robustmail.evaluation.class_accuracies import CLASS_METRICS
 from robustmail.runtime.untrusted import read_json
 
 __all__ = [
-    "Measured", "Row", "SeedSpread", "Standing", "compared", "differences", "read_accuracies", "rows", "seed_spread",
+    "Measured", "Row", "SeedSpread", "Standing", "compared", "differences", "images_per_class", "read_accuracies",
+    "rows", "seed_spread",
 ]  # fmt: skip
 
 CONFIDENCE = 0.95
@@ -160,15 +162,32 @@ def rows(
 
 
 def read_accuracies(folder: Path) -> dict[str, float] | None:
-    """{attack: accuracy} of a finished run, None for an unfinished one. Raises RunError: damaged results."""
+    """{metric: accuracy} of a finished run: attacks, then CLASS_METRICS; None for an unfinished one.
+
+    Raises RunError: damaged results.
+    """
     path = folder / "results.json"
     try:
         content = read_json(path)
         if not content["complete"]:
             return None
-        return {str(row["name"]): float(row["accuracy"]) for row in content["attacks"]}
+        attacks = {str(row["name"]): float(row["accuracy"]) for row in content["attacks"]}
+        return attacks | dict(_worst_classes(content.get("worst_classes") or {}))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         wrong = f"is damaged ({in_brief(error)})"
         raise RunError(str(path), wrong, "Delete the run's folder; the same command makes it again.") from error
+
+
+def _worst_classes(entries: Mapping[str, Mapping[str, float]]) -> Iterator[tuple[str, float]]:
+    for kind, (worst_class, tail) in CLASS_METRICS.items():
+        if kind not in entries:
+            continue
+        yield from ((worst_class, float(entries[kind]["accuracy"])), (tail, float(entries[kind]["tail"])))
+
+
+def images_per_class(folder: Path) -> tuple[int, int] | None:
+    """(fewest, most) test images of a class, from results that `read_accuracies` has read; None where unknown."""
+    sizes = [int(row["n"]) for row in read_json(folder / "results.json").get("per_class") or ()]
+    return (min(sizes), max(sizes)) if sizes else None

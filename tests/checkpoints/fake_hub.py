@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
+from typing import Any
 from urllib.parse import unquote
 
 COMMITS = {"main": "c" * 40, "v1": "1" * 40}
 
 
 class FakeHub:
-    """repositories: {"owner/name": {file: content}}, the same at all revisions. requests: "METHOD path", in order."""
+    """repositories: {"owner/name": {file: content}}, the same at all revisions. requests: "METHOD path", in order.
 
-    def __init__(self, repositories: dict[str, dict[str, bytes]], gated: tuple[str, ...] = ()) -> None:
-        self.repositories, self.gated = repositories, gated
+    token: what has to be sent to upload anything; "" lets everybody.
+    """
+
+    def __init__(self, repositories: dict[str, dict[str, bytes]], gated: tuple[str, ...] = (), token: str = "") -> None:
+        self.repositories, self.gated, self.token = repositories, gated, token
         self.requests: list[str] = []
         self.url = ""
 
@@ -34,9 +39,19 @@ class FakeHub:
             def do_GET(self) -> None:
                 self._reply(with_body=True)
 
-            def _reply(self, with_body: bool) -> None:
+            def do_POST(self) -> None:
+                sent = self.rfile.read(int(self.headers["Content-Length"]))
+                self._reply(with_body=True, sent=sent)
+
+            def _reply(self, with_body: bool, sent: bytes | None = None) -> None:
                 hub.requests.append(f"{self.command} {self.path}")
-                status, headers, body = hub.answer(unquote(self.path.partition("?")[0]))
+                path = unquote(self.path.partition("?")[0])
+                if sent is None:
+                    status, headers, body = hub.answer(path)
+                elif hub.token and self.headers["Authorization"] != f"Bearer {hub.token}":
+                    status, headers, body = 401, {}, b'{"error": "Invalid username or password."}'
+                else:
+                    status, headers, body = hub.take(path, sent)
                 self.send_response(status)
                 for name, value in {**headers, "Content-Length": str(len(body))}.items():
                     self.send_header(name, value)
@@ -85,3 +100,26 @@ class FakeHub:
             return 404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit}, b""
         etag = hashlib.sha256(files[file]).hexdigest()
         return 200, {"ETag": f'"{etag}"', "X-Repo-Commit": commit}, files[file]
+
+    def take(self, path: str, sent: bytes) -> tuple[int, dict[str, str], bytes]:
+        """(status, headers, body) of an upload: a repository is made, files are announced, a commit has them."""
+        reply: dict[str, Any] = {}
+        if path == "/api/repos/create":
+            asked = json.loads(sent)
+            repo = "/".join(filter(None, (asked.get("organization"), asked["name"])))
+            if repo in self.repositories:
+                return 409, {}, json.dumps({"url": f"{self.url}/{repo}"}).encode()
+            self.repositories[repo] = {}
+            reply = {"url": f"{self.url}/{repo}"}
+        elif path == "/api/validate-yaml":
+            reply = {"warnings": [], "errors": []}
+        elif "/preupload/" in path:
+            modes = {"uploadMode": "regular", "shouldIgnore": False}
+            reply = {"files": [{"path": file["path"], **modes} for file in json.loads(sent)["files"]]}
+        elif "/commit/" in path:
+            repo = path.removeprefix("/api/models/").partition("/commit/")[0]
+            for line in map(json.loads, sent.splitlines()):
+                if line["key"] == "file":
+                    self.repositories[repo][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            reply = {"commitUrl": f"{self.url}/{repo}/commit/{COMMITS['main']}", "commitOid": COMMITS["main"]}
+        return 200, {"Content-Type": "application/json"}, json.dumps(reply).encode()

@@ -7,6 +7,7 @@ import math
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,17 +22,19 @@ from robustmail.data.testsets import TestSet
 from robustmail.errors import AttackError, ModelError, RecipeError, RunError
 from robustmail.evaluation import compare as compared
 from robustmail.evaluation import runner
+from robustmail.evaluation.attacked_images import attacked_images, write_tensor
 from robustmail.evaluation.compare import compare
 from robustmail.evaluation.evaluator import attack_result
 from robustmail.evaluation.exact_inference import BatchSizer, exact_inference
-from robustmail.evaluation.ledger import BROKE, STOOD
+from robustmail.evaluation.ledger import BROKE, STOOD, row_seal
 from robustmail.evaluation.merge import merge_shards
 from robustmail.evaluation.model_loading import LoadedModel
 from robustmail.evaluation.runner import run_evaluation
 from robustmail.evaluation.statistics import paired
 from robustmail.evaluation.storage import clear, eight_bit, read_evaluation, with_seal, write_pngs
-from robustmail.evaluation.task import EvaluationTask
+from robustmail.evaluation.task import EvaluationTask, context_of
 from robustmail.evaluation.verify import verify
+from robustmail.evaluation.verify_files import verify_files
 from robustmail.norms import distances, tolerance
 from tests.processes import Python, python
 
@@ -320,6 +323,48 @@ def test_what_was_written_verifies(done, robust_cnn, digit_images):
     found = verify(done, robust_cnn, digit_images)
     assert (found.images, found.close) == (120, 0)
     assert found.examples == len(read_evaluation(done).ledger.examples)
+
+
+def test_files_are_compared_with_one_another_where_weights_and_data_are_missing(done):
+    """No model and no data are there; what that leaves open is said."""
+    found = verify_files(done)
+    assert (found.images, found.examples) == (120, len(read_evaluation(done).ledger.examples))
+    assert "that the model (a model in memory) predicts what the ledger says" in found.unchecked[0]
+    assert "that the images are digits" in found.unchecked[1]
+
+
+def test_what_the_verifier_brought_or_judged_is_told(done, robust_cnn, digit_images):
+    own = verify(done, robust_cnn, digit_images)
+    assert "the model predicts what the ledger says, of all images and of all examples" in own.checked
+    assert any("as you passed them yourself" in text for text in own.unchecked)
+    assert not any("the model (" in text for text in own.unchecked)
+
+
+@pytest.mark.parametrize(("name", "value"), [("distance", "0.01"), ("broken_as", None), ("index", "7")])
+def test_a_contradiction_among_files_is_found_without_the_model(copy, name, value):
+    """By somebody who seals anew."""
+    held = read_evaluation(copy, strict=True)
+    at = next(iter(held.ledger.examples))
+    edited(copy, at + 1, **{name: held.rows[at]["label"] if value is None else value})
+    lines = [line.split(",") for line in (copy / "ledger.csv").read_text().splitlines()]
+    context = context_of(held.results["weights"]["fingerprint"], held.results["spec"])
+    lines[at + 1][-1] = row_seal(lines[at + 1][:-1], context)
+    (copy / "ledger.csv").write_text("".join(f"{','.join(line)}\n" for line in lines))
+    with pytest.raises(RunError, match=rf"row {at + 1} \(image"):
+        verify_files(copy)
+
+
+def test_the_whole_set_as_one_tensor_has_the_accuracy_of_the_worst_case(done, robust_cnn, digit_images, tmp_path):
+    held = read_evaluation(done, strict=True)
+    images = attacked_images(held, digit_images)
+    clean = digit_images.part.x.float() / 255
+    assert (images.shape, images.dtype) == (clean.shape, torch.float32)
+    assert (images - clean).abs().max() <= EPS + 1e-6
+    assert (robust_cnn(images).argmax(1) == digit_images.part.y).sum() == held.results["worst_case"]["correct"]
+    write_tensor(images, tmp_path / "x.pt")
+    assert torch.equal(torch.load(tmp_path / "x.pt", weights_only=True), images)
+    with pytest.raises(RunError, match=r"row 1 \(image 0\): the image in .* is another one"):
+        attacked_images(held, replace(digit_images, part=Split(digit_images.part.x.flip(0), digit_images.part.y)))
 
 
 def edited(folder: Path, row: int, **cells: str) -> None:

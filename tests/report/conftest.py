@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from robustmail.evaluation.class_accuracies import KINDS, class_row, worst_classes
+
 Folder = Callable[..., Path]
 EPS = 8 / 255
 
@@ -48,6 +50,8 @@ def evaluated(path: Path, n: int = 40, classes: int = 3, shape: tuple[int, int, 
     save_file({"index": np.array(broken, np.int64), "x": x, "original": original}, path / "examples.safetensors")
     pgd = {"pgd100": "torchattack('PGD', eps=8/255, steps=100)", "seed": "0", "standing": f"{correct} after natural"}
     aa = {"apgd-ce": "torchattack('APGD', eps=8/255)", "apgd-t": "torchattack('APGDT', eps=8/255)", "seed": "0"}
+    size = max(1, n // classes)
+    per_class = [class_row(c, size, round(right * size), c % (size + 1)) for c in range(classes)]
     check = {"name": "zero-gradients", "light": "yellow", "measured": "6 % of the gradients are zero", "meaning": "so"}
     results = {
         "format": 1, "kind": "evaluation", "complete": True, "name": "small", "n": n, "shard": None,
@@ -58,7 +62,7 @@ def evaluated(path: Path, n: int = 40, classes: int = 3, shape: tuple[int, int, 
         "attacks": [
             row("nat", correct, n), row("pgd100", min(n, standing + 1), n, **pgd), row("aa", standing, n, **aa)],
         "worst_case": row("worst case", standing, n), "eight_bit": row("worst case, 8-bit images", standing, n),
-        "per_class": [{"class": c, "n": n // classes, "natural": right, "robust": stand} for c in range(classes)],
+        "per_class": per_class, "worst_classes": {kind: worst_classes(per_class, kind) for kind in KINDS},
         "margins": [{"low": -0.5, "high": 0.1, "n": n, "natural": right, "robust": stand}],
         "curve": {"attack": "PGD(steps=20)", "n": n, "points": [
             {"eps": e / 255, "accuracy": stand, "low": 0.0, "high": 1.0} for e in (0, 4, 8, 16)]},

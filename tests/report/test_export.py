@@ -24,7 +24,8 @@ def test_csv_has_a_line_for_every_folder_and_attack_with_all_numbers(evaluation,
     folders = [evaluation(), run()]
     rows = list(csv.DictReader(io.StringIO(export(folders, "csv"))))
     assert [row["attack"] for row in rows] == [
-        "nat", "pgd100", "aa", "worst case", "worst case, 8-bit images", "nat", "pgd20", "worst case",
+        "nat", "pgd100", "aa", "worst case", "worst case, 8-bit images", "natural worst class", "natural tail 30 %",
+        "robust worst class", "robust tail 30 %", "nat", "pgd20", "worst case",
     ]  # fmt: skip
     assert all(None not in row and None not in row.values() for row in rows)
     there = results(folders[0])["attacks"][1]
@@ -46,8 +47,7 @@ def test_json_holds_the_rows_as_they_are(evaluation, run):
 def test_every_line_of_a_markdown_table_has_as_many_cells_as_its_head(evaluation, run, name):
     lines = export([evaluation(name=name), run()], "markdown").splitlines()
     cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines if line.startswith("|")]
-    assert len(cells) == 4
-    assert {len(row) for row in cells} == {len(cells[0])}
+    assert [len(row) for row in cells] == [len(cells[0])] * 4 + [len(cells[4])] * 3
     heads = [head.strip() for head in cells[0]]
     assert heads == [
         "name", "n", "eps", "seed", "nat", "pgd100", "aa", "pgd20", "worst case", "worst case, 8-bit images", "light",
@@ -57,7 +57,7 @@ def test_every_line_of_a_markdown_table_has_as_many_cells_as_its_head(evaluation
 
 @pytest.mark.parametrize("name", ["small", ODD])
 def test_latex_is_a_booktabs_table_with_names_escaped(evaluation, run, name):
-    text = export([evaluation(name=name), run()], "latex")
+    text = export([evaluation(name=name, worst_classes={}), run()], "latex")
     parts = [r"\begin{table}", r"\caption{", r"\begin{tabular}", r"\toprule", r"\midrule", r"\bottomrule",
              r"\end{tabular}", r"\end{table}"]  # fmt: skip
     assert sorted(parts, key=text.index) == parts

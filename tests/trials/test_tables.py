@@ -102,7 +102,7 @@ def test_a_table_shows_what_is_there_and_does_not_invent_the_rest(made):
         assert (absent["n"], absent["mean"], absent["difference"], absent["verdict"]) == ("0", "", "", "missing")
 
 
-@pytest.mark.parametrize("form", ["rich", "md", "latex"])
+@pytest.mark.parametrize("form", ["table", "markdown", "latex"])
 def test_a_table_says_what_it_is_and_how_it_is_made_again(made, form):
     text = " ".join(call(made, *WORDS, "--format", form).stdout.split())
     for said in (

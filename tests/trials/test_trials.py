@@ -206,7 +206,7 @@ WRONG = {
     "wide at home": ("table 3 --scale mini", "a WRN-32-10 is not for a CPU"),
     "no table": ("table x", "table x: the paper has no such table of results"),
     "no seeds": ("table 2 --seeds ", "--seeds : is no list of seeds"),
-    "format": ("table 1 --format markdwn", "table --format markdwn: no such format. There are: csv, latex, md, rich."),
+    "format": ("table 1 --format markdwn", "table --format markdwn: no such format. Did you mean 'markdown'?"),
     "folder of another": ("trials quickstart --seeds 1 --out there", "there/runs/quickstart/1: holds a run of another"),
 }
 
