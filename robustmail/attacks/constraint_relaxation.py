@@ -28,12 +28,12 @@ class CR:
     """Ascends z_t - z_y towards the likeliest wrong classes t, in a ball that is now larger, now smaller than its own;
     L-inf (constraint relaxation, AAAI 2025).
 
-    PGD-10 on the cross-entropy with steps of eps / 2 breaks what is easy and finds the likeliest classes. Towards each of
-    them: a uniform start, then cycles of 30 steps of length s eps, with s = 1/2, 1/4, ..., at least 0.05. Of a cycle, 10
-    steps are in the ball of radius (1 + s) eps, and each iterate is judged after clipping to the ball; 10 are in the
-    ball; then the image is clipped to the radius (1 - s) eps, moved by uniform noise of size s eps, and takes 10 steps
-    in the ball. An image with z_y - z_t > s after the second phase is given up for this class. Further restarts try the
-    classes that came within 0.05.
+    PGD-10 on the cross-entropy with steps of eps / 2 breaks what is easy and finds the likeliest classes. Towards each
+    of them: a uniform start, then cycles of 30 steps of length s eps, with s = 1/2, 1/4, ..., at least 0.05. Of a
+    cycle, 10 steps are in the ball of radius (1 + s) eps, and each iterate is judged after clipping to the ball; 10 are
+    in the ball; then the image is clipped to the radius (1 - s) eps, moved by uniform noise of size s eps, and takes 10
+    steps in the ball. An image with z_y - z_t > s after the second phase is given up for this class. Further restarts
+    try the classes that came within 0.05.
 
     eps: radius of the ball, in pixels of [0, 1].
     steps: number of steps towards a class, at least 30; whole cycles are run.

@@ -31,8 +31,8 @@ class PGD:
     steps: number of gradient steps, at least 1.
     norm: "linf", or "l2", which steps along gradient / ||gradient|| instead of its sign.
     loss: what is ascended. "ce" (AT); "kl", the divergence from the natural prediction, which ignores the labels
-        (TRADES); "margin", max_{j != y} z_j - z_y (the CW loss of robustness papers); "pm", max_{j != y} p_j - p_y, minus
-        the probabilistic margin (PMA); or a function of yours, (logits [B, classes], y [B]) -> [B].
+        (TRADES); "margin", max_{j != y} z_j - z_y (the CW loss of robustness papers); "pm", max_{j != y} p_j - p_y,
+        minus the probabilistic margin (PMA); or a function of yours, (logits [B, classes], y [B]) -> [B].
     start: "uniform" in the ball (in l2, for images of d numbers: eps U(0, 1)^(1/d) in a random direction); "gaussian",
         x + 0.001 N(0, 1), which "kl" needs because its gradient is zero at x; "unit", x + U(0, 1), as MAIL's
         Algorithm 1 is printed; or "none", x itself.

@@ -44,10 +44,8 @@ from robustmail.cli.options import (
     check_count,
     command_line,
     open_inputs,
-    parse_attack,
     parse_shard,
     result_name,
-    split_names,
     stop_exit,
     wants_plain,
 )  # fmt: skip
@@ -124,6 +122,7 @@ def _plan(
     inputs: Callable[[], EvaluationInputs], attacks: str | None, seed: int, batch: int | None, shard: str | None,
     out: Path | None,
 ) -> Plan:  # fmt: skip
+    from robustmail.evaluation.attack_texts import split_attacks
     from robustmail.evaluation.task import EvaluationTask
     from robustmail.runtime import distributed
 
@@ -131,8 +130,7 @@ def _plan(
     if (processes := distributed.world_size()) > 1 and shard:
         raise RecipeError(f"--shard {shard}", "torchrun's processes are the shards already", "Leave it out.")
     part = (distributed.rank() + 1, processes) if processes > 1 else parse_shard(shard)
-    names = split_names("--attacks", DEFAULT_ATTACKS if attacks is None else attacks, DEFAULT_ATTACKS)
-    specs = tuple(map(parse_attack, names))
+    specs = tuple(split_attacks(DEFAULT_ATTACKS if attacks is None else attacks, "--attacks"))
     task = EvaluationTask(model, data, specs, eps, norm, seed, part, check_count("--batch", batch), command_line())
     whole = out or Path("evals") / result_name(model)
     folder = _shard_folder(whole, *part) if shard and out is None else whole

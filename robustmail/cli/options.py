@@ -59,7 +59,6 @@ __all__ = [
     "command_line",
     "load_recipe_with",
     "open_inputs",
-    "parse_attack",
     "parse_shard",
     "result_name",
     "split_names",
@@ -120,7 +119,8 @@ Plain = Annotated[bool, typer.Option("--plain", help="Print plain lines instead 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 AttackNames = Annotated[
-    str | None, typer.Option(help=f"Names and file.py:attack, with commas.  [default: {DEFAULT_ATTACKS}]")
+    str | None,
+    typer.Option(help=f"Names, calls of attacks and file.py:attack, with commas.  [default: {DEFAULT_ATTACKS}]"),
 ]
 Epoch = Annotated[int | None, typer.Option(help="Of a run's folder: the weights of this epoch, kept with keep_every.")]
 ResultsFolder = Annotated[Path | None, typer.Option(help="Folder for the results.  [default: evals/NAME]")]
@@ -229,13 +229,6 @@ def split_names(option: str, text: str, example: str) -> list[str]:
     if not names:
         raise RecipeError(option, "no name given", f"Write {example}.")
     return names
-
-
-def parse_attack(name: str) -> Any:
-    """Load the attack of file.py:attack; any other name is returned as it is."""
-    from robustmail.config.overrides import parse_value
-
-    return parse_value(name, "attacks") if ".py:" in name else name
 
 
 def parse_shard(text: str | None) -> tuple[int, int]:
