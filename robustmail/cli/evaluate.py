@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from robustmail.cli.corruptions import evaluate_corruptions, refuse_with_corruptions
+from robustmail.cli.curve import evaluate_curve, refuse_with_curve, show_curve
 from robustmail.cli.options import (
     DEFAULT_ATTACKS,
     AcceptReading,
@@ -40,10 +41,15 @@ from robustmail.cli.options import (
     ResultsFolder,
     Seed,
     Shard,
+    Transfer,
+    TransferModel,
+    TransferNormalize,
     Weights,
     check_count,
     command_line,
     open_inputs,
+    open_transfer,
+    parse_eps,
     parse_shard,
     result_name,
     stop_exit,
@@ -52,6 +58,7 @@ from robustmail.cli.options import (
 from robustmail.errors import RecipeError, RunError, Stopped
 
 if TYPE_CHECKING:
+    from robustmail.evaluation.model_loading import LoadedModel
     from robustmail.evaluation.task import EvaluationTask
     from robustmail.runtime.signals import Signals
 
@@ -88,6 +95,9 @@ def eval_(
     device: Device = "auto",
     fresh: Fresh = False,
     corruptions: Corruptions = None,
+    transfer: Transfer = None,
+    transfer_model: TransferModel = None,
+    transfer_normalize: TransferNormalize = None,
     png: Png = False,
     plain: Plain = False,
 ) -> None:
@@ -96,16 +106,28 @@ def eval_(
     The same command again resumes a stopped evaluation. With more attacks at the end of --attacks it adds them.
     """
     chosen = file if epoch is None else _weights_of_epoch(file, epoch)
+    budgets = parse_eps(eps) if eps and "," in eps else []
 
     def inputs() -> EvaluationInputs:
-        return open_inputs(chosen, data, n, model, normalize, weights, probe, device, eps, norm,
-                           accept_reading, ignore_unused, resize, crop)  # fmt: skip
+        return open_inputs(chosen, data, n, model, normalize, weights, probe, device,
+                           repr(budgets[-1]) if budgets else eps, norm, accept_reading, ignore_unused, resize,
+                           crop)  # fmt: skip
 
-    if corruptions is None:
-        _evaluate(partial(_plan, inputs, attacks, seed, batch, shard, out), out, device, fresh, plain, png)
-    else:
-        refuse_with_corruptions(attacks, eps, norm, shard, batch, png)
+    def other(opened: EvaluationInputs) -> LoadedModel | None:
+        if transfer is None:
+            return None
+        return open_transfer(transfer, opened, transfer_model, transfer_normalize, probe, accept_reading, ignore_unused)
+
+    if corruptions is not None:
+        refuse_with_corruptions(attacks, eps, norm, shard, batch, png, transfer)
         evaluate_corruptions(inputs(), corruptions, n, out, seed, fresh)
+        return
+    plan = partial(_plan, inputs, other, attacks, seed, batch, shard, out)
+    if budgets:
+        refuse_with_curve(eps, shard, png)
+        evaluate_curve(lambda: plan().task, budgets, out, fresh, plain)
+    else:
+        _evaluate(plan, out, device, fresh, plain, png)
 
 
 class Plan(NamedTuple):
@@ -119,19 +141,20 @@ class Plan(NamedTuple):
 
 
 def _plan(
-    inputs: Callable[[], EvaluationInputs], attacks: str | None, seed: int, batch: int | None, shard: str | None,
-    out: Path | None,
+    inputs: Callable[[], EvaluationInputs], other: Callable[[EvaluationInputs], LoadedModel | None],
+    attacks: str | None, seed: int, batch: int | None, shard: str | None, out: Path | None,
 ) -> Plan:  # fmt: skip
     from robustmail.evaluation.attack_texts import split_attacks
     from robustmail.evaluation.task import EvaluationTask
     from robustmail.runtime import distributed
 
-    model, data, eps, norm = inputs()
+    model, data, eps, norm, _ = opened = inputs()
     if (processes := distributed.world_size()) > 1 and shard:
         raise RecipeError(f"--shard {shard}", "torchrun's processes are the shards already", "Leave it out.")
     part = (distributed.rank() + 1, processes) if processes > 1 else parse_shard(shard)
     specs = tuple(split_attacks(DEFAULT_ATTACKS if attacks is None else attacks, "--attacks"))
-    task = EvaluationTask(model, data, specs, eps, norm, seed, part, check_count("--batch", batch), command_line())
+    task = EvaluationTask(model, data, specs, eps, norm, seed, part, check_count("--batch", batch), command_line(),
+                          transfer=other(opened))  # fmt: skip
     whole = out or Path("evals") / result_name(model)
     folder = _shard_folder(whole, *part) if shard and out is None else whole
     return Plan(task, folder, is_shard=bool(shard) and part != (1, 1))
@@ -273,10 +296,11 @@ def verify(
     """
     from robustmail.evaluation.verify import verify as verify_evaluation
 
-    result = verify_evaluation(folder, checkpoint=checkpoint, data=data, factory=model, device=device)
-    close = f"; {result.close} too close to call on this machine" if result.close else ""
-    print(f"{folder}: in order. {result.images} images, {result.examples} examples classified again{close}")
-    print("cannot be verified from files: " + "; ".join(result.unchecked))
+    for one in _evaluations([folder]):
+        result = verify_evaluation(one, checkpoint=checkpoint, data=data, factory=model, device=device)
+        close = f"; {result.close} too close to call on this machine" if result.close else ""
+        print(f"{one}: in order. {result.images} images, {result.examples} examples classified again{close}")
+        print("cannot be verified from files: " + "; ".join(result.unchecked))
 
 
 def compare(
@@ -323,14 +347,20 @@ def report(
 ) -> None:
     """Print a table that compares evaluations or runs.
 
-    A row per folder, a column per attack. With --format html it writes report.html into each folder instead.
+    A row per folder, a column per attack. With --format html it writes report.html into each folder instead. Of a curve
+    (several --eps) there is a row per eps.
     """
+    from robustmail.evaluation.curve import is_curve
     from robustmail.report.export import check_format, export
     from robustmail.report.page import write_page
     from robustmail.runtime.files import atomic_write_text
 
     if form != "html":
         check_format(form)
+    if len(folders) == 1 and form == "table" and out is None and is_curve(folders[0]):
+        show_curve(folders[0])
+        return
+    folders = _evaluations(folders)
     _check_evaluations(folders)
     if form == "html":
         if out is not None:
@@ -343,6 +373,14 @@ def report(
         print(text.rstrip("\n"))
     else:
         atomic_write_text(out, text)
+
+
+def _evaluations(folders: list[Path]) -> list[Path]:
+    """The folders of evaluations; in place of a curve's folder those of its evaluations. Raises RunError: a curve does
+    not follow from them."""
+    from robustmail.evaluation.curve import curve_folders, is_curve
+
+    return [one for folder in folders for one in (curve_folders(folder) if is_curve(folder) else [folder])]
 
 
 def _check_evaluations(folders: list[Path]) -> None:

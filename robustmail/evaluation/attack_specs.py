@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustmail.attacks.art import art
 from robustmail.attacks.autoattack import AutoAttack
@@ -19,6 +20,7 @@ from robustmail.attacks.view import eps_of
 from robustmail.errors import RecipeError, did_you_mean
 from robustmail.evaluation.attack_texts import NAMES, AttackName, parse_name, read_attack
 from robustmail.evaluation.ledger import RESERVED
+from robustmail.evaluation.transfer import Transferred, inner
 from robustmail.fields import describe, field_values, replace_fields
 from robustmail.norms import Norm, check_budget, distances, norm_of, tolerance
 from robustmail.plugin_calls import plugin_name
@@ -34,6 +36,7 @@ __all__ = [
     "attack_spec",
     "parse_attacks",
     "pgd_runs",
+    "transferred",
     "unique_names",
 ]
 
@@ -75,7 +78,7 @@ class AttackSpec(NamedTuple):
 
     def is_per_image(self, stage: str) -> bool:
         """Whether what a stage does to an image is independent of the images beside it."""
-        attack = self.stages[stage]
+        attack = inner(self.stages[stage])
         is_torchattack = type(attack).__module__ == "robustmail.attacks.torchattacks"
         is_known = is_torchattack and getattr(attack, "__given__", ("",))[0] in PER_IMAGE
         is_pgd = isinstance(attack, PGD) and not attack.noise and isinstance(attack.loss, str)  # no loss of one's own
@@ -84,12 +87,12 @@ class AttackSpec(NamedTuple):
     def uses_logits_only(self, stage: str) -> bool:
         """Whether a stage uses only the model's logits and their gradients, as all attacks of robustmail and of
         libraries do."""
-        return type(self.stages[stage]).__module__.startswith("robustmail.attacks")
+        return type(inner(self.stages[stage])).__module__.startswith("robustmail.attacks")
 
     def must_stay_in_ball(self, stage: str) -> bool:
         """Whether it is an error if a stage leaves the ball. Not for a library's minimum-norm attack: its examples
         outside the ball do not count."""
-        return hasattr(self.stages[stage], "eps") or not self.uses_logits_only(stage)
+        return hasattr(inner(self.stages[stage]), "eps") or not self.uses_logits_only(stage)
 
     def renamed(self, name: str) -> AttackSpec:
         """The same attack of one stage under another name."""
@@ -247,6 +250,28 @@ def in_turn(specs: list[AttackSpec]) -> AttackSpec:
     first, *others = specs
     stages = {stage: attack for spec in specs for stage, attack in spec.stages.items()}
     return first._replace(name=" + ".join(spec.name for spec in specs), stages=stages) if others else first
+
+
+def transferred(specs: Iterable[AttackSpec], model: nn.Module, name: str, fingerprint: str) -> list[AttackSpec]:
+    """The same attacks on another model, each with stages of its own: `pgd20 from NAME`.
+
+    specs: the attacks; those without a stage (nat) are left out. model, name, fingerprint: the other model, its name,
+    and the fingerprint of its weights.
+    """
+    name = re.sub(r"[^\w.+-]", "_", name)  # it becomes a part of columns of the ledger
+    note = f"its examples were made on {name}, so it says nothing of attacks that know the evaluated model"
+    return [
+        spec._replace(
+            name=f"{spec.name} from {name}",
+            stages={
+                f"{stage} from {name}": Transferred(attack=attack, source=f"{name} {fingerprint[:16]}", model=model)
+                for stage, attack in spec.stages.items()
+            },
+            note="; ".join(filter(None, (spec.note, note))),
+        )
+        for spec in specs
+        if spec.stages
+    ]
 
 
 def unique_names(specs: list[AttackSpec]) -> list[AttackSpec]:

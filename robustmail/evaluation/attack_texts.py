@@ -20,8 +20,9 @@ NAMES = (
     "nat", "pgd10", "pgd20", "pgd100", "cw", "pma", "md", "cr", "cw-art", "apgd", "apgd-t", "fab-t", "square", "aa",
 )  # fmt: skip
 """Names of attacks; pgdN stands for any number of steps"""
+MAX_RESTARTS = 1000
 RESTARTED = ("cw", "pma", "md", "cr", "apgd", "apgd-t", "fab-t", "square")  # and pgdN
-NAME = re.compile(rf"({'|'.join(map(re.escape, NAMES))}|pgd[1-9]\d{{0,5}})(?:x(\d{{1,3}}))?\s*(?:\((.*)\))?", re.DOTALL)
+NAME = re.compile(rf"({'|'.join(map(re.escape, NAMES))}|pgd[1-9]\d{{0,5}})(?:x(\d{{1,6}}))?\s*(?:\((.*)\))?", re.DOTALL)
 LITERAL = (ast.Constant, ast.UnaryOp, ast.BinOp, ast.operator, ast.unaryop)  # a name may come from a stranger's file
 OPENING, CLOSING, QUOTES = "([{", ")]}", "\"'"
 EXAMPLE = "Write pgd20(eot=20)."
@@ -81,9 +82,11 @@ def parse_name(text: str) -> AttackName | None:
     if match is None:
         return None
     base, restarts, knobs = match.groups()
-    if restarts is not None and not (int(restarts) and (base.startswith("pgd") or base in RESTARTED)):
-        wrong = "has no restarts of its own" if int(restarts) else "needs at least one start"
-        raise RecipeError(f"attack {text!r}", wrong, "Write pgd50x10 for ten restarts of pgd50.")
+    if restarts is not None:
+        can_restart = base.startswith("pgd") or base in RESTARTED
+        if not can_restart or not 1 <= int(restarts) <= MAX_RESTARTS:
+            wrong = f"takes 1 to {MAX_RESTARTS} starts" if can_restart else "has no restarts of its own"
+            raise RecipeError(f"attack {text!r}", wrong, "Write pgd50x10 for ten restarts of pgd50.")
     return AttackName(base, int(restarts or 1), _knobs(text, knobs) if knobs else {})
 
 
