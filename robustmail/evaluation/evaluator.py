@@ -18,7 +18,7 @@ from robustmail.data.adapters import read_data
 from robustmail.data.dataset import to_float
 from robustmail.data.image_files import LabelledImages
 from robustmail.errors import ModelError, NonFiniteError, RecipeError, RobustmailError, in_brief
-from robustmail.evaluation.attack_specs import AttackSpec, check_eps, parse_attacks
+from robustmail.evaluation.attack_specs import AttackSpec, check_eps, parse_attacks, transferred
 from robustmail.evaluation.attack_texts import split_attacks
 from robustmail.evaluation.exact_inference import (
     BatchSizer,
@@ -100,6 +100,7 @@ def evaluate(
     seed: int = 0,
     batch: int | None = None,
     progress: Callable[[AttackProgress], object] | None = None,
+    transfer: nn.Module | None = None,
 ) -> Evaluation:
     """Measure the robust accuracy of a model, one row per attack.
 
@@ -113,6 +114,7 @@ def evaluate(
     seed: of everything that attacks draw.
     batch: images under attack at once. It changes memory and time, never the result.
     progress: called with an `AttackProgress` after each batch.
+    transfer: another model; each attack is run on it too, and `model` judges the examples: rows `pgd20 from ITSCLASS`.
 
     Raises RecipeError: an unknown attack, an attack of your own with a smaller eps, no attack at all, or eps, n or
     batch not positive. Raises DataError: data in another form. Raises AttackError: an attack returns an image outside
@@ -130,6 +132,8 @@ def evaluate(
     if isinstance(attacks, str):
         attacks = split_attacks(attacks)
     specs = parse_attacks(attacks, eps, classes_of(model, part), norm)
+    if transfer is not None:
+        specs += transferred(specs, transfer, type(transfer).__name__, "in memory")
     sizer = batch_sizer(model, part, batch)
     ledger = clean_pass(model, part, sizer)
     rows = []

@@ -15,11 +15,11 @@ from rich.text import Text
 from robustmail.report.style import saved_figure
 from robustmail.runtime.files import atomic_write_text
 from robustmail.runtime.untrusted import printable
-from robustmail.text import format_eps, percent
+from robustmail.text import format_eps
 
 __all__ = ["curve_table", "draw_curve", "write_curve_csv"]
 
-BAR = 24  # characters of 100 %
+BAR = 12  # characters of 100 %
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 
@@ -28,7 +28,7 @@ def curve_table(curve: Mapping[str, Any]) -> Table:
 
     curve: as `read_curve` returns it.
     """
-    title = f"{curve['name']}: accuracy by eps on {curve['n']:,} images"
+    title = f"{curve['name']}: accuracy in % by eps on {curve['n']:,} images"
     caption = (
         "± half the width of the 95 % Wilson interval. What broke an image at a smaller eps counts at a larger one."
     )
@@ -37,9 +37,9 @@ def curve_table(curve: Mapping[str, Any]) -> Table:
     names = [row["name"] for row in curve["points"][-1]["attacks"]]
     table.add_column("eps", no_wrap=True)
     for name in (*names, "worst case"):
-        table.add_column(Text(printable(name)), justify="right")
+        table.add_column(Text(printable(name)), justify="right", min_width=10)
     table.add_column("", no_wrap=True)
-    table.add_column("light")
+    table.add_column("light", no_wrap=True)
     for point in curve["points"]:
         eps = format_eps(point["eps"], curve["norm"]) if point["eps"] else "0"
         cells = [_cell(row) for row in (*point["attacks"], point["worst_case"])]
@@ -84,7 +84,7 @@ def draw_curve(curve: Mapping[str, Any], stem: Path) -> list[Path]:
 
 
 def _cell(row: Mapping[str, Any]) -> str:
-    return f"{percent(row['accuracy'])} ±{50 * (row['high'] - row['low']):.1f}"
+    return f"{100 * row['accuracy']:.1f} ±{50 * (row['high'] - row['low']):.1f}"
 
 
 def _bar(share: float) -> str:
