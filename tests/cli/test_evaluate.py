@@ -373,7 +373,7 @@ def test_a_module_in_memory_is_evaluated_like_a_file(bench):
 def test_an_eps_in_the_files_norm_is_not_taken_for_another(bench, robustmail):  # noqa: F811
     assert robustmail("run quickstart epochs=1 burn_in=0 evaluate=nat test_size=30 --plain").code == 0
     for norm, eps in (("linf", 0.1), ("l2", 0.5)):
-        assert open_inputs(Path("runs/quickstart/0"), n=2, norm=norm)[2:] == (eps, norm)
+        assert open_inputs(Path("runs/quickstart/0"), n=2, norm=norm)[2:4] == (eps, norm)
 
 
 def test_a_models_own_file_is_part_of_what_is_evaluated_and_may_move(bench, robustmail):  # noqa: F811

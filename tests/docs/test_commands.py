@@ -14,6 +14,7 @@ import typer
 from robustmail.catalog import recipe_files
 from robustmail.cli.main import app
 from robustmail.cli.margins import load_margins
+from robustmail.cli.options import parse_eps
 from robustmail.config.loader import load_recipe
 from robustmail.config.overrides import apply_overrides, parse_value
 from robustmail.evaluation.attack_specs import parse_attacks
@@ -69,7 +70,7 @@ def check_meaning(verb: str, given: dict) -> None:
     if (data := given.get("data")) and "/" not in data and "." not in data:
         assert callable(parse_value(data, "data"))
     if given.get("eps"):
-        assert 0 < parse_value(given["eps"]) <= 1
+        assert 0 < parse_eps(given["eps"])[-1] <= 1
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Attacks as text: lists with commas inside of brackets, names with restarts and knobs, and nothing is run from them."""
+"""Attacks as text: lists with commas inside of brackets, names with restarts and knobs; nothing is run from them."""
 
 from __future__ import annotations
 

@@ -149,5 +149,5 @@ def test_a_curve_that_was_altered_is_refused(task, tmp_path):
 
 def test_a_folder_of_one_evaluation_does_not_become_a_curve(task, tmp_path):
     list(runner.run_evaluation(task, tmp_path))
-    with pytest.raises(RunError, match="is no curve's: it holds ledger.csv, an evaluation's"):
+    with pytest.raises(RunError, match=r"is no curve's: it holds ledger\.csv, an evaluation's"):
         list(run_curve(tasks(task), tmp_path))
