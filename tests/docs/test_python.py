@@ -81,7 +81,7 @@ def test_the_loss_and_the_backward_pass_of_the_page_break_what_plain_attacks_do_
     found = [
         robustmail.evaluate(model, images, "nat,pgd20", eps=32 / 255) for model in (plain, names["defended"](network))
     ]
-    assert found[0]["nat"] == replace(found[1]["nat"], seconds=found[0]["nat"].seconds), "no verdict changes"
+    assert found[0]["nat"].correct == found[1]["nat"].correct, "no verdict changes"
     assert found[1]["pgd20"].correct < found[0]["pgd20"].correct
     attack = replace(names["attack"], eps=64 / 255, alpha=8 / 255)
     assert robustmail.evaluate(network, images, ["nat", attack], eps=64 / 255).worst.correct < 16
