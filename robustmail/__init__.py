@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from robustmail.attacks.art import art
     from robustmail.attacks.autoattack import AutoAttack
+    from robustmail.attacks.constraint_relaxation import CR
     from robustmail.attacks.lm_pgd import LMPGD
+    from robustmail.attacks.margin_decomposition import MD
     from robustmail.attacks.pgd import PGD
     from robustmail.attacks.torchattacks import torchattack
     from robustmail.augmentations.geometry import Crop, CropShift, Flip
@@ -73,7 +75,9 @@ __version__ = "0.1.0"
 _NAMES = {  # by module; type checkers read the imports above instead
     "attacks.art": ["art"],
     "attacks.autoattack": ["AutoAttack"],
+    "attacks.constraint_relaxation": ["CR"],
     "attacks.lm_pgd": ["LMPGD"],
+    "attacks.margin_decomposition": ["MD"],
     "attacks.pgd": ["PGD"],
     "attacks.torchattacks": ["torchattack"],
     "augmentations.geometry": ["Crop", "CropShift", "Flip"],

@@ -44,7 +44,17 @@ class Kind:
 
 KINDS: dict[str, Kind] = {
     "attack": Kind(
-        "attacks", ("attacks.torchattacks", "attacks.art", "attacks.pgd", "attacks.lm_pgd", "attacks.autoattack"), True
+        "attacks",
+        (
+            "attacks.torchattacks",
+            "attacks.art",
+            "attacks.pgd",
+            "attacks.lm_pgd",
+            "attacks.margin_decomposition",
+            "attacks.constraint_relaxation",
+            "attacks.autoattack",
+        ),
+        True,
     ),
     "margin": Kind("margins", ("margins",), True),
     "weighter": Kind("weighters", ("weighters",), True),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["ce", "gap", "kl", "one_hot", "precise", "true_class"]
+__all__ = ["ce", "gap", "kl", "one_hot", "pm_ascent", "precise", "true_class"]
 
 
 def precise(values: Tensor) -> Tensor:
@@ -50,3 +50,21 @@ def gap(scores: Tensor, y: Tensor) -> Tensor:
     """
     rival = scores.scatter(1, y[:, None], float("-inf")).amax(1)
     return true_class(scores, y) - rival
+
+
+def pm_ascent(logits: Tensor, y: Tensor, rival: Tensor | None = None) -> Tensor:
+    """Values [B] whose gradient is that of p_r - p_y, divided by the constant 1 - p_y of each example.
+
+    In float32 p_y is 1 where the logits differ by more than 17; the gradient of p_r - p_y itself is 0 there, and an
+    attack stands still. The division is done on paper, so that the direction stays exact.
+    logits: [B, classes]. y: true classes, [B] int64. rival: the class r, [B] int64; by default the likeliest one other
+    than y, and then p_r - p_y is minus the probabilistic margin.
+    """
+    logits = precise(logits)
+    with torch.no_grad():
+        p, others = logits.softmax(1), logits.scatter(1, y[:, None], float("-inf")).softmax(1)  # p_j / (1 - p_y)
+        r = (others.argmax(1) if rival is None else rival)[:, None]
+        p_y, p_r, others_r = p.gather(1, y[:, None]), p.gather(1, r), others.gather(1, r)
+        slope = others * (p_y - p_r)
+        slope = slope.scatter(1, r, others_r * (1 - p_r + p_y)).scatter(1, y[:, None], -p_y * (1 + others_r))
+    return (slope * logits).sum(1)

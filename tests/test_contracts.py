@@ -13,9 +13,11 @@ from torch import Tensor
 
 from robustmail import (
     AT,
+    CR,
     IDBH,
     LMPGD,
     MART,
+    MD,
     PGD,
     SOVR,
     TRADES,
@@ -68,6 +70,8 @@ LAWFUL = {
     "Tanh(inf)": Tanh(lam=float("inf")), "Sigmoid(scale)": Sigmoid(slope=2.0, bias=0.0, normalize=False, scale=3.0),
     **{str(o): o for o in OBJECTIVES},
     **{str(a): a for a in (PGD(steps=3), PGD(steps=3, patience=0, noise=0.001), LMPGD(steps=2))},
+    **{str(a): a for a in (PGD(steps=2, loss="pm", eot=2), PGD(steps=2, targets=2), MD(steps=3))},
+    "CR": CR(steps=30, restarts=1),
     "PGD l2": PGD(norm="l2", eps=0.5, alpha=0.2, steps=3), "TPGD": torchattack("TPGD", steps=3),
     "AWP": AWP(gamma=0.01),
     **{str(a): a for a in (

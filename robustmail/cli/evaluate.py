@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from robustmail.cli.corruptions import evaluate_corruptions, refuse_with_corruptions
+from robustmail.cli.curve import evaluate_curve, evaluations_of, refuse_with_curve
 from robustmail.cli.options import (
     DEFAULT_ATTACKS,
     AcceptReading,
@@ -39,14 +40,17 @@ from robustmail.cli.options import (
     ResultsFolder,
     Seed,
     Shard,
+    Transfer,
+    TransferModel,
+    TransferNormalize,
     Weights,
     check_count,
     command_line,
     open_inputs,
-    parse_attack,
+    open_transfer,
+    parse_eps,
     parse_shard,
     result_name,
-    split_names,
     stop_exit,
     wants_plain,
 )  # fmt: skip
@@ -54,6 +58,7 @@ from robustmail.errors import RecipeError, RunError, Stopped
 from robustmail.runtime.untrusted import printable
 
 if TYPE_CHECKING:
+    from robustmail.evaluation.model_loading import LoadedModel
     from robustmail.evaluation.task import EvaluationTask
     from robustmail.runtime.signals import Signals
 
@@ -90,6 +95,9 @@ def eval_(
     device: Device = "auto",
     fresh: Fresh = False,
     corruptions: Corruptions = None,
+    transfer: Transfer = None,
+    transfer_model: TransferModel = None,
+    transfer_normalize: TransferNormalize = None,
     png: Png = False,
     plain: Plain = False,
 ) -> None:
@@ -98,16 +106,28 @@ def eval_(
     The same command again resumes a stopped evaluation. With more attacks at the end of --attacks it adds them.
     """
     chosen = file if epoch is None else _weights_of_epoch(file, epoch)
+    budgets = parse_eps(eps) if eps and "," in eps else []
 
     def inputs() -> EvaluationInputs:
-        return open_inputs(chosen, data, n, model, normalize, weights, probe, device, eps, norm,
-                           accept_reading, ignore_unused, resize, crop)  # fmt: skip
+        return open_inputs(chosen, data, n, model, normalize, weights, probe, device,
+                           repr(budgets[-1]) if budgets else eps, norm, accept_reading, ignore_unused, resize,
+                           crop)  # fmt: skip
 
-    if corruptions is None:
-        _evaluate(partial(_plan, inputs, attacks, seed, batch, shard, out), out, device, fresh, plain, png)
-    else:
-        refuse_with_corruptions(attacks, eps, norm, shard, batch, png)
+    def other(opened: EvaluationInputs) -> LoadedModel | None:
+        if transfer is None:
+            return None
+        return open_transfer(transfer, opened, transfer_model, transfer_normalize, probe, accept_reading, ignore_unused)
+
+    if corruptions is not None:
+        refuse_with_corruptions(attacks, eps, norm, shard, batch, png, transfer)
         evaluate_corruptions(inputs(), corruptions, n, out, seed, fresh)
+        return
+    plan = partial(_plan, inputs, other, attacks, seed, batch, shard, out)
+    if budgets:
+        refuse_with_curve(eps, shard, png)
+        evaluate_curve(lambda: plan().task, budgets, out, fresh, plain)
+    else:
+        _evaluate(plan, out, device, fresh, plain, png)
 
 
 class Plan(NamedTuple):
@@ -121,19 +141,20 @@ class Plan(NamedTuple):
 
 
 def _plan(
-    inputs: Callable[[], EvaluationInputs], attacks: str | None, seed: int, batch: int | None, shard: str | None,
-    out: Path | None,
+    inputs: Callable[[], EvaluationInputs], other: Callable[[EvaluationInputs], LoadedModel | None],
+    attacks: str | None, seed: int, batch: int | None, shard: str | None, out: Path | None,
 ) -> Plan:  # fmt: skip
+    from robustmail.evaluation.attack_texts import split_attacks
     from robustmail.evaluation.task import EvaluationTask
     from robustmail.runtime import distributed
 
-    model, data, eps, norm = inputs()
+    model, data, eps, norm, _ = opened = inputs()
     if (processes := distributed.world_size()) > 1 and shard:
         raise RecipeError(f"--shard {shard}", "torchrun's processes are the shards already", "Leave it out.")
     part = (distributed.rank() + 1, processes) if processes > 1 else parse_shard(shard)
-    names = split_names("--attacks", DEFAULT_ATTACKS if attacks is None else attacks, DEFAULT_ATTACKS)
-    specs = tuple(map(parse_attack, names))
-    task = EvaluationTask(model, data, specs, eps, norm, seed, part, check_count("--batch", batch), command_line())
+    specs = tuple(split_attacks(DEFAULT_ATTACKS if attacks is None else attacks, "--attacks"))
+    task = EvaluationTask(model, data, specs, eps, norm, seed, part, check_count("--batch", batch), command_line(),
+                          transfer=other(opened))  # fmt: skip
     whole = out or Path("evals") / result_name(model)
     folder = _shard_folder(whole, *part) if shard and out is None else whole
     return Plan(task, folder, is_shard=bool(shard) and part != (1, 1))
@@ -280,17 +301,18 @@ def verify(
     from robustmail.evaluation.verify import verify as verify_evaluation
     from robustmail.evaluation.verify_files import verify_files
 
-    if files_only:
-        if given := [name for name, value in (("checkpoint", checkpoint), ("data", data), ("model", model)) if value]:
-            raise RecipeError("verify --files-only", f"does not read --{given[0]}", "Leave one of them out.")
-        result = verify_files(folder)
-        print(f"{folder}: its files agree. {result.images} images, {result.examples} examples; no model was run")
-    else:
-        result = verify_evaluation(folder, checkpoint=checkpoint, data=data, factory=model, device=device)
-        close = f"; {result.close} too close to call on this machine" if result.close else ""
-        print(f"{folder}: in order. {result.images} images, {result.examples} examples classified again{close}")
-    print("verified: " + "; ".join(result.checked))
-    print(printable("cannot be verified from files: " + "; ".join(result.unchecked)))
+    if files_only and (given := [k for k, v in (("checkpoint", checkpoint), ("data", data), ("model", model)) if v]):
+        raise RecipeError("verify --files-only", f"does not read --{given[0]}", "Leave one of them out.")
+    for one in evaluations_of([folder]):
+        if files_only:
+            result = verify_files(one)
+            print(f"{one}: its files agree. {result.images} images, {result.examples} examples; no model was run")
+        else:
+            result = verify_evaluation(one, checkpoint=checkpoint, data=data, factory=model, device=device)
+            close = f"; {result.close} too close to call on this machine" if result.close else ""
+            print(f"{one}: in order. {result.images} images, {result.examples} examples classified again{close}")
+        print("verified: " + "; ".join(result.checked))
+        print(printable("cannot be verified from files: " + "; ".join(result.unchecked)))
 
 
 def compare(

@@ -31,7 +31,6 @@ from robustmail.cli.options import (
     check_count,
     command_line,
     open_inputs,
-    parse_attack,
     result_name,
     split_names,
     stop_exit,
@@ -89,14 +88,14 @@ def margins(
     attacks break? which of these does it miss? which other margins rank examples alike? how many passes does it add to
     a training step?
     """
+    from robustmail.evaluation.attack_texts import split_attacks
     from robustmail.margin_lab.measure import MarginTask, measure_costs
 
     by_name, left_out = load_margins(margins)
     inputs = open_inputs(
         file, data, n, model, normalize, weights, probe, device, eps, norm, accept_reading, ignore_unused
     )
-    names = split_names("--against", ATTACKS if against is None else against, ATTACKS)
-    attacks = tuple(map(parse_attack, names))
+    attacks = tuple(split_attacks(ATTACKS if against is None else against, "--against"))
     task = MarginTask(inputs.model, inputs.data, by_name, inputs.eps, inputs.norm, attacks, steps, seed,
                       check_count("--batch", batch))  # fmt: skip
     measure_costs(task)  # refuses a margin that breaks its contract, before any folder is made

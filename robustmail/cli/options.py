@@ -54,12 +54,16 @@ __all__ = [
     "Seed",
     "Shard",
     "SubmititParameters",
+    "Transfer",
+    "TransferModel",
+    "TransferNormalize",
     "Weights",
     "check_count",
     "command_line",
     "load_recipe_with",
     "open_inputs",
-    "parse_attack",
+    "open_transfer",
+    "parse_eps",
     "parse_shard",
     "result_name",
     "split_names",
@@ -107,7 +111,10 @@ Crop = Annotated[
 MaxImages = Annotated[int | None, typer.Option("--n", help="Use only the first N images.  [default: all]")]
 Eps = Annotated[
     str | None,
-    typer.Option(help="Radius of the ball, for pixels in [0, 1].  [default: a run's own; else 8/255, in l2 0.5]"),
+    typer.Option(
+        help="Radius of the ball, for pixels in [0, 1]; several, as 0,4/255,8/255, give a curve.  "
+        "[default: a run's own; else 8/255, in l2 0.5]"
+    ),
 ]
 NormName = Annotated[str | None, typer.Option("--norm", help="linf or l2.  [default: a run's own; else linf]")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the attacks' random starts.")]
@@ -120,7 +127,8 @@ Plain = Annotated[bool, typer.Option("--plain", help="Print plain lines instead 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 AttackNames = Annotated[
-    str | None, typer.Option(help=f"Names and file.py:attack, with commas.  [default: {DEFAULT_ATTACKS}]")
+    str | None,
+    typer.Option(help=f"Names, calls of attacks and file.py:attack, with commas.  [default: {DEFAULT_ATTACKS}]"),
 ]
 Epoch = Annotated[int | None, typer.Option(help="Of a run's folder: the weights of this epoch, kept with keep_every.")]
 ResultsFolder = Annotated[Path | None, typer.Option(help="Folder for the results.  [default: evals/NAME]")]
@@ -132,6 +140,11 @@ Corruptions = Annotated[
         help="Instead of attacks: the folder of CIFAR-10-C or ImageNet-C; or `generate`, to make some here.",
     ),
 ]
+Transfer = Annotated[
+    str | None, typer.Option(metavar="OTHER", help="A checkpoint that is attacked too; FILE judges the examples.")
+]
+TransferModel = Annotated[str | None, typer.Option(help="The --model of OTHER.")]
+TransferNormalize = Annotated[str | None, typer.Option(help="The --normalize of OTHER.")]
 Png = Annotated[bool, typer.Option("--png", help="Write the adversarial examples as 8-bit PNG files, too.")]
 
 Executor = Annotated[
@@ -144,12 +157,16 @@ SubmititParameters = Annotated[
 
 
 class EvaluationInputs(NamedTuple):
-    """What is attacked, and how far: eps in `norm`, for pixels in [0, 1]."""
+    """What is attacked, and how far: eps in `norm`, for pixels in [0, 1].
+
+    sample: the images by which the reading of a checkpoint is judged; they may be more than `data`.
+    """
 
     model: LoadedModel
     data: TestSet
     eps: float
     norm: Norm
+    sample: TestSet
 
 
 def load_recipe_with(name: str, overrides: list[str] | None) -> Recipe:
@@ -213,7 +230,29 @@ def open_inputs(
     chosen_norm = _parse_norm(norm or trained_norm)
     trained_eps = facts.get("eps") if chosen_norm == trained_norm else None  # an eps holds in its own norm only
     default_eps = float(trained_eps or {"linf": 8 / 255, "l2": 0.5}[chosen_norm])
-    return EvaluationInputs(subject, images, _parse_number("--eps", eps) if eps else default_eps, chosen_norm)
+    return EvaluationInputs(subject, images, _number(eps) if eps else default_eps, chosen_norm, first_images)
+
+
+def open_transfer(
+    file: str,
+    inputs: EvaluationInputs,
+    model: str | None,
+    normalize: str | None,
+    probe: bool = False,
+    accept_reading: bool = False,
+    ignore_unused: bool = False,
+) -> LoadedModel:
+    """Load the model of --transfer, for the same images and on the same device as the evaluated one.
+
+    Raises RobustmailError: the file cannot be used, or an option cannot be understood.
+    """  # fmt: skip
+    from robustmail.checkpoints import check_exists, find_weights
+    from robustmail.evaluation.model_loading import load_model
+
+    source = find_weights(file)
+    check_exists(source.path)
+    device = inputs.model.device
+    return load_model(source, inputs.sample, model, normalize, None, probe, device, accept_reading, ignore_unused)
 
 
 def result_name(subject: LoadedModel) -> str:
@@ -229,13 +268,6 @@ def split_names(option: str, text: str, example: str) -> list[str]:
     if not names:
         raise RecipeError(option, "no name given", f"Write {example}.")
     return names
-
-
-def parse_attack(name: str) -> Any:
-    """Load the attack of file.py:attack; any other name is returned as it is."""
-    from robustmail.config.overrides import parse_value
-
-    return parse_value(name, "attacks") if ".py:" in name else name
 
 
 def parse_shard(text: str | None) -> tuple[int, int]:
@@ -284,19 +316,31 @@ def _training_facts(path: Path) -> dict[str, Any]:
     return open_checkpoint(path).facts if path.suffix == ".safetensors" else {}
 
 
-def _parse_number(option: str, text: str) -> float:
+def parse_eps(text: str) -> list[float]:
+    """The numbers of --eps, which are one or several in any order, smallest first.
+
+    Raises RecipeError: not numbers, one of them twice, or of several one below 0 or none above 0.
+    """
+    numbers = sorted(_number(part) for part in text.split(","))
+    if len(numbers) > 1 and (len(set(numbers)) < len(numbers) or numbers[0] < 0 or not numbers[-1]):
+        raise RecipeError(f"--eps {text}", "several eps differ from one another, and none is below 0",
+                          "Write 0,4/255,8/255.")  # fmt: skip
+    return numbers
+
+
+def _number(text: str) -> float:
     from robustmail.config.overrides import parse_value
 
     try:
-        value = parse_value(text)
+        value = parse_value(text.strip())
     except RobustmailError:
         value = None
     if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise RecipeError(f"{option} {text}", "not a number", "Write 8/255.")
+        raise RecipeError(f"--eps {text}", "not a number", "Write 8/255.")
     try:
         return float(value)
     except OverflowError:
-        raise RecipeError(f"{option} {text}", "not a finite number", "Write 8/255.") from None
+        raise RecipeError(f"--eps {text}", "not a finite number", "Write 8/255.") from None
 
 
 def _parse_norm(text: str) -> Any:

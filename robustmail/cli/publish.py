@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from robustmail.cli.curve import evaluations_of, show_curve
 from robustmail.cli.options import Folder, Folders
 from robustmail.errors import RunError, did_you_mean
 from robustmail.text import plural
@@ -47,15 +48,21 @@ def report(
 ) -> None:
     """Print a table that compares evaluations or runs, or write what others ask for.
 
-    A row per folder, a column per attack. html writes report.html into each folder, model-card prints a card for the
-    Hugging Face hub, robustbench writes what a new model on RobustBench's leaderboard needs.
+    A row per folder, a column per attack; of a curve (several --eps) a row per eps. html writes report.html into each
+    folder, model-card prints a card for the Hugging Face hub, robustbench writes what a new model on RobustBench's
+    leaderboard needs.
     """
+    from robustmail.evaluation.curve import is_curve
     from robustmail.report.export import FORMATS, export
     from robustmail.report.page import write_page
 
     others = ("html", "model-card", "robustbench")
     if form not in FORMATS and form not in others:
         raise RunError(f"report --format {form}", "no such format", did_you_mean(form, [*FORMATS, *others]))
+    if len(folders) == 1 and form == "table" and out is None and is_curve(folders[0]):
+        show_curve(folders[0])
+        return
+    folders = evaluations_of(folders)
     _check_evaluations(folders)
     if form == "html":
         if out is not None:

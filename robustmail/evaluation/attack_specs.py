@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustmail.attacks.art import art
 from robustmail.attacks.autoattack import AutoAttack
+from robustmail.attacks.constraint_relaxation import CR
 from robustmail.attacks.instances import adopted
+from robustmail.attacks.margin_decomposition import MD
 from robustmail.attacks.pgd import PGD
 from robustmail.attacks.torchattacks import torchattack
 from robustmail.attacks.view import eps_of
 from robustmail.errors import RecipeError, did_you_mean
+from robustmail.evaluation.attack_texts import NAMES, AttackName, parse_name, read_attack
 from robustmail.evaluation.ledger import RESERVED
-from robustmail.fields import describe
+from robustmail.evaluation.transfer import Transferred, inner
+from robustmail.fields import describe, field_values, replace_fields
 from robustmail.norms import Norm, check_budget, distances, norm_of, tolerance
 from robustmail.plugin_calls import plugin_name
 from robustmail.step import Attack
 
 __all__ = [
-    "NAMES",
     "AttackSpec",
     "check_eps",
     "check_custom",
@@ -32,10 +35,12 @@ __all__ = [
     "is_built_in",
     "attack_spec",
     "parse_attacks",
+    "pgd_runs",
+    "transferred",
     "unique_names",
 ]
 
-NAMES = ("nat", "pgd10", "pgd20", "pgd100", "cw", "cw-art", "apgd", "apgd-t", "fab-t", "square", "aa")
+START = "-start"  # between the name of a stage and the number of its start
 PER_IMAGE = ("PGD", "APGD", "APGDT", "FAB", "Square")  # of torchattacks: `per_image_noise` knows what they draw
 
 
@@ -43,7 +48,8 @@ class AttackSpec(NamedTuple):
     """What a name stands for.
 
     name: of the attack. stages: attacks by name, each run on the images that the ones before left standing. eps, norm:
-    the ball. note: what differs from the attack that usually has this name, if anything.
+    the ball. note: what differs from the attack that usually has this name, if anything. restarts: how many of the
+    stages are the same attack from further starts.
     """
 
     name: str
@@ -51,11 +57,14 @@ class AttackSpec(NamedTuple):
     eps: float
     norm: Norm
     note: str | None = None
+    restarts: int = 1
 
     @property
     def settings(self) -> dict[str, str]:
-        """All settings of each stage, as text."""
+        """All settings of each stage, as text; once for all restarts."""
         settings = {stage: describe(attack) for stage, attack in self.stages.items()}
+        if self.restarts > 1:
+            settings = dict([next(iter(settings.items())), ("restarts", f"{self.restarts}, the worst counts")])
         return settings | ({"note": self.note} if self.note else {})
 
     @property
@@ -69,20 +78,21 @@ class AttackSpec(NamedTuple):
 
     def is_per_image(self, stage: str) -> bool:
         """Whether what a stage does to an image is independent of the images beside it."""
-        attack = self.stages[stage]
+        attack = inner(self.stages[stage])
         is_torchattack = type(attack).__module__ == "robustmail.attacks.torchattacks"
         is_known = is_torchattack and getattr(attack, "__given__", ("",))[0] in PER_IMAGE
-        return is_known or (isinstance(attack, PGD) and not attack.noise)
+        is_pgd = isinstance(attack, PGD) and not attack.noise and isinstance(attack.loss, str)  # no loss of one's own
+        return is_known or is_pgd or isinstance(attack, (MD, CR))
 
     def uses_logits_only(self, stage: str) -> bool:
         """Whether a stage uses only the model's logits and their gradients, as all attacks of robustmail and of
         libraries do."""
-        return type(self.stages[stage]).__module__.startswith("robustmail.attacks")
+        return type(inner(self.stages[stage])).__module__.startswith("robustmail.attacks")
 
     def must_stay_in_ball(self, stage: str) -> bool:
         """Whether it is an error if a stage leaves the ball. Not for a library's minimum-norm attack: its examples
         outside the ball do not count."""
-        return hasattr(self.stages[stage], "eps") or not self.uses_logits_only(stage)
+        return hasattr(inner(self.stages[stage]), "eps") or not self.uses_logits_only(stage)
 
     def renamed(self, name: str) -> AttackSpec:
         """The same attack of one stage under another name."""
@@ -90,8 +100,8 @@ class AttackSpec(NamedTuple):
 
 
 def is_built_in(name: str) -> bool:
-    """Whether the name is that of a built-in attack."""
-    return name in NAMES or re.fullmatch(r"pgd[1-9]\d*", name) is not None
+    """Whether the name is that of a built-in attack, with restarts and knobs or without."""
+    return parse_name(name) is not None
 
 
 def check_eps(eps: float, norm: Norm) -> None:
@@ -117,7 +127,7 @@ def check_custom(spec: AttackSpec) -> None:
 
 
 def attack_spec(attack: str | Attack, eps: float, classes: int, norm: Norm = "linf") -> AttackSpec:
-    """The attack that a name stands for; an attack given as a value is taken as it is.
+    """The attack that a text stands for; an attack given as a value is taken as it is.
 
     nat: no attack.
     pgdN: N iterations of PGD on the cross-entropy from a random start. Its step is max(eps / 10, 2.5 eps / N), at most
@@ -125,44 +135,101 @@ def attack_spec(attack: str | Attack, eps: float, classes: int, norm: Norm = "li
     cw: 20 iterations of PGD on the margin max_{j != y} z_j - z_y, which papers on robustness call CW. Its step is eps /
     10: the 0.003 at eps 0.031 of the authors' evaluation. cw-art: Carlini and Wagner's attack as in ART, which searches
     for the nearest example and is slow.
+    pma: 100 iterations of PGD on max_{j != y} p_j - p_y, its step falling from eps / 4 by a cosine.
+    md: the margin decomposition attack. cr: constraint relaxation, in L-inf.
     apgd: APGD-CE, 100 iterations. apgd-t, fab-t, square: the other stages of AutoAttack, each alone.
     aa: the standard AutoAttack.
+    NAMExR, as pgd50x10: R starts, each on the images that the ones before left standing.
+    NAME(KNOB=VALUE): other settings of the attack's class, as pgd20(eot=20).
 
-    attack: a name or an attack. eps, norm: the ball. classes: of the model.
-    Raises RecipeError: an unknown name, or an attack that needs more classes.
+    attack: a text as `read_attack` knows them, or an attack. eps, norm: the ball. classes: of the model.
+    Raises RecipeError: an unknown name or knob, or an attack that needs more classes or another norm.
     """
-    if not isinstance(attack, str):
-        value: Attack = adopted(attack)
-        name = str(getattr(value, "__given__", (plugin_name(value),))[0])  # a library's class by its own name
-        if is_built_in(name):
-            raise RecipeError(f"attack {name}", "named like a built-in attack", "Rename it.")
-        if name in RESERVED:
-            raise RecipeError(f"attack {name}", "named like a column of the ledger", "Rename it.")
-        return AttackSpec(name, {name: value}, eps, norm)
-    if attack == "nat":
-        return AttackSpec(attack, {}, eps, norm)
-    if match := re.fullmatch(r"pgd([1-9]\d*)", attack):
-        steps = int(match[1])
-        knobs: dict[str, Any] = {"eps": eps, "alpha": _step(eps, steps), "steps": steps}
+    value = read_attack(attack) if isinstance(attack, str) else attack
+    if not isinstance(value, str):
+        return _of_value(value, eps, norm)
+    name = parse_name(value)
+    if name is None:
+        wrong = "no such attack in validation and evaluation"
+        raise RecipeError(f"attack {value!r}", wrong, did_you_mean(value, NAMES))
+    spec = _of_name(name.base, eps, classes, norm)
+    spec = _with_knobs(spec, name) if name.knobs else spec
+    if name.restarts == 1:
+        return spec
+    ((stage, one_start),) = spec.stages.items()
+    stages = {stage if k == 1 else f"{stage}{START}{k}": one_start for k in range(1, name.restarts + 1)}
+    return spec._replace(name=str(name), stages=stages, restarts=name.restarts)
+
+
+def _of_value(attack: Attack, eps: float, norm: Norm) -> AttackSpec:
+    value: Attack = adopted(attack)
+    name = str(getattr(value, "__given__", (plugin_name(value),))[0])  # a library's class by its own name
+    if is_built_in(name):
+        raise RecipeError(f"attack {name}", "named like a built-in attack", "Rename it.")
+    if name in RESERVED:
+        raise RecipeError(f"attack {name}", "named like a column of the ledger", "Rename it.")
+    return AttackSpec(name, {name: value}, eps, norm)
+
+
+def _of_name(name: str, eps: float, classes: int, norm: Norm) -> AttackSpec:
+    """The attack of a name without restarts and knobs."""
+    if name == "nat":
+        return AttackSpec(name, {}, eps, norm)
+    own: dict[str, Any] = {
+        "cw": lambda: PGD(eps=eps, alpha=eps / 10, steps=20, norm=norm, loss="margin"),
+        "pma": lambda: PGD(eps=eps, alpha=eps / 4, steps=100, norm=norm, loss="pm", patience=0, decay="cosine"),
+        "md": lambda: MD(eps=eps, norm=norm),
+        "cr": lambda: CR(eps=eps),
+        "cw-art": lambda: _nearest(norm),
+    }
+    if name == "cr" and norm != "linf":
+        raise RecipeError(f"attack 'cr' (given norm={norm})", "is defined in linf only", "Take md or apgd-t.")
+    if name in own:
+        return AttackSpec(name, {name: own[name]()}, eps, norm)
+    if name.startswith("pgd"):
         # The library's PGD in l2 draws lengths for the whole batch at once, so that an image's result would depend on
         # the others.
-        return AttackSpec(
-            attack, {attack: torchattack("PGD", **knobs) if norm == "linf" else PGD(norm=norm, **knobs)}, eps, norm
-        )
-    if attack == "cw":
-        return AttackSpec(attack, {"cw": PGD(eps=eps, alpha=eps / 10, steps=20, norm=norm, loss="margin")}, eps, norm)
-    if attack == "cw-art":
-        return AttackSpec(attack, {"cw-art": _nearest(norm)}, eps, norm)
+        pgd = _pgd(name, eps, norm)
+        knobs: dict[str, Any] = {"eps": eps, "alpha": pgd.alpha, "steps": pgd.steps}
+        return AttackSpec(name, {name: torchattack("PGD", **knobs) if norm == "linf" else pgd}, eps, norm)
     standard = AutoAttack(eps=eps, norm=norm)
-    if attack == "aa":
-        return AttackSpec(attack, standard.stages(classes), eps, norm, standard.replaced(classes))
     stages = standard.stages(classes)
-    stage = "apgd-ce" if attack == "apgd" else attack
-    if attack in NAMES and stage in stages:
-        return AttackSpec(attack, {stage: stages[stage]}, eps, norm)
-    if attack in NAMES:
-        raise RecipeError(f"attack {attack!r}", standard.replaced(classes) or "", "Name aa, or apgd and square.")
-    raise RecipeError(f"attack {attack!r}", "no such attack in validation and evaluation", did_you_mean(attack, NAMES))
+    if name == "aa":
+        return AttackSpec(name, stages, eps, norm, standard.replaced(classes))
+    stage = "apgd-ce" if name == "apgd" else name
+    if stage not in stages:
+        raise RecipeError(f"attack {name!r}", standard.replaced(classes) or "", "Name aa, or apgd and square.")
+    return AttackSpec(name, {stage: stages[stage]}, eps, norm)
+
+
+def _with_knobs(spec: AttackSpec, name: AttackName) -> AttackSpec:
+    """The attack with other settings. Its stage has them in its name, for the ledger has a column of each stage."""
+    who = f"attack {str(name)!r}"
+    if len(spec.stages) != 1:
+        raise RecipeError(who, f"{name.base} has no knobs", "Name one of apgd, apgd-t, fab-t and square with knobs.")
+    (value,) = spec.stages.values()
+    value = _pgd(name.base, spec.eps, spec.norm) if name.base.startswith("pgd") else value
+    fields = field_values(value)
+    knobs = {"eot_iter" if knob == "eot" and "eot_iter" in fields else knob: x for knob, x in name.knobs.items()}
+    fixed = {"eps", "norm", *(["steps"] if name.base.startswith("pgd") else [])}
+    for knob in knobs:
+        if knob in fixed:
+            todo = f"Write pgd{knobs[knob]}." if knob == "steps" else f"Pass --{knob}."
+            raise RecipeError(who, f"{knob} is not a knob here", todo)
+        if knob not in fields:
+            raise RecipeError(who, f"{name.base} has no knob {knob!r}", did_you_mean(knob, {*fields} - fixed))
+    text = name.without_restarts
+    return spec._replace(name=text, stages={text.replace(", ", ";"): replace_fields(value, knobs)})
+
+
+def pgd_runs(stages: Iterable[str]) -> list[list[str]]:
+    """The stages that are PGD on the cross-entropy, those of one attack's restarts together."""
+    by_base: dict[str, list[str]] = {}
+    for stage in stages:
+        base = stage.partition(START)[0]
+        if base.startswith("pgd") and base[3:].isdigit():
+            by_base.setdefault(base, []).append(stage)
+    return list(by_base.values())
 
 
 def parse_attacks(attacks: Iterable[str | Attack], eps: float, classes: int, norm: Norm) -> list[AttackSpec]:
@@ -185,6 +252,28 @@ def in_turn(specs: list[AttackSpec]) -> AttackSpec:
     return first._replace(name=" + ".join(spec.name for spec in specs), stages=stages) if others else first
 
 
+def transferred(specs: Iterable[AttackSpec], model: nn.Module, name: str, fingerprint: str) -> list[AttackSpec]:
+    """The same attacks on another model, each with stages of its own: `pgd20 from NAME`.
+
+    specs: the attacks; those without a stage (nat) are left out. model, name, fingerprint: the other model, its name,
+    and the fingerprint of its weights.
+    """
+    name = re.sub(r"[^\w.+-]", "_", name)  # it becomes a part of columns of the ledger
+    note = f"its examples were made on {name}, so it says nothing of attacks that know the evaluated model"
+    return [
+        spec._replace(
+            name=f"{spec.name} from {name}",
+            stages={
+                f"{stage} from {name}": Transferred(attack=attack, source=f"{name} {fingerprint[:16]}", model=model)
+                for stage, attack in spec.stages.items()
+            },
+            note="; ".join(filter(None, (spec.note, note))),
+        )
+        for spec in specs
+        if spec.stages
+    ]
+
+
 def unique_names(specs: list[AttackSpec]) -> list[AttackSpec]:
     """The specs without repetitions; of two that differ but have one name, the second becomes PGD-2."""
     by_name: dict[str, AttackSpec] = {}
@@ -204,14 +293,25 @@ def _nearest(norm: Norm) -> Any:
     return art("CarliniL2Method", max_iter=100, learning_rate=0.01, binary_search_steps=5, batch_size=50)
 
 
-def _step(eps: float, steps: int) -> float:
-    return min(max(eps / 10, 2.5 * eps / steps), eps)
+def _pgd(name: str, eps: float, norm: Norm) -> PGD:
+    steps = int(name.removeprefix("pgd"))
+    return PGD(eps=eps, alpha=min(max(eps / 10, 2.5 * eps / steps), eps), steps=steps, norm=norm)
 
 
-def passes_per_image(name: str) -> float:
+def passes_per_image(text: str) -> float:
     """Cost of an attack for an image that it does not break, in forward passes (a backward pass counts as two)."""
-    if match := re.fullmatch(r"pgd(\d+)", name):
-        return 1 + 3.0 * int(match[1])
+    name = parse_name(text)
+    if name is None:
+        return 100.0
     # aa: 100 + 9 x 100 iterations of APGD, 9 x 100 of FAB with two gradients each, 5,000 queries.
     parts = {"apgd-t": 3.0 * 900, "fab-t": 7.0 * 900, "square": 5000.0}
-    return {"nat": 1.0, "cw": 61.0, "apgd": 301.0, "aa": 300 + sum(parts.values()), **parts}.get(name, 100.0)
+    # cr: all restarts of all classes; most images are given up before.
+    others = {"nat": 1.0, "cw": 61.0, "pma": 301.0, "md": 302.0, "cr": 7500.0, "apgd": 301.0, "cw-art": 100.0}
+    costs: Mapping[str, float] = {**others, **parts, "aa": 300 + sum(parts.values())}
+    one_start = 1 + 3.0 * int(name.base[3:]) if name.base.startswith("pgd") else costs[name.base]
+    factors = [max(1, value) for knob, value in name.knobs.items() if knob in ("eot", "targets") and _is_count(value)]
+    return one_start * name.restarts * float(math.prod(factors))
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -18,7 +18,8 @@ from robustmail.data.adapters import read_data
 from robustmail.data.dataset import to_float
 from robustmail.data.image_files import LabelledImages
 from robustmail.errors import ModelError, NonFiniteError, RecipeError, RobustmailError, in_brief
-from robustmail.evaluation.attack_specs import AttackSpec, check_eps, parse_attacks
+from robustmail.evaluation.attack_specs import AttackSpec, check_eps, parse_attacks, transferred
+from robustmail.evaluation.attack_texts import split_attacks
 from robustmail.evaluation.exact_inference import (
     BatchSizer,
     SearchModel,
@@ -99,19 +100,21 @@ def evaluate(
     seed: int = 0,
     batch: int | None = None,
     progress: Callable[[AttackProgress], object] | None = None,
+    transfer: nn.Module | None = None,
 ) -> Evaluation:
     """Measure the robust accuracy of a model, one row per attack.
 
     model: any nn.Module that takes images [B, C, H, W] in [0, 1] and returns logits [B, classes].
     data: (images, labels) as tensors or arrays, images [N, C, H, W] or [N, H, W, C], uint8 or floats in [0, 1], labels
     [N] integers; or a data set, or its DataLoader, read in the data set's order (see `read_data`).
-    attacks: names as `attack_spec` knows them, also as one text, "nat,pgd100,aa"; or attacks of your own.
+    attacks: names as `attack_spec` knows them, also as one text, "nat,pgd50x10,aa"; or attacks of your own.
     eps: radius of the ball around each image, in pixels of [0, 1].
     norm: "linf" or "l2", in which eps is measured.
     n: only the first n images; by default all.
     seed: of everything that attacks draw.
     batch: images under attack at once. It changes memory and time, never the result.
     progress: called with an `AttackProgress` after each batch.
+    transfer: another model; each attack is run on it too, and `model` judges the examples: rows `pgd20 from ITSCLASS`.
 
     Raises RecipeError: an unknown attack, an attack of your own with a smaller eps, no attack at all, or eps, n or
     batch not positive. Raises DataError: data in another form. Raises AttackError: an attack returns an image outside
@@ -127,8 +130,10 @@ def evaluate(
                               "Leave it out for all images." if name == "n" else "Leave it out.")  # fmt: skip
     part = read_data("evaluate", data, n)
     if isinstance(attacks, str):
-        attacks = tuple(name.strip() for name in attacks.split(","))
+        attacks = split_attacks(attacks)
     specs = parse_attacks(attacks, eps, classes_of(model, part), norm)
+    if transfer is not None:
+        specs += transferred(specs, transfer, type(transfer).__name__, "in memory")
     sizer = batch_sizer(model, part, batch)
     ledger = clean_pass(model, part, sizer)
     rows = []

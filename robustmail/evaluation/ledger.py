@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from robustmail.errors import RunError
-from robustmail.evaluation.stored_images import StoredImages
+from robustmail.evaluation.stored_images import StoredImages, joined
 
 __all__ = ["BROKE", "RESERVED", "STOOD", "UNTRIED", "Ledger", "read_rows", "row_seal", "rows_as_text", "write_rows"]
 
@@ -125,6 +125,32 @@ class Ledger:
             distance=distances,
             examples=self.examples | examples,
         )
+
+    def unattacked(self) -> Ledger:
+        """A new ledger of the same images, on which no stage was run."""
+        return Ledger(self.index, self.label, self.predicted, self.margin)
+
+    def take_over(self, smaller: Ledger) -> bool:
+        """Enter what broke the same images in a smaller ball, with its examples: they lie in the larger ball too.
+
+        smaller: of the same model and data, run with the same attacks. Returns whether it held anything new.
+        """
+        position = {index: i for i, index in enumerate(self.index.tolist())}
+        pairs = [(position[index], k) for k, index in enumerate(smaller.index.tolist()) if index in position]
+        here, there = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).T
+        is_new = False
+        for stage, outcome in smaller.stages.items():
+            broken = here[outcome[there] == BROKE]
+            is_new |= bool((self.outcome(stage)[broken] != BROKE).any())
+            self.outcome(stage)[broken] = BROKE
+        found = {i: k for i, k in pairs if smaller.broken_by[k] and not self.broken_by[i]}
+        for i, k in found.items():
+            self.broken_by[i], self.broken_as[i] = smaller.broken_by[k], smaller.broken_as[k]
+            self.distance[i] = smaller.distance[k]
+        self.examples = joined(
+            self.examples, {i: k for i, k in found.items() if k in smaller.examples}, smaller.examples
+        )
+        return is_new
 
     def take(self, positions: Tensor) -> Ledger:
         """A new ledger of the rows at `positions`, [M]."""

@@ -45,12 +45,13 @@ SAVE_EVERY = 20.0  # seconds
 
 
 def run_evaluation(
-    task: EvaluationTask, folder: Path, fresh: bool = False
+    task: EvaluationTask, folder: Path, fresh: bool = False, smaller: Path | None = None
 ) -> Generator[AttackProgress | AttackResult, None, None]:
     """Evaluate into a folder, or resume the evaluation in it; yields progress, and a result for each attack.
 
     task: the evaluation. folder: created if needed; saved every SAVE_EVERY seconds, so that a kill loses no more.
-    fresh: delete what an earlier evaluation left in the folder.
+    fresh: delete what an earlier evaluation left in the folder. smaller: the folder of the same evaluation in a smaller
+    ball: what broke an image there breaks it here.
     Raises RunError: the folder holds another evaluation or other files, or was altered. Raises whatever an attack
     raises.
     """
@@ -58,16 +59,20 @@ def run_evaluation(
     with folder_lock(folder):
         if fresh:
             clear(folder)
-        yield from continue_evaluation(task, folder)
+        yield from continue_evaluation(task, folder, smaller)
 
 
-def continue_evaluation(task: EvaluationTask, folder: Path) -> Generator[AttackProgress | AttackResult, None, None]:
+def continue_evaluation(
+    task: EvaluationTask, folder: Path, smaller: Path | None = None
+) -> Generator[AttackProgress | AttackResult, None, None]:
     """As `run_evaluation`, in a folder that the caller has made and locked."""
     stored = _open(task, folder, fresh=False)
-    if stored and stored.results["complete"]:
+    known = read_evaluation(smaller, strict=True).ledger if smaller else None
+    is_new = bool(stored and known and stored.ledger.take_over(known))
+    if stored and stored.results["complete"] and not is_new:
         yield from (AttackResult(**row) for row in stored.results["attacks"])
         return
-    yield from _evaluate(task, folder, stored)
+    yield from _evaluate(task, folder, stored, known)
 
 
 def open_whole(task: EvaluationTask, folder: Path, fresh: bool = False) -> bool:
@@ -106,12 +111,15 @@ def _open(task: EvaluationTask, folder: Path, fresh: bool) -> StoredEvaluation |
 
 
 def _evaluate(
-    task: EvaluationTask, folder: Path, stored: StoredEvaluation | None
+    task: EvaluationTask, folder: Path, stored: StoredEvaluation | None, smaller: Ledger | None = None
 ) -> Iterator[AttackProgress | AttackResult]:
-    """Run what is left to do, and save at intervals, at the end, and when interrupted."""
+    """Run what is left to do, and save at intervals, at the end, and when interrupted.
+
+    stored: what was done before. smaller: what is known from a smaller ball, which a new evaluation begins with.
+    """
     model, part, sizer = task.subject.model, task.part, batch_sizer(task.subject.model, task.part, task.batch)
     start_time = time.perf_counter() - (stored.results["provenance"]["seconds"] if stored else 0.0)
-    ledger = stored.ledger if stored else clean_pass(model, part, sizer, task.index)
+    ledger = stored.ledger if stored else _first_ledger(task, sizer, smaller)
     on_disk = {i: row["example"] for i, row in enumerate(stored.rows) if row["example"]} if stored else {}
     rows: list[AttackResult] = []
     measured: dict[str, Any] | None = None
@@ -140,6 +148,14 @@ def _evaluate(
             save()
         raise
     save(complete=True)
+
+
+def _first_ledger(task: EvaluationTask, sizer: BatchSizer, smaller: Ledger | None) -> Ledger:
+    if smaller is None:
+        return clean_pass(task.subject.model, task.part, sizer, task.index)
+    ledger = smaller.unattacked()
+    ledger.take_over(smaller)
+    return ledger
 
 
 def _measure(task: EvaluationTask, ledger: Ledger, sizer: BatchSizer) -> Iterator[AttackProgress | dict[str, Any]]:

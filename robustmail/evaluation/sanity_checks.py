@@ -18,7 +18,7 @@ from robustmail.attacks.pgd import PGD
 from robustmail.attacks.torchattacks import torchattack
 from robustmail.attacks.view import call_model
 from robustmail.data.image_files import LabelledImages
-from robustmail.evaluation.attack_specs import AttackSpec, attack_spec, in_turn
+from robustmail.evaluation.attack_specs import AttackSpec, attack_spec, in_turn, pgd_runs
 from robustmail.evaluation.evaluator import clean_pass, image_batch, run_attack
 from robustmail.evaluation.exact_inference import BatchSizer, exact_inference
 from robustmail.evaluation.ledger import BROKE, UNTRIED, Ledger
@@ -252,8 +252,8 @@ def _gap(ledger: Ledger, pgd: list[str]) -> tuple[float, float] | None:
     other attack was run."""
     if not pgd or set(ledger.stages) == set(pgd):
         return None
-    best = min(pgd, key=lambda stage: int(ledger.standing([stage]).sum()))
-    stands, worst = ledger.standing([best]), ledger.stands
+    best = min(pgd_runs(pgd), key=lambda stages: int(ledger.standing(stages).sum()))
+    stands, worst = ledger.standing(best), ledger.stands
     difference = paired(len(ledger), int((stands & ~worst).sum()), int((worst & ~stands).sum()))
     return 100 * difference.difference, 100 * difference.low
 
@@ -340,7 +340,7 @@ def _output_checks(m: Measurements) -> Iterator[Check]:
         _red_if(is_random),
         f"asked twice, logits differ by {100 * m.differs:.2g} % of the largest, and the class for "
         f"{100 * m.changes_its_mind:.1f} % of the images",
-        "one attack on one draw says little; attack the average of many",
+        "one attack on one draw says little; attack the average of many, as pgd100(eot=20) does",
     )
     yield Check(
         "batch-dependent-output",

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from robustmail.data.dataset import tensor_hash
 from robustmail.errors import RunError, in_brief
+from robustmail.evaluation.attack_specs import pgd_runs
 from robustmail.evaluation.class_accuracies import KINDS, class_row, worst_classes
 from robustmail.evaluation.evaluator import accuracy_row, as_floats, worst_case
 from robustmail.evaluation.examples import PARTS, WHOLE, load_examples
@@ -215,7 +216,7 @@ def summarize(
     rows: the attacks' results. classes: of the model. measured: what `sanity_checks.measure` yielded last, if it was
     run.
     """
-    pgd = [stage for stage in ledger.stages if stage.startswith("pgd") and stage[3:].isdigit()]
+    pgd = [stage for stages in pgd_runs(ledger.stages) for stage in stages]
     rounded = None
     if (ledger.rounded != UNTRIED).any():
         stands = ledger.right & (ledger.rounded != BROKE)

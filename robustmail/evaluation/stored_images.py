@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-__all__ = ["StoredImages", "write_images"]
+__all__ = ["StoredImages", "joined", "write_images"]
 
 DTYPES = {torch.float32: "F32", torch.uint8: "U8", torch.int64: "I64"}
 
@@ -53,6 +53,18 @@ class StoredImages(Mapping[int, Tensor]):
         """The same under other numbers."""
         places = {number(k): place for k, place in self.places.items()}
         return StoredImages(self.tensor, places, {number(k): image for k, image in self.memory.items()})
+
+
+def joined(
+    images: dict[int, Tensor] | StoredImages, numbers: Mapping[int, int], others: dict[int, Tensor] | StoredImages
+) -> dict[int, Tensor] | StoredImages:
+    """The images with some of others, of which those in files stay there; numbers: new number -> number in `others`."""
+    if not isinstance(others, StoredImages):
+        return images | {new: others[number] for new, number in numbers.items()}
+    own = images if isinstance(images, StoredImages) else StoredImages(others.tensor, {}, images)
+    places = {new: others.places[k] for new, k in numbers.items() if k not in others.memory}
+    memory = {new: others.memory[k] for new, k in numbers.items() if k in others.memory}
+    return StoredImages(own.tensor, {**own.places, **places}, {**own.memory, **memory})
 
 
 def write_images(path: Path, index: Tensor, images: Mapping[str, Callable[[int], Tensor]]) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor
 from robustmail.data.dataset import tensor_hash
 from robustmail.data.image_files import LabelledImages, hash_data
 from robustmail.data.testsets import TestSet
-from robustmail.errors import RunError
-from robustmail.evaluation.attack_specs import AttackSpec, check_eps, is_built_in, parse_attacks
+from robustmail.errors import ModelError, RunError
+from robustmail.evaluation.attack_specs import AttackSpec, check_eps, is_built_in, parse_attacks, transferred
 from robustmail.evaluation.evaluator import BLOCK, as_floats
 from robustmail.evaluation.model_loading import LoadedModel
 from robustmail.fields import fingerprint
@@ -52,9 +52,11 @@ class EvaluationTask:
     command: the command line, for provenance.
     training: of a training run's weights: epoch, burn_in, chosen_by, weights (the set: live, ema or swa).
     provenance: plain values for the results' provenance, beside versions, hardware and time.
+    transfer: another model; each attack is run on it too, and its examples are judged by `subject`.
     attack_specs: what the attacks stand for.
 
-    Raises RecipeError: an unknown attack or a bad eps. Raises RunError: more shards than blocks of images.
+    Raises RecipeError: an unknown attack or a bad eps. Raises RunError: more shards than blocks of images. Raises
+    ModelError: a model to transfer from with other classes.
     """
 
     subject: LoadedModel
@@ -68,6 +70,7 @@ class EvaluationTask:
     command: str = ""
     training: dict[str, Any] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
+    transfer: LoadedModel | None = None
     attack_specs: list[AttackSpec] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -79,6 +82,11 @@ class EvaluationTask:
                            "and a shard has at least one",
                            f"Use {plural(blocks, 'shard')} at most.")  # fmt: skip
         self.attack_specs = parse_attacks(self.attacks, self.eps, self.subject.classes, self.norm)
+        if (other := self.transfer) is not None:
+            if other.classes != self.subject.classes:
+                wrong = f"has {other.classes} classes, {self.subject.name} has {self.subject.classes}"
+                raise ModelError(f"--transfer {other.name}", wrong, "Transfer from a model of the same classes.")
+            self.attack_specs += transferred(self.attack_specs, other.model, other.name, other.fingerprint)
 
     @cached_property
     def index(self) -> Tensor:

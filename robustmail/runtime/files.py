@@ -30,7 +30,10 @@ __all__ = [
     "atomic_write_text",
 ]
 
-SIGNS = {"run": "state.pt", "evaluation": "ledger.csv", "lab": "margins.json", "corruptions": "corruptions.json"}
+SIGNS = {
+    "run": "state.pt", "evaluation": "ledger.csv", "lab": "margins.json", "corruptions": "corruptions.json",
+    "curve": "curve.json",
+}  # fmt: skip
 """The file that marks a folder of each kind; results of different kinds are never mixed in one folder."""
 _MARK = ".robustmail-"
 _LEFT = re.compile(re.escape(_MARK) + r"\w{8}\.tmp$")

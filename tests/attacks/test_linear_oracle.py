@@ -9,7 +9,7 @@ import torch
 from scipy.stats import kstest
 from torch import nn
 
-from robustmail import LMPGD, PGD, Step, art, kappa, lps, pm_adv, torchattack
+from robustmail import CR, LMPGD, MD, PGD, Step, art, kappa, lps, pm_adv, torchattack
 from robustmail.runtime.rng import fork_rng, seed_all
 
 pytestmark = pytest.mark.numeric
@@ -41,6 +41,11 @@ def linear():
 ATTACKS = {
     "PGD": PGD(),
     "PGD margin": PGD(loss="margin"),
+    "PGD pm": PGD(loss="pm"),
+    "PGD with a loss of one's own": PGD(loss=lambda logits, y: -logits.gather(1, y[:, None]).squeeze(1)),
+    "PGD towards a class": PGD(loss="ce", targets=3),
+    "PGD over draws": PGD(eot=2),
+    "PGD with falling steps": PGD(alpha=EPS, steps=20, decay="cosine"),
     "LM-PGD": LMPGD(steps=3),
     "torchattacks PGD": torchattack("PGD"),
     "torchattacks APGD": torchattack("APGD", steps=20),
@@ -56,6 +61,38 @@ def test_linf_pgd_hits_the_corner_x_minus_eps_sign_w_exactly(attack, linear):
     if "APGD" in str(type(attack)):  # returns the clean image where it does not succeed, the first success elsewhere
         is_right |= (x_adv == x).flatten(1).all(1) | (model(x_adv).argmax(1) != y)
     assert is_right.all()
+
+
+SHORT_CR = CR(steps=30, restarts=1)
+
+
+@pytest.mark.parametrize("attack", [MD(steps=20), SHORT_CR, PGD(loss="pm", patience=0)], ids=["MD", "CR", "PGD pm"])
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_an_attack_that_stops_at_success_breaks_what_the_corner_breaks_and_nothing_else(attack, scale, linear):
+    model, x, y, w = linear
+    lowest = (x * w).sum((1, 2, 3)) - EPS * w.abs().sum()  # of w . x in the ball
+    model.b.data.fill_(-lowest.sort().values[1:4].mean().item())  # so that some images can be broken, and some not
+    model.w.data *= scale
+    model.b.data *= scale
+    broken = model(attack(model, x, y).x).argmax(1) != y
+    assert torch.equal(broken, lowest * scale + model.b < 0)
+    assert 0 < int(broken.sum()) < len(broken)
+
+
+def test_md_in_l2_breaks_what_the_nearest_image_of_the_other_class_allows(linear):
+    model, x, y, w = linear
+    lowest = (x * w).sum((1, 2, 3)) - 0.3 * w.norm()
+    model.b.data.fill_(-lowest.median().item() - 0.05)
+    broken = model(MD(eps=0.3, steps=40, norm="l2")(model, x, y).x).argmax(1) != y
+    assert torch.equal(broken, lowest + model.b < 0)
+
+
+def test_ascending_the_probabilistic_margin_moves_where_the_cross_entropy_is_flat(linear):
+    model, x, y, w = linear
+    model.b.data += 1000.0  # so that the true class has probability 1 in the whole ball
+    corner = x - EPS * w.sign()
+    assert torch.equal(PGD(start="none")(model, x, y).x, x)
+    assert torch.allclose(PGD(start="none", loss="pm", steps=4)(model, x, y).x, corner, atol=1e-6)
 
 
 def test_l2_pgd_hits_x_minus_eps_w_over_its_norm(linear):

@@ -182,6 +182,19 @@ WRONG = {
     # attacks
     "attack": (f"{GOOD},apdg", "attack 'apdg': ... Did you mean 'apgd'?"),
     "attack twice": (f"{GOOD},nat", "nat is named twice"),
+    "attack without its bracket": (f"{GOOD},pgd2(eot=2", "--attacks ... a bracket is not closed"),
+    "knob": (f"{GOOD},pgd2(eott=2)", "pgd2 has no knob 'eott'. Did you mean 'eot'?"),
+    "code as a knob": (f"{GOOD},pgd2(eot=open)", "eot must be a number or a text in quotes"),
+    "data as an attack": (f"{GOOD},npz('ten.npz')", "no attack 'npz'"),
+    "restarts of all of AutoAttack": (f"{GOOD},aax2", "attack 'aax2': has no restarts of its own"),
+    "one eps twice": (f"{GOOD} --eps 0.1,0.1", "--eps 0.1,0.1: several eps differ from one another"),
+    "a negative one of several eps": (f"{GOOD} --eps=-0.1,0.1", "none is below 0. Write 0,4/255,8/255"),
+    "a word among several eps": (f"{GOOD} --eps 0,eight", "--eps eight: not a number"),
+    "several eps without an attack": (f"{GOOD.replace(',pgd2', '')} --eps 0,0.1", "several eps, but no attack"),
+    "several eps and a shard": (f"{GOOD} --eps 0,0.1 --shard 1/2", "--shard goes with one eps only"),
+    "transfer from nowhere": (f"{GOOD} --transfer no.pth", "no.pth: no such file"),
+    "transfer from another number of classes": (
+        f"{GOOD} --transfer small.pth --transfer-model own.py:seven --transfer-normalize none", "7"),
     "eps in bytes": (f"{GOOD} --eps 8", "images live in [0, 1] ... Write eps=8/255"),
     "negative eps": (f"{GOOD} --eps=-1/255", "eps is negative"),
     "eps in words": (f"{GOOD} --eps eight", "--eps eight: not a number. Write 8/255"),
@@ -237,6 +250,25 @@ def test_eval_says_what_it_did_and_where_it_is(done, robustmail):  # noqa: F811
     assert results["complete"]
     assert results["spec"]["normalize"] == "none"
     assert results["provenance"]["command"].startswith("robustmail eval small.pth")
+
+
+def test_several_eps_give_a_curve_that_is_reported_and_verified(bench, robustmail):  # noqa: F811
+    said = robustmail(f"{GOOD} --eps 0,0.05,0.1 --out c --transfer small.pth --transfer-model small_cnn "
+                      "--transfer-normalize none")  # fmt: skip
+    assert said.code == 0, said
+    assert "accuracy in % by eps on 20 images" in said.out
+    assert {path.name for path in (bench / "c").iterdir()} == {
+        "curve.csv", "curve.json", "curve.png", "curve.svg", "eps-0.05", "eps-0.1", "lock"}  # fmt: skip
+    rows = list(csv.DictReader((bench / "c" / "curve.csv").read_text().splitlines()))
+    assert [row["attack"] for row in rows[:4]] == ["nat", "pgd2", "pgd2 from small", "worst case"]
+    for name in ("pgd2", "pgd2 from small", "worst case"):
+        correct = [int(row["correct"]) for row in rows if row["attack"] == name]
+        assert correct == sorted(correct, reverse=True)
+    assert robustmail("report c").out.count("curve.json") == 1
+    compared = list(csv.DictReader(io.StringIO(robustmail("report c --format csv").out)))
+    assert [row["eps"] for row in compared if row["attack"] == "pgd2"] == ["0.05", "0.1"]
+    said = robustmail(VERIFY.replace("verify a", "verify c"))
+    assert said.out.count("in order. 20 images") == 2, said
 
 
 def test_a_result_is_verified_compared_reported_and_begun_anew(done, robustmail):  # noqa: F811
@@ -341,7 +373,7 @@ def test_a_module_in_memory_is_evaluated_like_a_file(bench):
 def test_an_eps_in_the_files_norm_is_not_taken_for_another(bench, robustmail):  # noqa: F811
     assert robustmail("run quickstart epochs=1 burn_in=0 evaluate=nat test_size=30 --plain").code == 0
     for norm, eps in (("linf", 0.1), ("l2", 0.5)):
-        assert open_inputs(Path("runs/quickstart/0"), n=2, norm=norm)[2:] == (eps, norm)
+        assert open_inputs(Path("runs/quickstart/0"), n=2, norm=norm)[2:4] == (eps, norm)
 
 
 def test_a_models_own_file_is_part_of_what_is_evaluated_and_may_move(bench, robustmail):  # noqa: F811

@@ -55,8 +55,9 @@ def patch_streams(patch: pytest.MonkeyPatch):
 
 
 def plugins_of(page: str) -> str:
-    """The block of Python that a page says to put into mine.py: the first that makes a recipe."""
-    return next(b.text for b in blocks("python") if b.page == ROOT / page and "\nrecipe = " in b.text)
+    """The block of Python that a page says to put into mine.py: the first that makes a recipe or an attack."""
+    made = ("\nrecipe = ", "\nattack = ")
+    return next(b.text for b in blocks("python") if b.page == ROOT / page and any(name in b.text for name in made))
 
 
 @pytest.fixture(scope="session")

@@ -14,10 +14,11 @@ import typer
 from robustmail.catalog import recipe_files
 from robustmail.cli.main import app
 from robustmail.cli.margins import load_margins
-from robustmail.cli.options import parse_attack
+from robustmail.cli.options import parse_eps
 from robustmail.config.loader import load_recipe
 from robustmail.config.overrides import apply_overrides, parse_value
 from robustmail.evaluation.attack_specs import parse_attacks
+from robustmail.evaluation.attack_texts import split_attacks
 from robustmail.evaluation.normalization import parse_normalization
 from robustmail.trials import grid, paper
 from tests.docs.conftest import SMALL, plugins_of, say
@@ -61,7 +62,7 @@ def check_meaning(verb: str, given: dict) -> None:
         grid.recipes(grid.of_table(table, scale, [0], given["overrides"] or []))
     for names in (given.get("attacks"), given.get("against")):
         if names:
-            parse_attacks([parse_attack(name) for name in names.split(",")], 8 / 255, 10, "linf")
+            parse_attacks(split_attacks(names), 8 / 255, 10, "linf")
     if given.get("margins"):
         load_margins(given["margins"])
     if given.get("normalize"):
@@ -69,7 +70,7 @@ def check_meaning(verb: str, given: dict) -> None:
     if (data := given.get("data")) and "/" not in data and "." not in data:
         assert callable(parse_value(data, "data"))
     if given.get("eps"):
-        assert 0 < parse_value(given["eps"]) <= 1
+        assert 0 < parse_eps(given["eps"])[-1] <= 1
 
 
 @pytest.fixture

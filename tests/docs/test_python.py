@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import inspect
 import os
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 
 import robustmail
 from robustmail import Recipe, load_recipe
@@ -68,6 +70,21 @@ def test_the_plugins_of_the_page_are_lawful(tmp_path: Path):
     for block in of_page(page):
         exec(compile(block.text, block.id, "exec"), names)
     names["test_my_plugins_are_lawful"]()
+
+
+def test_the_loss_and_the_backward_pass_of_the_page_break_what_plain_attacks_do_not(fitted_model):
+    names: dict = {}
+    for block in of_page("docs/attacks.md"):
+        exec(compile(block.text, block.id, "exec"), names)
+    network, images = fitted_model
+    plain = torch.nn.Sequential(names["Levels"](), network)
+    found = [
+        robustmail.evaluate(model, images, "nat,pgd20", eps=32 / 255) for model in (plain, names["defended"](network))
+    ]
+    assert found[0]["nat"].correct == found[1]["nat"].correct, "no verdict changes"
+    assert found[1]["pgd20"].correct < found[0]["pgd20"].correct
+    attack = replace(names["attack"], eps=64 / 255, alpha=8 / 255)
+    assert robustmail.evaluate(network, images, ["nat", attack], eps=64 / 255).worst.correct < 16
 
 
 @pytest.mark.long

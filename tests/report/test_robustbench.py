@@ -29,8 +29,15 @@ SCHEMA = {
 def entry(evaluation):
     """The results of a network of CIFAR-10 as RobustBench counts them; `changes` as in `evaluation`."""
 
-    def made(eps: float = EPS, norm: str = "linf", data: str = "cifar10()", n: int = N, aa: str = "aa",
-             model: str = "cifar_wrn34_10", **changes):
+    def made(
+        eps: float = EPS,
+        norm: str = "linf",
+        data: str = "cifar10()",
+        n: int = N,
+        aa: str = "aa",
+        model: str = "cifar_wrn34_10",
+        **changes,
+    ):
         spec = {"checkpoint": "w", "model": model, "data": "cifar10", "data_given": data, "attacks": [],
                 "eps": eps, "norm": norm, "n": n, "seed": 0}  # fmt: skip
         attacks = [row("nat", 8534, N), row("pgd100", 5600, N), row(aa, 5342, N)]
