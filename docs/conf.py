@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def shorten_signature(
     if value is Recipe:
         return "(*, data, model, attack, objective, epochs, ...)", None
     if not (inspect.isclass(value) and dataclasses.is_dataclass(value)):
-        return arguments, returns
+        return arguments, returns and re.sub(r"TypeAliasForwardRef\('[\w.]*\.(\w+)'\)", r"\1", returns)
     shown = []
     for field in dataclasses.fields(value):
         if field.init:

@@ -54,7 +54,7 @@ def _entries(block: str, names: set[str]) -> Iterator[tuple[str, str]]:
         yield "", block.strip()
         return
     known = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
-    start = re.compile(rf"(?:^|(?<=[.;] ))((?:{known})(?:, (?:{known}))*): |^(?=Returns )", re.MULTILINE)
+    start = re.compile(rf"(?:^|(?<=\. ))((?:{known})(?:, (?:{known}))*): |^(?=Returns )", re.MULTILINE)
     position, name = 0, ""
     for match in start.finditer(block):
         yield name, _joined(block[position : match.start()], bool(name))

@@ -42,8 +42,8 @@ def documented() -> dict[str, str]:
 GROUPS = (
     Group(
         "Training",
-        ("recipe", "config.loader", "train.loop", "train.state", "records"),
-        ("recipe.Loss", *(f"records.{record.__name__}" for record in get_args(records.Record)), "records.WeightStats"),
+        ("recipe", "config.loader", "train.loop", "train.state"),
+        ("recipe.Loss",),
     ),
     Group(
         "Evaluation",
@@ -78,5 +78,10 @@ GROUPS = (
     _kind("optimizer"),
     Group("Data", ("data.sources", "data.file_sources", "data.mixed"), is_plugins=True),
     Group("Data sets and networks", ("data.dataset", "models.classifier", "models.timm_model"), ("data.dataset.Split",)),
+    Group(
+        "Records of runs and evaluations",
+        ("records",),
+        (*(f"records.{record.__name__}" for record in get_args(records.Record)), "records.WeightStats"),
+    ),
     Group("Errors", ("errors",), tuple(f"errors.{name}" for name in errors.__all__ if name.endswith("Error"))),
 )
