@@ -1,4 +1,4 @@
-"""How Sphinx builds the site: `tox -e docs`. The source folder is the repository, so that links are those of a forge."""
+"""How Sphinx builds the site, `tox -e docs`. Its source folder is the repository, for links to be those of a forge."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from sphinx.addnodes import pending_xref  # noqa: E402
 
 from docs._site import docstrings, generated, names  # noqa: E402
 from robustmail import __version__  # noqa: E402
-from robustmail.fields import describe  # noqa: E402
 from robustmail.recipe import Recipe  # noqa: E402
 
 project = "robustmail"
@@ -100,16 +99,7 @@ def shorten_signature(
         return "(*, data, model, attack, objective, epochs, ...)", None
     if not (inspect.isclass(value) and dataclasses.is_dataclass(value)):
         return arguments, returns and re.sub(r"TypeAliasForwardRef\('[\w.]*\.(\w+)'\)", r"\1", returns)
-    shown = []
-    for field in dataclasses.fields(value):
-        if field.init:
-            shown.append(f"{field.name}: {field.type}{default_of(field)}")
-    keyword_only = any(field.kw_only for field in dataclasses.fields(value) if field.init)
-    return f"({', '.join(['*'] * keyword_only + shown)})", None
-
-
-def default_of(field: dataclasses.Field[Any]) -> str:
-    """" = VALUE", or nothing for a field without a default."""
-    if field.default_factory is not dataclasses.MISSING:
-        return " = ..."
-    return f" = {describe(field.default)}" if field.default is not dataclasses.MISSING else ""
+    fields = [field for field in dataclasses.fields(value) if field.init]
+    shown = [f"{f.name}: {f.type}" + (f" = {text}" if (text := generated.default_text(f)) else "") for f in fields]
+    stars = ["*"] if any(field.kw_only for field in fields) else []
+    return f"({', '.join(stars + shown)})", None

@@ -1,7 +1,7 @@
 """From a docstring in the style of this package to reStructuredText, which is what Sphinx reads.
 
-The style: one sentence; prose, in which formulas and ranges stand as they are; `name: text` for each parameter, at the start
-of a line or of a sentence, further lines indented or not; `Raises ...`; indented blocks for code.
+The style: one sentence; prose, in which formulas and ranges stand as they are; `name: text` for each parameter, at the
+start of a line or of a sentence, further lines indented or not; `Raises ...`; indented blocks for code.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The parts of the reference that are written from the code, as MyST Markdown. A page marks their place by a comment."""
+"""The parts of the reference that are written from the code, as MyST Markdown.
+
+A page marks the place of a part by a comment, `<!-- built: verbs -->`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from robustmail.cli.main import app
 from robustmail.fields import describe
 from robustmail.recipe import Recipe
 
-__all__ = ["expand", "navigation"]
+__all__ = ["default_text", "expand", "navigation"]
 
 ROOT = Path(__file__).parents[2]
 MARK = re.compile(r"^<!-- built: (\w+) -->$", re.MULTILINE)
@@ -62,7 +65,7 @@ def _verbs(_: Path) -> str:
     """Every verb, under the headings of `--help` where it has some."""
     root = typer.main.get_command(app)
     panels: dict[str, list[Any]] = {}
-    for verb in root.commands.values():  # type: ignore[attr-defined]
+    for verb in (verb for verb in root.commands.values() if not verb.hidden):
         panel = getattr(verb, "rich_help_panel", None)
         panels.setdefault(panel if isinstance(panel, str) else "", []).append(verb)
     parts = ["```{program} robustmail\n```\n", *_options(root)]
@@ -88,8 +91,8 @@ def _verb(verb: Any, heading: str) -> str:
 
 
 def _options(verb: Any) -> Iterator[str]:
-    for option in (p for p in verb.params if p.param_type_name == "option"):
-        names, text = option.get_help_record(typer.Context(verb))
+    options = [p for p in verb.params if p.param_type_name == "option"]
+    for names, text in filter(None, (option.get_help_record(typer.Context(verb)) for option in options)):
         yield f"```{{option}} {names}\n{_escaped(' '.join(text.split()))}\n```\n"
 
 
@@ -109,10 +112,16 @@ def _recipe(_: Path) -> str:
 
 
 def _field(field: dataclasses.Field[Any], text: str) -> str:
-    has_default = field.default is not dataclasses.MISSING
     lines = [f"   .. attribute:: {field.name}", f"      :type: {field.type}"]
-    lines += [f"      :value: {describe(field.default)}"] if has_default else []
+    lines += [f"      :value: {default}"] if (default := default_text(field)) else []
     return "\n".join([*lines, "", f"      {inline(text, _link)}", ""])
+
+
+def default_text(field: dataclasses.Field[Any]) -> str:
+    """The default of a field as its source has it, `8/255`; "..." for one that is made anew, "" without one."""
+    if field.default_factory is not dataclasses.MISSING:
+        return "..."
+    return "" if field.default is dataclasses.MISSING else describe(field.default)
 
 
 def _link(text: str) -> str | None:

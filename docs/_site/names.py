@@ -22,11 +22,6 @@ class Group(NamedTuple):
     """plugins are values that are called: their members are their parameters"""
 
 
-def _kind(name: str, also: tuple[str, ...] = ()) -> Group:
-    kind = KINDS[name]
-    return Group(kind.plural.capitalize(), kind.modules, also, is_plugins=True)
-
-
 def full_names(group: Group) -> list[str]:
     """The names of a group with their modules: those of robustmail, then the types of its modules."""
     public = [name for module in group.modules for name in robustmail._NAMES.get(module, ())]
@@ -47,7 +42,13 @@ GROUPS = (
     ),
     Group(
         "Evaluation",
-        ("evaluation.evaluator", "evaluation.verify", "evaluation.model_loading", "evaluation.data_loading", "checkpoints"),
+        (
+            "evaluation.evaluator",
+            "evaluation.verify",
+            "evaluation.model_loading",
+            "evaluation.data_loading",
+            "checkpoints",
+        ),
         (
             "evaluation.evaluator.Evaluation",
             "evaluation.ledger.Ledger",
@@ -73,11 +74,16 @@ GROUPS = (
             "memory.Memory",
         ),
     ),
-    *map(_kind, ("margin", "weighter", "objective", "attack", "perturbation", "augmentation")),
-    _kind("schedule"),
-    _kind("optimizer"),
-    Group("Data", ("data.sources", "data.file_sources", "data.mixed"), is_plugins=True),
-    Group("Data sets and networks", ("data.dataset", "models.classifier", "models.timm_model"), ("data.dataset.Split",)),
+    *(
+        Group(KINDS[kind].plural.capitalize(), KINDS[kind].modules, is_plugins=True)
+        for kind in (
+            *("margin", "weighter", "objective", "attack", "perturbation"),
+            *("augmentation", "schedule", "optimizer", "data"),
+        )
+    ),
+    Group(
+        "Networks and image data", ("data.dataset", "models.classifier", "models.timm_model"), ("data.dataset.Split",)
+    ),
     Group(
         "Records of runs and evaluations",
         ("records",),

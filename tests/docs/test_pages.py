@@ -77,7 +77,9 @@ def test_the_index_lists_every_page():
     assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"} <= linked
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if p.parent.name == "decisions" and p.name != "README.md"], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if p.parent.name == "decisions" and p.name != "README.md"], ids=lambda page: page.stem
+)
 def test_a_decision_has_date_status_context_alternatives_and_consequences(page: Path):
     text = page.read_text(encoding="utf-8")
     title, _, date, *_ = text.splitlines()
