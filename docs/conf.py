@@ -6,13 +6,14 @@ import dataclasses
 import inspect
 import re
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from sphinx.addnodes import pending_xref  # noqa: E402
+from sphinx.addnodes import desc_signature, pending_xref  # noqa: E402
 
 from docs._site import docstrings, generated, names  # noqa: E402
 from robustmail import __version__  # noqa: E402
@@ -28,7 +29,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 myst_heading_anchors = 4
 myst_enable_extensions = ["deflist"]
 
-highlight_language = "none"
+highlight_language = "text"  # of blocks without one; with "none", pages of source have no colours either
 smartquotes = False  # x' and --n stay what they are
 autodoc_type_aliases = {"Record": "robustmail.records.Record"}
 autodoc_typehints_format = "short"
@@ -54,6 +55,7 @@ def setup(app: Any) -> None:
     """Connect what is ours."""
     app.connect("source-read", read_page)
     app.connect("doctree-read", link_folders)
+    app.connect("doctree-read", add_anchors)
     app.connect("autodoc-process-docstring", convert_docstring)
     app.connect("autodoc-process-signature", shorten_signature)
 
@@ -71,6 +73,15 @@ def link_folders(app: Any, tree: Any) -> None:
         if node["reftype"] == "myst" and page.is_file():
             document = page.relative_to(ROOT).with_suffix("").as_posix()
             node["refdomain"], node["reftarget"], node["reftargetid"] = "doc", document, None
+
+
+def add_anchors(app: Any, tree: Any) -> None:
+    """Both anchors for each name, `robustmail.PGD` and `robustmail.attacks.pgd.PGD`; pages of source link to either."""
+    for node in tree.findall(desc_signature):
+        if (module := node.get("module")) and (path := node["fullname"]):
+            value = getattr(import_module(module), path.partition(".")[0])
+            anchors = [f"{home}.{path}" for home in ("robustmail", value.__module__)]
+            node["ids"] += [anchor for anchor in anchors if anchor not in node["ids"]]
 
 
 def convert_docstring(app: Any, what: str, name: str, value: Any, options: Any, lines: list[str]) -> None:
