@@ -116,12 +116,13 @@ def _loss_and_gradient(attack: Any, x: Tensor, y: Tensor, rows: Tensor, loss: Lo
 def _apgd_start(attack: Any, x: Tensor) -> Tensor:
     """A random image on the surface of each ball, [B, C, H, W]."""
     if attack.norm == "Linf":
-        noise = 2 * torch.rand(x.shape).to(x.device) - 1
+        noise: Tensor = 2 * torch.rand(x.shape).to(x.device) - 1
         noise = attack.eps * noise / _wide(noise.flatten(1).abs().amax(1))
     else:
         noise = torch.randn(x.shape).to(x.device)
         noise = attack.eps * noise / (noise.square().sum(dim=(1, 2, 3), keepdim=True).sqrt() + 1e-12)
-    return (x + noise).clamp(0, 1)
+    start: Tensor = (x + noise).clamp(0, 1)
+    return start
 
 
 def _apgd_move(
