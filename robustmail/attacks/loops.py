@@ -211,31 +211,40 @@ def _square(attack: Any, x: Tensor, y: Tensor) -> tuple[None, Tensor]:
     _, c, h, w = x.shape
     low, high = (x - attack.eps).clamp(min=0), (x + attack.eps).clamp(max=1)
     with torch.no_grad():
-        best = torch.clamp(x + attack.eps * attack.random_choice([len(x), c, 1, w]), 0, 1)
-        margin, loss = attack.margin_and_loss(best, y)
+        found = torch.clamp(x + attack.eps * attack.random_choice([len(x), c, 1, w]), 0, 1)
+        margin, loss = attack.margin_and_loss(found, y)
+        rows = (margin > 0).nonzero().flatten()  # of the images that are still attacked
+        best, low, high, y, loss = (part[rows] for part in (found, low, high, y, loss))
         for query in range(attack.n_queries):
-            left = (margin > 0).nonzero().flatten()
-            if not len(left):
+            if not len(rows):
                 break
             side = min(max(round(math.sqrt(attack.p_selection(query) * h * w)), 1), h, w)
             top, start = (int((size - side) * torch.rand([1])) for size in (h, w))
             window = (slice(None), slice(None), slice(top, top + side), slice(start, start + side))
-            sign = attack.random_choice([c, 1, 1])
-            before = best[window][left]
-            square = torch.clamp(before + 2.0 * attack.eps * sign, low[window][left], high[window][left])
-            changes = (square != before).flatten(1).any(1)
-            left, square = left[changes], square[changes]  # of the others the model has been asked already
-            if not len(left):
+            change = 2.0 * attack.eps * attack.random_choice([c, 1, 1])
+            square = torch.clamp(best[window] + change, low[window], high[window])
+            asked = (square != best[window]).flatten(1).any(1)  # of the others the model has been asked already
+            if not asked.any():
                 continue
-            tried = best[left]
-            tried[window] = square
-            margins, losses = attack.margin_and_loss(tried, y[left])
-            is_less = losses < loss[left]
-            loss[left] = torch.where(is_less, losses, loss[left])
-            is_better = is_less | (margins <= 0)
-            margin[left] = torch.where(is_better, margins, margin[left])
-            best[left[is_better]] = tried[is_better]
-    return None, best
+            which = asked.nonzero().flatten() if int(asked.sum()) <= 0.8 * len(rows) else slice(None)
+            tried = best[which].clone()
+            tried[window] = square[which]
+            margins, losses = attack.margin_and_loss(tried, y[which])
+            is_less, is_broken = losses < loss[which], margins <= 0
+            is_better = is_less | is_broken
+            loss[which] = torch.where(is_less, losses, loss[which])
+            best[window] = best[window].index_put((_positions(which, rows)[is_better],), square[which][is_better])
+            if is_broken.any():
+                stays = torch.ones_like(asked)
+                stays[_positions(which, rows)[is_broken]] = False
+                found[rows[~stays]] = best[~stays]
+                rows, best, low, high, y, loss = (part[stays] for part in (rows, best, low, high, y, loss))
+        found[rows] = best
+    return None, found
+
+
+def _positions(which: Tensor | slice, rows: Tensor) -> Tensor:
+    return which if isinstance(which, Tensor) else torch.arange(len(rows), device=rows.device)
 
 
 def _wide(values: Tensor) -> Tensor:

@@ -215,7 +215,7 @@ def make_search_model(model: nn.Module, sample: Tensor, size: int) -> SearchMode
     """
     network = model
     with model_view(model), torch.autocast(sample.device.type, enabled=False):
-        if isinstance(model, Classifier):
+        if isinstance(model, Classifier) and any(isinstance(part, nn.BatchNorm2d) for part in model.modules()):
             with suppress(ModelError):
                 network = FoldedModel(model, sample, torch.float32).eval()
         return SearchModel(network, _is_batch_invariant(network, model, sample, size))

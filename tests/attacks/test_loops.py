@@ -78,6 +78,7 @@ def test_the_official_code_leaves_the_same_images(right):
 
 
 def test_without_the_official_code_the_bench_says_what_is_missing(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    for name in ("pyautoattack", "pyautoattack.autoattack"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(RobustmailError, match=r"pip install 'robustmail\[bench\]'"):
         bench_evaluation.bench_evaluation(1)
