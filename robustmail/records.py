@@ -302,6 +302,26 @@ class BenchReport:
     provenance: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class EvaluationBenchRow:
+    """Seconds of one stage of an evaluation on one network, ours and the reference's."""
+
+    network: str
+    stage: str
+    n: int
+    """images under attack"""
+    ours: float
+    reference: float
+    ours_stand: int
+    """images that stand"""
+    reference_stand: int
+
+    @property
+    def ratio(self) -> float:
+        """Our seconds / the reference's."""
+        return self.ours / self.reference
+
+
 Record = (
     RunStarted | Forecast | StepFinished | MemoryExceeded | EpochFinished | AttackProgress | AttackResult
     | ProgressUpdate | RunFinished | CellStarted | CellFinished | WaitingForFolder

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustmail.attacks.library import build_value, knob_class, library_class
+from robustmail.attacks.loops import use_fast_loops
 from robustmail.attacks.per_image_noise import own_noise
 from robustmail.attacks.view import ModelView, check_images, check_result, model_view
 from robustmail.errors import AttackError, PluginError
@@ -62,7 +63,7 @@ class _Torchattack:
         who = f"torchattack({self.__given__[0]!r})"
         check_images(who, x)
         with model_view(model) as view:
-            attack = own_noise(_repaired(self._target(view, **self._knobs(who, view, x))))
+            attack = own_noise(use_fast_loops(self._target(view, **self._knobs(who, view, x))))
             x_adv = attack(x.detach().contiguous(), y.long())  # FAB cannot take channels-last strides
             return Adversarial(check_result(who, view, x, x_adv, getattr(self, "eps", None), norm_of(self)))
 
@@ -77,27 +78,6 @@ class _Torchattack:
                 raise AttackError(who, f"targeted DLR loss needs 4 classes, the model has {classes}")
             knobs["n_classes"] = min(knobs["n_classes"] or 10, classes)
         return knobs
-
-
-def _repaired(attack: Any) -> Any:
-    """Let torchattacks' APGD run its APGD-T, on the targeted loss; returns every other attack as it is.
-
-    The result is the same, without two faults of torchattacks.APGDT: its l2 steps have the first image's length for
-    all images, and it keeps a graph of the clean images alive.
-    """
-    import torchattacks
-
-    if isinstance(attack, torchattacks.APGDT):
-
-        def run(x: Tensor, y: Tensor) -> Any:
-            with torch.no_grad():
-                target = attack.get_logits(x).sort(dim=1)[1][:, -attack.target_class]
-            attack.loss = "dlr"
-            attack.dlr_loss = lambda logits, y: attack.dlr_loss_targeted(logits, y, target)
-            return torchattacks.APGD.attack_single_run(attack, x, y)
-
-        attack.attack_single_run = run
-    return attack
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,10 @@ def bench_(
     precision: Annotated[str, typer.Option(help="Of robustmail: auto, bf16 or fp32.")] = "auto",
     device: Device = "auto",
     out: Annotated[Path, typer.Option(help="Folder for bench-MODEL-BATCH.json and .png.")] = Path("bench"),
+    evaluation: Annotated[
+        bool,
+        typer.Option("--evaluation", help="An evaluation beside the official AutoAttack (extra bench), by stage."),
+    ] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="A narrow model and a small batch: about a minute on an idle machine.")
     ] = False,
@@ -37,6 +42,9 @@ def bench_(
     """
     from rich.console import Console
 
+    if evaluation:
+        _bench_evaluation(out, quick)
+        return
     from robustmail.bench import bench
     from robustmail.report.bench import bench_table, save_bench
 
@@ -51,3 +59,19 @@ def bench_(
     console.print(bench_table(report))
     for path in save_bench(report, out):
         print(path)
+
+
+def _bench_evaluation(out: Path, quick: bool) -> None:
+    from rich.console import Console
+
+    from robustmail.bench_evaluation import bench_evaluation
+    from robustmail.report.bench import evaluation_table
+    from robustmail.runtime.files import atomic_write_json, make_folder
+
+    console = Console()
+    with console.status("building") as status:
+        rows = bench_evaluation(24 if quick else 100, quick, progress=status.update)
+    console.print(evaluation_table(rows))
+    make_folder(out)
+    atomic_write_json(out / "bench-evaluation.json", [asdict(row) for row in rows])
+    print(out / "bench-evaluation.json")

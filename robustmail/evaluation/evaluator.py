@@ -180,8 +180,8 @@ def clean_pass(model: nn.Module, part: LabelledImages, sizer: BatchSizer, index:
 
 def _clean_batch(model: nn.Module, part: LabelledImages, start: int, sizer: BatchSizer) -> tuple[Tensor, Tensor]:
     """(predicted classes, probabilistic margins) of a batch of images, on the CPU."""
-    x, y = image_batch(model, part, slice(start, start + sizer.batch))
-    with exact_inference(model, sizer.pass_size) as view, torch.no_grad():
+    x, y = image_batch(model, part, slice(start, start + sizer.max_batch))
+    with sizer.exact_inference(model, x[:1]) as view, torch.no_grad():
         logits = _logits(view, x)
     if logits.shape[1] <= int(y.max()):
         wrong = f"the model has {logits.shape[1]} classes, the data label {int(y.max())}"
@@ -379,7 +379,7 @@ def _attack(
     attack, is_per_image = spec.stages[stage], spec.is_per_image(stage)
     recompute = sizer.recompute and not is_per_image
     with (
-        exact_inference(model, sizer.pass_size) as view,
+        sizer.exact_inference(model, x[:1]) as view,
         search_view(view, search, sizer.pass_size, recompute) as search_model,
     ):
         seed_all(seed, stage, place)

@@ -38,6 +38,7 @@ LARGE = 128 * 128  # pixels of an image that fills a CPU by itself
 MAX_PASS = 128  # images in a pass of a batch-invariant model
 MAX_FLOPS = 2e9  # of one image's forward pass (a ResNet-18 has 1.1e9): above, the test would need much memory
 BATCH_SIZES = {"cpu": (32, 128), "cuda": (500, 2000)}  # images under attack: at first, at most
+MIN_BATCH = 32  # images under attack at least, unless memory is short: below, small networks take twice the time
 MIN_SECONDS, MAX_SECONDS = 5.0, 30.0  # of a batch: it is what a kill loses, and how often progress is shown
 
 
@@ -66,8 +67,21 @@ class BatchSizer:
         self.is_large = is_large
         self.pass_size = 1 if is_large else PASS_SIZE.get(device.type, PASS_SIZE["cpu"])
         self.batch, self.max_batch, self.is_given = batch or first, batch or most, batch is not None
+        self.least = self.pass_size if is_large else min(first, MIN_BATCH)
         self.recompute = False
         self._search: tuple[nn.Module, int, SearchModel] | None = None
+        self._exact: tuple[nn.Module, int, bool] | None = None
+
+    @contextmanager
+    def exact_inference(self, model: nn.Module, sample: Tensor) -> Iterator[ModelView]:
+        """`exact_inference` in passes of `pass_size`, or in larger ones where a test on `sample` says that an image's
+        logits have the same bits in them; the test is made once."""
+        if self._exact is None or self._exact[0] is not model or self._exact[1] != self.pass_size:
+            with exact_inference(model, self.pass_size) as view:
+                is_invariant = _is_batch_invariant(view.model.model, model, sample, self.pass_size, False)  # type: ignore[arg-type]
+            self._exact = model, self.pass_size, is_invariant
+        with exact_inference(model, self.pass_size, self._exact[2]) as view:
+            yield view
 
     def search_model(self, model: nn.Module, sample: Tensor) -> SearchModel:
         """The model's `make_search_model` for this pass size, made once: its tests cost dozens of passes."""
@@ -79,7 +93,7 @@ class BatchSizer:
         """Choose the next batch size, given the seconds that the last batch took."""
         if seconds < MIN_SECONDS:
             self.batch = min(2 * self.batch, self.max_batch)
-        elif seconds > MAX_SECONDS and self.batch // 2 >= self.pass_size and not self.is_given:
+        elif seconds > MAX_SECONDS and self.batch // 2 >= self.least and not self.is_given:
             self.batch //= 2
 
     def with_oom_retry(self, work: Callable[[], T], block: str = "") -> T:
@@ -163,10 +177,11 @@ class FixedBatch(nn.Module):
 
 
 @contextmanager
-def exact_inference(model: nn.Module, size: int | None = None) -> Iterator[ModelView]:
+def exact_inference(model: nn.Module, size: int | None = None, batch_invariant: bool = False) -> Iterator[ModelView]:
     """A view of the model in plain float32, in passes of one size: no autocast, no TF32 on a GPU.
 
     size: images in a pass, by default PASS_SIZE of the device.
+    batch_invariant: whether a pass may have any multiple of it.
     """
     device = next((p.device.type for p in model.parameters()), "cpu")
     backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul) if device == "cuda" else ()
@@ -175,7 +190,7 @@ def exact_inference(model: nn.Module, size: int | None = None) -> Iterator[Model
         try:
             for backend in backends:
                 backend.allow_tf32 = False
-            yield ModelView(FixedBatch(view.model, size or PASS_SIZE.get(device, 32)))
+            yield ModelView(FixedBatch(view.model, size or PASS_SIZE.get(device, 32), batch_invariant))
         finally:
             for backend, allowed in zip(backends, before, strict=True):
                 backend.allow_tf32 = allowed
@@ -200,7 +215,7 @@ def make_search_model(model: nn.Module, sample: Tensor, size: int) -> SearchMode
     """
     network = model
     with model_view(model), torch.autocast(sample.device.type, enabled=False):
-        if isinstance(model, Classifier):
+        if isinstance(model, Classifier) and any(isinstance(part, nn.BatchNorm2d) for part in model.modules()):
             with suppress(ModelError):
                 network = FoldedModel(model, sample, torch.float32).eval()
         return SearchModel(network, _is_batch_invariant(network, model, sample, size))
@@ -217,19 +232,28 @@ def search_view(view: ModelView, search: SearchModel, size: int, recompute: bool
     yield ModelView(FixedBatch(network, size, search.batch_invariant, recompute))
 
 
-def _is_batch_invariant(network: nn.Module, model: nn.Module, sample: Tensor, size: int) -> bool:
-    """Test whether an image's logits and gradient have the same bits in passes of several sizes."""
+def _is_batch_invariant(
+    network: nn.Module, model: nn.Module, sample: Tensor, size: int, with_gradient: bool = True
+) -> bool:
+    """Test whether an image's logits, and its gradient, have the same bits in passes of several sizes."""
     if sample.device.type != "cpu" or size not in TRIED_SIZES:
         return False
     images = sample[:1].expand(MAX_PASS, *sample.shape[1:]) * torch.linspace(0.5, 1, MAX_PASS)[:, None, None, None]
     try:
         if flops(model, sample[:1]) > MAX_FLOPS:  # of the model: the operators of its folded form are not counted
             return False
-        all_logits, all_gradients = example_logits(network, images)
+        whole = _outputs(network, images, with_gradient)
         for n in TRIED_SIZES:
-            logits, gradients = example_logits(network, images[:n])
-            if not (torch.equal(logits, all_logits[:n]) and torch.equal(gradients, all_gradients[:n])):
+            part = _outputs(network, images[:n].clone(), with_gradient)
+            if not all(torch.equal(found, expected[:n]) for found, expected in zip(part, whole, strict=True)):
                 return False
     except (Exception, SystemExit):  # a model may fail in any way; that error is raised where the model is evaluated
         return False
     return True
+
+
+def _outputs(network: nn.Module, images: Tensor, with_gradient: bool) -> tuple[Tensor, ...]:
+    if with_gradient:
+        return example_logits(network, images)
+    with torch.no_grad():
+        return (call_model(network, images),)

@@ -19,7 +19,7 @@ from robustmail.evaluation.evaluator import (
     image_batch,
     run_attack,
 )
-from robustmail.evaluation.exact_inference import BatchSizer, exact_inference
+from robustmail.evaluation.exact_inference import BatchSizer
 from robustmail.evaluation.examples import add_examples
 from robustmail.evaluation.ledger import BROKE, STOOD, UNTRIED, Ledger, write_rows
 from robustmail.evaluation.sanity_checks import measure
@@ -199,11 +199,11 @@ def _check_rounded(task: EvaluationTask, ledger: Ledger, part: LabelledImages, s
     """Enter into the ledger which examples still break their image when they are rounded to 8 bits inside the ball."""
     positions = [i for i in sorted(ledger.examples) if int(ledger.rounded[i]) == UNTRIED]
     where = torch.tensor(positions, dtype=torch.int64)
-    for batch in where.split(sizer.batch) if len(where) else ():
+    for batch in where.split(sizer.max_batch) if len(where) else ():
         x, y = image_batch(task.subject.model, part, batch)
         x_adv = torch.stack([ledger.examples[int(i)] for i in batch]).to(x)
         rounded = eight_bit(x, x_adv, task.eps, task.norm)
-        with exact_inference(task.subject.model, sizer.pass_size) as view, torch.no_grad():
+        with sizer.exact_inference(task.subject.model, x[:1]) as view, torch.no_grad():
             is_wrong = view(rounded).argmax(1) != y
         is_broken = is_wrong & task.attack_specs[0].in_ball(x, rounded)
         ledger.rounded[batch] = torch.where(is_broken.cpu(), BROKE, STOOD).to(torch.int8)

@@ -8,11 +8,11 @@ from pathlib import Path
 from rich.box import SIMPLE
 from rich.table import Table
 
-from robustmail.records import PLAIN, BenchReport, BenchRow
+from robustmail.records import PLAIN, BenchReport, BenchRow, EvaluationBenchRow
 from robustmail.report.style import BLUE, GREY, save_picture, styled_figure
 from robustmail.runtime.files import atomic_write_json, make_folder
 
-__all__ = ["bench_table", "draw_bench", "save_bench"]
+__all__ = ["bench_table", "draw_bench", "evaluation_table", "save_bench"]
 
 COLUMNS = ("implementation", "images/s", "speed-up", "lowest – highest", "GFLOP/s", "of peak")
 
@@ -41,6 +41,27 @@ def bench_table(report: BenchReport) -> Table:
             work = ("", "") if row.gflops is None else (f"{row.gflops:.0f}", f"{100 * (row.share or 0):.0f}%")
             interval = f"{row.low:.2f} – {row.high:.2f}"
             table.add_row(row.who, f"{row.images_per_second:.1f}", f"{row.ratio:.2f}", interval, *work)
+    return table
+
+
+def evaluation_table(rows: list[EvaluationBenchRow]) -> Table:
+    """Seconds of an evaluation: a section for each network, a row for each stage, and their sum for AutoAttack."""
+    caption = "reference: the official AutoAttack; for pgd20 a loop of ten lines in batches of 250"
+    table = Table(title="evaluation, ours beside the reference", box=SIMPLE, caption=caption)
+    for i, name in enumerate(("stage", "images", "ours, s", "reference, s", "ratio", "stand: ours", "reference")):
+        table.add_column(name, justify="right" if i else "left", no_wrap=True)
+    for network in dict.fromkeys(row.network for row in rows):
+        own = [row for row in rows if row.network == network]
+        table.add_section()
+        table.add_row(network, style="bold")
+        for row in own:
+            seconds = f"{row.ours:.2f}", f"{row.reference:.2f}", f"{row.ratio:.2f}"
+            table.add_row(row.stage, str(row.n), *seconds, str(row.ours_stand), str(row.reference_stand))
+        ours, reference = (
+            sum(getattr(row, who) for row in own if row.stage != "pgd20") for who in ("ours", "reference")
+        )
+        if reference:
+            table.add_row("aa", "", f"{ours:.2f}", f"{reference:.2f}", f"{ours / reference:.2f}", "", "")
     return table
 
 
