@@ -67,7 +67,7 @@ def split_attacks(text: str, who: str = "attacks") -> list[str]:
         raise RecipeError(f"{who} {text}", f"a {'quote' if quote else 'bracket'} is not closed", EXAMPLE)
     names = [part.strip() for part in parts if part.strip()]
     if not names:
-        raise RecipeError(who, "no name given", "Write nat,pgd100.")
+        raise RecipeError(who, "no name given", "Write pgd100,cw.")
     if twice := [name for name in names if names.count(name) > 1]:
         raise RecipeError(who, f"{twice[0]} is named twice")
     return names

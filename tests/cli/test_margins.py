@@ -129,7 +129,7 @@ def test_the_weights_of_runs_do_not_share_a_folder(robustmail, folder: Path):  #
         ("figure 1a net.pth --norm l2", "figure 1a: needs LM-PGD"),
         ("figure 1b net.pth --norm l2", "figure 1b: needs LM-PGD"),
         ("margins nofile.pth", "nofile.pth: no such file"),
-        ("margins net.pth --against ''", "--against: no name given. Write pgd100,cw,apgd."),
+        ("margins net.pth --against ''", "--against: no name given. Write pgd100,cw."),
         ("margins net.pth --margins own.py", "Write own.py:margin."),
         ("margins net.pth --out trained", "trained: is no lab's: it holds state.pt, a run's"),
         ("figure 4 net.pth --out trained", "trained: is no figure's: it holds state.pt, a run's"),

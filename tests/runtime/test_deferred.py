@@ -168,8 +168,8 @@ def test_a_signal_saves_what_was_launched_too(tmp_path, monkeypatch):
 
 def test_an_attack_that_leaves_its_ball_is_named_a_step_late(tmp_path):
     class Far(PGD):
-        def _project(self, x, x_adv):
-            return x_adv.clamp(0, 1)
+        def _move(self, x, iterate, gradient, k):
+            return (iterate + self.alpha * gradient.sign()).clamp(0, 1)
 
     calls = []
     later = DeferredReads()

@@ -18,10 +18,11 @@ from robustmail.runtime.signals import Signals
 from robustmail.trackers.tracker import Opened, TrackedRun
 from robustmail.trackers.tracking import Tracking
 from robustmail.train.run import TRACKERS, run, status
-from tests.train.conftest import recipe
+from tests.train.conftest import recipe as plain
 
 pytestmark = pytest.mark.long
 ALL_STEPS = range(1, 7)
+recipe = plain.but(evaluate=("nat", "pgd2"))
 
 
 @dataclass
@@ -112,7 +113,7 @@ def test_every_step_epoch_and_attack_is_sent_and_the_run_keeps_its_bits(tmp_path
     assert told.scalars["train/loss"] == [*ALL_STEPS]
     assert told.scalars["weights/ess"] == [4, 5, 6]  # one epoch of burn-in
     assert told.scalars["epoch/val_rob"] == [3, 6]
-    assert told.scalars["test/nat_high"] == [6]
+    assert told.scalars["test/pgd2_high"] == [6]
     assert [name for name, _, _ in told.histograms] == ["margins/pm_adv"] * 2
     assert [(n, step) for _, n, step in told.histograms] == [(512, 1), (512, 4)]
     results = json.loads((tmp_path / "run" / "results.json").read_text())["attacks"]
