@@ -100,7 +100,7 @@ def test_a_finished_grid_is_compared_with_a_baseline(tmp_path, robustmail, whole
     shutil.copytree(whole[0] / "grid", tmp_path / "grid")
     compared = robustmail(*GRID, "--baseline", "quickstart margin=pm_nat")
     assert (compared.returncode, compared.stderr) == (0, "")
-    assert compared.stdout.count("   difference") == 1
+    assert compared.stdout.count("   difference") == 2  # accuracies, and worst classes
     content = json.loads((tmp_path / "grid" / "trials.json").read_text())
     assert content["baseline"] == "quickstart margin=pm_nat"
     first, base = (row["metrics"]["nat"] for row in content["rows"])
