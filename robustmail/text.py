@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["plural", "percent", "duration", "format_eps"]
+__all__ = ["plural", "percent", "duration", "format_eps", "split_at_commas"]
+
+OPENING, CLOSING, QUOTES = "([{", ")]}", "\"'"
 
 
 def plural(n: int, thing: str) -> str:
@@ -38,3 +40,23 @@ def format_eps(eps: float | None, norm: str = "") -> str:
     is_short = math.isclose(eps, float(short), rel_tol=2e-6)  # also after rounding to float32
     is_fraction = not is_short and levels > 0 and abs(eps * 255 - levels) < 2e-3
     return f"{f'{levels:g}/255' if is_fraction else short} {norm.capitalize()}".strip()
+
+
+def split_at_commas(text: str) -> tuple[list[str], str]:
+    """Split a text at the commas outside of brackets and quotes.
+
+    Returns (the parts, what is left open: "quote", "bracket" or ""). A bracket too many counts as one left open.
+    """
+    parts, depth, quote = [""], 0, ""
+    for letter in text:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in QUOTES:
+            quote = letter
+        else:
+            depth += (letter in OPENING) - (letter in CLOSING)
+        if letter == "," and not (depth or quote):
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts, "quote" if quote else "bracket" if depth else ""

@@ -13,6 +13,7 @@ from robustmail.catalog import catalog_entries
 from robustmail.config.overrides import parse_value
 from robustmail.errors import RecipeError, did_you_mean
 from robustmail.fields import describe
+from robustmail.text import split_at_commas
 
 __all__ = ["NAMES", "AttackName", "parse_name", "read_attack", "split_attacks"]
 
@@ -24,7 +25,6 @@ MAX_RESTARTS = 1000
 RESTARTED = ("cw", "pma", "md", "cr", "apgd", "apgd-t", "fab-t", "square")  # and pgdN
 NAME = re.compile(rf"({'|'.join(map(re.escape, NAMES))}|pgd[1-9]\d{{0,5}})(?:x(\d{{1,6}}))?\s*(?:\((.*)\))?", re.DOTALL)
 LITERAL = (ast.Constant, ast.UnaryOp, ast.BinOp, ast.operator, ast.unaryop)  # a name may come from a stranger's file
-OPENING, CLOSING, QUOTES = "([{", ")]}", "\"'"
 EXAMPLE = "Write pgd20(eot=20)."
 
 
@@ -52,19 +52,9 @@ def split_attacks(text: str, who: str = "attacks") -> list[str]:
     who: gave the list, for errors. Raises RecipeError: no attack, one named twice, or a bracket or a quote that is not
     closed.
     """
-    parts, depth, quote = [""], 0, ""
-    for character in text:
-        if quote:
-            quote = "" if character == quote else quote
-        elif character in QUOTES:
-            quote = character
-        depth += 0 if quote else (character in OPENING) - (character in CLOSING)
-        if character == "," and depth <= 0 and not quote:
-            parts.append("")
-        else:
-            parts[-1] += character
-    if depth or quote:
-        raise RecipeError(f"{who} {text}", f"a {'quote' if quote else 'bracket'} is not closed", EXAMPLE)
+    parts, left_open = split_at_commas(text)
+    if left_open:
+        raise RecipeError(f"{who} {text}", f"a {left_open} is not closed", EXAMPLE)
     names = [part.strip() for part in parts if part.strip()]
     if not names:
         raise RecipeError(who, "no name given", "Write pgd100,cw.")

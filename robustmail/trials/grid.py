@@ -15,13 +15,13 @@ from robustmail.config.overrides import apply_overrides
 from robustmail.errors import RecipeError
 from robustmail.fields import flatten
 from robustmail.recipe import Recipe
+from robustmail.text import split_at_commas
 from robustmail.trials.paper import PaperTable, Scale
 
-__all__ = ["Cell", "cells", "folders", "of_table", "recipes", "seeds", "split", "variants"]
+__all__ = ["Cell", "cells", "folders", "of_table", "recipes", "seeds", "variants"]
 
 LONGEST = 100  # letters of a folder's name
 MOST = 10_000  # seeds of a grid
-OPENING, CLOSING, QUOTES = "([{", ")]}", "'\""
 
 
 @dataclass(frozen=True)
@@ -68,27 +68,10 @@ def variants(text: str) -> list[str]:
     A comma inside brackets or quotes belongs to its value. Raises RecipeError.
     """
     path, equals, values = text.partition("=")
-    parts = [value.strip() for value in split(values)]
+    parts = [value.strip() for value in split_at_commas(values)[0]]
     if not equals or not all(parts):
         raise RecipeError(f"--over {text}", "is no path with values", "Write e.g. margin=pm_adv,pm_nat.")
     return [f"{path.strip()}={value}" for value in parts]
-
-
-def split(text: str) -> list[str]:
-    """Split a text at the commas outside of brackets and quotes."""
-    parts, depth, quote = [""], 0, ""
-    for letter in text:
-        if quote:
-            quote = "" if letter == quote else quote
-        elif letter in QUOTES:
-            quote = letter
-        else:
-            depth += (letter in OPENING) - (letter in CLOSING)
-        if letter == "," and not (depth or quote):
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return parts
 
 
 def cells(names: Sequence[str], overs: Iterable[str], overrides: Sequence[str], seeds: Sequence[int]) -> list[Cell]:

@@ -8,7 +8,7 @@ import pytest
 
 from robustmail.cli.trials import _warn_of_one_seed
 from robustmail.errors import RecipeError, RobustmailError
-from robustmail.trials.grid import Cell, cells, folders, recipes, seeds, split, variants
+from robustmail.trials.grid import Cell, cells, folders, recipes, seeds, variants
 
 
 @pytest.mark.parametrize(
@@ -31,19 +31,6 @@ def test_wrong_seeds_are_refused(text, said):
     with pytest.raises(RecipeError, match=f"--seeds {text}: ") as error:
         seeds(text)
     assert said in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "parts"),
-    [
-        ("a,b", ["a", "b"]), ("", [""]), ("f(1,2),g", ["f(1,2)", "g"]),
-        ("Stairs({0: 1, 2: 3}),4", ["Stairs({0: 1, 2: 3})", "4"]),
-        ("'a,b',c", ["'a,b'", "c"]), ("f(')',1),b", ["f(')',1)", "b"]), ("((1,),(2,)),x", ["((1,),(2,))", "x"]),
-        ("mine.py:f,pm_adv", ["mine.py:f", "pm_adv"]),
-    ],
-)  # fmt: skip
-def test_commas_inside_brackets_and_quotes_belong_to_the_value(text, parts):
-    assert split(text) == parts
 
 
 def test_a_setting_is_one_override_for_each_value():
