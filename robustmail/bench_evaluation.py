@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustmail.attacks.autoattack import AutoAttack
+from robustmail.attacks.pgd import PGD
 from robustmail.data.dataset import Split
 from robustmail.data.sources import digits
 from robustmail.errors import RobustmailError
@@ -128,17 +129,13 @@ def _hardened(name: str, channels: int, train: Split) -> Classifier:
     """The network after a few epochs of adversarial training, in eval mode."""
     with fork_rng():
         torch.manual_seed(0)
-        model = build(name, 10, channels)
+        model, attack = build(name, 10, channels), PGD(eps=EPS, alpha=EPS, steps=2)
         optimizer = torch.optim.Adam(model.parameters(), 2e-3)
         for _ in range(EPOCHS):
             for x, y in zip(train.x.split(64), train.y.split(64), strict=True):
-                x_adv = (x + torch.empty_like(x).uniform_(-EPS, EPS)).clamp(0, 1)
-                for _ in range(2):
-                    x_adv.requires_grad_()
-                    (gradient,) = torch.autograd.grad(F.cross_entropy(model(x_adv), y), x_adv)
-                    x_adv = (x + (x_adv.detach() + EPS * gradient.sign() - x).clamp(-EPS, EPS)).clamp(0, 1)
+                x_adv = attack(model, x, y).x
                 optimizer.zero_grad()
-                F.cross_entropy(model(x_adv), y).backward()  # type: ignore[no-untyped-call]
+                F.cross_entropy(model.train()(x_adv), y).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
     return model.eval()
 

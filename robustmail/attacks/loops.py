@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustmail.attacks.steps import per_image
+
 __all__ = ["project_linf", "use_fast_loops"]
 
 ENOUGH = 5  # misclassified iterates after which APGD leaves an image: the last of them lies deeper than the first
@@ -78,17 +80,18 @@ def _apgd(attack: Any, x: Tensor, y: Tensor, loss: Loss) -> tuple[None, Tensor, 
         found[rows[newly]], stands[rows[newly]] = iterate[newly], False
         history[i] = losses
         better = losses > best_loss
-        best = torch.where(_wide(better), iterate, best)
-        best_gradient = torch.where(_wide(better), gradient, best_gradient)
+        best = torch.where(per_image(better), iterate, best)
+        best_gradient = torch.where(per_image(better), gradient, best_gradient)
         best_loss = torch.where(better, losses, best_loss)
         since += 1
         if since == period:
             rises = (history[torch.arange(i - period + 1, i + 1)] > history[torch.arange(i - period, i)]).sum(0)
             halve = (rises <= period * attack.thr_decr) | (~was_halved & (last_best >= best_loss))
             was_halved, last_best = halve, best_loss
-            length = torch.where(_wide(halve), length / 2, length)
+            length = torch.where(per_image(halve), length / 2, length)
             iterate, gradient = (
-                torch.where(_wide(halve), there, here) for there, here in ((best, iterate), (best_gradient, gradient))
+                torch.where(per_image(halve), there, here)
+                for there, here in ((best, iterate), (best_gradient, gradient))
             )
             since, period = 0, max(period - max(int(0.03 * steps), 1), max(int(0.06 * steps), 1))
         go_on = n_wrong < ENOUGH
@@ -117,10 +120,10 @@ def _apgd_start(attack: Any, x: Tensor) -> Tensor:
     """A random image on the surface of each ball, [B, C, H, W]."""
     if attack.norm == "Linf":
         noise: Tensor = 2 * torch.rand(x.shape).to(x.device) - 1
-        noise = attack.eps * noise / _wide(noise.flatten(1).abs().amax(1))
+        noise = attack.eps * noise / per_image(noise.flatten(1).abs().amax(1))
     else:
         noise = torch.randn(x.shape).to(x.device)
-        noise = attack.eps * noise / (noise.square().sum(dim=(1, 2, 3), keepdim=True).sqrt() + 1e-12)
+        noise = attack.eps * noise / _l2(noise)
     start: Tensor = (x + noise).clamp(0, 1)
     return start
 
@@ -168,15 +171,15 @@ def _fab_targeted(attack: Any, x: Tensor, y: Tensor) -> Tensor:
         from_clean = difference + (w * (clean - iterate.flatten(1))).sum(1)
         there, here = project_linf(iterate.flatten(1), w, difference), project_linf(clean, w, from_clean)
         long, short = (d.abs().amax(1).clamp(min=1e-8) for d in (there, here))
-        share = _wide((long / (long + short)).clamp(max=attack.alpha_max))
+        share = per_image((long / (long + short)).clamp(max=attack.alpha_max))
         from_iterate, back = iterate + attack.eta * there.view_as(x), x + attack.eta * here.view_as(x)
         iterate = (from_iterate * (1 - share) + back * share).clamp(0, 1)
         with torch.no_grad():
             is_wrong = attack.get_logits(iterate).argmax(1) != y
         distance = (iterate - x).flatten(1).abs().amax(1)
         better = is_wrong & (distance < nearest)
-        found, nearest = torch.where(_wide(better), iterate, found), torch.where(better, distance, nearest)
-        iterate = torch.where(_wide(is_wrong), x + (iterate - x) * attack.beta, iterate)
+        found, nearest = torch.where(per_image(better), iterate, found), torch.where(better, distance, nearest)
+        iterate = torch.where(per_image(is_wrong), x + (iterate - x) * attack.beta, iterate)
     return found
 
 
@@ -245,8 +248,3 @@ def _square(attack: Any, x: Tensor, y: Tensor) -> tuple[None, Tensor]:
 
 def _positions(which: Tensor | slice, rows: Tensor) -> Tensor:
     return which if isinstance(which, Tensor) else torch.arange(len(rows), device=rows.device)
-
-
-def _wide(values: Tensor) -> Tensor:
-    """[B] -> [B, 1, 1, 1]"""
-    return values.view(-1, 1, 1, 1)

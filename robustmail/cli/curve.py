@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustmail.cli.options import result_name, stop_exit, wants_plain
+from robustmail.cli.options import evaluation_stopped, result_name, wants_plain
 from robustmail.errors import RecipeError, Stopped
 
 if TYPE_CHECKING:
@@ -63,8 +63,7 @@ def evaluate_curve(
                     show(record)
                     signals.check()
     except Stopped as stop:
-        has_begun = folder is not None and folder.exists()
-        raise stop_exit(stop, f"the same command resumes in {folder}" if has_begun else "nothing was begun") from None
+        raise evaluation_stopped(stop, folder) from None
     for task in tasks:
         _write_page(folder / eps_folder(task.eps))
     show_curve(folder)

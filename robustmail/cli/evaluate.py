@@ -46,12 +46,12 @@ from robustmail.cli.options import (
     Weights,
     check_count,
     command_line,
+    evaluation_stopped,
     open_inputs,
     open_transfer,
     parse_eps,
     parse_shard,
     result_name,
-    stop_exit,
     wants_plain,
 )  # fmt: skip
 from robustmail.errors import RecipeError, RunError, Stopped
@@ -182,8 +182,7 @@ def _evaluate(
             if is_main:
                 _show(folder, is_shard, png)
     except Stopped as stop:
-        has_begun = folder is not None and folder.exists()
-        raise stop_exit(stop, f"the same command resumes in {folder}" if has_begun else "nothing was begun") from None
+        raise evaluation_stopped(stop, folder) from None
 
 
 def _weights_of_epoch(run: str, epoch: int) -> str:

@@ -60,6 +60,7 @@ __all__ = [
     "Weights",
     "check_count",
     "command_line",
+    "evaluation_stopped",
     "load_recipe_with",
     "open_inputs",
     "open_transfer",
@@ -307,6 +308,12 @@ def stop_exit(stop: Stopped, outcome: str) -> typer.Exit:
     if distributed.speaks():
         print(f"robustmail: stopped by {signal.Signals(stop.signum).name}; {outcome}", file=sys.stderr)
     return typer.Exit(128 + stop.signum)
+
+
+def evaluation_stopped(stop: Stopped, folder: Path | None) -> typer.Exit:
+    """`stop_exit` of an evaluation, which the same command resumes in its folder, if that was made already."""
+    has_begun = folder is not None and folder.exists()
+    return stop_exit(stop, f"the same command resumes in {folder}" if has_begun else "nothing was begun")
 
 
 def _training_facts(path: Path) -> dict[str, Any]:
