@@ -2,7 +2,7 @@
 
     python -m tests.checkpoints.corpus HALF FOLDER [MINI]
 
-trains the networks of HALF (`develop`, `held-out` or `fresh`) into FOLDER, a few seconds each on one thread, reads each
+trains the networks of HALF (`develop`, `held-out`, `fresh` or `fresh2`) into FOLDER, a few seconds each on one thread, reads each
 file as `robustmail eval` does, and prints a table. MINI: cifar10-mini.npz, without which digits alone are used.
 """
 
@@ -240,7 +240,7 @@ def _named(spec: Spec, modules: list[tuple[str, nn.Module]], split: int) -> nn.M
 
 def specs(half: str, colour: bool = True) -> list[Spec]:
     """The networks of one half: drawn at random from a grammar, by seed, and some that no grammar draws."""
-    first, count = {"develop": (0, 64), "held-out": (50_000, 64), "fresh": (60_000, 64)}[half]
+    first, count = {"develop": (0, 64), "held-out": (50_000, 64), "fresh": (60_000, 64), "fresh2": (70_000, 64)}[half]
     usual = list(ACTIVATIONS)[:14] if half == "develop" else [*list(ACTIVATIONS)[:14], "hardtanh", "sine", "swish 3"]
     drawn = [_varied(_drawn(first + i, usual), surprises=half != "develop") for i in range(count)]
     return [spec for spec in drawn if colour or spec.data == "digits"]
