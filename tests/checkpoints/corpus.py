@@ -2,8 +2,9 @@
 
     python -m tests.checkpoints.corpus HALF FOLDER [MINI]
 
-trains the networks of HALF (`develop`, `held-out`, `fresh` or `fresh2`) into FOLDER, a few seconds each on one thread, reads each
-file as `robustmail eval` does, and prints a table. MINI: cifar10-mini.npz, without which digits alone are used.
+trains the networks of HALF (`develop`, `held-out`, `fresh` or `fresh2`) into FOLDER, a few seconds each on one thread,
+reads each file as `robustmail eval` does, and prints a table. MINI: cifar10-mini.npz, without which digits alone are
+used.
 """
 
 from __future__ import annotations
