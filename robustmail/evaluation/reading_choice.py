@@ -119,8 +119,9 @@ def _choice_notes(best: Score, rivals: list[Score], ranked: list[Score]) -> Iter
 def _doubtful(path: Path, choice: Choice, is_guessed: bool, is_probed: bool, doubts: list[str]) -> ModelError:
     reading = choice.network + (f", images normalised as {choice.normalization}" if is_probed else "")
     options = ["--model file.py:factory"] * is_guessed + ["--normalize NAME"] * is_probed
+    other = "" if is_probed else f" The normalisation is {choice.normalization}; --probe compares it with others."
     return ModelError(
         str(path),
         f"is read as {reading}, which is in doubt: {'; '.join(doubts)}",
-        f"Say what it is: robustmail eval {path} {' '.join(options)}, or pass --accept-reading to accept it.",
+        f"Say what it is: robustmail eval {path} {' '.join(options)}, or pass --accept-reading to accept it.{other}",
     )
