@@ -22,6 +22,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def bench_(
+    context: typer.Context,
     model: Annotated[str, typer.Option(help="A timm name, for images of 3 x 32 x 32.")] = "cifar_resnet18",
     batch: Annotated[int, typer.Option(min=2, help="Batch size.")] = 128,
     repeats: Annotated[int, typer.Option(min=1, help="Timed repeats of each library, after a warm-up.")] = 3,
@@ -43,6 +44,7 @@ def bench_(
     from rich.console import Console
 
     if evaluation:
+        _refuse_other_options(context)
         _bench_evaluation(out, quick)
         return
     from robustmail.bench import bench
@@ -61,17 +63,29 @@ def bench_(
         print(path)
 
 
+def _refuse_other_options(context: typer.Context) -> None:
+    """Raises RecipeError if the command line has an option that --evaluation would not use."""
+    for name in ("model", "batch", "repeats", "precision", "device"):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            wrong = "is not used by --evaluation, which has its own networks, attacks all images at once, on the CPU"
+            raise RecipeError(f"bench --{name}", wrong, "Leave it out; --quick and --out may stay.")
+
+
 def _bench_evaluation(out: Path, quick: bool) -> None:
+    import torch
     from rich.console import Console
 
     from robustmail.bench_evaluation import bench_evaluation
     from robustmail.report.bench import evaluation_table
     from robustmail.runtime.files import atomic_write_json, make_folder
+    from robustmail.runtime.provenance import provenance
 
     console = Console()
     with console.status("building") as status:
         rows = bench_evaluation(24 if quick else 100, quick, progress=status.update)
     console.print(evaluation_table(rows))
     make_folder(out)
-    atomic_write_json(out / "bench-evaluation.json", [asdict(row) for row in rows])
+    report = {"rows": [asdict(row) for row in rows], "provenance": provenance(torch.device("cpu"))}
+    atomic_write_json(out / "bench-evaluation.json", report)
     print(out / "bench-evaluation.json")

@@ -121,6 +121,7 @@ COMMANDS = {
     "field as an option without a value": ("show quickstart --epochs", "No such option: --epochs. Write epochs=VALUE."),
     "option without its value": ("run quickstart --out", "'--out' requires an argument"),
     "kind to list": ("list margin", "list margin: no such kind. Did you mean 'margins'?"),
+    "option of the other bench": ("bench --evaluation --batch 32", "bench --batch: is not used by --evaluation"),
     "recipe": ("run quikstart", "recipe 'quikstart': no such file, nor a built-in recipe. Did you mean 'quickstart'?"),
     "recipe to copy": ("copy quikstart", "no such built-in recipe. Did you mean 'quickstart'?"),
     "recipe's variable": ("check mail_at:cod", "defines no 'cod'. It has recipe, wrn, code: write mail_at:recipe."),
