@@ -8,11 +8,14 @@ the bits of an image's logits depend on this image only.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from enum import StrEnum
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from robustmail.attacks.view import ModelView, call_model, model_view
@@ -70,7 +73,7 @@ class BatchSizer:
         self.least = self.pass_size if is_large else min(first, MIN_BATCH)
         self.recompute = False
         self._search: tuple[nn.Module, int, SearchModel] | None = None
-        self._exact: tuple[nn.Module, int, bool] | None = None
+        self._exact: tuple[nn.Module, int, BatchInvariance] | None = None
 
     @contextmanager
     def exact_inference(self, model: nn.Module, sample: Tensor) -> Iterator[ModelView]:
@@ -78,8 +81,8 @@ class BatchSizer:
         logits have the same bits in them; the test is made once."""
         if self._exact is None or self._exact[0] is not model or self._exact[1] != self.pass_size:
             with exact_inference(model, self.pass_size) as view:
-                is_invariant = _is_batch_invariant(view.model.model, model, sample, self.pass_size, False)  # type: ignore[arg-type]
-            self._exact = model, self.pass_size, is_invariant
+                invariant = _batch_invariance(view.model.model, model, sample, self.pass_size, False)  # type: ignore[arg-type]
+            self._exact = model, self.pass_size, invariant
         with exact_inference(model, self.pass_size, self._exact[2]) as view:
             yield view
 
@@ -141,19 +144,50 @@ def is_out_of_memory(error: BaseException) -> bool:
         error = error.__cause__
 
 
+class BatchInvariance(StrEnum):
+    """Whether an image's logits, and its gradient, have the same bits in passes of several sizes."""
+
+    NO = ""
+    YES = "in all layers"
+    WITH_LINEAR_BY_BLOCKS = "where linear layers take one block of rows after another"
+
+
+class _LinearByBlocks(TorchFunctionMode):
+    """Inside it, linear layers multiply `size` rows at a time.
+
+    A library for matrix products chooses its order of summation by the number of rows, and convolutions mostly do not.
+    """
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is F.linear and len(args) > 1 and args[0].dim() > 1 and len(args[0]) > self.size:
+            return torch.cat([function(rows, *args[1:], **(kwargs or {})) for rows in args[0].split(self.size)])
+        return function(*args, **(kwargs or {}))
+
+
 class FixedBatch(nn.Module):
     """A model whose passes all have the same number of images, the last one filled up.
 
     model: images [B, C, H, W] -> logits [B, classes].
     size: images in a pass.
-    batch_invariant: whether a pass may have any multiple of `size`, up to MAX_PASS.
+    batch_invariant: whether a pass may have any multiple of `size`, up to MAX_PASS, and how.
     recompute: whether gradients compute each pass again, so that memory holds the activations of one pass only.
     """
 
-    def __init__(self, model: nn.Module, size: int, batch_invariant: bool = False, recompute: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        size: int,
+        batch_invariant: BatchInvariance = BatchInvariance.NO,
+        recompute: bool = False,
+    ) -> None:
         super().__init__()
         self.model, self.size, self.recompute = model, size, recompute
         self.max_pass = MAX_PASS if batch_invariant and not recompute else size
+        self.by_blocks = batch_invariant is BatchInvariance.WITH_LINEAR_BY_BLOCKS
         self.training = model.training
 
     def forward(self, x: Tensor) -> Tensor:
@@ -171,13 +205,16 @@ class FixedBatch(nn.Module):
 
     def _pass(self, x: Tensor) -> Tensor:
         if not self.recompute or not torch.is_grad_enabled():
-            return call_model(self.model, x)
+            with _LinearByBlocks(self.size) if self.by_blocks else nullcontext():
+                return call_model(self.model, x)
         logits: Tensor = checkpoint(call_model, self.model, x, use_reentrant=False)
         return logits
 
 
 @contextmanager
-def exact_inference(model: nn.Module, size: int | None = None, batch_invariant: bool = False) -> Iterator[ModelView]:
+def exact_inference(
+    model: nn.Module, size: int | None = None, batch_invariant: BatchInvariance = BatchInvariance.NO
+) -> Iterator[ModelView]:
     """A view of the model in plain float32, in passes of one size: no autocast, no TF32 on a GPU.
 
     size: images in a pass, by default PASS_SIZE of the device.
@@ -204,7 +241,7 @@ class SearchModel(NamedTuple):
     """
 
     network: nn.Module
-    batch_invariant: bool
+    batch_invariant: BatchInvariance
 
 
 def make_search_model(model: nn.Module, sample: Tensor, size: int) -> SearchModel:
@@ -218,7 +255,7 @@ def make_search_model(model: nn.Module, sample: Tensor, size: int) -> SearchMode
         if isinstance(model, Classifier) and any(isinstance(part, nn.BatchNorm2d) for part in model.modules()):
             with suppress(ModelError):
                 network = FoldedModel(model, sample, torch.float32).eval()
-        return SearchModel(network, _is_batch_invariant(network, model, sample, size))
+        return SearchModel(network, _batch_invariance(network, model, sample, size))
 
 
 @contextmanager
@@ -232,24 +269,28 @@ def search_view(view: ModelView, search: SearchModel, size: int, recompute: bool
     yield ModelView(FixedBatch(network, size, search.batch_invariant, recompute))
 
 
-def _is_batch_invariant(
+def _batch_invariance(
     network: nn.Module, model: nn.Module, sample: Tensor, size: int, with_gradient: bool = True
-) -> bool:
+) -> BatchInvariance:
     """Test whether an image's logits, and its gradient, have the same bits in passes of several sizes."""
     if sample.device.type != "cpu" or size not in TRIED_SIZES:
-        return False
+        return BatchInvariance.NO
     images = sample[:1].expand(MAX_PASS, *sample.shape[1:]) * torch.linspace(0.5, 1, MAX_PASS)[:, None, None, None]
     try:
         if flops(model, sample[:1]) > MAX_FLOPS:  # of the model: the operators of its folded form are not counted
-            return False
-        whole = _outputs(network, images, with_gradient)
-        for n in TRIED_SIZES:
-            part = _outputs(network, images[:n].clone(), with_gradient)
-            if not all(torch.equal(found, expected[:n]) for found, expected in zip(part, whole, strict=True)):
-                return False
+            return BatchInvariance.NO
+        for kind in (BatchInvariance.YES, BatchInvariance.WITH_LINEAR_BY_BLOCKS):
+            if _same_bits_in_all_sizes(FixedBatch(network, size, kind), images, with_gradient):
+                return kind
     except (Exception, SystemExit):  # a model may fail in any way; that error is raised where the model is evaluated
-        return False
-    return True
+        return BatchInvariance.NO
+    return BatchInvariance.NO
+
+
+def _same_bits_in_all_sizes(passes: FixedBatch, images: Tensor, with_gradient: bool) -> bool:
+    whole = _outputs(passes, images, with_gradient)
+    parts = (_outputs(passes, images[:n].clone(), with_gradient) for n in TRIED_SIZES)
+    return all(torch.equal(few, all_[: len(few)]) for part in parts for few, all_ in zip(part, whole, strict=True))
 
 
 def _outputs(network: nn.Module, images: Tensor, with_gradient: bool) -> tuple[Tensor, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -19,6 +19,7 @@ from robustmail.runtime.signals import Signals
 from robustmail.train.dry_run import dry_run
 from robustmail.train.run import preflight, run, status
 from robustmail.trials.fork import Job, fork, is_trained, started
+from robustmail.trials.slurm import QueuedJob
 
 __all__ = ["EXECUTORS", "Future", "Outcome", "check", "executor", "run_here", "ordered", "missing", "run_job"]
 
@@ -194,9 +195,13 @@ def executor(
     except Exception as error:  # no sbatch, or a parameter that it does not have
         raise RunError(f"--executor {kind}", " ".join(str(error).split())) from error
 
+    def quietly() -> AbstractContextManager[None]:
+        return _stderr_to(folder / "submitit.log")  # submitit's helper processes end with a traceback
+
     def submit(job: Job) -> Future:
-        with _stderr_to(folder / "submitit.log"):  # submitit's helper processes end with a traceback
-            return cast(Future, pool.submit(perform, job, threads))
+        with quietly():
+            submitted = pool.submit(perform, job, threads)
+        return QueuedJob(submitted, quietly) if kind == "slurm" else cast(Future, submitted)
 
     return submit
 
