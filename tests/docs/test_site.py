@@ -83,8 +83,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in $SITE, which `tox -e docs` has built, or a new one."""
     if built := os.environ.get("SITE"):
         return Path(built)
-    if not (find_spec("furo") and find_spec("myst_parser")):
-        pytest.skip("needs Sphinx, MyST and furo: pip install -e '.[docs]'")
+    if not (find_spec("furo") and find_spec("myst_nb")):
+        pytest.skip("needs Sphinx, MyST-NB and furo: pip install -e '.[docs]'")
     folder = tmp_path_factory.mktemp("site")
     words = ["sphinx", "-W", "--keep-going", "-n", "-q", "-c", "docs", "-d", f"{folder}-doctrees", ".", str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"}
