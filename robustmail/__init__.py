@@ -72,7 +72,7 @@ if TYPE_CHECKING:
     from robustmail.train.state import State
     from robustmail.weighters import Affine, Discrete, Exp, Lowest, MeanOf, Sigmoid, Softmax, Softplus, Tanh
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _NAMES = {  # by module; type checkers read the imports above instead
     "attacks.art": ["art"],
