@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 import re
 import sys
 from importlib import import_module
@@ -22,12 +23,26 @@ from robustmail.recipe import Recipe  # noqa: E402
 project = "robustmail"
 version = release = __version__
 root_doc = "docs/index"
-include_patterns = ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "docs/**.md"]
+include_patterns = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "CHANGELOG.md",
+    "docs/**.md",
+    "docs/notebooks/*.ipynb",
+]
 exclude_patterns = [".*", "site", "dist", "runs", "evals", "trials", "data"]  # neither read nor searched for pages
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 
 myst_heading_anchors = 4
 myst_enable_extensions = ["deflist"]
+
+nb_execution_mode = os.environ.get("NOTEBOOKS", "off")  # tox -e docs runs them, with "force"
+nb_execution_raise_on_error = True
+nb_execution_in_temp = True  # they write files
+nb_execution_timeout = 300
+nb_merge_streams = True
+nb_output_stderr = "remove"  # tqdm's wish for ipywidgets, with a path of the builder
 
 highlight_language = "text"  # of blocks without one; with "none", pages of source have no colours either
 smartquotes = False  # x' and --n stay what they are

@@ -41,7 +41,9 @@ if TYPE_CHECKING:
     from robustmail.evaluation.data_loading import load_data
     from robustmail.evaluation.evaluator import evaluate
     from robustmail.evaluation.model_loading import load_model
+    from robustmail.evaluation.pretrained import from_pretrained
     from robustmail.evaluation.verify import verify
+    from robustmail.export import export_model
     from robustmail.margins import (
         energy,
         entropy,
@@ -70,7 +72,7 @@ if TYPE_CHECKING:
     from robustmail.train.state import State
     from robustmail.weighters import Affine, Discrete, Exp, Lowest, MeanOf, Sigmoid, Softmax, Softplus, Tanh
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _NAMES = {  # by module; type checkers read the imports above instead
     "attacks.art": ["art"],
@@ -104,7 +106,9 @@ _NAMES = {  # by module; type checkers read the imports above instead
     "evaluation.data_loading": ["load_data"],
     "evaluation.model_loading": ["load_model"],
     "evaluation.evaluator": ["evaluate"],
+    "evaluation.pretrained": ["from_pretrained"],
     "evaluation.verify": ["verify"],
+    "export": ["export_model"],
     "margins": [
         "energy",
         "entropy",

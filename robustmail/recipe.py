@@ -21,6 +21,7 @@ from robustmail.fields import check_types, describe, field_values, formula_of, i
 from robustmail.memory import Memory, joint_memory
 from robustmail.models.precision import Precision
 from robustmail.norms import Norm, check_budget, norm_of
+from robustmail.notebook import recipe_card
 from robustmail.optimizers import SGD, Optimizer
 from robustmail.plugin_calls import call_plugin, expect_batch, is_third_party, plugin_error, plugin_name
 from robustmail.runtime import distributed
@@ -158,6 +159,9 @@ class Recipe:
         self._check_ranges()
         self._check_method()
 
+    def _repr_html_(self) -> str:
+        return recipe_card(self)
+
     def but(self, **changes: Any) -> Recipe:
         """A copy with some fields changed. Raises RecipeError for a field that does not exist, or a wrong value."""
         fields = field_values(self)
@@ -192,9 +196,8 @@ class Recipe:
         """The objective's terms, with a graph. Raises PluginError as `compute_loss`."""
         terms = call_plugin("objective", self.objective, step)
         if not isinstance(terms, Terms):
-            raise plugin_error(
-                "objective", self.objective, f"returned {type(terms).__name__}, not Terms(weighted, plain)"
-            )
+            wrong = f"returned {type(terms).__name__}, not Terms(weighted, plain)"
+            raise plugin_error("objective", self.objective, wrong)
         expect_batch("objective", self.objective, terms.weighted, len(step.y))
         if not isinstance(terms.plain, (int, float)):
             expect_batch("objective", self.objective, terms.plain, len(step.y))
@@ -256,9 +259,8 @@ class Recipe:
         attack = self._last.attack
         eps = self.eps if self.eps is not None else eps_of(attack)
         if eps is None:
-            raise RecipeError(
-                "Recipe", f"the attack {plugin_name(attack)} has no eps to evaluate with", "Add eps=8/255."
-            )
+            wrong = f"the attack {plugin_name(attack)} has no eps to evaluate with"
+            raise RecipeError("Recipe", wrong, "Add eps=8/255.")
         return float(eps)
 
     @property
@@ -344,9 +346,8 @@ class Recipe:
         if self.clip is not None and not 0 < self.clip < math.inf:
             raise RecipeError(f"Recipe (given clip={self.clip})", "the largest norm must be above 0", "Write clip=1.0.")
         if isinstance(self.ema, (int, float)) and not 0 < self.ema < 1:
-            raise RecipeError(
-                f"Recipe (given ema={self.ema:g})", "the decay must lie between 0 and 1", "Write ema=0.999."
-            )
+            given = f"Recipe (given ema={self.ema:g})"
+            raise RecipeError(given, "the decay must lie between 0 and 1", "Write ema=0.999.")
         self._check_averages()
         if not 0 <= self.label_smoothing < 1:
             given = f"Recipe (given label_smoothing={self.label_smoothing:g})"

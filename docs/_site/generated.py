@@ -49,7 +49,7 @@ def _document(target: str) -> str:
     """The name that Sphinx gives to the page of a link of docs/index.md; empty where it is none of our pages."""
     path = (ROOT / "docs" / target).resolve()
     path = path / "README.md" if path.is_dir() else path
-    is_page = path.suffix == ".md" and path.is_file()
+    is_page = path.suffix in (".md", ".ipynb") and path.is_file()
     return path.relative_to(ROOT).with_suffix("").as_posix() if is_page else ""
 
 

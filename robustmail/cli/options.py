@@ -17,6 +17,7 @@ from robustmail.errors import DataError, RecipeError, RobustmailError, Stopped
 if TYPE_CHECKING:
     from robustmail.data.testsets import TestSet
     from robustmail.evaluation.model_loading import LoadedModel
+    from robustmail.evaluation.pretrained import Pretrained
     from robustmail.norms import Norm
     from robustmail.recipe import Recipe
 
@@ -256,8 +257,8 @@ def open_transfer(
     return load_model(source, inputs.sample, model, normalize, None, probe, device, accept_reading, ignore_unused)
 
 
-def result_name(subject: LoadedModel) -> str:
-    """The name of a results folder: the model's; for the weights of runs/NAME/SEED it is NAME-SEED."""
+def result_name(subject: LoadedModel | Pretrained) -> str:
+    """The name of a results folder or of an export: the model's; for the weights of runs/NAME/SEED it is NAME-SEED."""
     return "-".join(re.sub(r"[^\w.+-]", "_", part) for part in subject.name.split("/") if part)
 
 

@@ -1,4 +1,4 @@
-"""The verbs that hand results on: report, push. Heavy modules are imported when used."""
+"""The verbs that hand results and models on: report, push, export. Heavy modules are imported when used."""
 
 from __future__ import annotations
 
@@ -9,9 +9,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from robustmail import __version__
 from robustmail.cli.curve import evaluations_of, show_curve
-from robustmail.cli.options import Folder, Folders
-from robustmail.errors import RunError, did_you_mean
+from robustmail.cli.options import (
+    AcceptReading,
+    File,
+    Folder,
+    Folders,
+    IgnoreUnused,
+    Model,
+    Normalize,
+    Probe,
+    Weights,
+    open_inputs,
+    result_name,
+)
+from robustmail.errors import ModelError, RunError, did_you_mean
 from robustmail.text import plural
 
 if TYPE_CHECKING:
@@ -29,6 +42,7 @@ def add_to(app: typer.Typer) -> None:
     """Add these verbs to the command line."""
     app.command()(report)
     app.command()(push)
+    app.command()(export)
 
 
 def report(
@@ -108,6 +122,71 @@ def push(
             raise RunError(f"push {repository}", "nothing is uploaded unasked", "Add --yes.")
         typer.confirm("Upload?", abort=True)
     print(upload(repo, files, f"Weights, card and results of {folder.name}", private))
+
+
+def export(
+    file: File,
+    to: Annotated[str, typer.Option(help="onnx, torchscript or pt2 (torch.export).")],
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write.  [default: NAME.onnx, NAME.pt or NAME.pt2]")
+    ] = None,
+    model: Model = None,
+    normalize: Normalize = None,
+    weights: Weights = None,
+    data: Annotated[
+        str | None, typer.Option(help="Labelled images, as of eval, to find out how the file is to be read.")
+    ] = None,
+    probe: Probe = False,
+    accept_reading: AcceptReading = False,
+    ignore_unused: IgnoreUnused = False,
+    shape: Annotated[str | None, typer.Option(help="C,H,W of the images.  [default: what the file says]")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite a file that is there.")] = False,
+) -> None:
+    """Write a model as a file for other programs: images in [0, 1] in, logits out, any number of images.
+
+    Normalisation is inside. The file is run on random images first; where its logits are not those of the model,
+    nothing is written.
+    """
+    from robustmail.evaluation.pretrained import Pretrained, open_pretrained
+    from robustmail.export import SUFFIXES, check_export, export_model
+    from robustmail.models.classifier import Classifier
+    from robustmail.runtime.untrusted import printable
+
+    check_export(out or Path(f"net{SUFFIXES.get(to, '')}"), to, replace or out is None)
+    wanted = _parse_shape(shape)
+    if data is None:
+        opened = open_pretrained(file, model, normalize, weights, ignore_unused)
+    else:
+        inputs = open_inputs(
+            file, data, None, model, normalize, weights, probe, "cpu",
+            accept_reading=accept_reading, ignore_unused=ignore_unused,
+        )  # fmt: skip
+        loaded, (c, h, w) = inputs.model, inputs.data.part.x.shape[1:]
+        assert isinstance(loaded.model, Classifier)
+        opened = Pretrained(loaded.name, loaded.model, (c, h, w), loaded.sha256, loaded.notes)
+    if (images := wanted or opened.shape) is None:
+        raise ModelError(file, "does not say how large its images are", "Pass --shape 3,32,32.")
+    for note in opened.notes:
+        print(printable(note))
+    path = out or Path(result_name(opened) + SUFFIXES[to])
+    facts = {"name": opened.name, "sha256": opened.sha256, "version": __version__}
+    done = export_model(opened.model, path, images, to, facts, replace)
+    print(f"{path}: {to}, images [B, {', '.join(map(str, images))}] in [0, 1] -> logits [B, {done.classes}]")
+    difference = f"{done.difference:.1g} at most, where the largest is {done.scale:.3g}"
+    print(f"On {plural(done.images, 'random image')} its logits differ from those of the model by {difference}.")
+
+
+def _parse_shape(text: str | None) -> tuple[int, int, int] | None:
+    """(C, H, W) of --shape. Raises RunError: other than three numbers from 1 to 4096."""
+    if text is None:
+        return None
+    try:
+        channels, height, width = map(int, text.split(","))
+    except ValueError:
+        channels = height = width = 0
+    if not all(1 <= side <= 4096 for side in (channels, height, width)):
+        raise RunError(f"--shape {text}", "not three sizes, of channels, height and width", "Write 3,32,32.")
+    return channels, height, width
 
 
 def _show_upload(repository: str, files: Mapping[str, Path | bytes], there: list[str] | None, private: bool) -> None:

@@ -29,6 +29,7 @@ from robustmail.evaluation.exact_inference import (
     search_view,
 )
 from robustmail.evaluation.ledger import UNTRIED, Ledger, concatenate
+from robustmail.evaluation.notebook import accuracy_card
 from robustmail.evaluation.statistics import wilson
 from robustmail.functional import gap
 from robustmail.norms import Norm, distances
@@ -75,14 +76,16 @@ class Evaluation:
     def __getitem__(self, key: int | str) -> AttackResult:
         if isinstance(key, int):
             return self.rows[key]
-        by_name = {row.name: row for row in self.rows}
-        if key not in by_name:
+        if key not in (by_name := {row.name: row for row in self.rows}):
             raise KeyError(f"{key} was not run; there are: {', '.join(by_name)}")
         return by_name[key]
 
     def __repr__(self) -> str:
         rows = ", ".join(f"{row.name} {row.accuracy:.1%}" for row in self.rows)
         return f"Evaluation({len(self.ledger)} images: {rows}; worst case {self.worst.accuracy:.1%})".replace("%", " %")
+
+    def _repr_html_(self) -> str:
+        return accuracy_card(f"Evaluation of {plural(len(self.ledger), 'image')}", (*self.rows, self.worst))
 
     @property
     def worst(self) -> AttackResult:
@@ -263,8 +266,8 @@ def _attack_batch(
         ledger.enter(stage, tried, *outcome)
         return tried
 
-    who = "" if spec.is_per_image(stage) else f"attack {stage} (given {plural(int(in_first_block.sum()), 'image')})"
-    return sizer.with_oom_retry(work, who)
+    who = f"attack {stage} (given {plural(int(in_first_block.sum()), 'image')})"
+    return sizer.with_oom_retry(work, "" if spec.is_per_image(stage) else who)
 
 
 class AttackInfo(Protocol):
@@ -354,8 +357,9 @@ def _logits(view: ModelView, x: Tensor) -> Tensor:
         todo = "Call model.float() first." if kinds else "It takes images in [0, 1]."
         raise ModelError("the model", wrong, todo) from error
     if logits.ndim != 2 or len(logits) != len(x) or logits.shape[1] < 2:
-        wrong = f"returned {list(logits.shape)} for {len(x)} images, expected logits [B, classes]"
-        raise ModelError("the model", wrong)
+        raise ModelError(
+            "the model", f"returned {list(logits.shape)} for {len(x)} images, expected logits [B, classes]"
+        )
     return logits
 
 
@@ -377,10 +381,9 @@ def _attack(
     """
     x, y = image_batch(model, part, tried)
     attack, is_per_image = spec.stages[stage], spec.is_per_image(stage)
-    recompute = sizer.recompute and not is_per_image
     with (
         sizer.exact_inference(model, x[:1]) as view,
-        search_view(view, search, sizer.pass_size, recompute) as search_model,
+        search_view(view, search, sizer.pass_size, sizer.recompute and not is_per_image) as search_model,
     ):
         seed_all(seed, stage, place)
         with per_image_noise(x, seed, stage) if is_per_image else nullcontext():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from robustmail.errors import RunError
 from robustmail.evaluation.stored_images import StoredImages, joined
+from robustmail.markup import card, table
+from robustmail.text import plural
 
 __all__ = ["BROKE", "RESERVED", "STOOD", "UNTRIED", "Ledger", "read_rows", "row_seal", "rows_as_text", "write_rows"]
 
@@ -21,6 +24,7 @@ UNTRIED, STOOD, BROKE = 0, 1, 2
 WORDS = {UNTRIED: "", STOOD: "stood", BROKE: "broke"}
 FIRST = ("index", "label", "predicted", "margin", "broken_by", "broken_as", "distance")
 LAST = ("rounded", "image", "example", "seal")
+SHOWN = 10  # images in a notebook
 RESERVED = (*FIRST, *LAST, "natural", "worst case")  # names that an attack cannot have
 
 
@@ -64,6 +68,25 @@ class Ledger:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def _repr_html_(self) -> str:
+        counts = Counter(self.broken_by)
+        whole = f"{counts['']:,} stand, {counts['natural']:,} are wrong as they are"
+        stages: list[list[object]] = [
+            [stage, *(f"{int((outcome == code).sum()):,}" for code in (STOOD, BROKE)), f"{counts[stage]:,}"]
+            for stage, outcome in self.stages.items()
+        ]
+        rows = zip(*(c[:SHOWN].tolist() for c in (self.index, self.label, self.predicted, self.margin)), strict=True)
+        images: list[list[object]] = [
+            [index, label, predicted, f"{margin:+.3f}", by or "–"]
+            for (index, label, predicted, margin), by in zip(rows, self.broken_by, strict=False)
+        ]
+        return card(
+            f"Ledger of {plural(len(self), 'image')}: {whole}",
+            table("", ["attack", "stood", "broke", "broke first"], stages),
+            table("", ["index", "label", "predicted", "margin", "broken by"], images),
+            *([f"... and {len(self) - SHOWN:,} more"] if len(self) > SHOWN else []),
+        )
 
     @property
     def right(self) -> Tensor:

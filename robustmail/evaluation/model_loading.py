@@ -49,7 +49,8 @@ from robustmail.models.robustbench_networks import use_statistics
 from robustmail.runtime.untrusted import is_code, printable, quoted, read_text
 
 __all__ = [
-    "LoadedModel", "candidate_networks", "candidate_normalizations", "load_model", "reload_model", "trained_model",
+    "LoadedModel", "candidate_networks", "candidate_normalizations", "display_name", "file_notes", "load_model",
+    "named_model", "reload_model", "trained_model",
 ]  # fmt: skip
 
 
@@ -130,11 +131,7 @@ def load_model(
     normalisation it is; images would be normalised twice; or the way it was read is in doubt.
     """
     source = find_weights(path)
-    if model is None and source.transformers:
-        raise ModelError(source.reference, f"its config.json is of the transformers library ({source.transformers})",
-                         "Load it there in Python and pass it to robustmail.evaluate(model, data), which takes outputs "
-                         "with .logits.")  # fmt: skip
-    model = model or source.model
+    model = named_model(source, model)
     checkpoint = open_checkpoint(source.path, weights, data.part.x.shape[-1])
     channels = data.part.x.shape[1]
     networks, left_out = candidate_networks(checkpoint, channels, model, ignore_unused)
@@ -148,19 +145,28 @@ def load_model(
     spec = _spec(
         source.reference, checkpoint, choice.network, normalizations[choice.normalization], model, ignore_unused
     )
-    notes = [*source.notes, *_file_notes(checkpoint), *left_out, *_assumption_notes(checkpoint, choice.network)]
+    notes = [*source.notes, *file_notes(checkpoint), *left_out, *_assumption_notes(checkpoint, choice.network)]
     notes += [*_title_note(choice), *filter(None, [origin]), *choice.notes]
     loaded = choice.model.to(device)
     classes = classes_of(loaded, data.part)
-    name = source.name or _display_name(checkpoint)
+    name = source.name or display_name(checkpoint)
     return LoadedModel(name, loaded, classes, spec, checkpoint.sha256, tuple(notes), tuple(choice.doubts))
+
+
+def named_model(source: WeightsSource, model: str | None) -> str | None:
+    """The network's name: the caller's, else that of config.json. Raises ModelError: one that cannot be built here."""
+    if model is None and source.transformers:
+        raise ModelError(source.reference, f"its config.json is of the transformers library ({source.transformers})",
+                         "Load it there in Python and pass it to robustmail.evaluate(model, data), which takes outputs "
+                         "with .logits.")  # fmt: skip
+    return model or source.model
 
 
 def trained_model(model: nn.Module, path: Path, data: TestSet) -> LoadedModel:
     """A model in memory whose weights a training run has written to `path`, described as `load_model` would do."""
     checkpoint = open_checkpoint(path)
     spec = _spec(str(path), checkpoint, checkpoint.facts["model"], checkpoint.normalize)
-    return LoadedModel(_display_name(checkpoint), model, classes_of(model, data.part), spec, checkpoint.sha256)
+    return LoadedModel(display_name(checkpoint), model, classes_of(model, data.part), spec, checkpoint.sha256)
 
 
 def reload_model(
@@ -187,7 +193,7 @@ def reload_model(
     model = Classifier(network, parse_normalization(spec["normalize"], channels)).eval().to(device)
     kept = [key for key in ("weights", "model", "normalize", "ignore_unused") if key in spec]
     new_spec = {key: spec[key] for key in kept} | {"checkpoint": source.reference}
-    name = source.name or _display_name(checkpoint)
+    name = source.name or display_name(checkpoint)
     return LoadedModel(name, model, classes_of(model, data.part), new_spec, checkpoint.sha256)
 
 
@@ -210,7 +216,8 @@ def _spec(
     }
 
 
-def _display_name(checkpoint: Checkpoint) -> str:
+def display_name(checkpoint: Checkpoint) -> str:
+    """The file's name for people; for a run's weights, that of the run's two folders."""
     path = checkpoint.path
     if "epoch" not in checkpoint.facts:
         return path.stem
@@ -271,7 +278,7 @@ def _named_network(
     return load_tensors(renamed, source, path)[0], (note,)
 
 
-def _file_notes(checkpoint: Checkpoint) -> list[str]:
+def file_notes(checkpoint: Checkpoint) -> list[str]:
     """Which of several state dicts was taken, and what was changed in it."""
     others = [name or "the file itself" for name in checkpoint.tensor_counts if name != checkpoint.weights]
     chosen = (

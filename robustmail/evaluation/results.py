@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from robustmail.errors import RunError, in_brief
 from robustmail.evaluation.class_accuracies import CLASS_SHAPE, WORST_SHAPE, ClassAccuracy, WorstClasses, read_classes
+from robustmail.evaluation.notebook import accuracy_card
 from robustmail.records import ATTACKED, AttackResult
 from robustmail.runtime.untrusted import check_shape, read_json, read_text
 from robustmail.text import format_eps, percent, plural
@@ -95,6 +96,11 @@ class Results:
         """Read a parsed results.json. Raises RunError: not one, damaged, of an older format."""
         refuse_old_run(raw, folder / "results.json")
         return undamaged(folder / "results.json", lambda: _results(raw, folder))
+
+    def _repr_html_(self) -> str:
+        light = f"Light: {self.light.colour}, {LIGHTS[self.light.colour]}." if self.light else "No light."
+        flags = [f"{flag.name} ({flag.light}): {flag.measured}" for flag in self.light.flags] if self.light else []
+        return accuracy_card(f"{self.name}: {self.setting}", self.rows, f"{self.claim}.", *self.caveats, light, *flags)
 
     @property
     def rows(self) -> tuple[AttackResult, ...]:

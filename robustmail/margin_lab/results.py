@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from robustmail.markup import card, table
 from robustmail.runtime.untrusted import check_shape
+from robustmail.text import format_eps, percent, plural
 
 __all__ = [
     "AREAS",
@@ -185,6 +187,20 @@ class LabResults:
     provenance: dict[str, Any]
     rank_correlation: RankCorrelation = field(default_factory=dict)
 
+    def _repr_html_(self) -> str:
+        rows: list[list[object]] = [
+            [found.margin, *(_cells(found, self) if not found.wrong else [found.wrong, *["–"] * 4]),
+             f"{found.cost.forward} + {found.cost.backward}"]
+            for found in self.findings
+        ]  # fmt: skip
+        heads = ["margin", "values", "other path", "broken, AUROC", "distance", "critical at maximum", "extra passes"]
+        return card(
+            f"{self.name}: {plural(self.n, 'image')}, eps {format_eps(self.spec['eps'], self.spec['norm'])}",
+            table("", heads, rows),
+            "How well a low margin foretells which images are broken (AUROC: 0.5 is guessing; = is not distinguishable "
+            "from the best) and how far they lie from the boundary (rank correlation). Other path: how far ranks move.",
+        )
+
     @classmethod
     def of(cls, raw: dict[str, Any]) -> LabResults:
         """Rebuild from the content of margins.json. Raises LookupError or TypeError: an entry is missing or unknown."""
@@ -222,6 +238,26 @@ class Figure:
     caption: str
     drawable: bool
     provenance: dict[str, Any]
+
+
+def _cells(found: Findings, lab: LabResults) -> list[object]:
+    """The cells of a margin that could be measured."""
+    assert found.continuity is not None
+    assert found.everywhere is not None
+    assert found.hidden is not None
+    distance = found.right.distance if found.right is not None else Estimate(None)
+    tie = " =" if found.tied_with_best and found is not lab.findings[0] else ""  # the best comes first
+    moved = percent(found.spread["path"].rank)
+    maximum = f"{found.hidden.critical_at_maximum} of {lab.critical}"
+    return [found.continuity.verdict, moved, _estimate(found.everywhere.auroc) + tie, _estimate(distance), maximum]
+
+
+def _estimate(estimate: Estimate) -> str:
+    if estimate.value is None:
+        return "–"
+    return f"{estimate.value:.3f}" + (
+        f" ({estimate.low:.3f} – {estimate.high:.3f})" if estimate.low is not None else ""
+    )
 
 
 def _findings(raw: dict[str, Any]) -> Findings:

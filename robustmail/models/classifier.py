@@ -46,10 +46,14 @@ class Classifier(nn.Module):
         except RuntimeError as error:
             if not any(word in str(error) for word in ("view", "stride", "contiguous")):
                 raise
+        return precise(logits_of(self.use_plain_strides().net(self.prepare(x))))
+
+    def use_plain_strides(self) -> Classifier:
+        """Go on with plain strides instead of channels-last, in the network and in its input; returns itself."""
         self.memory_format = torch.contiguous_format
         for tensor in (*self.net.parameters(), *self.net.buffers()):
             tensor.data = _plain(tensor.data)
-        return precise(logits_of(self.net(self.prepare(x))))
+        return self
 
     def train(self, mode: bool = True) -> Classifier:
         """As nn.Module's, but `frozen_norms` stay in eval mode."""

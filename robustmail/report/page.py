@@ -19,10 +19,10 @@ from robustmail.evaluation.results import (
     read_results,
     undamaged,
 )
+from robustmail.markup import Html, table, tag
 from robustmail.report import svg
 from robustmail.report.classes import class_notes, class_rows, class_title
 from robustmail.report.example_images import Example, data_uri, magnification, png, read_examples
-from robustmail.report.html import Html, table, tag
 from robustmail.report.tables import BELIEVING
 from robustmail.runtime.files import atomic_write_text
 from robustmail.runtime.untrusted import read_bytes, verify_command

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from robustmail.report.html import Html, tag
+from robustmail.markup import Html, tag
 from robustmail.text import format_eps
 
 __all__ = ["Point", "bar_chart", "bullet", "curve", "histogram", "whisker"]

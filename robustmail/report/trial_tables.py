@@ -12,18 +12,11 @@ from robustmail.report.classes import CLASS_HEADS
 from robustmail.report.tables import TextTable, as_latex, as_markdown, as_table
 from robustmail.text import duration
 from robustmail.trials.paper import METRICS, PaperTable, Scale
-from robustmail.trials.summary import Measured, Row
+from robustmail.trials.summary import LEGEND, MARKS, Measured, Row
 
 __all__ = ["FORMATS", "paper_table", "saving", "trials_table"]
 
 FORMATS = ("table", "markdown", "csv", "latex")
-MARKS = {"best": " *", "tie": " =", "ahead": " +", "behind": "", "unknown": ""}
-LEGEND = {
-    "best": "* the best mean of the column, among the rows with the most seeds",
-    "tie": "= not significantly different from it: the t-interval of the paired differences contains 0 "
-    "(95 %, Bonferroni-corrected for the comparisons in the column)",
-    "ahead": "+ better than it on the seeds that both rows have",
-}
 BASELINE = (
     "difference: the row minus {}, paired by seed, with its t-interval (95 %, Bonferroni-corrected for the "
     "comparisons in the column)"

@@ -18,7 +18,7 @@ from robustmail.runtime.untrusted import check_shape, check_within, read_json
 from robustmail.trials.execute import Submit, check, missing, ordered
 from robustmail.trials.fork import forked_from, own_job, plan_jobs
 from robustmail.trials.grid import Cell, folders, recipes
-from robustmail.trials.summary import Row, images_per_class, read_accuracies, rows
+from robustmail.trials.summary import Row, images_per_class, read_accuracies, rows, summary_card
 
 __all__ = ["Study"]
 
@@ -58,6 +58,9 @@ class Study:
         self.missing = missing(self.jobs, self._all_recipes)
         self.errors: dict[Cell, str] = {}
         self.trunks = self._earlier_trunks()
+
+    def _repr_html_(self) -> str:
+        return summary_card(str(self.file), self.rows(), self.seeds)
 
     @property
     def seeds(self) -> list[int]:

@@ -10,14 +10,23 @@ from statistics import fmean, stdev
 
 from robustmail.errors import RunError, in_brief
 from robustmail.evaluation.class_accuracies import CLASS_METRICS
+from robustmail.markup import Html, card, table
 from robustmail.runtime.untrusted import read_json
 
 __all__ = [
+    "LEGEND", "MARKS", "summary_card",
     "Measured", "Row", "SeedSpread", "Standing", "compared", "differences", "images_per_class", "read_accuracies",
     "rows", "seed_spread",
 ]  # fmt: skip
 
 CONFIDENCE = 0.95
+MARKS = {"best": " *", "tie": " =", "ahead": " +", "behind": "", "unknown": ""}
+LEGEND = {
+    "best": "* the best mean of the column, among the rows with the most seeds",
+    "tie": "= not significantly different from it: the t-interval of the paired differences contains 0 "
+    "(95 %, Bonferroni-corrected for the comparisons in the column)",
+    "ahead": "+ better than it on the seeds that both rows have",
+}
 
 
 @dataclass(frozen=True)
@@ -191,3 +200,22 @@ def images_per_class(folder: Path) -> tuple[int, int] | None:
     """(fewest, most) test images of a class, from results that `read_accuracies` has read; None where unknown."""
     sizes = [int(row["n"]) for row in read_json(folder / "results.json").get("per_class") or ()]
     return (min(sizes), max(sizes)) if sizes else None
+
+
+def summary_card(name: str, rows: Sequence[Row], seeds: Sequence[int]) -> Html:
+    """The rows of a grid in a notebook: mean ± standard deviation over seeds in %, and what failed."""
+    metrics = list(dict.fromkeys(metric for row in rows for metric in row.metrics))
+    cells: list[list[object]] = [
+        [row.name, f"{len(seeds) - len(row.missing)} of {len(seeds)}",
+         *(_mean_text(row.metrics[metric]) if metric in row.metrics else "–" for metric in metrics)]
+        for row in rows
+    ]  # fmt: skip
+    verdicts = {measured.standing.verdict for row in rows for measured in row.metrics.values()}
+    failed = [f"{row.name}, seed {seed}: FAILED: {error}" for row in rows for seed, error in row.failed.items()]
+    legend = [text for verdict, text in LEGEND.items() if verdict in verdicts]
+    return card(name, table("", ["row", "seeds", *metrics], cells), "Accuracy in %.", *legend, *failed)
+
+
+def _mean_text(measured: Measured) -> str:
+    std = f" ± {100 * measured.spread.std:.1f}" if measured.spread.std is not None else ""
+    return f"{100 * measured.spread.mean:.1f}{std}{MARKS[measured.standing.verdict]}"

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+
+import robustmail
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,6 +42,31 @@ def test_the_wheel_has_recipes_and_types(installed):
         p.stem for p in installed.glob("robustmail/recipes/*.py")
     }
     assert (installed / "robustmail" / "py.typed").exists()
+
+
+def test_the_wheel_has_its_licence_and_says_what_it_is(installed):
+    (info,) = installed.glob("robustmail-*.dist-info")
+    assert (info / "licenses" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+    about = (info / "METADATA").read_text(encoding="utf-8")
+    assert f"\nVersion: {robustmail.__version__}\n" in about
+    lines = ("License-Expression: MIT", "License-File: LICENSE", "Requires-Python: >=3.11", "Provides-Extra: export",
+             "Description-Content-Type: text/markdown", "Classifier: Typing :: Typed")  # fmt: skip
+    for line in lines:
+        assert f"\n{line}\n" in about
+    assert "robustmail = robustmail.cli.main:main" in (info / "entry_points.txt").read_text()
+    assert {path.name for path in installed.iterdir()} == {"robustmail", info.name}, "nothing else on Python's path"
+
+
+def test_the_sdist_has_what_builds_and_tests_it(tmp_path):
+    pytest.importorskip("hatchling", reason="needs hatchling to build an sdist")
+    words = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)]
+    subprocess.run(words, cwd=ROOT, check=True, capture_output=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    assert {"pyproject.toml", "LICENSE", "README.md", "tox.ini", "recipes/quickstart.py", "robustmail/py.typed",
+            "tests/conftest.py", "docs/conf.py", "docs/notebooks/train-and-attack.ipynb"} <= names  # fmt: skip
+    assert not [name for name in names if "__pycache__" in name or name.startswith(("runs/", "site/", "data/"))]
 
 
 def test_recipes_are_listed_shown_and_copied_without_a_checkout(installed):

@@ -33,7 +33,7 @@ DEVELOPERS = {"python3", ".", "ruff", "mypy", "lint-imports"}
 """programs of others whose words are not looked at"""
 AT_ONCE = {"list", "show", "copy", "check", "--help", "--version"}
 """verbs that need nothing but a recipe"""
-ON_THE_QUICKSTART = {"eval", "margins", "figure", "report"}
+ON_THE_QUICKSTART = {"eval", "export", "margins", "figure", "report"}
 """verbs that are run where they name the run of the quickstart, or evaluations of it"""
 
 

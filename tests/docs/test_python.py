@@ -88,6 +88,16 @@ def test_the_loss_and_the_backward_pass_of_the_page_break_what_plain_attacks_do_
 
 
 @pytest.mark.long
+def test_the_page_about_deploying_runs_from_top_to_bottom(finished: Path, monkeypatch, capsys):
+    monkeypatch.chdir(finished)
+    names: dict = {}
+    for block in of_page("docs/deploying.md"):
+        exec(compile(block.text, block.id, "exec"), names)
+    assert names["done"].difference < 1e-4 * names["done"].scale
+    assert (finished / "quickstart.pt2").is_file()
+
+
+@pytest.mark.long
 def test_the_page_from_python_runs_from_top_to_bottom(finished: Path, monkeypatch, capsys):
     """On a run of one epoch, and training for one."""
     monkeypatch.chdir(finished)

@@ -66,7 +66,7 @@ def test_a_docstring_loses_no_word_and_keeps_no_parameter_in_its_prose(full: str
 
 
 def test_what_would_be_markup_in_a_docstring_is_shown_as_it_is():
-    docutils = pytest.importorskip("docutils.core", reason="needs docutils: pip install -e '.[docs]'")
+    docutils = pytest.importorskip("docutils.core", reason="needs docutils: pip install --group docs")
     text = "KL(p || p') * x_ and |E(x)|, `a_b`, max_{j != y} z_j.\n\nlow, high: 2 * x_. Raises ValueError for `x`."
     lines = docstrings.to_rst(docstrings.parse(text, ["low", "high"]), lambda _: None)
     tree = docutils.publish_doctree("\n".join(lines), settings_overrides={"report_level": 1, "halt_level": 1})
@@ -83,8 +83,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in $SITE, which `tox -e docs` has built, or a new one."""
     if built := os.environ.get("SITE"):
         return Path(built)
-    if not (find_spec("furo") and find_spec("myst_parser")):
-        pytest.skip("needs Sphinx, MyST and furo: pip install -e '.[docs]'")
+    if not (find_spec("furo") and find_spec("myst_nb")):
+        pytest.skip("needs Sphinx, MyST-NB and furo: pip install --group docs")
     folder = tmp_path_factory.mktemp("site")
     words = ["sphinx", "-W", "--keep-going", "-n", "-q", "-c", "docs", "-d", f"{folder}-doctrees", ".", str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "default"}

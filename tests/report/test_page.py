@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from robustmail.errors import RunError
+from robustmail.markup import VOID, tag
 from robustmail.report.example_images import png, read_examples
-from robustmail.report.html import VOID, tag
 from robustmail.report.page import write_page
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)> \x1b[31m"

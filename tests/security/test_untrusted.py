@@ -87,6 +87,7 @@ VERBS = (
     ("figure 4 run --n 20 --out figure --plain", 0), ("figure 1c run elsewhere.safetensors --out figure", 2),
     ("verify e", 2), ("verify e --checkpoint run/best.safetensors", 0), ("verify hostile", 2),
     ("verify e --files-only", 0), ("verify hostile --files-only", 0), ("report hostile --format model-card", 0),
+    ("export run --to pt2 --out run.pt2", 0), ("export own.safetensors --to torchscript", 2),
     ("report hostile --format robustbench", 2), ("push hostile hf://me/net --yes", 2),
     ("compare e again", 0), ("compare e e", 0), ("merge s1 s2 --out merged", 0), ("report e run --format html", 0),
     ("report e run hostile --format table", 0), ("report e --format csv", 0), ("show quickstart", 0),

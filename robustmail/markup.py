@@ -1,4 +1,7 @@
-"""Build HTML and SVG; every text that is not `Html` is escaped, so no name in a file can become markup."""
+"""Build HTML and SVG, for pages and notebooks.
+
+Every text that is not `Html` is escaped, so no name in a file can become markup.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from html import escape
 
 from robustmail.runtime.untrusted import printable
 
-__all__ = ["Html", "table", "tag"]
+__all__ = ["Html", "card", "table", "tag"]
 
 VOID = {"img", "meta", "br", "link"}  # elements without an end tag
 
@@ -46,6 +49,17 @@ def table(caption: str, heads: list[str], rows: list[list[object]], class_: str 
     ]
     return tag(
         "div",
-        tag("table", tag("caption", caption), tag("thead", head), tag("tbody", *body), class_=class_ or None),
+        tag(
+            "table",
+            tag("caption", caption) if caption else None,
+            tag("thead", head),
+            tag("tbody", *body),
+            class_=class_ or None,
+        ),
         class_="scroll",
     )
+
+
+def card(title: str, *parts: object) -> Html:
+    """Show a value in a notebook: a title, then tables or sentences. It has no colours, so it suits light and dark."""
+    return tag("div", tag("strong", title), *(part if isinstance(part, Html) else tag("p", part) for part in parts))
