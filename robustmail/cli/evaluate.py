@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from robustmail.cli.completion import complete_runs
 from robustmail.cli.corruptions import evaluate_corruptions, refuse_with_corruptions
 from robustmail.cli.curve import evaluate_curve, evaluations_of, refuse_with_curve
 from robustmail.cli.options import (
     DEFAULT_ATTACKS,
+    EVALUATE,
     AcceptReading,
     AsJson,
     AttackNames,
@@ -67,9 +69,9 @@ __all__ = ["add_to"]
 
 def add_to(app: typer.Typer) -> None:
     """Add these verbs to the command line."""
-    app.command("eval")(eval_)
-    for verb in (inspect, verify, compare, merge):
-        app.command()(verb)
+    app.command("eval", rich_help_panel=EVALUATE)(eval_)
+    for verb in (compare, inspect, merge, verify):
+        app.command(rich_help_panel=EVALUATE)(verb)
 
 
 def eval_(
@@ -315,8 +317,12 @@ def verify(
 
 
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="A", help="The folder of an evaluation.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Another one, on the same images.")],
+    first: Annotated[
+        Path, typer.Argument(metavar="A", help="The folder of an evaluation or a run.", autocompletion=complete_runs)
+    ],
+    second: Annotated[
+        Path, typer.Argument(metavar="B", help="Another one, on the same images.", autocompletion=complete_runs)
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Compare two evaluations image by image.

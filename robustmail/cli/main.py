@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shlex
 import signal
 import sys
 import traceback
@@ -22,7 +21,19 @@ __all__ = ["app", "main"]
 
 
 class _Verbs(TyperGroup):
-    """Verbs that a plugin cannot end: sys.exit and the like in its code become a PluginError."""
+    """Verbs by purpose. A plugin cannot end them: sys.exit and the like in its code become a PluginError."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        verbs = self.commands.values()
+        widest = max(len(str(verb.name)) for verb in verbs)
+        for purpose in dict.fromkeys(getattr(verb, "rich_help_panel", None) for verb in verbs):
+            rows = [
+                (str(verb.name).ljust(widest), verb.get_short_help_str(formatter.width - widest - 6))
+                for verb in verbs
+                if getattr(verb, "rich_help_panel", None) == purpose
+            ]
+            with formatter.section(purpose or "Other"):
+                formatter.write_dl(rows)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -43,7 +54,6 @@ app = typer.Typer(
     name="robustmail",
     cls=_Verbs,
     help="Train networks against adversarial attacks, and decide which examples the training listens to.",
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -113,23 +123,8 @@ def _usage_error(error: Exception) -> str | None:
     """The message of click about a wrong verb or option, as one line; None for any other error."""
     if not callable(format_message := getattr(error, "format_message", None)):
         return None
-    todo = _as_override(getattr(error, "option_name", ""), getattr(error, "ctx", None)) or "Try robustmail --help."
     message = str(format_message()).rstrip()
-    return " ".join(f"{message}{'' if message.endswith(('.', '?', ')')) else '.'} {todo}".split())
-
-
-def _as_override(option: str, context: Any) -> str:
-    """The override to write instead of an option such as `--seed 2`, for a verb that takes a recipe; else empty."""
-    if getattr(context, "info_name", "") not in ("run", "show", "check"):
-        return ""
-    from robustmail.recipe import Recipe
-
-    field, words = option.lstrip("-").replace("-", "_"), sys.argv[1:]
-    if field not in Recipe.__dataclass_fields__:
-        return ""
-    value = next((v for word, v in zip(words, [*words[1:], ""], strict=True) if word == option), "")
-    value = next((word.partition("=")[2] for word in words if word.startswith(f"{option}=")), value)
-    return f"Write {shlex.quote(f'{field}={value}')}." if value else f"Write {field}=VALUE."
+    return " ".join(f"{message}{'' if message.endswith(('.', '?', ')')) else '.'} Try robustmail --help.".split())
 
 
 def _print_error(text: str, with_traceback: bool) -> None:

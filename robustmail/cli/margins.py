@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from robustmail.catalog import catalog_entries
+from robustmail.cli.completion import complete_attacks, complete_plugins, complete_runs, complete_words
 from robustmail.cli.options import (
+    MEASURE,
     AcceptReading,
     Batch,
     Data,
@@ -53,17 +55,25 @@ FIGURES = ("1a", "1b", "1c", "2", "4")
 def add_to(app: typer.Typer) -> None:
     """Add these verbs to the command line."""
     for verb in (margins, figure):
-        app.command()(verb)
+        app.command(rich_help_panel=MEASURE)(verb)
 
 
 def margins(
     file: File,
     data: Data = None,
     margins: Annotated[
-        str, typer.Option(help="Names and file.py:margin, with commas; all: every built-in margin.")
+        str,
+        typer.Option(
+            help="Names and file.py:margin, with commas; all: every built-in margin.",
+            autocompletion=complete_plugins("margins", "all"),
+        ),
     ] = MARGINS,
     against: Annotated[
-        str | None, typer.Option(help=f"Attacks that decide which examples are broken.  [default: {ATTACKS}]")
+        str | None,
+        typer.Option(
+            help=f"Attacks that decide which examples are broken.  [default: {ATTACKS}]",
+            autocompletion=complete_attacks,
+        ),
     ] = None,
     n: MaxImages = None,
     eps: Eps = None,
@@ -134,8 +144,20 @@ def _measure(task: MarginTask, folder: Path, fresh: bool, plain: bool) -> None:
 
 
 def figure(
-    which: Annotated[str, typer.Argument(metavar="FIGURE", help=f"The paper's figure: {', '.join(FIGURES)}.")],
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Checkpoints or runs; several only for 1c.")],
+    which: Annotated[
+        str,
+        typer.Argument(
+            metavar="FIGURE",
+            help=f"The paper's figure: {', '.join(FIGURES)}.",
+            autocompletion=complete_words(*FIGURES),
+        ),
+    ],
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE...", help="Checkpoints or runs; several only for 1c.", autocompletion=complete_runs
+        ),
+    ],
     data: Data = None,
     n: MaxImages = None,
     eps: Eps = None,

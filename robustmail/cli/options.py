@@ -12,6 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from robustmail.cli.completion import (
+    DEVICES,
+    complete_attacks,
+    complete_overrides,
+    complete_plugins,
+    complete_recipe,
+    complete_runs,
+    complete_words,
+)
 from robustmail.errors import DataError, RecipeError, RobustmailError, Stopped
 
 if TYPE_CHECKING:
@@ -22,6 +31,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_ATTACKS",
+    "EVALUATE",
+    "MEASURE",
+    "OWN",
+    "PUBLISH",
+    "TRAIN",
     "AcceptReading",
     "AsJson",
     "AttackNames",
@@ -73,21 +87,44 @@ __all__ = [
 ]
 
 DEFAULT_ATTACKS = "nat,pgd100,cw,apgd,aa"
+TRAIN, OWN, EVALUATE, PUBLISH, MEASURE = "Train", "Write your own", "Evaluate", "Publish", "Measure"
+"""The groups of verbs in `robustmail --help`"""
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A built-in recipe, a file, or FILE:VARIABLE.")]
+RecipeName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE", help="A built-in recipe, a file, or FILE:VARIABLE.", autocompletion=complete_recipe
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[PATH=VALUE]...", help="Changes to the recipe: weighter.slope=5 epochs=30 burn_in=20."),
+    typer.Argument(
+        metavar="[PATH=VALUE]...",
+        help="Changes to the recipe: weighter.slope=5 epochs=30 burn_in=20.",
+        autocompletion=complete_overrides,
+    ),
 ]
 File = Annotated[
     str,
-    typer.Argument(metavar="FILE", help="A checkpoint of any format, a folder with one, or hf://OWNER/NAME/FILE."),
+    typer.Argument(
+        metavar="FILE",
+        help="A checkpoint of any format, a folder with one, or hf://OWNER/NAME/FILE.",
+        autocompletion=complete_runs,
+    ),
 ]
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of an evaluation.")]
-Folders = Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of evaluations or runs.")]
+Folder = Annotated[
+    Path, typer.Argument(metavar="DIR", help="The folder of an evaluation.", autocompletion=complete_runs)
+]
+Folders = Annotated[
+    list[Path], typer.Argument(metavar="DIR...", help="Folders of evaluations or runs.", autocompletion=complete_runs)
+]
 
 Model = Annotated[
-    str | None, typer.Option(help="A name of timm or RobustBench, or file.py:factory.  [default: inferred]")
+    str | None,
+    typer.Option(
+        help="A name of timm or RobustBench, or file.py:factory.  [default: inferred]",
+        autocompletion=complete_plugins("models"),
+    ),
 ]
 Weights = Annotated[str | None, typer.Option(help="Which state_dict, where the file has several.")]
 Normalize = Annotated[
@@ -101,7 +138,11 @@ IgnoreUnused = Annotated[
     bool, typer.Option("--ignore-unused", help="Leave out tensors that the network of --model has no place for.")
 ]
 Data = Annotated[
-    str | None, typer.Option(help="A recipe's data=, an npz file or an image folder.  [default: a run's own]")
+    str | None,
+    typer.Option(
+        help="A recipe's data=, an npz file or an image folder.  [default: a run's own]",
+        autocompletion=complete_plugins("data"),
+    ),
 ]
 Resize = Annotated[
     int | None, typer.Option(help="Shorter side of image files in pixels.  [default: as the model was pretrained]")
@@ -117,19 +158,27 @@ Eps = Annotated[
         "[default: a run's own; else 8/255, in l2 0.5]"
     ),
 ]
-NormName = Annotated[str | None, typer.Option("--norm", help="linf or l2.  [default: a run's own; else linf]")]
+NormName = Annotated[
+    str | None,
+    typer.Option(
+        "--norm", help="linf or l2.  [default: a run's own; else linf]", autocompletion=complete_words("linf", "l2")
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the attacks' random starts.")]
 Batch = Annotated[
     int | None, typer.Option(help="Images attacked at once; does not change results.  [default: adapted]")
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", autocompletion=complete_words(*DEVICES))]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete earlier results in the folder and start again.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Print plain lines instead of a live view.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 AttackNames = Annotated[
     str | None,
-    typer.Option(help=f"Names, calls of attacks and file.py:attack, with commas.  [default: {DEFAULT_ATTACKS}]"),
+    typer.Option(
+        help=f"Names, calls of attacks and file.py:attack, with commas.  [default: {DEFAULT_ATTACKS}]",
+        autocompletion=complete_attacks,
+    ),
 ]
 Epoch = Annotated[int | None, typer.Option(help="Of a run's folder: the weights of this epoch, kept with keep_every.")]
 ResultsFolder = Annotated[Path | None, typer.Option(help="Folder for the results.  [default: evals/NAME]")]
@@ -149,7 +198,11 @@ TransferNormalize = Annotated[str | None, typer.Option(help="The --normalize of 
 Png = Annotated[bool, typer.Option("--png", help="Write the adversarial examples as 8-bit PNG files, too.")]
 
 Executor = Annotated[
-    str, typer.Option(help="here: one run after another; local or slurm: in parallel, through submitit.")
+    str,
+    typer.Option(
+        help="here: one run after another; local or slurm: in parallel, through submitit.",
+        autocompletion=complete_words("here", "local", "slurm"),
+    ),
 ]
 Jobs = Annotated[int, typer.Option(min=1, help="Runs at once, with local or slurm.")]
 SubmititParameters = Annotated[

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from robustmail.cli.completion import complete_words
 from robustmail.cli.curve import evaluations_of, show_curve
-from robustmail.cli.options import Folder, Folders
+from robustmail.cli.options import PUBLISH, Folder, Folders
 from robustmail.errors import RunError, did_you_mean
 from robustmail.text import plural
 
@@ -27,15 +28,21 @@ PaperFile = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """Add these verbs to the command line."""
-    app.command()(report)
-    app.command()(push)
+    app.command(rich_help_panel=PUBLISH)(report)
+    app.command(rich_help_panel=PUBLISH)(push)
 
 
 def report(
     folders: Folders,
     form: Annotated[
         str,
-        typer.Option("--format", help="table, csv, markdown, latex, json, html, model-card or robustbench."),
+        typer.Option(
+            "--format",
+            help="table, csv, markdown, latex, json, html, model-card or robustbench.",
+            autocompletion=complete_words(
+                "table", "csv", "markdown", "latex", "json", "html", "model-card", "robustbench"
+            ),
+        ),
     ] = "table",
     out: Annotated[
         Path | None,
@@ -46,7 +53,7 @@ def report(
         str | None, typer.Option(help="With robustbench: the data that were evaluated, where they are not built in.")
     ] = None,
 ) -> None:
-    """Print a table that compares evaluations or runs, or write what others ask for.
+    """Compare evaluations or runs in a table, or write what others ask for.
 
     A row per folder, a column per attack; of a curve (several --eps) a row per eps. html writes report.html into each
     folder, model-card prints a card for the Hugging Face hub, robustbench writes what a new model on RobustBench's

@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from robustmail import catalog
-from robustmail.cli.options import Overrides, Plain, RecipeName, load_recipe_with, split_names, stop_exit, wants_plain
+from robustmail.cli.completion import complete_from, complete_plugins, complete_recipe
+from robustmail.cli.options import (
+    OWN,
+    TRAIN,
+    Overrides,
+    Plain,
+    RecipeName,
+    load_recipe_with,
+    split_names,
+    stop_exit,
+    wants_plain,
+)
+from robustmail.cli.recipe_verbs import RecipeVerb
 from robustmail.errors import PluginError, RecipeError, RunError, Stopped, did_you_mean
 
 if TYPE_CHECKING:
@@ -28,8 +40,11 @@ KINDS = ("recipes", *catalog.PLURALS)
 
 def add_to(app: typer.Typer) -> None:
     """Add these verbs to the command line."""
-    for name, verb in (("run", run_), ("show", show), ("check", check), ("list", list_), ("copy", copy)):
-        app.command(name)(verb)
+    for name, verb in (("run", run_), ("show", show)):
+        app.command(name, cls=RecipeVerb, rich_help_panel=TRAIN)(verb)
+    app.command("list", rich_help_panel=TRAIN)(list_)
+    app.command("check", cls=RecipeVerb, rich_help_panel=OWN)(check)
+    app.command("copy", rich_help_panel=OWN)(copy)
 
 
 def run_(
@@ -41,7 +56,11 @@ def run_(
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="With --fresh: delete an unfinished run, too.")] = False,
     track: Annotated[
-        str | None, typer.Option(help="Trackers that follow the run, as tensorboard,wandb (robustmail list trackers).")
+        str | None,
+        typer.Option(
+            help="Trackers that follow the run, as tensorboard,wandb (robustmail list trackers).",
+            autocompletion=complete_plugins("trackers"),
+        ),
     ] = None,
     plain: Plain = False,
 ) -> None:
@@ -131,7 +150,12 @@ def _count_trained(recipe: Recipe) -> str:
 
 def check(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A recipe, as in robustmail run; or a file of plugins.")
+        str,
+        typer.Argument(
+            metavar="RECIPE",
+            help="A recipe, as in robustmail run; or a file of plugins.",
+            autocompletion=complete_recipe,
+        ),
     ],
     overrides: Overrides = None,
 ) -> None:
@@ -232,7 +256,12 @@ def _check_plugins(plugins: dict[str, Any]) -> None:
 
 
 def list_(
-    kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help=f"One of {', '.join(KINDS)}.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[KIND]", help=f"One of {', '.join(KINDS)}.", autocompletion=complete_from(lambda: KINDS)
+        ),
+    ] = None,
 ) -> None:
     """List recipes, plugins and models.
 
@@ -253,7 +282,7 @@ def list_(
 
 
 def copy(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A built-in recipe.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A built-in recipe.", autocompletion=complete_recipe)],
     to: Annotated[
         Path | None, typer.Argument(metavar="[FILE]", help="File to write.  [default: RECIPE.py, here]")
     ] = None,

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from robustmail.cli.completion import complete_overrides, complete_words
 from robustmail.cli.options import (
+    TRAIN,
     Executor,
     Jobs,
     Plain,
@@ -22,6 +24,7 @@ from robustmail.cli.options import (
     stop_exit,
     wants_plain,
 )
+from robustmail.cli.recipe_verbs import RecipeVerb
 from robustmail.errors import RecipeError, RobustmailError, Stopped, asked_to_stop, did_you_mean
 
 if TYPE_CHECKING:
@@ -39,19 +42,26 @@ __all__ = ["add_to", "perform_in_own_process"]
 
 def add_to(app: typer.Typer) -> None:
     """Add these verbs to the command line."""
-    app.command()(trials)
-    app.command()(table)
+    for verb in (trials, table):
+        app.command(cls=RecipeVerb, rich_help_panel=TRAIN)(verb)
 
 
 def trials(
     words: Annotated[
         list[str],
-        typer.Argument(metavar="RECIPE... [PATH=VALUE]...", help="Recipes, and changes that apply to all of them."),
+        typer.Argument(
+            metavar="RECIPE... [PATH=VALUE]...",
+            help="Recipes, and changes that apply to all of them.",
+            autocompletion=complete_overrides,
+        ),
     ],
     seeds: Annotated[str, typer.Option(help="0:5 for 0, 1, 2, 3, 4; or 1,2,7.")] = "0:5",
     over: Annotated[
         list[str] | None,
-        typer.Option(help="A row for each value, as margin=pm_adv,pm_nat. Repeatable: every combination."),
+        typer.Option(
+            help="A row for each value, as margin=pm_adv,pm_nat. Repeatable: every combination.",
+            autocompletion=complete_overrides,
+        ),
     ] = None,
     baseline: Annotated[str | None, typer.Option(help="A row that all others are compared with, seed by seed.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the grid.  [default: trials/RECIPES]")] = None,
@@ -88,13 +98,22 @@ def trials(
 
 
 def table(
-    number: Annotated[str, typer.Argument(metavar="1|2|3", help="A table of the MAIL paper.")],
+    number: Annotated[
+        str,
+        typer.Argument(
+            metavar="1|2|3", help="A table of the MAIL paper.", autocompletion=complete_words("1", "2", "3")
+        ),
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[PATH=VALUE]...", help="Changes to all its runs: data.of='npz(\"mine.npz\")'."),
     ] = None,
     scale: Annotated[
-        str, typer.Option(help="paper: for GPUs; mini: small runs, about two hours on two CPU cores.")
+        str,
+        typer.Option(
+            help="paper: for GPUs; mini: small runs, about two hours on two CPU cores.",
+            autocompletion=complete_words("paper", "mini"),
+        ),
     ] = "paper",
     run: Annotated[bool, typer.Option("--run", help="Make the runs that are missing.")] = False,
     seeds: Annotated[str | None, typer.Option(help="0:5 or 1,2,7.  [default: 0:5, of mini 0:3]")] = None,

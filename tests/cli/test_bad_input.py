@@ -115,10 +115,14 @@ def assert_refused(said: Said, fragment: str) -> None:
 COMMANDS = {
     "verb": ("chek quickstart", "No such command 'chek'. Did you mean 'check'?"),
     "no recipe": ("run", "Missing argument 'RECIPE'"),
-    "option": ("run quickstart --plian", "No such option: --plian"),
-    "field as an option": ("run quickstart --seed 2", "No such option: --seed. Write seed=2."),
-    "field as an option with =": ("check quickstart --burn-in=3", "No such option: --burn-in. Write burn_in=3."),
-    "field as an option without a value": ("show quickstart --epochs", "No such option: --epochs. Write epochs=VALUE."),
+    "option": ("run quickstart --plian", "--plian: no such option. Did you mean '--plain'?"),
+    "field as an option": ("run quickstart --sed 2", "--sed: no such option. Did you mean '--seed'?"),
+    "field in a field as an option": ("check quickstart --weighter.slpoe=3", "Did you mean 'slope'?"),
+    "field as an option without a value": (
+        "show quickstart --epochs",
+        "--epochs: needs a value. Write --epochs VALUE.",
+    ),
+    "option of another verb": ("eval model.pth --sed 2", "No such option: --sed"),
     "option without its value": ("run quickstart --out", "'--out' requires an argument"),
     "kind to list": ("list margin", "list margin: no such kind. Did you mean 'margins'?"),
     "recipe": ("run quikstart", "recipe 'quikstart': no such file, nor a built-in recipe. Did you mean 'quickstart'?"),
