@@ -15,7 +15,7 @@ from typing import Any
 from robustmail import catalog
 
 __all__ = [
-    "DEVICES", "complete_attacks", "complete_fields", "complete_from", "complete_overrides", "complete_plugins",
+    "DEVICES", "complete_attacks", "complete_fields", "complete_overrides", "complete_plugins",
     "complete_recipe", "complete_runs", "complete_words",
 ]  # fmt: skip
 
@@ -89,14 +89,9 @@ def complete_plugins(plural: str, *more: str) -> Callable[[Any, str], Found]:
 
 def complete_words(*words: str) -> Callable[[Any, str], Found]:
     """These words."""
-    return complete_from(lambda: words)
-
-
-def complete_from(words: Callable[[], Iterable[str]]) -> Callable[[Any, str], Found]:
-    """The words that a function returns, which is called when they are needed."""
 
     def complete(ctx: Any, incomplete: str) -> Found:
-        return [(word, "") for word in words() if word.startswith(incomplete)]
+        return [(word, "") for word in words if word.startswith(incomplete)]
 
     return complete
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from robustmail import catalog
-from robustmail.cli.completion import complete_from, complete_plugins, complete_recipe
+from robustmail.cli.completion import complete_plugins, complete_recipe, complete_words
 from robustmail.cli.options import (
     OWN,
     TRAIN,
@@ -259,16 +259,22 @@ def list_(
     kind: Annotated[
         str | None,
         typer.Argument(
-            metavar="[KIND]", help=f"One of {', '.join(KINDS)}.", autocompletion=complete_from(lambda: KINDS)
+            metavar="[KIND]",
+            help=f"One of {', '.join(KINDS)}; or runs, all that are below here.",
+            autocompletion=complete_words(*KINDS, "runs"),
         ),
     ] = None,
 ) -> None:
-    """List recipes, plugins and models.
+    """List recipes, plugins, models, or runs.
 
     Those of installed packages are listed, too. A plugin of your own needs no list: write file.py:name.
+    Of each run below this folder: its state, its epoch, the best robust accuracy in validation, the training time left.
     """
+    if kind == "runs":
+        _list_runs()
+        return
     if kind is not None and kind not in KINDS:
-        raise RecipeError(f"list {kind}", "no such kind", did_you_mean(kind, KINDS))
+        raise RecipeError(f"list {kind}", "no such kind", did_you_mean(kind, [*KINDS, "runs"]))
     for heading in [kind] if kind else KINDS:
         if heading == "recipes":
             summaries = {name: catalog.summary(path) for name, path in catalog.recipe_files().items()}
@@ -279,6 +285,20 @@ def list_(
             print(f"\n{heading}")
         for name, text in summaries.items():
             print(f"  {name:<26} {text}")
+
+
+def _list_runs() -> None:
+    from rich.console import Console
+
+    from robustmail.report.runs import find_runs, read_run, runs_table
+
+    runs = [read_run(folder, time.time()) for folder in find_runs(Path())]
+    if not runs:
+        print("no runs below this folder")
+        return
+    Console().print(runs_table(runs))
+    if any(run.state == "stopped" for run in runs):
+        print("stopped: the command that began a run resumes it")
 
 
 def copy(

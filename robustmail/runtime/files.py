@@ -22,6 +22,7 @@ __all__ = [
     "append",
     "check_folder",
     "folder_lock",
+    "is_in_use",
     "make_folder",
     "opened",
     "remove",
