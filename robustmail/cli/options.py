@@ -225,10 +225,9 @@ class EvaluationInputs(NamedTuple):
 
 def load_recipe_with(name: str, overrides: list[str] | None) -> Recipe:
     """Load a recipe and apply overrides, PATH=VALUE each. Raises RecipeError: no such recipe, or a wrong override."""
-    from robustmail.config.loader import load_recipe
-    from robustmail.config.overrides import apply_overrides
+    from robustmail.config.recorded import resolve_recipe
 
-    return apply_overrides(load_recipe(name), overrides or [])
+    return resolve_recipe(name, overrides)
 
 
 def open_inputs(

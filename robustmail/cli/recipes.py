@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import shlex
 import sys
 import time
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["add_to"]
 
 COMPARED = 512  # extra images that are compared together
+FORMS = ("text", "json", "yaml")
 KINDS = ("recipes", *catalog.PLURALS)
 
 
@@ -70,7 +72,7 @@ def run_(
     """
     from rich.console import Console
 
-    from robustmail.config.loader import recipe_path
+    from robustmail.config.loader import recipe_source
     from robustmail.fields import flatten
     from robustmail.report.dashboard import LogFile, choose_run_view
     from robustmail.report.figures import draw_curves
@@ -83,7 +85,7 @@ def run_(
     trackers = _load_trackers(track)
     name = _run_name(recipe)
     folder = out or Path("runs") / name / str(resolved.seed)
-    path, _ = recipe_path(recipe)
+    path = recipe_source(recipe)
     log, signals = LogFile(folder / "log.txt"), Signals()
     try:
         with distributed.process_group(resolved.device), signals.caught():
@@ -108,16 +110,34 @@ def run_(
         raise stop_exit(stop, saved if (folder / "state.pt").exists() else "nothing was begun") from None
 
 
-def show(recipe: RecipeName, overrides: Overrides = None) -> None:
+def show(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format", help="text, json (a recipe.json, as robustmail run takes it) or yaml.",
+            autocompletion=complete_words(*FORMS),
+        ),
+    ] = "text",
+) -> None:  # fmt: skip
     """Print a recipe with every default, and its loss as a formula.
 
-    Also the forward and backward passes of a training step, which a dry run counts.
+    Also the forward and backward passes of a training step, which a dry run counts; json and yaml have fields only.
     """
     from robustmail.fields import flatten
     from robustmail.train.dry_run import dry_run
 
+    if form not in FORMS:
+        raise RecipeError(f"show --format {form}", "no such format", did_you_mean(form, FORMS))
     resolved = load_recipe_with(recipe, overrides)
     fields = flatten(resolved)
+    if form == "json":
+        print(json.dumps(fields, indent=2))
+        return
+    if form == "yaml":  # which has JSON's texts
+        print("\n".join(f"{path}: {json.dumps(value)}" for path, value in fields.items()))
+        return
     width = max(map(len, fields))
     for path, value in fields.items():
         print(f"{path:<{width}}  {value}")
@@ -333,6 +353,10 @@ def _load_trackers(names: str | None) -> dict[str, Tracker]:
 
 
 def _run_name(recipe: str) -> str:
-    """mail_at -> mail_at; my.py -> my; my.py:wide -> my-wide"""
+    """mail_at -> mail_at; my.py -> my; my.py:wide -> my-wide; runs/at/0/recipe.json -> at; kept/it.json -> it"""
+    path = Path(recipe)
+    if path.suffix == ".json":
+        folders = [part for part in path.absolute().parent.parts if not part.isdigit()]
+        return folders[-1] if path.name == "recipe.json" else path.stem
     file, _, variable = recipe.partition(":")
     return Path(file).stem + (f"-{variable}" if variable and variable != "recipe" else "")
