@@ -20,7 +20,7 @@ def refuse_with_corruptions(*given: Any) -> None:
 
     if distributed.launched_processes() > 1:
         raise RecipeError("--corruptions", "several processes cannot share it", "Run it without torchrun.")
-    names = ("--attacks", "--eps", "--norm", "--shard", "--batch", "--png", "--transfer")
+    names = ("--attacks", "--eps", "--norm", "--shard", "--batch", "--png", "--transfer", "--dry-run")
     if refused := [name for name, value in zip(names, given, strict=True) if value]:
         wrong = f"{refused[0]} has no meaning with it: corrupted images are not attacked"
         raise RecipeError("--corruptions", wrong, "Leave it out, or evaluate without --corruptions too.")

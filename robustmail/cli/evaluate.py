@@ -24,6 +24,7 @@ from robustmail.cli.options import (
     Crop,
     Data,
     Device,
+    DryRun,
     Epoch,
     Eps,
     EvaluationInputs,
@@ -56,6 +57,7 @@ from robustmail.cli.options import (
     result_name,
     wants_plain,
 )  # fmt: skip
+from robustmail.cli.plans import say, show_evaluation_plan
 from robustmail.errors import RecipeError, RunError, Stopped
 from robustmail.runtime.untrusted import printable
 
@@ -101,6 +103,7 @@ def eval_(
     transfer_model: TransferModel = None,
     transfer_normalize: TransferNormalize = None,
     png: Png = False,
+    dry_run: DryRun = False,
     plain: Plain = False,
 ) -> None:
     """Attack a checkpoint and measure its robust accuracy.
@@ -120,14 +123,20 @@ def eval_(
             return None
         return open_transfer(transfer, opened, transfer_model, transfer_normalize, probe, accept_reading, ignore_unused)
 
+    if dry_run and chosen.startswith("hf://"):
+        say("model", f"{chosen}: would be downloaded, and then attacked. Nothing was done")
+        return
     if corruptions is not None:
-        refuse_with_corruptions(attacks, eps, norm, shard, batch, png, transfer)
+        refuse_with_corruptions(attacks, eps, norm, shard, batch, png, transfer, dry_run)
         evaluate_corruptions(inputs(), corruptions, n, out, seed, fresh)
         return
     plan = partial(_plan, inputs, other, attacks, seed, batch, shard, out)
     if budgets:
         refuse_with_curve(eps, shard, png)
-        evaluate_curve(lambda: plan().task, budgets, out, fresh, plain)
+        evaluate_curve(lambda: plan().task, budgets, out, fresh, plain, dry_run)
+    elif dry_run:
+        planned = plan()
+        show_evaluation_plan(planned.task, planned.folder, fresh)
     else:
         _evaluate(plan, out, device, fresh, plain, png)
 

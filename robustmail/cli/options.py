@@ -44,6 +44,7 @@ __all__ = [
     "Crop",
     "Data",
     "Device",
+    "DryRun",
     "Epoch",
     "Eps",
     "EvaluationInputs",
@@ -170,6 +171,7 @@ Batch = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", autocompletion=complete_words(*DEVICES))]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete earlier results in the folder and start again.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Print plain lines instead of a live view.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -18,6 +18,7 @@ from robustmail.cli.completion import complete_plugins, complete_recipe, complet
 from robustmail.cli.options import (
     OWN,
     TRAIN,
+    DryRun,
     Overrides,
     Plain,
     RecipeName,
@@ -26,8 +27,10 @@ from robustmail.cli.options import (
     stop_exit,
     wants_plain,
 )
+from robustmail.cli.plans import show_run_plan
 from robustmail.cli.recipe_verbs import RecipeVerb
 from robustmail.errors import PluginError, RecipeError, RunError, Stopped, did_you_mean
+from robustmail.runtime.untrusted import quoted
 
 if TYPE_CHECKING:
     from robustmail.recipe import Recipe
@@ -64,6 +67,7 @@ def run_(
             autocompletion=complete_plugins("trackers"),
         ),
     ] = None,
+    dry_run: DryRun = False,
     plain: Plain = False,
 ) -> None:
     """Train a recipe, then evaluate the model.
@@ -86,6 +90,9 @@ def run_(
     name = _run_name(recipe)
     folder = out or Path("runs") / name / str(resolved.seed)
     path = recipe_source(recipe)
+    if dry_run:
+        show_run_plan(resolved, folder, quoted("robustmail", "show", recipe, *(overrides or [])), fresh, yes)
+        return
     log, signals = LogFile(folder / "log.txt"), Signals()
     try:
         with distributed.process_group(resolved.device), signals.caught():

@@ -16,6 +16,7 @@ import typer
 from robustmail.cli.completion import complete_overrides, complete_words
 from robustmail.cli.options import (
     TRAIN,
+    DryRun,
     Executor,
     Jobs,
     Plain,
@@ -24,6 +25,7 @@ from robustmail.cli.options import (
     stop_exit,
     wants_plain,
 )
+from robustmail.cli.plans import show_grid_plan
 from robustmail.cli.recipe_verbs import RecipeVerb
 from robustmail.errors import RecipeError, RobustmailError, Stopped, asked_to_stop, did_you_mean
 
@@ -68,6 +70,7 @@ def trials(
     executor: Executor = "here",
     jobs: Jobs = 1,
     submitit_parameters: SubmititParameters = None,
+    dry_run: DryRun = False,
     plain: Plain = False,
 ) -> None:
     """Train recipes with several seeds, and compare their means.
@@ -91,6 +94,9 @@ def trials(
     folder = out or Path("trials") / "-".join(short_names)
     cells = grid.cells(names, over or [], overrides, seed_numbers)
     study = Study(cells, folder, "trials.json", command_line(), baseline=baseline)
+    if dry_run:
+        show_grid_plan(study)
+        return
     any_failed = _make_runs(study, executor, jobs, submitit_parameters, Console(), plain)
     shown = trials_table(study.rows(), seed_numbers, baseline=baseline, per_class=study.images_per_class())
     print(shown.rstrip("\n"))
@@ -122,6 +128,7 @@ def table(
     executor: Executor = "here",
     jobs: Jobs = 1,
     submitit_parameters: SubmititParameters = None,
+    dry_run: DryRun = False,
     plain: Plain = False,
 ) -> None:
     """Print a table of the paper beside our numbers.
@@ -142,6 +149,9 @@ def table(
     words = ["robustmail", "table", number, "--scale", scale, "--seeds", seeds, "--out", str(folder), "--run", *changes]
     command = shlex.join(words)
     study = _table_study(number, paper, size, seed_numbers, changes, folder, command)
+    if dry_run:
+        show_grid_plan(study)
+        return
     console = Console(stderr=form != "table")  # so that standard output has the table alone
     any_failed = _make_runs(study, executor, jobs, submitit_parameters, console, plain) if run else False
     n = next(iter(study.recipes.values())).test_size

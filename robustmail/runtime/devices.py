@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from robustmail.errors import DeviceError
+from robustmail.text import plural
 
-__all__ = ["pick_device"]
+__all__ = ["describe_device", "pick_device"]
 
 
 def pick_device(name: str) -> torch.device:
@@ -27,3 +28,10 @@ def pick_device(name: str) -> torch.device:
     elif device.type != "cpu":
         raise DeviceError(f"device={name!r}", f"{device.type} is not supported", "Use auto, cpu, cuda or cuda:1.")
     return device
+
+
+def describe_device(device: torch.device) -> str:
+    """The device for people: cuda:0 with the name of the GPU, cpu with the number of threads."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"cpu ({plural(torch.get_num_threads(), 'thread')})" if device.type == "cpu" else str(device)
