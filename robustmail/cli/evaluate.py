@@ -329,20 +329,31 @@ def compare(
     first: Annotated[
         Path, typer.Argument(metavar="A", help="The folder of an evaluation or a run.", autocompletion=complete_runs)
     ],
-    second: Annotated[
-        Path, typer.Argument(metavar="B", help="Another one, on the same images.", autocompletion=complete_runs)
-    ],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another one.", autocompletion=complete_runs)],
     as_json: AsJson = False,
 ) -> None:
-    """Compare two evaluations image by image.
+    """Compare two evaluations or runs, image by image.
 
     Prints for each attack the paired difference in accuracy, its 95 % interval and McNemar's exact p; then the
-    accuracy in the worst classes.
+    accuracy in the worst classes. Of two runs also the fields of their recipes that differ, and their curves.
     """
     from dataclasses import asdict
 
     from rich.console import Console
 
+    from robustmail.report.run_comparison import compare_fields, curves_table, fields_table, is_run
+
+    differ: dict[str, tuple[str, str]] | None = None
+    if is_run(first) and is_run(second):
+        differ = compare_fields(first, second)
+        if not as_json:
+            print(f"A: {printable(str(first))}\nB: {printable(str(second))}")
+            console = Console()
+            console.print(fields_table(differ), curves_table(first, second, console.width))
+        if unfinished := [folder for folder in (first, second) if not (folder / "ledger.csv").exists()]:
+            text = f"{', '.join(map(str, unfinished))}: not evaluated yet, so no results to compare"
+            print(json.dumps({"fields": differ, "notes": [text]}, indent=2) if as_json else text)
+            return
     from robustmail.evaluation.compare import compare as compare_evaluations
     from robustmail.evaluation.compare import compare_classes
     from robustmail.evaluation.storage import read_evaluation
@@ -354,7 +365,8 @@ def compare(
     notes.append(about_classes)
     if as_json:
         as_dicts = [{**asdict(row), "paired": row.paired._asdict()} for row in rows]
-        print(json.dumps({"rows": as_dicts, "worst_classes": list(map(asdict, classes)), "notes": notes}, indent=2))
+        found = {"rows": as_dicts, "worst_classes": list(map(asdict, classes)), "notes": notes}
+        print(json.dumps(found if differ is None else {"fields": differ, **found}, indent=2))
         return
     Console().print(comparison_table(rows, classes, str(first), str(second), notes))
 

@@ -63,10 +63,10 @@ def read_run(folder: Path, now: float) -> RunSummary:
     try:
         epochs = int(read_recipe(folder)["epochs"])
         rows = read_curves(folder)
+        scores = [float(row["val_rob"]) for row in rows if row.get("val_rob")]
         is_complete = _is_complete(folder)
     except (*UNREADABLE, KeyError):
         return RunSummary(folder, "damaged")
-    scores = [float(row["val_rob"]) for row in rows if row.get("val_rob")]
     best = max(scores, default=None)
     is_trained, is_running = len(rows) >= epochs, is_in_use(folder)
     state = "finished" if is_complete else "stopped"
