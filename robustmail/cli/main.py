@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from robustmail import __version__
-from robustmail.cli import bench, evaluate, margins, publish, recipes, trials
+from robustmail.cli import bench, evaluate, margins, new, publish, recipes, trials
 from robustmail.errors import PluginError, RobustmailError, Stopped, asked_to_stop, in_brief
 from robustmail.runtime.untrusted import printable
 
@@ -71,7 +71,7 @@ def _root(
         raise typer.Exit
 
 
-for verbs in (recipes, evaluate, publish, trials, margins, bench):
+for verbs in (recipes, new, trials, evaluate, publish, margins, bench):
     verbs.add_to(app)
 
 

@@ -39,6 +39,8 @@ def test_the_wheel_has_recipes_and_types(installed):
         p.stem for p in installed.glob("robustmail/recipes/*.py")
     }
     assert (installed / "robustmail" / "py.typed").exists()
+    said(installed, "new", "margin", "mine")
+    assert (installed.parent / "mine.py").exists()
 
 
 def test_recipes_are_listed_shown_and_copied_without_a_checkout(installed):
