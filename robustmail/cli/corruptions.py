@@ -54,7 +54,7 @@ def evaluate_corruptions(
                 print(f"{row.corruption} {row.severity or ''}: {100 * row.accuracy:.1f} %".replace(" :", ":"))
                 signals.check()
     except Stopped as stop:
-        raise stop_exit(stop, f"the same command resumes in {folder}") from None
+        raise stop_exit(stop, folder) from None
     title = f"{inputs.model.name} on {name}"
     Console().print(corruption_table(rows, corruption_means(rows), title))
     write_corruption_csv(rows, folder / "corruptions.csv")

@@ -48,6 +48,7 @@ def evaluate_curve(
 
     from robustmail.evaluation.curve import eps_folder, run_curve
     from robustmail.report.dashboard import choose_evaluation_view
+    from robustmail.runtime.progress import listening
     from robustmail.runtime.signals import Signals
 
     signals, folder = Signals(), out
@@ -64,7 +65,11 @@ def evaluate_curve(
             for text in tasks[0].subject.notes:
                 print(text)
             records = run_curve(tasks, folder, fresh, at_zero=not budgets[0])
-            with closing(records), choose_evaluation_view(Console(), wants_plain(plain)) as show:
+            with (
+                closing(records),
+                choose_evaluation_view(Console(), wants_plain(plain)) as show,
+                listening(show.progress),
+            ):
                 for record in records:
                     show(record)
                     signals.check()

@@ -239,6 +239,7 @@ def _run_and_show(task: EvaluationTask, folder: Path, fresh: bool, plain: bool, 
     from robustmail.evaluation.runner import run_evaluation
     from robustmail.report.dashboard import choose_evaluation_view
     from robustmail.runtime import distributed
+    from robustmail.runtime.progress import listening
 
     with closing(run_evaluation(task, folder, fresh)) as records:  # closing saves, whenever it is stopped
         if not distributed.is_main_process():
@@ -247,7 +248,7 @@ def _run_and_show(task: EvaluationTask, folder: Path, fresh: bool, plain: bool, 
             return
         for text in task.subject.notes:
             print(text)
-        with choose_evaluation_view(Console(), wants_plain(plain)) as show:
+        with choose_evaluation_view(Console(), wants_plain(plain)) as show, listening(show.progress):
             for record in records:
                 show(record)
                 signals.check()
@@ -310,6 +311,7 @@ def verify(
     """
     from robustmail.evaluation.verify import verify as verify_evaluation
     from robustmail.evaluation.verify_files import verify_files
+    from robustmail.report.progress import shown_progress
 
     if files_only and (given := [k for k, v in (("checkpoint", checkpoint), ("data", data), ("model", model)) if v]):
         raise RecipeError("verify --files-only", f"does not read --{given[0]}", "Leave one of them out.")
@@ -318,7 +320,8 @@ def verify(
             result = verify_files(one)
             print(f"{one}: its files agree. {result.images} images, {result.examples} examples; no model was run")
         else:
-            result = verify_evaluation(one, checkpoint=checkpoint, data=data, factory=model, device=device)
+            with shown_progress(wants_plain(False)):
+                result = verify_evaluation(one, checkpoint=checkpoint, data=data, factory=model, device=device)
             close = f"; {result.close} too close to call on this machine" if result.close else ""
             print(f"{one}: in order. {result.images} images, {result.examples} examples classified again{close}")
         print("verified: " + "; ".join(result.checked))

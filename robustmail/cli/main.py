@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from robustmail import __version__
 from robustmail.cli import bench, evaluate, margins, new, publish, recipes, trials
+from robustmail.cli.options import how_to_go_on
 from robustmail.errors import PluginError, RobustmailError, Stopped, asked_to_stop, in_brief
 from robustmail.runtime.untrusted import printable
 
@@ -98,7 +99,7 @@ def main() -> None:
             _print_error(str(error), with_traceback)
         sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
-        _print_error("stopped", with_traceback)
+        _print_error(f"stopped; {how_to_go_on(None)}", with_traceback)
         sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

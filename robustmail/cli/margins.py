@@ -134,7 +134,7 @@ def _measure(task: MarginTask, folder: Path, fresh: bool, plain: bool) -> None:
             check_same_measurement(task, read_lab(folder), folder)
         print("\n".join([*task.subject.notes, task.forecast]))
         measured = _with_provenance(
-            task.subject.device, folder / "provenance.json", lambda: _last(measure_margins(task), plain, folder)
+            task.subject.device, folder / "provenance.json", lambda: _last(measure_margins(task), plain)
         )
         save_lab(measured, folder)
         lab = read_lab(folder)
@@ -215,7 +215,7 @@ def _draw(which: str, inputs: FigureInputs, folder: Path, plain: bool) -> None:
         figure = _with_provenance(
             inputs.subjects[0].device,
             folder / f"provenance-{which}.json",
-            lambda: _last(compute_figure(which, inputs), plain, folder),
+            lambda: _last(compute_figure(which, inputs), plain),
         )
         is_replaced = _write_over(folder / f"figure-{which}.json", lambda: save_figure(figure, folder))
         drawn = draw_figure(figure, folder)
@@ -255,7 +255,7 @@ def load_margins(text: str) -> tuple[dict[str, Any], list[str]]:
     return by_name, left_out
 
 
-def _last(records: Iterator[Any], plain: bool, folder: Path) -> Any:
+def _last(records: Iterator[Any], plain: bool) -> Any:
     """Show the progress in `records`; return the last of them, which is the result."""
     from rich.console import Console
 
@@ -270,7 +270,7 @@ def _last(records: Iterator[Any], plain: bool, folder: Path) -> Any:
                 if isinstance(last, (AttackProgress, AttackResult, ProgressUpdate)):
                     show(last)
     except Stopped as stop:
-        raise stop_exit(stop, f"nothing was written to {folder}") from None
+        raise stop_exit(stop, None) from None
     return last
 
 

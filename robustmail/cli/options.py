@@ -76,6 +76,7 @@ __all__ = [
     "check_count",
     "command_line",
     "evaluation_stopped",
+    "how_to_go_on",
     "load_recipe_with",
     "open_inputs",
     "open_transfer",
@@ -261,6 +262,7 @@ def open_inputs(
     from robustmail.evaluation.data_loading import open_data, open_recorded_data, pretrained_preprocess
     from robustmail.evaluation.model_loading import load_model
     from robustmail.models.pretrained import pretrained_config
+    from robustmail.report.progress import shown_progress
     from robustmail.runtime.devices import pick_device
 
     source = find_weights(file)
@@ -276,9 +278,10 @@ def open_inputs(
     # To choose architecture and normalization by, more images help; but of files, no more are decoded than asked for.
     first_images = (images if isinstance(images.part, StreamedSplit) else whole).first_at_most(1000)
     torch_device = pick_device(device)
-    subject = load_model(
-        source, first_images, model, normalize, weights, probe, torch_device, accept_reading, ignore_unused
-    )
+    with shown_progress(wants_plain(False)):
+        subject = load_model(
+            source, first_images, model, normalize, weights, probe, torch_device, accept_reading, ignore_unused
+        )
     few_classes = images.class_warning(whole)
     subject = replace(subject, notes=(*images.notes, *subject.notes, *([few_classes] if few_classes else [])))
     trained_norm = facts.get("norm") or "linf"
@@ -352,22 +355,31 @@ def command_line() -> str:
     return shlex.join(["robustmail", *sys.argv[1:]])
 
 
-def stop_exit(stop: Stopped, outcome: str) -> typer.Exit:
-    """Report a stop by a signal, and what was saved, on one line; return the exit, with code 128 + signal number.
+def how_to_go_on(saved: Path | None) -> str:
+    """What a stopped command has saved, and the command that goes on; saved: the folder, None where nothing was."""
+    if saved is None:
+        return f"nothing was begun that could go on. Begin again with: {command_line()}"
+    words = [word for word in sys.argv[1:] if word not in ("--fresh", "--yes")]  # which would delete what was saved
+    return f"saved in {saved}. Resume with: {shlex.join(['robustmail', *words])}"
 
-    Under torchrun only one of the processes reports.
+
+def stop_exit(stop: Stopped, saved: Path | None) -> typer.Exit:
+    """Report a stop by a signal, and how to go on, on one line; return the exit, with code 128 + signal number.
+
+    saved: the folder in which the same command resumes, if there is anything yet. Under torchrun only one of the
+    processes reports.
     """
     from robustmail.runtime import distributed
 
     if distributed.speaks():
-        print(f"robustmail: stopped by {signal.Signals(stop.signum).name}; {outcome}", file=sys.stderr)
+        name = signal.Signals(stop.signum).name
+        print(f"robustmail: stopped by {name}; {how_to_go_on(saved)}", file=sys.stderr)
     return typer.Exit(128 + stop.signum)
 
 
 def evaluation_stopped(stop: Stopped, folder: Path | None) -> typer.Exit:
     """`stop_exit` of an evaluation, which the same command resumes in its folder, if that was made already."""
-    has_begun = folder is not None and folder.exists()
-    return stop_exit(stop, f"the same command resumes in {folder}" if has_begun else "nothing was begun")
+    return stop_exit(stop, folder if folder is not None and folder.exists() else None)
 
 
 def _training_facts(path: Path) -> dict[str, Any]:

@@ -11,8 +11,9 @@ import typer
 
 from robustmail.cli.completion import complete_words
 from robustmail.cli.curve import evaluations_of, show_curve
-from robustmail.cli.options import PUBLISH, Folder, Folders
+from robustmail.cli.options import PUBLISH, Folder, Folders, wants_plain
 from robustmail.errors import RunError, did_you_mean
+from robustmail.runtime.progress import progress
 from robustmail.text import plural
 
 if TYPE_CHECKING:
@@ -60,8 +61,8 @@ def report(
     leaderboard needs.
     """
     from robustmail.evaluation.curve import is_curve
-    from robustmail.report.export import FORMATS, export
-    from robustmail.report.page import write_page
+    from robustmail.report.export import FORMATS
+    from robustmail.report.progress import shown_progress
 
     others = ("html", "model-card", "robustbench")
     if form not in FORMATS and form not in others:
@@ -70,11 +71,21 @@ def report(
         show_curve(folders[0])
         return
     folders = evaluations_of(folders)
+    with shown_progress(wants_plain(False)):
+        _report(folders, form, out, paper, data)
+
+
+def _report(folders: list[Path], form: str, out: Path | None, paper: Path | None, data: str | None) -> None:
+    """Check the evaluations, and write them in a format."""
+    from robustmail.report.export import export
+    from robustmail.report.page import write_page
+
     _check_evaluations(folders)
     if form == "html":
         if out is not None:
             raise RunError(f"--out {out}", "a page goes into its evaluation's own folder", "Leave --out away.")
-        for folder in folders:
+        for number, folder in enumerate(folders):
+            progress("pages", number, len(folders))
             print(write_page(folder))
     elif form == "robustbench":
         _write_robustbench(folders, paper, data, out or Path("robustbench"))
@@ -195,6 +206,7 @@ def _check_evaluations(folders: list[Path]) -> None:
     from robustmail.evaluation.results import read_results
     from robustmail.evaluation.storage import read_evaluation
 
-    for folder in folders:
+    for number, folder in enumerate(folders):
+        progress("evaluations", number, len(folders))
         read_results(folder)
         read_evaluation(folder, strict=True)

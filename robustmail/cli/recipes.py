@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-import shlex
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -112,9 +109,7 @@ def run_(
                 if not (folder / "curves.png").exists():
                     draw_curves(folder, name)
     except Stopped as stop:
-        words = [word for word in sys.argv[1:] if word not in ("--fresh", "--yes")]
-        saved = f"saved in {folder}. Resume with: {shlex.join(['robustmail', *words])}"
-        raise stop_exit(stop, saved if (folder / "state.pt").exists() else "nothing was begun") from None
+        raise stop_exit(stop, folder if (folder / "state.pt").exists() else None) from None
 
 
 def show(
@@ -228,6 +223,7 @@ def _check_extra(recipe: Recipe) -> None:
     from robustmail.data.dataset import Extra, hold_out
     from robustmail.data.near_duplicates import find_near_copies
     from robustmail.plugin_calls import call_plugin
+    from robustmail.report.progress import shown_progress
     from robustmail.runtime.devices import pick_device
     from robustmail.train.batches import epoch_batches
 
@@ -236,10 +232,17 @@ def _check_extra(recipe: Recipe) -> None:
     epoch_batches(len(train.y), recipe.batch, recipe.seed, 0, images.extra)  # refuses batches without extra images
     targets = {"test": images.test.x, "validation": validation.x}
     device = pick_device(recipe.device)
-    found, usual = (
-        find_near_copies(part.blocks(COMPARED), targets, images.flip, device, _progress(len(part)))
-        for part in (images.extra, Extra((train,), share=1.0))
-    )
+    with shown_progress(wants_plain(False)):
+        found, usual = (
+            find_near_copies(
+                part.blocks(COMPARED),
+                targets,
+                images.flip,
+                device,
+                functools.partial(_compared, len(part)),
+            )
+            for part in (images.extra, Extra((train,), share=1.0))
+        )
     for name, copies in found.items():
         touched, n = len({copy.target for copy in copies}), len(images.extra)
         print(
@@ -251,17 +254,10 @@ def _check_extra(recipe: Recipe) -> None:
             print(f"  extra image {copy.image}, {name} image {copy.target}, correlation {copy.correlation:.3f}")
 
 
-def _progress(n: int) -> Callable[[int], None]:
-    """Says how many of n images are done, after 5 seconds, 10, 20, and so on."""
-    began, wait = time.monotonic(), 5.0
+def _compared(n: int, done: int) -> None:
+    from robustmail.runtime.progress import progress
 
-    def progress(done: int) -> None:
-        nonlocal wait
-        if time.monotonic() - began >= wait:
-            wait *= 2
-            print(f"compared {done:,} of {n:,} images", file=sys.stderr)
-
-    return progress
+    progress("images compared", done, n)
 
 
 def _check_plugins(plugins: dict[str, Any]) -> None:

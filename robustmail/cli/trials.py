@@ -259,7 +259,7 @@ def _make_runs(
                     show(record)
                     any_failed = any_failed or (isinstance(record, CellFinished) and bool(record.error))
         except Stopped as stop:
-            raise stop_exit(stop, f"saved in {study.out}. Resume with: {command_line()}") from None
+            raise stop_exit(stop, study.out) from None
     return any_failed
 
 

@@ -363,7 +363,10 @@ def test_ctrl_c_before_a_verb_has_begun_is_one_line(monkeypatch, capsys) -> None
             main.main()
     finally:
         signal.signal(signal.SIGINT, before)
-    assert (left.value.code, capsys.readouterr().err) == (130, "robustmail: stopped\n")
+    assert (left.value.code, capsys.readouterr().err) == (
+        130,
+        "robustmail: stopped; nothing was begun that could go on. Begin again with: robustmail list\n",
+    )
 
 
 def test_a_recipe_in_latin_1_works_on_a_terminal_in_ascii(tmp_path: Path) -> None:
