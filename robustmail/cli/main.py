@@ -38,8 +38,13 @@ class _Verbs(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            found = super().invoke(ctx)
+            sys.stdout.flush()
+            return found
         except BaseException as error:
+            if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):  # | head
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                raise SystemExit(141) from None  # as a program that SIGPIPE ends; click and rich would say 1
             from robustmail.plugin_calls import error_location
 
             location = error_location(error)  # empty for our own `raise typer.Exit`
@@ -101,9 +106,6 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         _print_error(f"stopped; {how_to_go_on(None)}", with_traceback)
         sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
     except Exception as error:
         if (usage_error := _usage_error(error)) is not None:
             _print_error(usage_error, with_traceback)
