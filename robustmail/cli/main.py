@@ -87,6 +87,7 @@ def main() -> None:
     Other codes: 1 for an unexpected error, 128 + signal number after a signal.
     """
     words = sys.argv[1:] or ["--help"]
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # what a Mac's GPU lacks is computed on its CPU
     with_traceback = "--traceback" in words
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -211,7 +211,7 @@ OVERRIDES = {  # of the quickstart
     "attack without eps": ("attack=my.py:leap", "the attack leap has no eps to evaluate with. Add eps=8/255"),
     "lps without a trace": ("margin=lps", "lps: the attack kept no trace of its steps. Use attack=PGD(...)"),
     # devices
-    "device": ("device=gpu", "device='gpu': no such device. Use auto, cpu, cuda or cuda:1"),
+    "device": ("device=gpu", "device='gpu': no such device. Use auto, cpu, cuda, cuda:1 or mps"),
     "unsupported device": ("device=meta", "meta is not supported"),
 }
 WRONG = COMMANDS | {name: (f"check quickstart {words}", said) for name, (words, said) in OVERRIDES.items()}
