@@ -21,6 +21,9 @@ from robustmail.runtime.untrusted import printable
 __all__ = ["app", "main"]
 
 
+LONGEST = 200  # letters of what the help says about a verb; it is wrapped
+
+
 class _Verbs(TyperGroup):
     """Verbs by purpose. A plugin cannot end them: sys.exit and the like in its code become a PluginError."""
 
@@ -29,7 +32,7 @@ class _Verbs(TyperGroup):
         widest = max(len(str(verb.name)) for verb in verbs)
         for purpose in dict.fromkeys(getattr(verb, "rich_help_panel", None) for verb in verbs):
             rows = [
-                (str(verb.name).ljust(widest), verb.get_short_help_str(formatter.width - widest - 6))
+                (str(verb.name).ljust(widest), verb.get_short_help_str(LONGEST))
                 for verb in verbs
                 if getattr(verb, "rich_help_panel", None) == purpose
             ]
