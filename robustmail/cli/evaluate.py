@@ -58,6 +58,7 @@ from robustmail.cli.options import (
     wants_plain,
 )  # fmt: skip
 from robustmail.cli.plans import say, show_evaluation_plan
+from robustmail.cli.recipe_verbs import Verb
 from robustmail.errors import RecipeError, RunError, Stopped
 from robustmail.runtime.untrusted import printable
 
@@ -71,9 +72,9 @@ __all__ = ["add_to"]
 
 def add_to(app: typer.Typer) -> None:
     """Add these verbs to the command line."""
-    app.command("eval", rich_help_panel=EVALUATE)(eval_)
+    app.command("eval", cls=Verb, rich_help_panel=EVALUATE)(eval_)
     for verb in (compare, inspect, merge, verify):
-        app.command(rich_help_panel=EVALUATE)(verb)
+        app.command(cls=Verb, rich_help_panel=EVALUATE)(verb)
 
 
 def eval_(

@@ -38,6 +38,7 @@ from robustmail.cli.options import (
     stop_exit,
     wants_plain,
 )
+from robustmail.cli.recipe_verbs import Verb
 from robustmail.errors import DataError, PluginError, RecipeError, Stopped, did_you_mean
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ FIGURES = ("1a", "1b", "1c", "2", "4")
 def add_to(app: typer.Typer) -> None:
     """Add these verbs to the command line."""
     for verb in (margins, figure):
-        app.command(rich_help_panel=MEASURE)(verb)
+        app.command(cls=Verb, rich_help_panel=MEASURE)(verb)
 
 
 def margins(

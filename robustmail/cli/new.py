@@ -13,6 +13,7 @@ import typer
 from robustmail.catalog import KINDS, catalog_entries
 from robustmail.cli.completion import complete_words
 from robustmail.cli.options import OWN
+from robustmail.cli.recipe_verbs import Verb
 from robustmail.errors import RecipeError, RunError, did_you_mean
 
 __all__ = ["add_to"]
@@ -24,7 +25,7 @@ BEGINNINGS = (*FUNCTIONS, *CLASSES, "recipe", "package")
 
 def add_to(app: typer.Typer) -> None:
     """Add this verb to the command line."""
-    app.command(rich_help_panel=OWN)(new)
+    app.command(cls=Verb, rich_help_panel=OWN)(new)
 
 
 def new(

@@ -12,6 +12,7 @@ import typer
 from robustmail.cli.completion import complete_words
 from robustmail.cli.curve import evaluations_of, show_curve
 from robustmail.cli.options import PUBLISH, Folder, Folders, wants_plain
+from robustmail.cli.recipe_verbs import Verb
 from robustmail.errors import RunError, did_you_mean
 from robustmail.runtime.progress import progress
 from robustmail.text import plural
@@ -29,8 +30,8 @@ PaperFile = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """Add these verbs to the command line."""
-    app.command(rich_help_panel=PUBLISH)(report)
-    app.command(rich_help_panel=PUBLISH)(push)
+    app.command(cls=Verb, rich_help_panel=PUBLISH)(report)
+    app.command(cls=Verb, rich_help_panel=PUBLISH)(push)
 
 
 def report(

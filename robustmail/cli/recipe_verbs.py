@@ -1,4 +1,4 @@
-"""Verbs that take a recipe: its fields are options, too. `--seed 1` is read as `seed=1`."""
+"""Verbs as click sees them. Of those that take a recipe its fields are options: `--seed 1` is read as `seed=1`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typer.core import TyperCommand
 from robustmail.catalog import recipe_fields
 from robustmail.errors import RecipeError, did_you_mean
 
-__all__ = ["RecipeVerb", "as_overrides"]
+__all__ = ["RecipeVerb", "Verb", "as_overrides"]
 
 SHOWN = {
     "--seed N": "Seed of the run.",
@@ -21,7 +21,15 @@ SHOWN = {
 """what a verb's help says of fields as options"""
 
 
-class RecipeVerb(TyperCommand):
+class Verb(TyperCommand):
+    """A verb with its arguments as we write them in its usage line: versions of typer put various brackets there."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        arguments = [p for p in self.get_params(ctx) if p.param_type_name == "argument"]
+        return ["[OPTIONS]", *(argument.metavar or str(argument.name).upper() for argument in arguments)]
+
+
+class RecipeVerb(Verb):
     """A verb with a recipe among its arguments, and with the recipe's fields as options beside its own."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

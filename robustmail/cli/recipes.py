@@ -25,7 +25,7 @@ from robustmail.cli.options import (
     wants_plain,
 )
 from robustmail.cli.plans import show_run_plan
-from robustmail.cli.recipe_verbs import RecipeVerb
+from robustmail.cli.recipe_verbs import RecipeVerb, Verb
 from robustmail.errors import PluginError, RecipeError, RunError, Stopped, did_you_mean
 from robustmail.runtime.untrusted import quoted
 
@@ -44,9 +44,9 @@ def add_to(app: typer.Typer) -> None:
     """Add these verbs to the command line."""
     for name, verb in (("run", run_), ("show", show)):
         app.command(name, cls=RecipeVerb, rich_help_panel=TRAIN)(verb)
-    app.command("list", rich_help_panel=TRAIN)(list_)
+    app.command("list", cls=Verb, rich_help_panel=TRAIN)(list_)
     app.command("check", cls=RecipeVerb, rich_help_panel=OWN)(check)
-    app.command("copy", rich_help_panel=OWN)(copy)
+    app.command("copy", cls=Verb, rich_help_panel=OWN)(copy)
 
 
 def run_(
