@@ -24,6 +24,10 @@ __all__ = ["app", "main"]
 LONGEST = 200  # letters of what the help says about a verb; it is wrapped
 
 
+class _InterruptedError(Exception):
+    """Ctrl-C: versions of typer end at a KeyboardInterrupt without a word."""
+
+
 class _Verbs(TyperGroup):
     """Verbs by purpose. A plugin cannot end them: sys.exit and the like in its code become a PluginError."""
 
@@ -53,7 +57,9 @@ class _Verbs(TyperGroup):
             location = error_location(error)  # empty for our own `raise typer.Exit`
             is_typer_exit = isinstance(error, (typer.Exit, typer.Abort))
             leaves = not isinstance(error, Exception) or (is_typer_exit and location)
-            if asked_to_stop(error) or not leaves:
+            if asked_to_stop(error):
+                raise _InterruptedError from error
+            if not leaves:
                 raise
             wrong = f"leaves with {in_brief(error)}"
             raise PluginError(location or "a plugin", wrong, "Raise an error instead.") from error
@@ -107,7 +113,7 @@ def main() -> None:
         if not error.is_reported_by_peer:
             _print_error(str(error), with_traceback)
         sys.exit(2)
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, typer.Abort, _InterruptedError):
         _print_error(f"stopped; {how_to_go_on(None)}", with_traceback)
         sys.exit(130)
     except Exception as error:
