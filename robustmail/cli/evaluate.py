@@ -57,7 +57,7 @@ from robustmail.cli.options import (
     result_name,
     wants_plain,
 )  # fmt: skip
-from robustmail.cli.plans import say, show_evaluation_plan
+from robustmail.cli.plans import show_download, show_evaluation_plan
 from robustmail.cli.recipe_verbs import Verb
 from robustmail.errors import RecipeError, RunError, Stopped
 from robustmail.runtime.untrusted import printable
@@ -124,8 +124,7 @@ def eval_(
             return None
         return open_transfer(transfer, opened, transfer_model, transfer_normalize, probe, accept_reading, ignore_unused)
 
-    if dry_run and chosen.startswith("hf://"):
-        say("model", f"{chosen}: would be downloaded, and then attacked. Nothing was done")
+    if dry_run and show_download(chosen):
         return
     if corruptions is not None:
         refuse_with_corruptions(attacks, eps, norm, shard, batch, png, transfer, dry_run)
@@ -136,8 +135,7 @@ def eval_(
         refuse_with_curve(eps, shard, png)
         evaluate_curve(lambda: plan().task, budgets, out, fresh, plain, dry_run)
     elif dry_run:
-        planned = plan()
-        show_evaluation_plan(planned.task, planned.folder, fresh)
+        show_evaluation_plan(*plan()[:2], fresh)
     else:
         _evaluate(plan, out, device, fresh, plain, png)
 

@@ -21,7 +21,8 @@ from robustmail.cli.completion import (
     complete_runs,
     complete_words,
 )
-from robustmail.errors import DataError, RecipeError, RobustmailError, Stopped
+from robustmail.cli.option_texts import check_count, parse_eps, parse_norm, parse_shard, read_number, split_names
+from robustmail.errors import DataError, Stopped
 
 if TYPE_CHECKING:
     from robustmail.data.testsets import TestSet
@@ -285,10 +286,10 @@ def open_inputs(
     few_classes = images.class_warning(whole)
     subject = replace(subject, notes=(*images.notes, *subject.notes, *([few_classes] if few_classes else [])))
     trained_norm = facts.get("norm") or "linf"
-    chosen_norm = _parse_norm(norm or trained_norm)
+    chosen_norm = parse_norm(norm or trained_norm)
     trained_eps = facts.get("eps") if chosen_norm == trained_norm else None  # an eps holds in its own norm only
     default_eps = float(trained_eps or {"linf": 8 / 255, "l2": 0.5}[chosen_norm])
-    return EvaluationInputs(subject, images, _number(eps) if eps else default_eps, chosen_norm, first_images)
+    return EvaluationInputs(subject, images, read_number(eps) if eps else default_eps, chosen_norm, first_images)
 
 
 def open_transfer(
@@ -316,33 +317,6 @@ def open_transfer(
 def result_name(subject: LoadedModel) -> str:
     """The name of a results folder: the model's; for the weights of runs/NAME/SEED it is NAME-SEED."""
     return "-".join(re.sub(r"[^\w.+-]", "_", part) for part in subject.name.split("/") if part)
-
-
-def split_names(option: str, text: str, example: str) -> list[str]:
-    """Split a list at its commas. Raises RecipeError: no name (the message shows `example`), or one given twice."""
-    names = [word.strip() for word in text.split(",") if word.strip()]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise RecipeError(option, f"{twice[0]} is named twice")
-    if not names:
-        raise RecipeError(option, "no name given", f"Write {example}.")
-    return names
-
-
-def parse_shard(text: str | None) -> tuple[int, int]:
-    """Read K/N as (K, N); (1, 1) where nothing is given. Raises RecipeError: not K/N with 1 <= K <= N."""
-    if text is None:
-        return 1, 1
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise RecipeError(f"--shard {text}", "not K/N with 1 <= K <= N", "Write 1/4, 2/4, 3/4 and 4/4.")
-    return int(match[1]), int(match[2])
-
-
-def check_count(option: str, value: int | None) -> int | None:
-    """Return a count that is None or at least 1. Raises RecipeError: less than 1."""
-    if value is not None and value < 1:
-        raise RecipeError(f"{option} {value}", "less than 1")
-    return value
 
 
 def wants_plain(plain: bool) -> bool:
@@ -387,37 +361,3 @@ def _training_facts(path: Path) -> dict[str, Any]:
     from robustmail.checkpoints import open_checkpoint
 
     return open_checkpoint(path).facts if path.suffix == ".safetensors" else {}
-
-
-def parse_eps(text: str) -> list[float]:
-    """The numbers of --eps, which are one or several in any order, smallest first.
-
-    Raises RecipeError: not numbers, one of them twice, or of several one below 0 or none above 0.
-    """
-    numbers = sorted(_number(part) for part in text.split(","))
-    if len(numbers) > 1 and (len(set(numbers)) < len(numbers) or numbers[0] < 0 or not numbers[-1]):
-        raise RecipeError(f"--eps {text}", "several eps differ from one another, and none is below 0",
-                          "Write 0,4/255,8/255.")  # fmt: skip
-    return numbers
-
-
-def _number(text: str) -> float:
-    from robustmail.config.overrides import parse_value
-
-    try:
-        value = parse_value(text.strip())
-    except RobustmailError:
-        value = None
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise RecipeError(f"--eps {text}", "not a number", "Write 8/255.")
-    try:
-        return float(value)
-    except OverflowError:
-        raise RecipeError(f"--eps {text}", "not a finite number", "Write 8/255.") from None
-
-
-def _parse_norm(text: str) -> Any:
-    norm = text.lower().replace("-", "")
-    if norm not in ("linf", "l2"):
-        raise RecipeError(f"--norm {text}", "no such norm", "There are: linf, l2.")
-    return norm

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from robustmail.train.dry_run import Passes
     from robustmail.trials.study import Study
 
-__all__ = ["show_curve_plan", "show_evaluation_plan", "show_grid_plan", "show_run_plan"]
+__all__ = ["show_curve_plan", "show_download", "show_evaluation_plan", "show_grid_plan", "show_run_plan"]
 
 NOTHING = "dry run: nothing was written"
 RUN_STATES = {
@@ -99,6 +99,13 @@ def show_curve_plan(tasks: list[EvaluationTask], folder: Path, at_zero: bool) ->
     _show_attacks(tasks[0])
     say("folder", f"{folder} {'is there' if folder.exists() else 'would be made'}, a folder in it for each eps")
     print(NOTHING)
+
+
+def show_download(file: str) -> bool:
+    """Whether a file would have to be downloaded first, which is then said."""
+    if is_remote := file.startswith("hf://"):
+        say("model", f"{file}: would be downloaded, and then attacked. Nothing was done")
+    return is_remote
 
 
 def say(name: str, text: str) -> None:

@@ -86,14 +86,13 @@ def run_(
     trackers = _load_trackers(track)
     name = _run_name(recipe)
     folder = out or Path("runs") / name / str(resolved.seed)
-    path = recipe_source(recipe)
     if dry_run:
         show_run_plan(resolved, folder, quoted("robustmail", "show", recipe, *(overrides or [])), fresh, yes)
         return
     log, signals = LogFile(folder / "log.txt"), Signals()
     try:
         with distributed.process_group(resolved.device), signals.caught():
-            records = run(resolved, folder, name, path, fresh, yes, signals)
+            records = run(resolved, folder, name, recipe_source(recipe), fresh, yes, signals)
             if not distributed.is_main_process():
                 for _ in records:
                     pass
