@@ -116,8 +116,7 @@ def eval_(
 
     def inputs() -> EvaluationInputs:
         return open_inputs(chosen, data, n, model, normalize, weights, probe, device,
-                           repr(budgets[-1]) if budgets else eps, norm, accept_reading, ignore_unused, resize,
-                           crop)  # fmt: skip
+                           repr(budgets[-1]) if budgets else eps, norm, accept_reading, ignore_unused, resize, crop)  # fmt: skip
 
     def other(opened: EvaluationInputs) -> LoadedModel | None:
         if transfer is None:
