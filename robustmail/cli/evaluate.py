@@ -115,8 +115,9 @@ def eval_(
     budgets = parse_eps(eps) if eps and "," in eps else []
 
     def inputs() -> EvaluationInputs:
-        return open_inputs(chosen, data, n, model, normalize, weights, probe, device,
-                           repr(budgets[-1]) if budgets else eps, norm, accept_reading, ignore_unused, resize, crop)  # fmt: skip
+        one_eps = repr(budgets[-1]) if budgets else eps
+        return open_inputs(chosen, data, n, model, normalize, weights, probe, device, one_eps, norm, accept_reading,
+                           ignore_unused, resize, crop)  # fmt: skip
 
     def other(opened: EvaluationInputs) -> LoadedModel | None:
         if transfer is None:
