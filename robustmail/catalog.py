@@ -11,20 +11,25 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 __all__ = [
+    "ATTACK_NAMES",
     "KINDS",
     "NOT_IN_RECIPES",
     "PLURALS",
     "Entry",
     "Kind",
+    "Field",
     "catalog_entries",
     "module_of_name",
+    "plugin_fields",
+    "plugins_in_file",
+    "recipe_fields",
     "recipe_files",
     "summary",
 ]
 
 HERE = Path(__file__).parent
 
-SENTENCE = re.compile(r"(?<!Eq|al|\.\.)\. (?=[A-Z])")
+SENTENCE = re.compile(r"(?<!Eq|al|\.g|\.\.)\. (?=[A-Z])")
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,20 @@ PLURALS = {kind.plural: kind for kind in KINDS.values()}
 NOT_IN_RECIPES = ("models", "trackers")
 """Kinds whose names are not written as Python in a recipe: a model is named by a text, a tracker is no part of it."""
 
+ATTACK_NAMES = (
+    "nat", "pgd10", "pgd20", "pgd100", "cw", "pma", "md", "cr", "cw-art", "apgd", "apgd-t", "fab-t", "square", "aa",
+)  # fmt: skip
+"""Names of attacks in validation and evaluation; pgdN stands for any number of steps"""
+
+
+@dataclass(frozen=True)
+class Field:
+    """A field of a recipe: its name, the first sentence about it, and the words that it takes, if they are few."""
+
+    name: str
+    summary: str
+    words: tuple[str, ...] = ()
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -126,8 +145,58 @@ def summary(path: Path) -> str:
     return (ast.get_docstring(ast.parse(path.read_bytes())) or "").split("\n")[0]
 
 
+@functools.cache
+def recipe_fields() -> dict[str, Field]:
+    """The fields of a recipe by name."""
+    tree = _tree("recipe")
+    literals = _literals(tree) | _literals(_tree("models.precision"))
+    (body,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Recipe")
+    about = dict(re.findall(r"^(\w+): (.*(?:\n    .*)*)", ast.get_docstring(body) or "", re.MULTILINE))
+    hints = {
+        n.target.id: n.annotation for n in body.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
+    }
+    return {
+        name: Field(name, _first_sentence(about.get(name, "")), _words(hint) or literals.get(ast.unparse(hint), ()))
+        for name, hint in hints.items()
+    }
+
+
+def plugin_fields(name: str) -> list[str]:
+    """The fields of one of robustmail's own plugins that is a dataclass; [] of anything else."""
+    module = module_of_name().get(name)
+    body = _tree(module.removeprefix("robustmail.")).body if module else []
+    fields = [n for node in body if isinstance(node, ast.ClassDef) and node.name == name for n in node.body]
+    return [n.target.id for n in fields if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)]
+
+
+def plugins_in_file(path: Path) -> list[str]:
+    """The public functions and classes that a Python file defines, and its recipes; the file is not run."""
+    try:
+        body = ast.parse(path.read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return []
+    names = [n.name for n in body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+    names += [_target(n) for n in body if isinstance(n, ast.Assign) and isinstance(n.value, ast.Call)]
+    return [name for name in names if name and not name.startswith("_")]
+
+
+def _literals(tree: ast.Module) -> dict[str, tuple[str, ...]]:
+    return {_target(node): _words(node.value) for node in tree.body if isinstance(node, ast.Assign)}
+
+
+def _words(hint: ast.expr) -> tuple[str, ...]:
+    """The words of a Literal["eval", "train"]; () of anything else."""
+    if not (isinstance(hint, ast.Subscript) and isinstance(hint.value, ast.Name) and hint.value.id == "Literal"):
+        return ()
+    return tuple(ast.literal_eval(part) for part in getattr(hint.slice, "elts", [hint.slice]))
+
+
+def _tree(module: str) -> ast.Module:
+    return ast.parse((HERE / Path(*module.split("."))).with_suffix(".py").read_bytes())
+
+
 def _public(module: str) -> dict[str, str]:
-    tree = ast.parse((HERE / Path(*module.split("."))).with_suffix(".py").read_bytes())
+    tree = _tree(module)
     names: list[str] = next(
         (ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and _target(n) == "__all__"), []
     )

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from robustmail.cli.options import Device
+from robustmail.cli.options import MEASURE, Device
+from robustmail.cli.recipe_verbs import Verb
 from robustmail.errors import RecipeError, did_you_mean
 
 __all__ = ["add_to"]
@@ -18,7 +19,7 @@ PRECISIONS = ("auto", "bf16", "fp32")
 
 def add_to(app: typer.Typer) -> None:
     """Add this verb to the command line."""
-    app.command("bench")(bench_)
+    app.command("bench", cls=Verb, rich_help_panel=MEASURE)(bench_)
 
 
 def bench_(

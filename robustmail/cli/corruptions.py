@@ -20,7 +20,7 @@ def refuse_with_corruptions(*given: Any) -> None:
 
     if distributed.launched_processes() > 1:
         raise RecipeError("--corruptions", "several processes cannot share it", "Run it without torchrun.")
-    names = ("--attacks", "--eps", "--norm", "--shard", "--batch", "--png", "--transfer")
+    names = ("--attacks", "--eps", "--norm", "--shard", "--batch", "--png", "--transfer", "--dry-run")
     if refused := [name for name, value in zip(names, given, strict=True) if value]:
         wrong = f"{refused[0]} has no meaning with it: corrupted images are not attacked"
         raise RecipeError("--corruptions", wrong, "Leave it out, or evaluate without --corruptions too.")
@@ -54,7 +54,7 @@ def evaluate_corruptions(
                 print(f"{row.corruption} {row.severity or ''}: {100 * row.accuracy:.1f} %".replace(" :", ":"))
                 signals.check()
     except Stopped as stop:
-        raise stop_exit(stop, f"the same command resumes in {folder}") from None
+        raise stop_exit(stop, folder) from None
     title = f"{inputs.model.name} on {name}"
     Console().print(corruption_table(rows, corruption_means(rows), title))
     write_corruption_csv(rows, folder / "corruptions.csv")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustmail.cli.options import evaluation_stopped, result_name, wants_plain
+from robustmail.cli.plans import show_curve_plan
 from robustmail.errors import RecipeError, Stopped
 
 if TYPE_CHECKING:
@@ -33,10 +34,12 @@ def evaluate_curve(
     out: Path | None,
     fresh: bool,
     plain: bool,
+    dry_run: bool = False,
 ) -> None:
     """Evaluate at each eps, smallest first; print, write and draw the curve.
 
     make_task: makes the evaluation, at any eps. budgets: the eps, smallest first; the first may be 0.
+    dry_run: only print what would be done.
     """
     from contextlib import closing
     from dataclasses import replace
@@ -45,6 +48,7 @@ def evaluate_curve(
 
     from robustmail.evaluation.curve import eps_folder, run_curve
     from robustmail.report.dashboard import choose_evaluation_view
+    from robustmail.runtime.progress import listening
     from robustmail.runtime.signals import Signals
 
     signals, folder = Signals(), out
@@ -55,10 +59,17 @@ def evaluate_curve(
             if not any(spec.stages for spec in tasks[0].attack_specs):
                 raise RecipeError("--eps", "several eps, but no attack", "Name an attack besides nat.")
             folder = out or Path("evals") / f"{result_name(tasks[0].subject)}-eps"
+            if dry_run:
+                show_curve_plan(tasks, folder, at_zero=not budgets[0])
+                return
             for text in tasks[0].subject.notes:
                 print(text)
             records = run_curve(tasks, folder, fresh, at_zero=not budgets[0])
-            with closing(records), choose_evaluation_view(Console(), wants_plain(plain)) as show:
+            with (
+                closing(records),
+                choose_evaluation_view(Console(), wants_plain(plain)) as show,
+                listening(show.progress),
+            ):
                 for record in records:
                     show(record)
                     signals.check()

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from robustmail.cli.completion import complete_runs
 from robustmail.cli.corruptions import evaluate_corruptions, refuse_with_corruptions
 from robustmail.cli.curve import evaluate_curve, evaluations_of, refuse_with_curve
 from robustmail.cli.options import (
     DEFAULT_ATTACKS,
+    EVALUATE,
     AcceptReading,
     AsJson,
     AttackNames,
@@ -22,6 +24,7 @@ from robustmail.cli.options import (
     Crop,
     Data,
     Device,
+    DryRun,
     Epoch,
     Eps,
     EvaluationInputs,
@@ -54,6 +57,8 @@ from robustmail.cli.options import (
     result_name,
     wants_plain,
 )  # fmt: skip
+from robustmail.cli.plans import show_download, show_evaluation_plan
+from robustmail.cli.recipe_verbs import Verb
 from robustmail.errors import RecipeError, RunError, Stopped
 from robustmail.runtime.untrusted import printable
 
@@ -67,9 +72,9 @@ __all__ = ["add_to"]
 
 def add_to(app: typer.Typer) -> None:
     """Add these verbs to the command line."""
-    app.command("eval")(eval_)
-    for verb in (inspect, verify, compare, merge):
-        app.command()(verb)
+    app.command("eval", cls=Verb, rich_help_panel=EVALUATE)(eval_)
+    for verb in (compare, inspect, merge, verify):
+        app.command(cls=Verb, rich_help_panel=EVALUATE)(verb)
 
 
 def eval_(
@@ -99,6 +104,7 @@ def eval_(
     transfer_model: TransferModel = None,
     transfer_normalize: TransferNormalize = None,
     png: Png = False,
+    dry_run: DryRun = False,
     plain: Plain = False,
 ) -> None:
     """Attack a checkpoint and measure its robust accuracy.
@@ -109,23 +115,27 @@ def eval_(
     budgets = parse_eps(eps) if eps and "," in eps else []
 
     def inputs() -> EvaluationInputs:
-        return open_inputs(chosen, data, n, model, normalize, weights, probe, device,
-                           repr(budgets[-1]) if budgets else eps, norm, accept_reading, ignore_unused, resize,
-                           crop)  # fmt: skip
+        one_eps = repr(budgets[-1]) if budgets else eps
+        return open_inputs(chosen, data, n, model, normalize, weights, probe, device, one_eps, norm, accept_reading,
+                           ignore_unused, resize, crop)  # fmt: skip
 
     def other(opened: EvaluationInputs) -> LoadedModel | None:
         if transfer is None:
             return None
         return open_transfer(transfer, opened, transfer_model, transfer_normalize, probe, accept_reading, ignore_unused)
 
+    if dry_run and show_download(chosen):
+        return
     if corruptions is not None:
-        refuse_with_corruptions(attacks, eps, norm, shard, batch, png, transfer)
+        refuse_with_corruptions(attacks, eps, norm, shard, batch, png, transfer, dry_run)
         evaluate_corruptions(inputs(), corruptions, n, out, seed, fresh)
         return
     plan = partial(_plan, inputs, other, attacks, seed, batch, shard, out)
     if budgets:
         refuse_with_curve(eps, shard, png)
-        evaluate_curve(lambda: plan().task, budgets, out, fresh, plain)
+        evaluate_curve(lambda: plan().task, budgets, out, fresh, plain, dry_run)
+    elif dry_run:
+        show_evaluation_plan(*plan()[:2], fresh)
     else:
         _evaluate(plan, out, device, fresh, plain, png)
 
@@ -228,6 +238,7 @@ def _run_and_show(task: EvaluationTask, folder: Path, fresh: bool, plain: bool, 
     from robustmail.evaluation.runner import run_evaluation
     from robustmail.report.dashboard import choose_evaluation_view
     from robustmail.runtime import distributed
+    from robustmail.runtime.progress import listening
 
     with closing(run_evaluation(task, folder, fresh)) as records:  # closing saves, whenever it is stopped
         if not distributed.is_main_process():
@@ -236,7 +247,7 @@ def _run_and_show(task: EvaluationTask, folder: Path, fresh: bool, plain: bool, 
             return
         for text in task.subject.notes:
             print(text)
-        with choose_evaluation_view(Console(), wants_plain(plain)) as show:
+        with choose_evaluation_view(Console(), wants_plain(plain)) as show, listening(show.progress):
             for record in records:
                 show(record)
                 signals.check()
@@ -299,6 +310,7 @@ def verify(
     """
     from robustmail.evaluation.verify import verify as verify_evaluation
     from robustmail.evaluation.verify_files import verify_files
+    from robustmail.report.progress import shown_progress
 
     if files_only and (given := [k for k, v in (("checkpoint", checkpoint), ("data", data), ("model", model)) if v]):
         raise RecipeError("verify --files-only", f"does not read --{given[0]}", "Leave one of them out.")
@@ -307,7 +319,8 @@ def verify(
             result = verify_files(one)
             print(f"{one}: its files agree. {result.images} images, {result.examples} examples; no model was run")
         else:
-            result = verify_evaluation(one, checkpoint=checkpoint, data=data, factory=model, device=device)
+            with shown_progress(wants_plain(False)):
+                result = verify_evaluation(one, checkpoint=checkpoint, data=data, factory=model, device=device)
             close = f"; {result.close} too close to call on this machine" if result.close else ""
             print(f"{one}: in order. {result.images} images, {result.examples} examples classified again{close}")
         print("verified: " + "; ".join(result.checked))
@@ -315,19 +328,34 @@ def verify(
 
 
 def compare(
-    first: Annotated[Path, typer.Argument(metavar="A", help="The folder of an evaluation.")],
-    second: Annotated[Path, typer.Argument(metavar="B", help="Another one, on the same images.")],
+    first: Annotated[
+        Path, typer.Argument(metavar="A", help="The folder of an evaluation or a run.", autocompletion=complete_runs)
+    ],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another one.", autocompletion=complete_runs)],
     as_json: AsJson = False,
 ) -> None:
-    """Compare two evaluations image by image.
+    """Compare two evaluations or runs, image by image.
 
     Prints for each attack the paired difference in accuracy, its 95 % interval and McNemar's exact p; then the
-    accuracy in the worst classes.
+    accuracy in the worst classes. Of two runs also the fields of their recipes that differ, and their curves.
     """
     from dataclasses import asdict
 
     from rich.console import Console
 
+    from robustmail.report.run_comparison import compare_fields, curves_table, fields_table, is_run
+
+    differ: dict[str, tuple[str, str]] | None = None
+    if is_run(first) and is_run(second):
+        differ = compare_fields(first, second)
+        if not as_json:
+            print(f"A: {printable(str(first))}\nB: {printable(str(second))}")
+            console = Console()
+            console.print(fields_table(differ), curves_table(first, second, console.width))
+        if unfinished := [folder for folder in (first, second) if not (folder / "ledger.csv").exists()]:
+            text = f"{', '.join(map(str, unfinished))}: not evaluated yet, so no results to compare"
+            print(json.dumps({"fields": differ, "notes": [text]}, indent=2) if as_json else text)
+            return
     from robustmail.evaluation.compare import compare as compare_evaluations
     from robustmail.evaluation.compare import compare_classes
     from robustmail.evaluation.storage import read_evaluation
@@ -339,7 +367,8 @@ def compare(
     notes.append(about_classes)
     if as_json:
         as_dicts = [{**asdict(row), "paired": row.paired._asdict()} for row in rows]
-        print(json.dumps({"rows": as_dicts, "worst_classes": list(map(asdict, classes)), "notes": notes}, indent=2))
+        found = {"rows": as_dicts, "worst_classes": list(map(asdict, classes)), "notes": notes}
+        print(json.dumps(found if differ is None else {"fields": differ, **found}, indent=2))
         return
     Console().print(comparison_table(rows, classes, str(first), str(second), notes))
 

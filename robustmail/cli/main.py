@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shlex
 import signal
 import sys
 import traceback
@@ -14,26 +13,53 @@ import typer
 from typer.core import TyperGroup
 
 from robustmail import __version__
-from robustmail.cli import bench, evaluate, margins, publish, recipes, trials
+from robustmail.cli import bench, evaluate, margins, new, publish, recipes, trials
+from robustmail.cli.options import how_to_go_on
 from robustmail.errors import PluginError, RobustmailError, Stopped, asked_to_stop, in_brief
 from robustmail.runtime.untrusted import printable
 
 __all__ = ["app", "main"]
 
 
+LONGEST = 200  # letters of what the help says about a verb; it is wrapped
+
+
+class _InterruptedError(Exception):
+    """Ctrl-C: versions of typer end at a KeyboardInterrupt without a word."""
+
+
 class _Verbs(TyperGroup):
-    """Verbs that a plugin cannot end: sys.exit and the like in its code become a PluginError."""
+    """Verbs by purpose. A plugin cannot end them: sys.exit and the like in its code become a PluginError."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        verbs = self.commands.values()
+        widest = max(len(str(verb.name)) for verb in verbs)
+        for purpose in dict.fromkeys(getattr(verb, "rich_help_panel", None) for verb in verbs):
+            rows = [
+                (str(verb.name).ljust(widest), verb.get_short_help_str(LONGEST))
+                for verb in verbs
+                if getattr(verb, "rich_help_panel", None) == purpose
+            ]
+            with formatter.section(purpose or "Other"):
+                formatter.write_dl(rows)
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            found = super().invoke(ctx)
+            sys.stdout.flush()
+            return found
         except BaseException as error:
+            if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):  # | head
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                raise SystemExit(141) from None  # as a program that SIGPIPE ends; click and rich would say 1
             from robustmail.plugin_calls import error_location
 
             location = error_location(error)  # empty for our own `raise typer.Exit`
             is_typer_exit = isinstance(error, (typer.Exit, typer.Abort))
             leaves = not isinstance(error, Exception) or (is_typer_exit and location)
-            if asked_to_stop(error) or not leaves:
+            if asked_to_stop(error):
+                raise _InterruptedError from error
+            if not leaves:
                 raise
             wrong = f"leaves with {in_brief(error)}"
             raise PluginError(location or "a plugin", wrong, "Raise an error instead.") from error
@@ -43,7 +69,6 @@ app = typer.Typer(
     name="robustmail",
     cls=_Verbs,
     help="Train networks against adversarial attacks, and decide which examples the training listens to.",
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -61,7 +86,7 @@ def _root(
         raise typer.Exit
 
 
-for verbs in (recipes, evaluate, publish, trials, margins, bench):
+for verbs in (recipes, new, trials, evaluate, publish, margins, bench):
     verbs.add_to(app)
 
 
@@ -71,6 +96,7 @@ def main() -> None:
     Other codes: 1 for an unexpected error, 128 + signal number after a signal.
     """
     words = sys.argv[1:] or ["--help"]
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # what a Mac's GPU lacks is computed on its CPU
     with_traceback = "--traceback" in words
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -87,12 +113,9 @@ def main() -> None:
         if not error.is_reported_by_peer:
             _print_error(str(error), with_traceback)
         sys.exit(2)
-    except (KeyboardInterrupt, typer.Abort):
-        _print_error("stopped", with_traceback)
+    except (KeyboardInterrupt, typer.Abort, _InterruptedError):
+        _print_error(f"stopped; {how_to_go_on(None)}", with_traceback)
         sys.exit(130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
     except Exception as error:
         if (usage_error := _usage_error(error)) is not None:
             _print_error(usage_error, with_traceback)
@@ -113,23 +136,8 @@ def _usage_error(error: Exception) -> str | None:
     """The message of click about a wrong verb or option, as one line; None for any other error."""
     if not callable(format_message := getattr(error, "format_message", None)):
         return None
-    todo = _as_override(getattr(error, "option_name", ""), getattr(error, "ctx", None)) or "Try robustmail --help."
     message = str(format_message()).rstrip()
-    return " ".join(f"{message}{'' if message.endswith(('.', '?', ')')) else '.'} {todo}".split())
-
-
-def _as_override(option: str, context: Any) -> str:
-    """The override to write instead of an option such as `--seed 2`, for a verb that takes a recipe; else empty."""
-    if getattr(context, "info_name", "") not in ("run", "show", "check"):
-        return ""
-    from robustmail.recipe import Recipe
-
-    field, words = option.lstrip("-").replace("-", "_"), sys.argv[1:]
-    if field not in Recipe.__dataclass_fields__:
-        return ""
-    value = next((v for word, v in zip(words, [*words[1:], ""], strict=True) if word == option), "")
-    value = next((word.partition("=")[2] for word in words if word.startswith(f"{option}=")), value)
-    return f"Write {shlex.quote(f'{field}={value}')}." if value else f"Write {field}=VALUE."
+    return " ".join(f"{message}{'' if message.endswith(('.', '?', ')')) else '.'} Try robustmail --help.".split())
 
 
 def _print_error(text: str, with_traceback: bool) -> None:

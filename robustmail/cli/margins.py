@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from robustmail.catalog import catalog_entries
+from robustmail.cli.completion import complete_attacks, complete_plugins, complete_runs, complete_words
 from robustmail.cli.options import (
+    MEASURE,
     AcceptReading,
     Batch,
     Data,
@@ -36,6 +38,7 @@ from robustmail.cli.options import (
     stop_exit,
     wants_plain,
 )
+from robustmail.cli.recipe_verbs import Verb
 from robustmail.errors import DataError, PluginError, RecipeError, Stopped, did_you_mean
 
 if TYPE_CHECKING:
@@ -53,17 +56,25 @@ FIGURES = ("1a", "1b", "1c", "2", "4")
 def add_to(app: typer.Typer) -> None:
     """Add these verbs to the command line."""
     for verb in (margins, figure):
-        app.command()(verb)
+        app.command(cls=Verb, rich_help_panel=MEASURE)(verb)
 
 
 def margins(
     file: File,
     data: Data = None,
     margins: Annotated[
-        str, typer.Option(help="Names and file.py:margin, with commas; all: every built-in margin.")
+        str,
+        typer.Option(
+            help="Names and file.py:margin, with commas; all: every built-in margin.",
+            autocompletion=complete_plugins("margins", "all"),
+        ),
     ] = MARGINS,
     against: Annotated[
-        str | None, typer.Option(help=f"Attacks that decide which examples are broken.  [default: {ATTACKS}]")
+        str | None,
+        typer.Option(
+            help=f"Attacks that decide which examples are broken.  [default: {ATTACKS}]",
+            autocompletion=complete_attacks,
+        ),
     ] = None,
     n: MaxImages = None,
     eps: Eps = None,
@@ -124,7 +135,7 @@ def _measure(task: MarginTask, folder: Path, fresh: bool, plain: bool) -> None:
             check_same_measurement(task, read_lab(folder), folder)
         print("\n".join([*task.subject.notes, task.forecast]))
         measured = _with_provenance(
-            task.subject.device, folder / "provenance.json", lambda: _last(measure_margins(task), plain, folder)
+            task.subject.device, folder / "provenance.json", lambda: _last(measure_margins(task), plain)
         )
         save_lab(measured, folder)
         lab = read_lab(folder)
@@ -134,8 +145,20 @@ def _measure(task: MarginTask, folder: Path, fresh: bool, plain: bool) -> None:
 
 
 def figure(
-    which: Annotated[str, typer.Argument(metavar="FIGURE", help=f"The paper's figure: {', '.join(FIGURES)}.")],
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Checkpoints or runs; several only for 1c.")],
+    which: Annotated[
+        str,
+        typer.Argument(
+            metavar="FIGURE",
+            help=f"The paper's figure: {', '.join(FIGURES)}.",
+            autocompletion=complete_words(*FIGURES),
+        ),
+    ],
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE...", help="Checkpoints or runs; several only for 1c.", autocompletion=complete_runs
+        ),
+    ],
     data: Data = None,
     n: MaxImages = None,
     eps: Eps = None,
@@ -193,7 +216,7 @@ def _draw(which: str, inputs: FigureInputs, folder: Path, plain: bool) -> None:
         figure = _with_provenance(
             inputs.subjects[0].device,
             folder / f"provenance-{which}.json",
-            lambda: _last(compute_figure(which, inputs), plain, folder),
+            lambda: _last(compute_figure(which, inputs), plain),
         )
         is_replaced = _write_over(folder / f"figure-{which}.json", lambda: save_figure(figure, folder))
         drawn = draw_figure(figure, folder)
@@ -233,7 +256,7 @@ def load_margins(text: str) -> tuple[dict[str, Any], list[str]]:
     return by_name, left_out
 
 
-def _last(records: Iterator[Any], plain: bool, folder: Path) -> Any:
+def _last(records: Iterator[Any], plain: bool) -> Any:
     """Show the progress in `records`; return the last of them, which is the result."""
     from rich.console import Console
 
@@ -248,7 +271,7 @@ def _last(records: Iterator[Any], plain: bool, folder: Path) -> Any:
                 if isinstance(last, (AttackProgress, AttackResult, ProgressUpdate)):
                     show(last)
     except Stopped as stop:
-        raise stop_exit(stop, f"nothing was written to {folder}") from None
+        raise stop_exit(stop, None) from None
     return last
 
 

@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from robustmail.errors import DataError, RecipeError, RobustmailError, Stopped
+from robustmail.cli.completion import (
+    DEVICES,
+    complete_attacks,
+    complete_overrides,
+    complete_plugins,
+    complete_recipe,
+    complete_runs,
+    complete_words,
+)
+from robustmail.cli.option_texts import check_count, parse_eps, parse_norm, parse_shard, read_number, split_names
+from robustmail.errors import DataError, Stopped
 
 if TYPE_CHECKING:
     from robustmail.data.testsets import TestSet
@@ -23,6 +33,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEFAULT_ATTACKS",
+    "EVALUATE",
+    "MEASURE",
+    "OWN",
+    "PUBLISH",
+    "TRAIN",
     "AcceptReading",
     "AsJson",
     "AttackNames",
@@ -31,6 +46,7 @@ __all__ = [
     "Crop",
     "Data",
     "Device",
+    "DryRun",
     "Epoch",
     "Eps",
     "EvaluationInputs",
@@ -62,6 +78,7 @@ __all__ = [
     "check_count",
     "command_line",
     "evaluation_stopped",
+    "how_to_go_on",
     "load_recipe_with",
     "open_inputs",
     "open_transfer",
@@ -74,21 +91,44 @@ __all__ = [
 ]
 
 DEFAULT_ATTACKS = "nat,pgd100,cw,apgd,aa"
+TRAIN, OWN, EVALUATE, PUBLISH, MEASURE = "Train", "Write your own", "Evaluate", "Publish", "Measure"
+"""The groups of verbs in `robustmail --help`"""
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A built-in recipe, a file, or FILE:VARIABLE.")]
+RecipeName = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE", help="A built-in recipe, a file, or FILE:VARIABLE.", autocompletion=complete_recipe
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[PATH=VALUE]...", help="Changes to the recipe: weighter.slope=5 epochs=30 burn_in=20."),
+    typer.Argument(
+        metavar="[PATH=VALUE]...",
+        help="Changes to the recipe: weighter.slope=5 epochs=30 burn_in=20.",
+        autocompletion=complete_overrides,
+    ),
 ]
 File = Annotated[
     str,
-    typer.Argument(metavar="FILE", help="A checkpoint of any format, a folder with one, or hf://OWNER/NAME/FILE."),
+    typer.Argument(
+        metavar="FILE",
+        help="A checkpoint of any format, a folder with one, or hf://OWNER/NAME/FILE.",
+        autocompletion=complete_runs,
+    ),
 ]
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of an evaluation.")]
-Folders = Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of evaluations or runs.")]
+Folder = Annotated[
+    Path, typer.Argument(metavar="DIR", help="The folder of an evaluation.", autocompletion=complete_runs)
+]
+Folders = Annotated[
+    list[Path], typer.Argument(metavar="DIR...", help="Folders of evaluations or runs.", autocompletion=complete_runs)
+]
 
 Model = Annotated[
-    str | None, typer.Option(help="A name of timm or RobustBench, or file.py:factory.  [default: inferred]")
+    str | None,
+    typer.Option(
+        help="A name of timm or RobustBench, or file.py:factory.  [default: inferred]",
+        autocompletion=complete_plugins("models"),
+    ),
 ]
 Weights = Annotated[str | None, typer.Option(help="Which state_dict, where the file has several.")]
 Normalize = Annotated[
@@ -102,7 +142,11 @@ IgnoreUnused = Annotated[
     bool, typer.Option("--ignore-unused", help="Leave out tensors that the network of --model has no place for.")
 ]
 Data = Annotated[
-    str | None, typer.Option(help="A recipe's data=, an npz file or an image folder.  [default: a run's own]")
+    str | None,
+    typer.Option(
+        help="A recipe's data=, an npz file or an image folder.  [default: a run's own]",
+        autocompletion=complete_plugins("data"),
+    ),
 ]
 Resize = Annotated[
     int | None, typer.Option(help="Shorter side of image files in pixels.  [default: as the model was pretrained]")
@@ -118,19 +162,28 @@ Eps = Annotated[
         "[default: a run's own; else 8/255, in l2 0.5]"
     ),
 ]
-NormName = Annotated[str | None, typer.Option("--norm", help="linf or l2.  [default: a run's own; else linf]")]
+NormName = Annotated[
+    str | None,
+    typer.Option(
+        "--norm", help="linf or l2.  [default: a run's own; else linf]", autocompletion=complete_words("linf", "l2")
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the attacks' random starts.")]
 Batch = Annotated[
     int | None, typer.Option(help="Images attacked at once; does not change results.  [default: adapted]")
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", autocompletion=complete_words(*DEVICES))]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Delete earlier results in the folder and start again.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Print plain lines instead of a live view.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 AttackNames = Annotated[
     str | None,
-    typer.Option(help=f"Names, calls of attacks and file.py:attack, with commas.  [default: {DEFAULT_ATTACKS}]"),
+    typer.Option(
+        help=f"Names, calls of attacks and file.py:attack, with commas.  [default: {DEFAULT_ATTACKS}]",
+        autocompletion=complete_attacks,
+    ),
 ]
 Epoch = Annotated[int | None, typer.Option(help="Of a run's folder: the weights of this epoch, kept with keep_every.")]
 ResultsFolder = Annotated[Path | None, typer.Option(help="Folder for the results.  [default: evals/NAME]")]
@@ -150,7 +203,11 @@ TransferNormalize = Annotated[str | None, typer.Option(help="The --normalize of 
 Png = Annotated[bool, typer.Option("--png", help="Write the adversarial examples as 8-bit PNG files, too.")]
 
 Executor = Annotated[
-    str, typer.Option(help="here: one run after another; local or slurm: in parallel, through submitit.")
+    str,
+    typer.Option(
+        help="here: one run after another; local or slurm: in parallel, through submitit.",
+        autocompletion=complete_words("here", "local", "slurm"),
+    ),
 ]
 Jobs = Annotated[int, typer.Option(min=1, help="Runs at once, with local or slurm.")]
 SubmititParameters = Annotated[
@@ -173,10 +230,9 @@ class EvaluationInputs(NamedTuple):
 
 def load_recipe_with(name: str, overrides: list[str] | None) -> Recipe:
     """Load a recipe and apply overrides, PATH=VALUE each. Raises RecipeError: no such recipe, or a wrong override."""
-    from robustmail.config.loader import load_recipe
-    from robustmail.config.overrides import apply_overrides
+    from robustmail.config.recorded import resolve_recipe
 
-    return apply_overrides(load_recipe(name), overrides or [])
+    return resolve_recipe(name, overrides)
 
 
 def open_inputs(
@@ -208,6 +264,7 @@ def open_inputs(
     from robustmail.evaluation.data_loading import open_data, open_recorded_data, pretrained_preprocess
     from robustmail.evaluation.model_loading import load_model
     from robustmail.models.pretrained import pretrained_config
+    from robustmail.report.progress import shown_progress
     from robustmail.runtime.devices import pick_device
 
     source = find_weights(file)
@@ -223,16 +280,17 @@ def open_inputs(
     # To choose architecture and normalization by, more images help; but of files, no more are decoded than asked for.
     first_images = (images if isinstance(images.part, StreamedSplit) else whole).first_at_most(1000)
     torch_device = pick_device(device)
-    subject = load_model(
-        source, first_images, model, normalize, weights, probe, torch_device, accept_reading, ignore_unused
-    )
+    with shown_progress(wants_plain(False)):
+        subject = load_model(
+            source, first_images, model, normalize, weights, probe, torch_device, accept_reading, ignore_unused
+        )
     few_classes = images.class_warning(whole)
     subject = replace(subject, notes=(*images.notes, *subject.notes, *([few_classes] if few_classes else [])))
     trained_norm = facts.get("norm") or "linf"
-    chosen_norm = _parse_norm(norm or trained_norm)
+    chosen_norm = parse_norm(norm or trained_norm)
     trained_eps = facts.get("eps") if chosen_norm == trained_norm else None  # an eps holds in its own norm only
     default_eps = float(trained_eps or {"linf": 8 / 255, "l2": 0.5}[chosen_norm])
-    return EvaluationInputs(subject, images, _number(eps) if eps else default_eps, chosen_norm, first_images)
+    return EvaluationInputs(subject, images, read_number(eps) if eps else default_eps, chosen_norm, first_images)
 
 
 def open_transfer(
@@ -262,33 +320,6 @@ def result_name(subject: LoadedModel | Pretrained) -> str:
     return "-".join(re.sub(r"[^\w.+-]", "_", part) for part in subject.name.split("/") if part)
 
 
-def split_names(option: str, text: str, example: str) -> list[str]:
-    """Split a list at its commas. Raises RecipeError: no name (the message shows `example`), or one given twice."""
-    names = [word.strip() for word in text.split(",") if word.strip()]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise RecipeError(option, f"{twice[0]} is named twice")
-    if not names:
-        raise RecipeError(option, "no name given", f"Write {example}.")
-    return names
-
-
-def parse_shard(text: str | None) -> tuple[int, int]:
-    """Read K/N as (K, N); (1, 1) where nothing is given. Raises RecipeError: not K/N with 1 <= K <= N."""
-    if text is None:
-        return 1, 1
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise RecipeError(f"--shard {text}", "not K/N with 1 <= K <= N", "Write 1/4, 2/4, 3/4 and 4/4.")
-    return int(match[1]), int(match[2])
-
-
-def check_count(option: str, value: int | None) -> int | None:
-    """Return a count that is None or at least 1. Raises RecipeError: less than 1."""
-    if value is not None and value < 1:
-        raise RecipeError(f"{option} {value}", "less than 1")
-    return value
-
-
 def wants_plain(plain: bool) -> bool:
     """Whether to print plain lines: asked for, or in continuous integration, where the environment sets CI."""
     return plain or bool(os.environ.get("CI"))
@@ -299,22 +330,31 @@ def command_line() -> str:
     return shlex.join(["robustmail", *sys.argv[1:]])
 
 
-def stop_exit(stop: Stopped, outcome: str) -> typer.Exit:
-    """Report a stop by a signal, and what was saved, on one line; return the exit, with code 128 + signal number.
+def how_to_go_on(saved: Path | None) -> str:
+    """What a stopped command has saved, and the command that goes on; saved: the folder, None where nothing was."""
+    if saved is None:
+        return f"nothing was begun that could go on. Begin again with: {command_line()}"
+    words = [word for word in sys.argv[1:] if word not in ("--fresh", "--yes")]  # which would delete what was saved
+    return f"saved in {saved}. Resume with: {shlex.join(['robustmail', *words])}"
 
-    Under torchrun only one of the processes reports.
+
+def stop_exit(stop: Stopped, saved: Path | None) -> typer.Exit:
+    """Report a stop by a signal, and how to go on, on one line; return the exit, with code 128 + signal number.
+
+    saved: the folder in which the same command resumes, if there is anything yet. Under torchrun only one of the
+    processes reports.
     """
     from robustmail.runtime import distributed
 
     if distributed.speaks():
-        print(f"robustmail: stopped by {signal.Signals(stop.signum).name}; {outcome}", file=sys.stderr)
+        name = signal.Signals(stop.signum).name
+        print(f"robustmail: stopped by {name}; {how_to_go_on(saved)}", file=sys.stderr)
     return typer.Exit(128 + stop.signum)
 
 
 def evaluation_stopped(stop: Stopped, folder: Path | None) -> typer.Exit:
     """`stop_exit` of an evaluation, which the same command resumes in its folder, if that was made already."""
-    has_begun = folder is not None and folder.exists()
-    return stop_exit(stop, f"the same command resumes in {folder}" if has_begun else "nothing was begun")
+    return stop_exit(stop, folder if folder is not None and folder.exists() else None)
 
 
 def _training_facts(path: Path) -> dict[str, Any]:
@@ -322,37 +362,3 @@ def _training_facts(path: Path) -> dict[str, Any]:
     from robustmail.checkpoints import open_checkpoint
 
     return open_checkpoint(path).facts if path.suffix == ".safetensors" else {}
-
-
-def parse_eps(text: str) -> list[float]:
-    """The numbers of --eps, which are one or several in any order, smallest first.
-
-    Raises RecipeError: not numbers, one of them twice, or of several one below 0 or none above 0.
-    """
-    numbers = sorted(_number(part) for part in text.split(","))
-    if len(numbers) > 1 and (len(set(numbers)) < len(numbers) or numbers[0] < 0 or not numbers[-1]):
-        raise RecipeError(f"--eps {text}", "several eps differ from one another, and none is below 0",
-                          "Write 0,4/255,8/255.")  # fmt: skip
-    return numbers
-
-
-def _number(text: str) -> float:
-    from robustmail.config.overrides import parse_value
-
-    try:
-        value = parse_value(text.strip())
-    except RobustmailError:
-        value = None
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise RecipeError(f"--eps {text}", "not a number", "Write 8/255.")
-    try:
-        return float(value)
-    except OverflowError:
-        raise RecipeError(f"--eps {text}", "not a finite number", "Write 8/255.") from None
-
-
-def _parse_norm(text: str) -> Any:
-    norm = text.lower().replace("-", "")
-    if norm not in ("linf", "l2"):
-        raise RecipeError(f"--norm {text}", "no such norm", "There are: linf, l2.")
-    return norm

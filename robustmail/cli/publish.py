@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from robustmail import __version__
+from robustmail.cli.completion import complete_words
 from robustmail.cli.curve import evaluations_of, show_curve
 from robustmail.cli.options import (
+    PUBLISH,
     AcceptReading,
     File,
     Folder,
@@ -23,8 +25,11 @@ from robustmail.cli.options import (
     Weights,
     open_inputs,
     result_name,
+    wants_plain,
 )
+from robustmail.cli.recipe_verbs import Verb
 from robustmail.errors import ModelError, RunError, did_you_mean
+from robustmail.runtime.progress import progress
 from robustmail.text import plural
 
 if TYPE_CHECKING:
@@ -40,16 +45,22 @@ PaperFile = Annotated[
 
 def add_to(app: typer.Typer) -> None:
     """Add these verbs to the command line."""
-    app.command()(report)
-    app.command()(push)
-    app.command()(export)
+    app.command(cls=Verb, rich_help_panel=PUBLISH)(report)
+    app.command(cls=Verb, rich_help_panel=PUBLISH)(push)
+    app.command(cls=Verb, rich_help_panel=PUBLISH)(export)
 
 
 def report(
     folders: Folders,
     form: Annotated[
         str,
-        typer.Option("--format", help="table, csv, markdown, latex, json, html, model-card or robustbench."),
+        typer.Option(
+            "--format",
+            help="table, csv, markdown, latex, json, html, model-card or robustbench.",
+            autocompletion=complete_words(
+                "table", "csv", "markdown", "latex", "json", "html", "model-card", "robustbench"
+            ),
+        ),
     ] = "table",
     out: Annotated[
         Path | None,
@@ -60,15 +71,15 @@ def report(
         str | None, typer.Option(help="With robustbench: the data that were evaluated, where they are not built in.")
     ] = None,
 ) -> None:
-    """Print a table that compares evaluations or runs, or write what others ask for.
+    """Compare evaluations or runs in a table, or write what others ask for.
 
     A row per folder, a column per attack; of a curve (several --eps) a row per eps. html writes report.html into each
     folder, model-card prints a card for the Hugging Face hub, robustbench writes what a new model on RobustBench's
     leaderboard needs.
     """
     from robustmail.evaluation.curve import is_curve
-    from robustmail.report.export import FORMATS, export
-    from robustmail.report.page import write_page
+    from robustmail.report.export import FORMATS
+    from robustmail.report.progress import shown_progress
 
     others = ("html", "model-card", "robustbench")
     if form not in FORMATS and form not in others:
@@ -77,11 +88,21 @@ def report(
         show_curve(folders[0])
         return
     folders = evaluations_of(folders)
+    with shown_progress(wants_plain(False)):
+        _report(folders, form, out, paper, data)
+
+
+def _report(folders: list[Path], form: str, out: Path | None, paper: Path | None, data: str | None) -> None:
+    """Check the evaluations, and write them in a format."""
+    from robustmail.report.export import export
+    from robustmail.report.page import write_page
+
     _check_evaluations(folders)
     if form == "html":
         if out is not None:
             raise RunError(f"--out {out}", "a page goes into its evaluation's own folder", "Leave --out away.")
-        for folder in folders:
+        for number, folder in enumerate(folders):
+            progress("pages", number, len(folders))
             print(write_page(folder))
     elif form == "robustbench":
         _write_robustbench(folders, paper, data, out or Path("robustbench"))
@@ -267,6 +288,7 @@ def _check_evaluations(folders: list[Path]) -> None:
     from robustmail.evaluation.results import read_results
     from robustmail.evaluation.storage import read_evaluation
 
-    for folder in folders:
+    for number, folder in enumerate(folders):
+        progress("evaluations", number, len(folders))
         read_results(folder)
         read_evaluation(folder, strict=True)

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import functools
-import shlex
-import sys
+import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from robustmail import catalog
-from robustmail.cli.options import Overrides, Plain, RecipeName, load_recipe_with, split_names, stop_exit, wants_plain
+from robustmail.cli.completion import complete_plugins, complete_recipe, complete_words
+from robustmail.cli.options import (
+    OWN,
+    TRAIN,
+    DryRun,
+    Overrides,
+    Plain,
+    RecipeName,
+    load_recipe_with,
+    split_names,
+    stop_exit,
+    wants_plain,
+)
+from robustmail.cli.plans import show_run_plan
+from robustmail.cli.recipe_verbs import RecipeVerb, Verb
 from robustmail.errors import PluginError, RecipeError, RunError, Stopped, did_you_mean
+from robustmail.runtime.untrusted import quoted
 
 if TYPE_CHECKING:
     from robustmail.recipe import Recipe
@@ -23,13 +36,17 @@ if TYPE_CHECKING:
 __all__ = ["add_to"]
 
 COMPARED = 512  # extra images that are compared together
+FORMS = ("text", "json", "yaml")
 KINDS = ("recipes", *catalog.PLURALS)
 
 
 def add_to(app: typer.Typer) -> None:
     """Add these verbs to the command line."""
-    for name, verb in (("run", run_), ("show", show), ("check", check), ("list", list_), ("copy", copy)):
-        app.command(name)(verb)
+    for name, verb in (("run", run_), ("show", show)):
+        app.command(name, cls=RecipeVerb, rich_help_panel=TRAIN)(verb)
+    app.command("list", cls=Verb, rich_help_panel=TRAIN)(list_)
+    app.command("check", cls=RecipeVerb, rich_help_panel=OWN)(check)
+    app.command("copy", cls=Verb, rich_help_panel=OWN)(copy)
 
 
 def run_(
@@ -41,8 +58,13 @@ def run_(
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="With --fresh: delete an unfinished run, too.")] = False,
     track: Annotated[
-        str | None, typer.Option(help="Trackers that follow the run, as tensorboard,wandb (robustmail list trackers).")
+        str | None,
+        typer.Option(
+            help="Trackers that follow the run, as tensorboard,wandb (robustmail list trackers).",
+            autocompletion=complete_plugins("trackers"),
+        ),
     ] = None,
+    dry_run: DryRun = False,
     plain: Plain = False,
 ) -> None:
     """Train a recipe, then evaluate the model.
@@ -51,7 +73,7 @@ def run_(
     """
     from rich.console import Console
 
-    from robustmail.config.loader import recipe_path
+    from robustmail.config.loader import recipe_source
     from robustmail.fields import flatten
     from robustmail.report.dashboard import LogFile, choose_run_view
     from robustmail.report.figures import draw_curves
@@ -64,11 +86,13 @@ def run_(
     trackers = _load_trackers(track)
     name = _run_name(recipe)
     folder = out or Path("runs") / name / str(resolved.seed)
-    path, _ = recipe_path(recipe)
+    if dry_run:
+        show_run_plan(resolved, folder, quoted("robustmail", "show", recipe, *(overrides or [])), fresh, yes)
+        return
     log, signals = LogFile(folder / "log.txt"), Signals()
     try:
         with distributed.process_group(resolved.device), signals.caught():
-            records = run(resolved, folder, name, path, fresh, yes, signals)
+            records = run(resolved, folder, name, recipe_source(recipe), fresh, yes, signals)
             if not distributed.is_main_process():
                 for _ in records:
                     pass
@@ -84,21 +108,37 @@ def run_(
                 if not (folder / "curves.png").exists():
                     draw_curves(folder, name)
     except Stopped as stop:
-        words = [word for word in sys.argv[1:] if word not in ("--fresh", "--yes")]
-        saved = f"saved in {folder}. Resume with: {shlex.join(['robustmail', *words])}"
-        raise stop_exit(stop, saved if (folder / "state.pt").exists() else "nothing was begun") from None
+        raise stop_exit(stop, folder if (folder / "state.pt").exists() else None) from None
 
 
-def show(recipe: RecipeName, overrides: Overrides = None) -> None:
+def show(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format", help="text, json (a recipe.json, as robustmail run takes it) or yaml.",
+            autocompletion=complete_words(*FORMS),
+        ),
+    ] = "text",
+) -> None:  # fmt: skip
     """Print a recipe with every default, and its loss as a formula.
 
-    Also the forward and backward passes of a training step, which a dry run counts.
+    Also the forward and backward passes of a training step, which a dry run counts; json and yaml have fields only.
     """
     from robustmail.fields import flatten
     from robustmail.train.dry_run import dry_run
 
+    if form not in FORMS:
+        raise RecipeError(f"show --format {form}", "no such format", did_you_mean(form, FORMS))
     resolved = load_recipe_with(recipe, overrides)
     fields = flatten(resolved)
+    if form == "json":
+        print(json.dumps(fields, indent=2))
+        return
+    if form == "yaml":  # which has JSON's texts
+        print("\n".join(f"{path}: {json.dumps(value)}" for path, value in fields.items()))
+        return
     width = max(map(len, fields))
     for path, value in fields.items():
         print(f"{path:<{width}}  {value}")
@@ -131,7 +171,12 @@ def _count_trained(recipe: Recipe) -> str:
 
 def check(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A recipe, as in robustmail run; or a file of plugins.")
+        str,
+        typer.Argument(
+            metavar="RECIPE",
+            help="A recipe, as in robustmail run; or a file of plugins.",
+            autocompletion=complete_recipe,
+        ),
     ],
     overrides: Overrides = None,
 ) -> None:
@@ -177,6 +222,7 @@ def _check_extra(recipe: Recipe) -> None:
     from robustmail.data.dataset import Extra, hold_out
     from robustmail.data.near_duplicates import find_near_copies
     from robustmail.plugin_calls import call_plugin
+    from robustmail.report.progress import shown_progress
     from robustmail.runtime.devices import pick_device
     from robustmail.train.batches import epoch_batches
 
@@ -185,10 +231,17 @@ def _check_extra(recipe: Recipe) -> None:
     epoch_batches(len(train.y), recipe.batch, recipe.seed, 0, images.extra)  # refuses batches without extra images
     targets = {"test": images.test.x, "validation": validation.x}
     device = pick_device(recipe.device)
-    found, usual = (
-        find_near_copies(part.blocks(COMPARED), targets, images.flip, device, _progress(len(part)))
-        for part in (images.extra, Extra((train,), share=1.0))
-    )
+    with shown_progress(wants_plain(False)):
+        found, usual = (
+            find_near_copies(
+                part.blocks(COMPARED),
+                targets,
+                images.flip,
+                device,
+                functools.partial(_compared, len(part)),
+            )
+            for part in (images.extra, Extra((train,), share=1.0))
+        )
     for name, copies in found.items():
         touched, n = len({copy.target for copy in copies}), len(images.extra)
         print(
@@ -200,17 +253,10 @@ def _check_extra(recipe: Recipe) -> None:
             print(f"  extra image {copy.image}, {name} image {copy.target}, correlation {copy.correlation:.3f}")
 
 
-def _progress(n: int) -> Callable[[int], None]:
-    """Says how many of n images are done, after 5 seconds, 10, 20, and so on."""
-    began, wait = time.monotonic(), 5.0
+def _compared(n: int, done: int) -> None:
+    from robustmail.runtime.progress import progress
 
-    def progress(done: int) -> None:
-        nonlocal wait
-        if time.monotonic() - began >= wait:
-            wait *= 2
-            print(f"compared {done:,} of {n:,} images", file=sys.stderr)
-
-    return progress
+    progress("images compared", done, n)
 
 
 def _check_plugins(plugins: dict[str, Any]) -> None:
@@ -232,14 +278,25 @@ def _check_plugins(plugins: dict[str, Any]) -> None:
 
 
 def list_(
-    kind: Annotated[str | None, typer.Argument(metavar="[KIND]", help=f"One of {', '.join(KINDS)}.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[KIND]",
+            help=f"One of {', '.join(KINDS)}; or runs, all that are below here.",
+            autocompletion=complete_words(*KINDS, "runs"),
+        ),
+    ] = None,
 ) -> None:
-    """List recipes, plugins and models.
+    """List recipes, plugins, models, or runs.
 
     Those of installed packages are listed, too. A plugin of your own needs no list: write file.py:name.
+    Of each run below this folder: its state, its epoch, the best robust accuracy in validation, the training time left.
     """
+    if kind == "runs":
+        _list_runs()
+        return
     if kind is not None and kind not in KINDS:
-        raise RecipeError(f"list {kind}", "no such kind", did_you_mean(kind, KINDS))
+        raise RecipeError(f"list {kind}", "no such kind", did_you_mean(kind, [*KINDS, "runs"]))
     for heading in [kind] if kind else KINDS:
         if heading == "recipes":
             summaries = {name: catalog.summary(path) for name, path in catalog.recipe_files().items()}
@@ -252,8 +309,22 @@ def list_(
             print(f"  {name:<26} {text}")
 
 
+def _list_runs() -> None:
+    from rich.console import Console
+
+    from robustmail.report.runs import find_runs, read_run, runs_table
+
+    runs = [read_run(folder, time.time()) for folder in find_runs(Path())]
+    if not runs:
+        print("no runs below this folder")
+        return
+    Console().print(runs_table(runs))
+    if any(run.state == "stopped" for run in runs):
+        print("stopped: the command that began a run resumes it")
+
+
 def copy(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A built-in recipe.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A built-in recipe.", autocompletion=complete_recipe)],
     to: Annotated[
         Path | None, typer.Argument(metavar="[FILE]", help="File to write.  [default: RECIPE.py, here]")
     ] = None,
@@ -284,6 +355,10 @@ def _load_trackers(names: str | None) -> dict[str, Tracker]:
 
 
 def _run_name(recipe: str) -> str:
-    """mail_at -> mail_at; my.py -> my; my.py:wide -> my-wide"""
+    """mail_at -> mail_at; my.py -> my; my.py:wide -> my-wide; runs/at/0/recipe.json -> at; kept/it.json -> it"""
+    path = Path(recipe)
+    if path.suffix == ".json":
+        folders = [part for part in path.absolute().parent.parts if not part.isdigit()]
+        return folders[-1] if path.name == "recipe.json" else path.stem
     file, _, variable = recipe.partition(":")
     return Path(file).stem + (f"-{variable}" if variable and variable != "recipe" else "")

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from robustmail.cli.completion import complete_overrides, complete_words
 from robustmail.cli.options import (
+    TRAIN,
+    DryRun,
     Executor,
     Jobs,
     Plain,
@@ -22,6 +25,8 @@ from robustmail.cli.options import (
     stop_exit,
     wants_plain,
 )
+from robustmail.cli.plans import show_grid_plan
+from robustmail.cli.recipe_verbs import RecipeVerb
 from robustmail.errors import RecipeError, RobustmailError, Stopped, asked_to_stop, did_you_mean
 
 if TYPE_CHECKING:
@@ -39,25 +44,33 @@ __all__ = ["add_to", "perform_in_own_process"]
 
 def add_to(app: typer.Typer) -> None:
     """Add these verbs to the command line."""
-    app.command()(trials)
-    app.command()(table)
+    for verb in (trials, table):
+        app.command(cls=RecipeVerb, rich_help_panel=TRAIN)(verb)
 
 
 def trials(
     words: Annotated[
         list[str],
-        typer.Argument(metavar="RECIPE... [PATH=VALUE]...", help="Recipes, and changes that apply to all of them."),
+        typer.Argument(
+            metavar="RECIPE... [PATH=VALUE]...",
+            help="Recipes, and changes that apply to all of them.",
+            autocompletion=complete_overrides,
+        ),
     ],
     seeds: Annotated[str, typer.Option(help="0:5 for 0, 1, 2, 3, 4; or 1,2,7.")] = "0:5",
     over: Annotated[
         list[str] | None,
-        typer.Option(help="A row for each value, as margin=pm_adv,pm_nat. Repeatable: every combination."),
+        typer.Option(
+            help="A row for each value, as margin=pm_adv,pm_nat. Repeatable: every combination.",
+            autocompletion=complete_overrides,
+        ),
     ] = None,
     baseline: Annotated[str | None, typer.Option(help="A row that all others are compared with, seed by seed.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the grid.  [default: trials/RECIPES]")] = None,
     executor: Executor = "here",
     jobs: Jobs = 1,
     submitit_parameters: SubmititParameters = None,
+    dry_run: DryRun = False,
     plain: Plain = False,
 ) -> None:
     """Train recipes with several seeds, and compare their means.
@@ -81,6 +94,9 @@ def trials(
     folder = out or Path("trials") / "-".join(short_names)
     cells = grid.cells(names, over or [], overrides, seed_numbers)
     study = Study(cells, folder, "trials.json", command_line(), baseline=baseline)
+    if dry_run:
+        show_grid_plan(study)
+        return
     any_failed = _make_runs(study, executor, jobs, submitit_parameters, Console(), plain)
     shown = trials_table(study.rows(), seed_numbers, baseline=baseline, per_class=study.images_per_class())
     print(shown.rstrip("\n"))
@@ -88,13 +104,22 @@ def trials(
 
 
 def table(
-    number: Annotated[str, typer.Argument(metavar="1|2|3", help="A table of the MAIL paper.")],
+    number: Annotated[
+        str,
+        typer.Argument(
+            metavar="1|2|3", help="A table of the MAIL paper.", autocompletion=complete_words("1", "2", "3")
+        ),
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[PATH=VALUE]...", help="Changes to all its runs: data.of='npz(\"mine.npz\")'."),
     ] = None,
     scale: Annotated[
-        str, typer.Option(help="paper: for GPUs; mini: small runs, about two hours on two CPU cores.")
+        str,
+        typer.Option(
+            help="paper: for GPUs; mini: small runs, about two hours on two CPU cores.",
+            autocompletion=complete_words("paper", "mini"),
+        ),
     ] = "paper",
     run: Annotated[bool, typer.Option("--run", help="Make the runs that are missing.")] = False,
     seeds: Annotated[str | None, typer.Option(help="0:5 or 1,2,7.  [default: 0:5, of mini 0:3]")] = None,
@@ -103,6 +128,7 @@ def table(
     executor: Executor = "here",
     jobs: Jobs = 1,
     submitit_parameters: SubmititParameters = None,
+    dry_run: DryRun = False,
     plain: Plain = False,
 ) -> None:
     """Print a table of the paper beside our numbers.
@@ -123,6 +149,9 @@ def table(
     words = ["robustmail", "table", number, "--scale", scale, "--seeds", seeds, "--out", str(folder), "--run", *changes]
     command = shlex.join(words)
     study = _table_study(number, paper, size, seed_numbers, changes, folder, command)
+    if dry_run:
+        show_grid_plan(study)
+        return
     console = Console(stderr=form != "table")  # so that standard output has the table alone
     any_failed = _make_runs(study, executor, jobs, submitit_parameters, console, plain) if run else False
     n = next(iter(study.recipes.values())).test_size
@@ -230,7 +259,7 @@ def _make_runs(
                     show(record)
                     any_failed = any_failed or (isinstance(record, CellFinished) and bool(record.error))
         except Stopped as stop:
-            raise stop_exit(stop, f"saved in {study.out}. Resume with: {command_line()}") from None
+            raise stop_exit(stop, study.out) from None
     return any_failed
 
 

@@ -16,7 +16,7 @@ from robustmail.fields import field_values
 from robustmail.plugin_calls import call_plugin
 from robustmail.recipe import Recipe
 
-__all__ = ["find_plugin", "load_plugins", "load_recipe", "load_source", "recipe_path"]
+__all__ = ["find_plugin", "load_plugins", "load_recipe", "load_source", "recipe_path", "recipe_source"]
 
 
 def find_plugin(name: str, kind: str | None = None) -> Any:
@@ -60,8 +60,15 @@ def recipe_path(name: str) -> tuple[Path, str]:
     path = built_in.get(file, Path(file))
     if not path.is_file():
         near = did_you_mean(path.stem, built_in)
+        if (path / "recipe.json").is_file():
+            raise RecipeError(f"recipe {name!r}", "is a folder", f"Write {path / 'recipe.json'}.")
         raise RecipeError(f"recipe {name!r}", "no such file, nor a built-in recipe", near)
     return path, variable or "recipe"
+
+
+def recipe_source(name: str) -> Path | None:
+    """The Python file of a recipe; None where the recipe is read from a recipe.json. Raises as `recipe_path`."""
+    return None if name.endswith(".json") else recipe_path(name)[0]
 
 
 def load_recipe(name: str) -> Recipe:

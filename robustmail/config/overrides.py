@@ -18,7 +18,7 @@ from robustmail.errors import PluginError, RecipeError, did_you_mean
 from robustmail.fields import field_values, matches_type, replace_fields, type_hints, type_name
 from robustmail.recipe import Recipe
 
-__all__ = ["apply_overrides", "parse_value"]
+__all__ = ["apply_overrides", "parse_field", "parse_value"]
 
 ARITHMETIC: dict[type, Callable[..., Any]] = {
     ast.Add: operator.add,
@@ -48,6 +48,12 @@ def apply_overrides(recipe: Recipe, texts: Iterable[str]) -> Recipe:
         current = changes.get(top, getattr(recipe, top))
         changes[top] = _set(current, rest, value, text, recipe) if rest else _value(value, type(recipe), top, text)
     return recipe.but(**changes)
+
+
+def parse_field(text: str) -> Any:
+    """The value of an override of a whole field, such as margin=pm_nat. Raises RecipeError or PluginError."""
+    name, _, value = text.partition("=")
+    return _value(value.strip(), Recipe, name.strip(), text)
 
 
 def _set(current: Any, path: list[str], value: str, text: str, recipe: Recipe) -> Any:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from robustmail.data.image_arrays import as_split
 from robustmail.data.image_files import Preprocess, alike, pixels
 from robustmail.errors import DataError, RecipeError, did_you_mean, in_brief
 
-__all__ = ["LAYOUTS", "check_name", "layout_of", "read_torchvision"]
+__all__ = ["LAYOUTS", "NotDownloadedError", "check_name", "layout_of", "no_downloads", "read_torchvision"]
 
 LAYOUTS = {"cifar-10-batches-py": "cifar10", "cifar-100-python": "cifar100", "MNIST/raw": "mnist",
            "FashionMNIST/raw": "fashion_mnist", "stl10_binary": "stl10", "gtsrb/GTSRB": "gtsrb",
@@ -24,6 +26,23 @@ LAYOUTS = {"cifar-10-batches-py": "cifar10", "cifar-100-python": "cifar100", "MN
 """what torchvision makes in its root, and the source that reads it"""
 TESTS = ("test", "val", "valid")  # the splits to evaluate on, the first that a set has
 OTHERS = ("ImageFolder", "DatasetFolder", "FakeData", "VisionDataset")  # no data of their own
+
+
+_OFFLINE: ContextVar[bool] = ContextVar("offline", default=False)
+
+
+class NotDownloadedError(DataError):
+    """The files of a data set are not there, and may not be downloaded now."""
+
+
+@contextmanager
+def no_downloads() -> Iterator[None]:
+    """Inside the block, data that would be downloaded raise NotDownloadedError."""
+    token = _OFFLINE.set(True)
+    try:
+        yield
+    finally:
+        _OFFLINE.reset(token)
 
 
 def layout_of(who: str, path: Path) -> tuple[str, Path] | None:
@@ -69,13 +88,17 @@ def read_torchvision(
     from torchvision import datasets
 
     kind = getattr(datasets, name)
+    offline = _OFFLINE.get()
     new = not Path(root).exists()
     try:
-        train, test = _constructed(who, kind, root, download, split)
+        train, test = _constructed(who, kind, root, download and not offline, split)
     except (OSError, RuntimeError, EOFError, ValueError, AssertionError, TypeError, KeyError) as error:
         if new:
             _remove_empty(Path(root))
-        raise _refusal(who, name, root, error) from error
+        refusal = _refusal(who, name, root, error)
+        if offline and download and "not found" in str(error):
+            raise NotDownloadedError(who, "its files are not there", refusal.todo) from error
+        raise refusal from error
     names = getattr(train, "classes", None)
     parts = [_part(f"{who} ({part})", data, preprocess) for part, data in {"train": train, "test": test}.items()]
     if not isinstance(names, (list, tuple)) or len(names) <= int(parts[0].y.max()):

@@ -9,6 +9,7 @@ import ast
 import re
 from typing import Any, NamedTuple
 
+from robustmail.catalog import ATTACK_NAMES as NAMES
 from robustmail.catalog import catalog_entries
 from robustmail.config.overrides import parse_value
 from robustmail.errors import RecipeError, did_you_mean
@@ -17,10 +18,6 @@ from robustmail.text import split_at_commas
 
 __all__ = ["NAMES", "AttackName", "parse_name", "read_attack", "split_attacks"]
 
-NAMES = (
-    "nat", "pgd10", "pgd20", "pgd100", "cw", "pma", "md", "cr", "cw-art", "apgd", "apgd-t", "fab-t", "square", "aa",
-)  # fmt: skip
-"""Names of attacks; pgdN stands for any number of steps"""
 MAX_RESTARTS = 1000
 RESTARTED = ("cw", "pma", "md", "cr", "apgd", "apgd-t", "fab-t", "square")  # and pgdN
 NAME = re.compile(rf"({'|'.join(map(re.escape, NAMES))}|pgd[1-9]\d{{0,5}})(?:x(\d{{1,6}}))?\s*(?:\((.*)\))?", re.DOTALL)

@@ -36,6 +36,7 @@ from robustmail.norms import Norm, distances
 from robustmail.plugin_calls import call_plugin, plugin_error
 from robustmail.records import AttackProgress, AttackResult
 from robustmail.runtime import distributed
+from robustmail.runtime.progress import progress
 from robustmail.runtime.rng import seed_all
 from robustmail.step import Adversarial, Attack
 from robustmail.text import plural
@@ -175,6 +176,7 @@ def clean_pass(model: nn.Module, part: LabelledImages, sizer: BatchSizer, index:
     while (start := len(predicted)) < len(part.y):
         batch_predicted, batch_margin = sizer.with_oom_retry(partial(_clean_batch, model, part, start, sizer))
         predicted, margin = torch.cat([predicted, batch_predicted]), torch.cat([margin, batch_margin])
+        progress("clean images", len(predicted), len(part.y))
     index = torch.arange(len(part.y)) if index is None else index
     ledger = Ledger(index.cpu(), part.y.cpu(), predicted, margin)
     ledger.seconds["natural"] = time.perf_counter() - start_time

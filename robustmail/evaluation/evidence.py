@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from robustmail.runtime.devices import wide
+
 __all__ = ["excludes", "batchnorm_misfit", "recalibrated", "predict_differently"]
 
 SAME = 0.01  # share of images on which two readings may answer otherwise and yet count as one
@@ -29,7 +31,7 @@ class Moments:
         self.sums: dict[_BatchNorm, list[Tensor]] = {}
 
     def see(self, module: _BatchNorm, given: tuple[Tensor, ...]) -> None:
-        x = given[0].detach().transpose(0, 1).flatten(1).double()
+        x = wide(given[0].detach().transpose(0, 1).flatten(1))
         new = [x.sum(1), x.square().sum(1), torch.tensor(float(x.shape[1]), device=x.device)]
         known = self.sums.get(module, [torch.zeros_like(part) for part in new])
         self.sums[module] = [a + b for a, b in zip(known, new, strict=True)]
@@ -43,9 +45,9 @@ class Moments:
             assert module.running_mean is not None
             assert module.running_var is not None
             mean = total / count
-            expected = module.running_var.double() + module.eps
+            expected = wide(module.running_var) + module.eps
             ratio = ((squares / count - mean.square()).clamp(min=0) + module.eps) / expected
-            shift = (mean - module.running_mean.double()).square() / expected
+            shift = (mean - wide(module.running_mean)).square() / expected
             nats.append((0.5 * (ratio + shift - 1 - ratio.log())).median().item())
         return max(nats, default=None)
 
@@ -71,8 +73,8 @@ def recalibrated(logits: Tensor, y: Tensor) -> tuple[Tensor, float]:
     """
     from scipy.optimize import minimize
 
-    scale = logits.double().std().clamp(min=1e-12)
-    z, n = logits.double() / scale, len(y)
+    scale = wide(logits).std().clamp(min=1e-12)
+    z, n = wide(logits) / scale, len(y)
     truth = F.one_hot(y, z.shape[1]).double()
 
     def loss(parameters: Any) -> tuple[float, Any]:

@@ -18,6 +18,7 @@ from robustmail.evaluation.exact_inference import exact_inference
 from robustmail.evaluation.statistics import paired
 from robustmail.functional import ce
 from robustmail.models.classifier import Classifier
+from robustmail.runtime.progress import progress
 
 __all__ = [
     "NORMALIZATIONS",
@@ -157,13 +158,14 @@ def _ranked(scores: Iterable[Score]) -> list[Score]:
 
 
 def score_all(
-    pairs: Iterable[tuple[str, str]],
+    pairs: Sequence[tuple[str, str]],
     networks: dict[str, nn.Module],
     normalizations: dict[str, Normalize | None],
     part: LabelledImages,
 ) -> Iterator[Score]:
     """The scores of pairs (network, normalisation) on `part`; what fails or returns NaN has none."""
-    for network, normalization in pairs:
+    for number, (network, normalization) in enumerate(pairs):
+        progress("ways to read the file", number, len(pairs))
         model = Classifier(networks[network], normalizations[normalization]).eval()
         try:
             yield score(network, normalization, model, part)

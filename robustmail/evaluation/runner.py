@@ -35,11 +35,11 @@ from robustmail.evaluation.storage import (
 )
 from robustmail.evaluation.task import EvaluationTask, check_same, shard_of
 from robustmail.records import AttackProgress, AttackResult
-from robustmail.runtime.files import atomic_write_json, atomic_write_text, folder_lock, make_folder
+from robustmail.runtime.files import atomic_write_json, atomic_write_text, check_folder, folder_lock, make_folder
 from robustmail.runtime.provenance import provenance
 from robustmail.runtime.untrusted import read_json
 
-__all__ = ["continue_evaluation", "open_shard", "open_whole", "run_evaluation"]
+__all__ = ["continue_evaluation", "evaluation_status", "open_shard", "open_whole", "run_evaluation"]
 
 SAVE_EVERY = 20.0  # seconds
 
@@ -73,6 +73,20 @@ def continue_evaluation(
         yield from (AttackResult(**row) for row in stored.results["attacks"])
         return
     yield from _evaluate(task, folder, stored, known)
+
+
+def evaluation_status(task: EvaluationTask, folder: Path, fresh: bool = False) -> str:
+    """What `run_evaluation` would do in the folder: "new", "continue", "finished", or "replace" (with `fresh`). Reads
+    only. Raises RunError as `run_evaluation`."""
+    if not folder.exists():
+        return "new"
+    check_folder(folder, FILES, "evaluation")
+    if fresh:
+        return "replace"
+    if (stored := _resume(task, folder)) is None:
+        return "new"
+    is_same = stored.results["spec"]["attacks"] == task.spec["attacks"]
+    return "finished" if stored.results["complete"] and is_same else "continue"
 
 
 def open_whole(task: EvaluationTask, folder: Path, fresh: bool = False) -> bool:

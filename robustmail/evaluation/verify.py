@@ -32,6 +32,7 @@ from robustmail.evaluation.verify_files import (
     unchecked,
 )
 from robustmail.runtime.devices import pick_device
+from robustmail.runtime.progress import progress
 from robustmail.runtime.untrusted import beside, data_source, is_code, verify_command
 
 __all__ = ["verify"]
@@ -184,7 +185,8 @@ def _check_clean(held: StoredEvaluation, clean: Ledger) -> int:
 def _check_examples(held: StoredEvaluation, subject: LoadedModel, part: Any, size: int) -> int:
     ledger, close = held.ledger, 0
     rows = torch.tensor(broken_rows(held), dtype=torch.int64)
-    for some in rows.split(256) if len(rows) else ():
+    for start, some in zip(range(0, len(rows), 256), rows.split(256), strict=False):
+        progress("adversarial images", start, len(rows))
         x, _ = seen(subject.model, part, some)
         examples = torch.stack([ledger.examples[int(at)] for at in some]).to(x)
         check_balls(held, x, examples, some)

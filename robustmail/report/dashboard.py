@@ -32,6 +32,7 @@ from robustmail.records import (
     WaitingForFolder,
 )  # fmt: skip
 from robustmail.report.log_lines import log_line
+from robustmail.report.progress import Lines, time_left
 from robustmail.report.tables import run_table
 from robustmail.runtime.files import append
 from robustmail.text import percent
@@ -98,6 +99,10 @@ class EvaluationProgress:
         else:
             self._bars.console.print(log_line(record), markup=False, highlight=False)
 
+    def progress(self, what: str, done: int, n: int) -> None:
+        """Show the progress of work that yields no records (a `runtime.progress.Listener`)."""
+        self._advance(what, done, n, "")
+
     def _advance(self, name: str, done: int, n: int, note: str) -> None:
         bars = {task.description: task.id for task in self._bars.tasks}
         for task in self._bars.tasks:
@@ -158,6 +163,8 @@ class PlainLines:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._print = _Throttled(lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True))
+        self._stage, self._began, self._first = "", 0.0, 0
+        self.progress = Lines(Console(stderr=True))
 
     def __enter__(self) -> PlainLines:
         return self
@@ -166,9 +173,18 @@ class PlainLines:
         return None
 
     def __call__(self, record: Record) -> None:
-        self._print(record)
+        self._print(record, self._time_left(record))
         if isinstance(record, RunFinished):
             self._console.print(run_table(record))
+
+    def _time_left(self, record: Record) -> str:
+        """How long the stage of an attack, or other work, will still take."""
+        if not isinstance(record, (AttackProgress, ProgressUpdate)):
+            return ""
+        now, stage = time.monotonic(), record.stage if isinstance(record, AttackProgress) else record.what
+        if stage != self._stage:
+            self._stage, self._began, self._first = stage, now, record.done
+        return time_left(record.done - self._first, record.n - record.done, now - self._began)
 
 
 class LogFile:
@@ -193,12 +209,12 @@ class _Throttled:
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write, self._next = write, 0.0
 
-    def __call__(self, record: Record) -> None:
+    def __call__(self, record: Record, note: str = "") -> None:
         if isinstance(record, (StepFinished, AttackProgress, ProgressUpdate)):
             if time.monotonic() < self._next:
                 return
             self._next = time.monotonic() + PLAIN_INTERVAL
-        self._write(log_line(record))
+        self._write(log_line(record) + note)
 
 
 class Dashboard:

@@ -144,11 +144,12 @@ def comparison_table(
     """
     rows = list(rows)
     title = f"A: {printable(first)}\nB: {printable(second)}"
-    table = Table(title=Text(title), title_justify="left", title_style="", header_style="")
-    table.add_column("stands under")
+    table = _narrow(title)
+    table.add_column("stands under", min_width=11)
     for name in ("A", "B", "A - B, 95 % interval", "p"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("verdict")
+        is_interval = name.startswith("A -")  # may be two lines where 60 columns are all there are
+        table.add_column(name, justify="right", no_wrap=not is_interval, min_width=13 if is_interval else None)
+    table.add_column("verdict", min_width=7)
     for row in rows:
         found = row.paired
         is_same = found.only_first + found.only_second == 0
@@ -196,11 +197,18 @@ def light_lines(light: Light) -> Iterable[RenderableType]:
         yield flags
 
 
+def _narrow(title: str) -> Table:
+    """An empty table with a title; narrow, so that 60 columns are enough."""
+    return Table(title=Text(title), title_justify="left", title_style="", header_style="", box=SIMPLE_HEAD,
+                 pad_edge=False, collapse_padding=True)  # fmt: skip
+
+
 def _table(title: str, rows: Iterable[AttackResult]) -> Table:
-    table = Table(title=Text(printable(title)), title_justify="left", title_style="", header_style="")
-    table.add_column("attack")
+    table = _narrow(printable(title))
+    table.add_column("attack", min_width=11)
     for name in ("accuracy", "95 % interval", "correct / n", "seconds"):
-        table.add_column(name, justify="right", no_wrap=True)
+        may_wrap = name == "correct / n"  # "3 of 10 classes"
+        table.add_column(name, justify="right", no_wrap=not may_wrap, min_width=9 if may_wrap else None)
     for row in rows:
         table.add_row(*_cells(row))
     return table

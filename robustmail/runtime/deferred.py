@@ -14,6 +14,8 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
+from robustmail.runtime.devices import wide
+
 __all__ = ["DeferredReads", "read_later", "defer_reads", "to_device"]
 
 Callback = Callable[[list[float]], object]
@@ -34,7 +36,7 @@ class DeferredReads:
 
     def add(self, values: Tensor, callback: Callback, ok: Tensor | None) -> None:
         """Register values [n] to read, and the callback that takes them; ok: see `read_later`."""
-        self._requests.append((values.detach().double(), callback))
+        self._requests.append((wide(values.detach()), callback))
         if ok is not None:
             failed = (~ok).float()
             self.found_inf = failed if self.found_inf is None else torch.maximum(failed, self.found_inf)

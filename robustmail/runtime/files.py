@@ -22,6 +22,7 @@ __all__ = [
     "append",
     "check_folder",
     "folder_lock",
+    "is_in_use",
     "make_folder",
     "opened",
     "remove",
@@ -160,6 +161,25 @@ def _is_lock(path: Path) -> bool:
     except OSError:
         return False
     return stat.S_ISREG(info.st_mode) and info.st_size == 0
+
+
+def is_in_use(folder: Path) -> bool:
+    """Whether another process holds the lock of a folder. Writes nothing; False where the platform has no such lock."""
+    try:
+        import fcntl
+    except ImportError:
+        return False
+    try:
+        number = os.open(folder / "lock", os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError:
+        return False
+    try:
+        fcntl.flock(number, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(number)  # and gives the lock back
+    return False
 
 
 @contextmanager

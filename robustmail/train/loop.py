@@ -22,11 +22,11 @@ from robustmail.models.precision import PrecisionChoice, backends, compute_model
 from robustmail.plugin_calls import call_plugin
 from robustmail.recipe import Recipe
 from robustmail.records import AttackResult, EpochFinished, Forecast, Record, RunStarted, StepFinished
-from robustmail.runtime.devices import pick_device
+from robustmail.runtime.devices import describe_device, pick_device
 from robustmail.runtime.distributed import shard_batch, world_size
 from robustmail.runtime.rng import fork_rng
 from robustmail.step import Context
-from robustmail.text import percent, plural
+from robustmail.text import percent
 from robustmail.train.batches import augmentation_text, epoch_batches
 from robustmail.train.dry_run import dry_run_step
 from robustmail.train.optimizer_schedule import apply_schedules, scheduled_fields
@@ -198,9 +198,7 @@ def _run_started(recipe: Recipe, state: State, name: str) -> RunStarted:
 
 def _device_name(device: torch.device) -> str:
     processes = f", {world_size()} processes" if world_size() > 1 else ""
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)}){processes}"
-    return f"cpu ({plural(torch.get_num_threads(), 'thread')}){processes}"
+    return f"{describe_device(device)}{processes}"
 
 
 class _Forecaster:

@@ -11,6 +11,7 @@ from torch import Tensor
 from robustmail.functional import one_hot
 from robustmail.memory import Memory
 from robustmail.runtime.deferred import to_device
+from robustmail.runtime.devices import wide
 from robustmail.runtime.distributed import gather_batch
 
 __all__ = ["MemoryTables", "Overwritten"]
@@ -71,14 +72,14 @@ class MemoryTables:
         else:  # all keys, so that the host need not know which classes the batch has
             keys, place = torch.arange(len(table), device=table.device), self._keys(memory, index, y)
         # A sum over one-hot rows has one order of its terms on a GPU, too; index_add has not.
-        share = one_hot(place, len(keys)).T.double()
+        share = wide(one_hot(place, len(keys)).T)
         count = share.sum(1, keepdim=True)
-        mean = ((share @ new.double().reshape(len(new), -1)) / count.clamp(min=1)).view(
+        mean = ((share @ wide(new).reshape(len(new), -1)) / count.clamp(min=1)).view(
             len(keys), *table.shape[1:]
         )  # fmt: skip
         before = table[keys]
         decay = 0.0 if memory.per == "example" else memory.decay  # an example's row is mixed already
-        after = (decay * before.double() + (1 - decay) * mean).to(table.dtype)
+        after = (decay * wide(before) + (1 - decay) * mean).to(table.dtype)
         is_met = (count > 0).view(-1, *[1] * (table.ndim - 1))
         table[keys] = torch.where(is_met, after, before)
         return Overwritten(table, keys, before)

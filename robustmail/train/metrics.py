@@ -12,6 +12,7 @@ from robustmail.functional import gap, precise
 from robustmail.plugin_calls import plugin_name
 from robustmail.recipe import Loss, Recipe
 from robustmail.records import StepFinished, WeightStats
+from robustmail.runtime.devices import wide
 from robustmail.runtime.distributed import all_reduce_sum, gather_batch
 from robustmail.step import Step
 from robustmail.train.accumulate import each_micro_batch
@@ -51,11 +52,11 @@ def step_metrics(recipe: Recipe, step: Step, loss: Loss, number: int) -> StepMet
     """Metrics from what a step has computed; number: of the step within its epoch, from 0."""
     view = step.detached()
     y = step.y
-    no_value = torch.full((), math.nan, dtype=torch.float64, device=y.device)
+    no_value = wide(torch.full((), math.nan, device=y.device))
     nat = no_value
     if step.has("nat") or number % NATURAL_EVERY == 0:
         natural = torch.cat(each_micro_batch(len(y), lambda rows: view.part(rows).logits_nat))
-        nat = gather_batch(natural.argmax(1) == y).double().mean()
+        nat = wide(gather_batch(natural.argmax(1) == y)).mean()
     right = gather_batch(view.logits_adv.argmax(1) == y)
     margin = gather_batch(precise(gap(view.probs_adv, y) if loss.margin is None else loss.margin))
     plain, weighted = loss.terms.plain, gather_batch(precise(loss.terms.weighted))
@@ -64,13 +65,13 @@ def step_metrics(recipe: Recipe, step: Step, loss: Loss, number: int) -> StepMet
         all_reduce_sum(loss.total.detach())[0],
         (weighted if weights is None else weights * weighted).mean(),
         gather_batch(plain).mean() if isinstance(plain, Tensor) else torch.full_like(no_value, plain),
-        right.double().mean(),
+        wide(right).mean(),
         nat,
         *([no_value] * 4 if weights is None else weight_stats(weights, weighted, right)),
         *_histogram(margin),
     ]
     name = "pm_adv" if loss.margin is None else plugin_name(recipe.margin)
-    return StepMetrics(torch.cat([v.double().view(-1) for v in values]), len(right), name, weights is not None)
+    return StepMetrics(torch.cat([wide(v).view(-1) for v in values]), len(right), name, weights is not None)
 
 
 def weight_stats(weights: Tensor, weighted: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -79,9 +80,9 @@ def weight_stats(weights: Tensor, weighted: Tensor, right: Tensor) -> tuple[Tens
     Returns the effective sample size (sum w)^2 / sum w^2 / B in [0, 1], the heaviest 3 %'s share of the weighted loss,
     and the mean weight of images classified right and wrong under attack (NaN for none).
     """
-    w = weights.double()
+    w = wide(weights)
     heaviest = w.argsort(descending=True)[: max(1, math.ceil(HEAVY * len(w)))]
-    parts = w * weighted.double()
+    parts = w * wide(weighted)
     ess = (w.sum() ** 2 / (w**2).sum() / len(w)).nan_to_num(0.0)  # all weights zero
     carried = parts.sum()
     top = torch.where(carried > 0, parts[heaviest].sum() / carried, 0.0)

@@ -26,6 +26,7 @@ from robustmail.models.precision import ComputeModels
 from robustmail.plugin_calls import call_plugin, plugin_error, plugin_name
 from robustmail.recipe import Loss, Recipe
 from robustmail.runtime.deferred import read_later
+from robustmail.runtime.devices import wide
 from robustmail.runtime.distributed import all_reduce_sum
 from robustmail.runtime.rng import seed_all
 from robustmail.step import Adversarial, Context, Step
@@ -130,7 +131,7 @@ def reduce_gradients(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
     for p, gradient in zip(trained, gradients, strict=True):
         p.grad = gradient
     norm = nn.utils.get_total_norm(gradients) if gradients else total
-    return torch.stack([total.double(), norm.double()])
+    return torch.stack([wide(total), wide(norm)])
 
 
 def clip_gradients(recipe: Recipe, optimizer: torch.optim.Optimizer, norm: Tensor) -> None:

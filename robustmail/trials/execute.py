@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from robustmail.config.loader import recipe_path
+from robustmail.config.loader import recipe_source
 from robustmail.errors import InUseError, RobustmailError, RunError, did_you_mean, in_brief
 from robustmail.recipe import Recipe
 from robustmail.records import CellStarted, EpochFinished, Record, RunStarted, WaitingForFolder
@@ -69,7 +69,7 @@ def run_job(job: Job, signals: Signals, save_every: float = 30.0) -> Iterator[Re
 
 def _work(job: Job, signals: Signals, save_every: float) -> Iterator[Record]:
     recipe = job.cell.load()
-    source, _ = recipe_path(job.cell.recipe)
+    source = recipe_source(job.cell.recipe)
     if job.trunk is not None and not started(job.folder):
         fork(recipe, job.trunk, job.folder, source)
     records = run(recipe, job.folder, job.name, source, signals=signals, save_every=save_every)

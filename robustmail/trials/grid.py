@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from itertools import combinations, product
 from pathlib import Path
 
-from robustmail.config.loader import load_recipe
 from robustmail.config.overrides import apply_overrides
+from robustmail.config.recorded import resolve_recipe
 from robustmail.errors import RecipeError
 from robustmail.fields import flatten
 from robustmail.recipe import Recipe
@@ -42,7 +42,7 @@ class Cell:
 
     def load(self) -> Recipe:
         """Load the recipe and apply overrides and seed. Raises RecipeError or PluginError, naming the row."""
-        return _with_overrides(self, load_recipe(self.recipe))
+        return _with_overrides(self, resolve_recipe(self.recipe))
 
 
 def seeds(text: str) -> tuple[int, ...]:
@@ -124,7 +124,7 @@ def recipes(grid: Iterable[Cell]) -> dict[Cell, Recipe]:
         if cell in recipe_of:
             raise RecipeError(f"trials ({cell.row})", "is there twice", "Name each recipe and each value once.")
         if cell.recipe not in bare:
-            bare[cell.recipe] = load_recipe(cell.recipe)
+            bare[cell.recipe] = resolve_recipe(cell.recipe)
         recipe_of[cell] = _with_overrides(cell, bare[cell.recipe])
     first_seed = next(iter(recipe_of)).seed if recipe_of else None
     _refuse_equal_rows({cell: recipe for cell, recipe in recipe_of.items() if cell.seed == first_seed})

@@ -115,10 +115,14 @@ def assert_refused(said: Said, fragment: str) -> None:
 COMMANDS = {
     "verb": ("chek quickstart", "No such command 'chek'. Did you mean 'check'?"),
     "no recipe": ("run", "Missing argument 'RECIPE'"),
-    "option": ("run quickstart --plian", "No such option: --plian"),
-    "field as an option": ("run quickstart --seed 2", "No such option: --seed. Write seed=2."),
-    "field as an option with =": ("check quickstart --burn-in=3", "No such option: --burn-in. Write burn_in=3."),
-    "field as an option without a value": ("show quickstart --epochs", "No such option: --epochs. Write epochs=VALUE."),
+    "option": ("run quickstart --plian", "--plian: no such option. Did you mean '--plain'?"),
+    "field as an option": ("run quickstart --sed 2", "--sed: no such option. Did you mean '--seed'?"),
+    "field in a field as an option": ("check quickstart --weighter.slpoe=3", "Did you mean 'slope'?"),
+    "field as an option without a value": (
+        "show quickstart --epochs",
+        "--epochs: needs a value. Write --epochs VALUE.",
+    ),
+    "option of another verb": ("eval model.pth --sed 2", "No such option: --sed"),
     "option without its value": ("run quickstart --out", "'--out' requires an argument"),
     "kind to list": ("list margin", "list margin: no such kind. Did you mean 'margins'?"),
     "option of the other bench": ("bench --evaluation --batch 32", "bench --batch: is not used by --evaluation"),
@@ -208,7 +212,7 @@ OVERRIDES = {  # of the quickstart
     "attack without eps": ("attack=my.py:leap", "the attack leap has no eps to evaluate with. Add eps=8/255"),
     "lps without a trace": ("margin=lps", "lps: the attack kept no trace of its steps. Use attack=PGD(...)"),
     # devices
-    "device": ("device=gpu", "device='gpu': no such device. Use auto, cpu, cuda or cuda:1"),
+    "device": ("device=gpu", "device='gpu': no such device. Use auto, cpu, cuda, cuda:1 or mps"),
     "unsupported device": ("device=meta", "meta is not supported"),
 }
 WRONG = COMMANDS | {name: (f"check quickstart {words}", said) for name, (words, said) in OVERRIDES.items()}
@@ -345,7 +349,7 @@ def test_ctrl_c_is_no_plugins_doing(tmp_path: Path) -> None:
     waiting.send_signal(signal.SIGINT)
     _, said = waiting.communicate()
     assert waiting.returncode == 130
-    assert "leaves" not in said
+    assert "stopped; nothing was begun that could go on. Begin again with: robustmail" in said
 
 
 def test_ctrl_c_before_a_verb_has_begun_is_one_line(monkeypatch, capsys) -> None:
@@ -360,7 +364,10 @@ def test_ctrl_c_before_a_verb_has_begun_is_one_line(monkeypatch, capsys) -> None
             main.main()
     finally:
         signal.signal(signal.SIGINT, before)
-    assert (left.value.code, capsys.readouterr().err) == (130, "robustmail: stopped\n")
+    assert (left.value.code, capsys.readouterr().err) == (
+        130,
+        "robustmail: stopped; nothing was begun that could go on. Begin again with: robustmail list\n",
+    )
 
 
 def test_a_recipe_in_latin_1_works_on_a_terminal_in_ascii(tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from robustmail.cli import recipes
 from robustmail.data.dataset import hold_out
 from robustmail.data.file_sources import npz
 from tests.docs.conftest import say
@@ -53,13 +52,3 @@ def test_other_images_are_no_reason_for_a_warning(tmp_path: Path, slice_path: Pa
         f"near-copies of {s} images among the extra images" for s in ("test", "validation")
     ]
     assert all(": 0 of 30 (0 %)" in line for line in lines)
-
-
-def test_long_work_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    now = iter([0.0, 4.0, 6.0, 9.0, 10.0, 19.0, 21.0])
-    monkeypatch.setattr(recipes.time, "monotonic", lambda: next(now))
-    progress = recipes._progress(2000)
-    for done in range(256, 1792, 256):
-        progress(done)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines == [f"compared {done} of 2,000 images" for done in ("512", "1,024", "1,536")]

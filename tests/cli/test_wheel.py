@@ -42,6 +42,8 @@ def test_the_wheel_has_recipes_and_types(installed):
         p.stem for p in installed.glob("robustmail/recipes/*.py")
     }
     assert (installed / "robustmail" / "py.typed").exists()
+    said(installed, "new", "margin", "mine")
+    assert (installed.parent / "mine.py").exists()
 
 
 def test_the_wheel_has_its_licence_and_says_what_it_is(installed):

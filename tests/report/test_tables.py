@@ -36,9 +36,18 @@ def test_no_line_is_wider_than_the_terminal(evaluation, width):
 @WIDTHS
 def test_the_worst_case_stands_below_a_rule_and_the_sentence_to_quote_below_the_table(evaluation, width):
     text = shown(evaluation(), width)
-    last_attack, rule, worst = (text.index(part) for part in ("│ aa", "├", "worst case"))
-    assert last_attack < rule < worst
+    starts = [line.split()[:1] for line in text.splitlines()]
+    last_attack, worst = starts.index(["aa"]), starts.index(["worst"])
+    assert starts[last_attack + 1 : worst] == [[]]
     assert "50.0 % of 40 images stand under pgd100 and aa at eps 8/255 Linf." in words(text)
+
+
+def test_sixty_columns_are_enough_for_every_name_and_number(evaluation):
+    text = shown(evaluation(), 60)
+    assert max(map(len, text.splitlines())) <= 60
+    starts = [line.split()[:1] for line in text.splitlines()]
+    assert all([name] in starts for name in ("nat", "pgd100", "aa", "worst"))
+    assert "…" not in text
 
 
 @WIDTHS

@@ -10,6 +10,7 @@ import signal
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from robustmail import (
     AT,
@@ -30,6 +31,7 @@ from robustmail.errors import AttackError, NonFiniteError
 from robustmail.margins import lps, pm_dif
 from robustmail.models.precision import ComputeModels
 from robustmail.records import EpochFinished, StepFinished
+from robustmail.runtime import devices
 from robustmail.runtime.deferred import DeferredReads, defer_reads, read_later
 from robustmail.runtime.signals import Signals
 from robustmail.train import step_queue
@@ -244,9 +246,8 @@ def test_the_test_above_would_notice(monkeypatch):
         assert what in waits_in_a_step(made, State.fresh(made), monkeypatch)
 
 
-@pytest.mark.parametrize("name", [name for name in recipe_files() if name != "fat"])
-def test_a_recipes_step_leaves_nothing_behind_on_another_device(name, monkeypatch):
-    """On the meta device there are no values to ask for, and no tensor may meet one of the CPU, as on a GPU."""
+def step_on_meta(name, monkeypatch):
+    """A training step on the meta device; returns the state, what was launched, and where the optimiser was told."""
     made = load_recipe(name).but(data=digits(), model="small_cnn", precision="fp32", burn_in=0, batch=64)
     made = made if made.teacher is None else made.but(teacher="ema", ema=0.9)
     state = State.fresh(made)
@@ -264,9 +265,42 @@ def test_a_recipes_step_leaves_nothing_behind_on_another_device(name, monkeypatc
         queue = StepQueue(state)
     queue.launch(made.at(0), torch.arange(64))
     (launched,) = queue._launched
+    return state, launched, told
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_files() if name != "fat"])
+def test_a_recipes_step_leaves_nothing_behind_on_another_device(name, monkeypatch):
+    """On the meta device there are no values to ask for, and no tensor may meet one of the CPU, as on a GPU."""
+    state, launched, told = step_on_meta(name, monkeypatch)
     assert told == [torch.device("meta")]
     assert {p.grad.device for p in state.model.parameters()} == {torch.device("meta")}
     assert {tensor.device for _, tensor in launched.before} == {torch.device("meta")}
+
+
+class NoFloat64(TorchDispatchMode):
+    """The meta device as a Mac's GPU, which has no float64."""
+
+    def __torch_dispatch__(self, called, types, args=(), kwargs=None):
+        found = called(*args, **(kwargs or {}))
+        for part in tree_leaves(found):
+            assert not (isinstance(part, torch.Tensor) and part.is_meta and part.dtype == torch.float64), called
+        return found
+
+
+@pytest.mark.parametrize("name", ["mail_trades_awp", "self_adaptive"])
+def test_a_step_needs_no_float64_where_the_device_has_none(name, monkeypatch):
+    monkeypatch.setattr(devices, "NO_FLOAT64", {"meta"})
+    with NoFloat64():
+        step_on_meta(name, monkeypatch)
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has a Mac's GPU")
+def test_a_mac_gpu_that_is_not_there_is_the_cpu_with_one_line(capsys):
+    devices._mps_or_cpu.cache_clear()
+    assert [devices.pick_device("mps").type for _ in range(2)] == ["cpu", "cpu"]
+    error = capsys.readouterr().err
+    assert error.startswith("robustmail: device=mps: ")
+    assert error.count("\n") == 1
 
 
 def test_the_test_above_would_notice_a_tensor_of_the_cpu_and_a_question():

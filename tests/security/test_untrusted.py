@@ -91,7 +91,8 @@ VERBS = (
     ("report hostile --format robustbench", 2), ("push hostile hf://me/net --yes", 2),
     ("compare e again", 0), ("compare e e", 0), ("merge s1 s2 --out merged", 0), ("report e run --format html", 0),
     ("report e run hostile --format table", 0), ("report e --format csv", 0), ("show quickstart", 0),
-    ("check quickstart", 0), ("list", 0), ("table 1 --scale mini --out grid", 0),
+    ("check quickstart", 0), ("list", 0), ("list runs", 0), ("show run/recipe.json", 0),
+    ("table 1 --scale mini --out grid", 0),
     ("trials quickstart --seeds 0 --out grid epochs=0", 2), ("run quickstart --out run --plain", 2),
 )  # fmt: skip
 
