@@ -42,17 +42,9 @@ from robustmail.step import Adversarial, Attack
 from robustmail.text import plural
 
 __all__ = [
-    "Evaluation",
-    "run_attack",
-    "classes_of",
-    "evaluate",
-    "as_floats",
-    "image_batch",
-    "clean_pass",
-    "evaluate_attack",
-    "attack_result",
-    "worst_case",
-]
+    "Evaluation", "as_floats", "attack_result", "classes_of", "clean_pass", "evaluate", "evaluate_attack", "image_batch",
+    "run_attack", "worst_case",
+]  # fmt: skip
 
 BLOCK = 50  # images that an attack which is not ours sees together, for its result may depend on all of them
 
@@ -233,7 +225,7 @@ def run_attack(
             if search_model is None:
                 search_model = sizer.search_model(model, image_batch(model, part, todo[:2])[0])
             # An attack of somebody else's may look at the model itself.
-            search = search_model if spec.uses_logits_only(stage) else SearchModel(model, False)
+            search = search_model if spec.uses_logits_only(stage) else SearchModel(model)
             tried = _attack_batch(model, search, part, ledger, todo, spec, stage, seed, sizer, keep_examples)
             todo = todo[~torch.isin(todo, tried)]
             seconds = time.perf_counter() - start_time

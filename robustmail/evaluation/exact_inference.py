@@ -241,7 +241,7 @@ class SearchModel(NamedTuple):
     """
 
     network: nn.Module
-    batch_invariant: BatchInvariance
+    batch_invariant: BatchInvariance = BatchInvariance.NO
 
 
 def make_search_model(model: nn.Module, sample: Tensor, size: int) -> SearchModel:
