@@ -42,8 +42,8 @@ from robustmail.step import Adversarial, Attack
 from robustmail.text import plural
 
 __all__ = [
-    "Evaluation", "as_floats", "attack_result", "classes_of", "clean_pass", "evaluate", "evaluate_attack", "image_batch",
-    "run_attack", "worst_case",
+    "Evaluation", "as_floats", "attack_result", "classes_of", "clean_pass", "evaluate", "evaluate_attack",
+    "image_batch", "run_attack", "worst_case",
 ]  # fmt: skip
 
 BLOCK = 50  # images that an attack which is not ours sees together, for its result may depend on all of them
