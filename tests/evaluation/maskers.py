@@ -189,25 +189,24 @@ def smoothed(logits: Tensor, y: Tensor) -> Tensor:
 
 
 STRONG = PGD(eps=EPS, alpha=0.04, steps=5)
-RELU = partial(cnn, nn.ReLU)
+RELU = partial(mlp, nn.ReLU)
 CLEAN = {
-    "CNN, against PGD": Clean(RELU, STRONG),
-    "CNN, no attack": Clean(RELU),
-    "CNN, against PGD on the KL": Clean(RELU, PGD(eps=EPS, alpha=0.04, steps=5, loss="kl", start="gaussian")),
-    "CNN, against PGD on the margin": Clean(RELU, PGD(eps=EPS, alpha=0.04, steps=5, loss="margin")),
-    "CNN, against PGD, MAIL's weights": Clean(RELU, STRONG, weighted),
-    "CNN, against one step": Clean(RELU, PGD(eps=EPS, alpha=EPS, steps=1)),
-    "CNN, against PGD in l2": Clean(RELU, PGD(eps=0.5, alpha=0.2, steps=5, norm="l2"), norm="l2", eps=0.5),
-    "CNN, no attack, label smoothing": Clean(RELU, None, smoothed),
-    "CNN with BatchNorm, against PGD": Clean(lambda: SmallCNN(10, 1, 8), STRONG),
-    "CNN with BatchNorm, no attack": Clean(lambda: SmallCNN(10, 1, 8)),
-    "CNN with GELU, against PGD": Clean(partial(cnn, nn.GELU), STRONG),
-    "CNN with SiLU, no attack": Clean(partial(cnn, nn.SiLU)),
-    "CNN with tanh, against PGD": Clean(partial(cnn, nn.Tanh), STRONG),
-    "two layers, ReLU, against PGD": Clean(partial(mlp, nn.ReLU), STRONG),
-    "two layers, tanh, no attack": Clean(partial(mlp, nn.Tanh)),
+    "two layers, against PGD": Clean(RELU, STRONG),
+    "two layers, no attack": Clean(RELU),
+    "two layers, against PGD on the KL": Clean(RELU, PGD(eps=EPS, alpha=0.04, steps=5, loss="kl", start="gaussian")),
+    "two layers, against PGD on the margin": Clean(RELU, PGD(eps=EPS, alpha=0.04, steps=5, loss="margin")),
+    "two layers, against PGD, MAIL's weights": Clean(RELU, STRONG, weighted),
+    "two layers, against one step": Clean(RELU, PGD(eps=EPS, alpha=EPS, steps=1)),
+    "two layers, against PGD in l2": Clean(RELU, PGD(eps=0.5, alpha=0.2, steps=5, norm="l2"), norm="l2", eps=0.5),
+    "two layers, label smoothing": Clean(RELU, None, smoothed),
+    "two layers, GELU, against PGD": Clean(partial(mlp, nn.GELU), STRONG),
+    "two layers, SiLU, no attack": Clean(partial(mlp, nn.SiLU)),
+    "two layers, tanh, against PGD": Clean(partial(mlp, nn.Tanh), STRONG),
     "two layers, sigmoid, no attack": Clean(partial(mlp, nn.Sigmoid)),
     "a linear layer": Clean(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10))),
+    "convolutions, against PGD": Clean(partial(cnn, nn.ReLU), STRONG, epochs=8),
+    "convolutions, no attack": Clean(partial(cnn, nn.ReLU), epochs=8),
+    "convolutions with BatchNorm, no attack": Clean(lambda: SmallCNN(10, 1, 8), epochs=8),
 }
 
 
