@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +91,15 @@ def coin(model: nn.Module, x: Tensor) -> Tensor:
     return torch.where(turned, logits.roll(1, 1), logits)
 
 
+@cache
+def known_images() -> Tensor:
+    """All test images."""
+    return to_float(digits()().test.x)
+
+
 def remembers(model: nn.Module, x: Tensor) -> Tensor:
     """Images that are far from all it knows are replaced by the nearest that it knows."""
-    known = to_float(digits()().test.x)
+    known = known_images()
     distance = torch.cdist(x.flatten(1), known.flatten(1), p=float("inf"))
     nearest = known[distance.argmin(1)]
     return model(torch.where((distance.amin(1) > 0.15)[:, None, None, None], nearest, x))
