@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from robustmail.attacks.art import art
+from robustmail.attacks.library import bound
 from robustmail.attacks.torchattacks import torchattack
 from robustmail.errors import RecipeError
 
@@ -46,7 +47,7 @@ def adopted(attack: Any) -> Any:
         raise RecipeError(who, wrong, todo)
     settings = dict(_settings(who, attack))
     value = adapter(cls.__name__, **settings)
-    rebuilt = cls(attack.model if hasattr(attack, "model") else attack.estimator, **settings)
+    rebuilt = bound(cls, attack.model if hasattr(attack, "model") else attack.estimator, settings)
     for name, attribute in vars(attack).items():
         if name not in OF_THE_MODEL and not _is_same(attribute, vars(rebuilt).get(name)):
             raise RecipeError(who, f"its {name} is no setting that can be taken over", WRAP)

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import io
 import re
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext, redirect_stdout
 from typing import Any
+
+from torch import nn
 
 from robustmail.errors import PluginError, RecipeError, did_you_mean
 
-__all__ = ["knob_class", "library_class", "build_value"]
+__all__ = ["bound", "build_value", "knob_class", "library_class"]
 
 COUNTS = re.compile(r"^n_|^nb_|steps|iter|restarts|queries|size|classes|random_init")
 
@@ -65,3 +69,10 @@ def _kind(p: inspect.Parameter) -> Any:
     if isinstance(p.default, (int, float)):
         return int if isinstance(p.default, int) and COUNTS.search(p.name) else float
     return Any
+
+
+def bound(target: Callable[..., Any], model: nn.Module, knobs: Mapping[str, Any]) -> Any:
+    """A library's attack on this model, without the line that torchattacks prints of a model without parameters."""
+    is_bare = next(model.parameters(), None) is None if isinstance(model, nn.Module) else False
+    with redirect_stdout(io.StringIO()) if is_bare else nullcontext():
+        return target(model, **knobs)

@@ -37,8 +37,9 @@ def use_fast_loops(attack: Any) -> Any:
         attack.attack_single_run = lambda x, y: _apgd(attack, x, y, lambda logits, rows: loss(logits, y[rows]))
     elif isinstance(attack, torchattacks.FAB) and is_linf and attack.n_restarts == 1:
         attack.attack_single_run_targeted = lambda x, y, use_rand_start: _fab_targeted(attack, x, y)
-    elif isinstance(attack, torchattacks.Square) and is_linf:
-        attack.attack_single_run = lambda x, y: _square(attack, x, y)
+    elif isinstance(attack, torchattacks.Square):
+        loop = _square if is_linf else _square_l2
+        attack.attack_single_run = lambda x, y: loop(attack, x, y)
     return attack
 
 
@@ -221,9 +222,7 @@ def _square(attack: Any, x: Tensor, y: Tensor) -> tuple[None, Tensor]:
         for query in range(attack.n_queries):
             if not len(rows):
                 break
-            side = min(max(round(math.sqrt(attack.p_selection(query) * h * w)), 1), h, w)
-            top, start = (int((size - side) * torch.rand([1])) for size in (h, w))
-            window = (slice(None), slice(None), slice(top, top + side), slice(start, start + side))
+            window = _window(h, w, min(max(_side(attack, query, h, w), 1), h, w))
             change = 2.0 * attack.eps * attack.random_choice([c, 1, 1])
             square = torch.clamp(best[window] + change, low[window], high[window])
             asked = (square != best[window]).flatten(1).any(1)  # of the others the model has been asked already
@@ -248,3 +247,80 @@ def _square(attack: Any, x: Tensor, y: Tensor) -> tuple[None, Tensor]:
 
 def _positions(which: Tensor | slice, rows: Tensor) -> Tensor:
     return which if isinstance(which, Tensor) else torch.arange(len(rows), device=rows.device)
+
+
+Window = tuple[slice, slice, slice, slice]
+
+
+def _side(attack: Any, query: int, h: int, w: int) -> int:
+    """Side of the square that covers this query's share of an image of h x w pixels."""
+    return round(math.sqrt(attack.p_selection(query) * h * w))
+
+
+def _window(h: int, w: int, side: int) -> Window:
+    """A square at a random place of images [B, C, h, w]; side: at most h and w."""
+    top, left = (int((size - side) * torch.rand([1])) for size in (h, w))
+    return slice(None), slice(None), slice(top, top + side), slice(left, left + side)
+
+
+def _square_l2(attack: Any, x: Tensor, y: Tensor) -> tuple[None, Tensor]:
+    """As `_square`, in l2: each query moves what one window holds, and what the ball has left, to another window.
+
+    A window has an odd side of 3 at least, or the image's shorter side where that is less. x: [B, C, H, W]. y: [B].
+    """
+    _, _, h, w = x.shape
+    with torch.no_grad():
+        found = torch.clamp(x + attack.normalize_delta(_tiles(attack, x)) * attack.eps, 0, 1)
+        margin, loss = attack.margin_and_loss(found, y)
+        rows = (margin > 0).nonzero().flatten()  # of the images that are still attacked
+        best, clean, y, loss = (part[rows] for part in (found, x, y, loss))
+        for query in range(attack.n_queries):
+            if not len(rows):
+                break
+            side = min(max(_side(attack, query, h, w), 3) | 1, h, w)
+            delta = _moved(attack, best - clean, _window(h, w, side), _window(h, w, side))
+            tried = torch.clamp(clean + attack.normalize_delta(delta) * attack.eps, 0, 1)
+            margins, losses = attack.margin_and_loss(tried, y)
+            is_broken = margins <= 0
+            best = torch.where(per_image((losses < loss) | is_broken), tried, best)
+            loss = loss.minimum(losses)
+            if is_broken.any():
+                found[rows[is_broken]] = best[is_broken]
+                rows, best, clean, y, loss = (part[~is_broken] for part in (rows, best, clean, y, loss))
+        found[rows] = best
+    return None, found
+
+
+def _tiles(attack: Any, x: Tensor) -> Tensor:
+    """Bumps of random sign side by side, [B, C, H, W]; those at the border are cut where they do not fit."""
+    n, c, h, w = x.shape
+    side = max(min(h // 5, w), 1)
+    first = (h - 5 * side) // 2 if h >= 5 * side else 0
+    delta = torch.zeros_like(x)
+    for top in range(first, first + h // side * side, side):
+        for left in range(first, first + w // side * side, side):
+            bump = attack.eta(side) * attack.random_choice([n, c, 1, 1])
+            part = delta[:, :, top : top + side, left : left + side]
+            part += bump[:, :, : part.shape[2], : part.shape[3]]
+    return delta
+
+
+def _moved(attack: Any, delta: Tensor, to: Window, away: Window) -> Tensor:
+    """A perturbation [B, C, H, W] in which the window `to` has a new bump on top of its old one, with what the window
+    `away` held, which becomes 0, and what the ball has left. Both windows are squares of one side."""
+    n, c = delta.shape[:2]
+    both = torch.zeros_like(delta)
+    both[to], both[away] = delta[to], delta[away]
+    bump = attack.eta(delta[to].shape[-1]) * attack.random_choice([n, c, 1, 1])
+    bump = bump.contiguous() + delta[to] / (1e-12 + _root_of_squares(delta[to]))
+    length = attack.lp_norm(delta)
+    left = (torch.full_like(length, attack.eps) ** 2 - length**2).clamp(min=0)
+    bump = bump / (1e-12 + _root_of_squares(bump)) * (left / c + attack.lp_norm(both) ** 2).sqrt()
+    delta[away] = 0
+    delta[to] = bump
+    return delta
+
+
+def _root_of_squares(window: Tensor) -> Tensor:
+    """Of each channel, [B, C, 1, 1]."""
+    return window.square().sum(dim=(-2, -1), keepdim=True).sqrt()

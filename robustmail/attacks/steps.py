@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from robustmail.attacks.view import ModelView
-from robustmail.functional import gap
+from robustmail.functional import ce, gap, precise
 from robustmail.norms import Norm
 
 __all__ = [
     "Lowest",
+    "ScaledCE",
     "gradient_and_logits",
     "lengths",
     "likeliest_wrong",
@@ -87,6 +89,20 @@ def lengths(images: Tensor) -> Tensor:
 def per_image(values: Tensor) -> Tensor:
     """[B] -> [B, 1, 1, 1]"""
     return values.view(-1, 1, 1, 1)
+
+
+@dataclass(frozen=True)
+class ScaledCE:
+    """CE(scale z, y), a loss for PGD: the logit scaling attack of Hitaj et al. 2021.
+
+    A factor changes no prediction, so a sound model does not depend on it. scale: above 0.
+    (logits [B, classes], labels [B]) -> [B].
+    """
+
+    scale: float
+
+    def __call__(self, logits: Tensor, y: Tensor) -> Tensor:
+        return ce(self.scale * precise(logits), y)
 
 
 class Lowest:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from robustmail.attacks.library import build_value, knob_class, library_class
+from robustmail.attacks.library import bound, build_value, knob_class, library_class
 from robustmail.attacks.loops import use_fast_loops
 from robustmail.attacks.per_image_noise import own_noise
 from robustmail.attacks.view import ModelView, check_images, check_result, model_view
@@ -63,7 +63,9 @@ class _Torchattack:
         who = f"torchattack({self.__given__[0]!r})"
         check_images(who, x)
         with model_view(model) as view:
-            attack = own_noise(use_fast_loops(self._target(view, **self._knobs(who, view, x))))
+            attack = own_noise(use_fast_loops(bound(self._target, view, self._knobs(who, view, x))))
+            if getattr(attack, "device", x.device) is None:  # a model without parameters
+                attack.set_device(x.device)
             x_adv = attack(x.detach().contiguous(), y.long())  # FAB cannot take channels-last strides
             return Adversarial(check_result(who, view, x, x_adv, getattr(self, "eps", None), norm_of(self)))
 

@@ -15,6 +15,7 @@ from robustmail.attacks.constraint_relaxation import CR
 from robustmail.attacks.instances import adopted
 from robustmail.attacks.margin_decomposition import MD
 from robustmail.attacks.pgd import PGD
+from robustmail.attacks.steps import ScaledCE
 from robustmail.attacks.torchattacks import torchattack
 from robustmail.attacks.view import eps_of
 from robustmail.errors import RecipeError, did_you_mean
@@ -81,7 +82,8 @@ class AttackSpec(NamedTuple):
         attack = inner(self.stages[stage])
         is_torchattack = type(attack).__module__ == "robustmail.attacks.torchattacks"
         is_known = is_torchattack and getattr(attack, "__given__", ("",))[0] in PER_IMAGE
-        is_pgd = isinstance(attack, PGD) and not attack.noise and isinstance(attack.loss, str)  # no loss of one's own
+        # A loss of one's own may look at the whole batch.
+        is_pgd = isinstance(attack, PGD) and not attack.noise and isinstance(attack.loss, (str, ScaledCE))
         return is_known or is_pgd or isinstance(attack, (MD, CR))
 
     def uses_logits_only(self, stage: str) -> bool:

@@ -178,7 +178,10 @@ def _measure(task: EvaluationTask, ledger: Ledger, sizer: BatchSizer) -> Iterato
     if task.shard[0] != 1 or not (is_attacked or task.training is None):  # a run may be evaluated on clean images alone
         return
     for record in measure(task.subject.model, task.data.part, ledger, task.eps, task.norm, task.seed, sizer):
-        yield {**record, "doubts": list(task.subject.doubts)} if isinstance(record, dict) else record
+        if isinstance(record, dict):
+            weights = task.weigh(task.subject.model, task.data.part, sizer) if task.weigh else []
+            record = {**record, "doubts": list(task.subject.doubts), "weights": weights}
+        yield record
 
 
 def _resume(task: EvaluationTask, folder: Path) -> StoredEvaluation | None:

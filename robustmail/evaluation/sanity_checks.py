@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -16,12 +16,22 @@ from torch import nn
 
 from robustmail.attacks.pgd import PGD
 from robustmail.attacks.torchattacks import torchattack
-from robustmail.attacks.view import call_model
 from robustmail.data.image_files import LabelledImages
 from robustmail.evaluation.attack_specs import AttackSpec, attack_spec, in_turn, pgd_runs
+from robustmail.evaluation.causes import Sample, cause_checks, measure_causes
 from robustmail.evaluation.evaluator import clean_pass, image_batch, run_attack
 from robustmail.evaluation.exact_inference import BatchSizer, exact_inference
+from robustmail.evaluation.label_checks import label_checks
 from robustmail.evaluation.ledger import BROKE, UNTRIED, Ledger
+from robustmail.evaluation.measurements import MIN_IMAGES, Measurements, level, red_if
+from robustmail.evaluation.output_checks import (
+    BATCH_DEPENDENT_LOGITS,
+    RANDOM_LOGITS,
+    measure_draws,
+    measure_outputs,
+    output_checks,
+)
+from robustmail.evaluation.quantiles import by_weight, weight_check
 from robustmail.evaluation.results import Check
 from robustmail.evaluation.statistics import paired, wilson
 from robustmail.functional import ce
@@ -35,63 +45,18 @@ SAMPLE, LARGE_SAMPLE = 128, 8  # images that are measured, the first ones; on a 
 LIGHTS = ("grey", "green", "yellow", "red")
 
 # Thresholds; docs/believing.md says where they come from.
-RANDOM_LOGITS = 1e-4  # difference of logits between two passes, as a share of the largest
-BATCH_DEPENDENT_LOGITS = 1e-3  # the same beside other images
 ZERO_GRADIENTS = 0.05  # share of images whose gradient is exactly zero, or not finite
 HUGE = 0.5  # an L-inf ball in which every image can be made grey
 STANDS_HUGE = 0.05  # share of images that may stand there
 BLACK_BOX = (0.02, 0.05)  # share of images that only the black box breaks: yellow, red
 GAP = (8.0, 12.0)  # points between the best PGD and the strongest: yellow, red
 OVERLOOKED = (0.02, 0.10)  # share of images that only the checks' own attacks break: yellow, red
-MIN_IMAGES = 3  # fewer images do not turn on a light
 NO_HELP, MUCH_BETTER = 0.5, 10.0  # points: ten times the steps, and a targeted attack
 ROUNDING = 5.0  # points that 8 bits may be better
 TARGETED = "apgd-t"  # the stage of AutoAttack that does not have PGD's weakness
 OF_PGD = ("pgd-to-strongest-gap", "more-steps-do-not-help")  # checks of what PGD alone can do here
+OF_SCALE = "logit-scale"  # what the targeted stage does not see at all
 CURVE = (0.25, 0.5, 1.0, 1.5, 2.0, 4.0)  # of eps
-
-
-@dataclass(frozen=True)
-class Measurements:
-    """What the checks need of what `measure` yields last. Shares are in [0, 1], of the n images of the sample.
-
-    n: images in the sample.
-    differs: largest difference of logits between two passes on the same images, as a share of the largest logit.
-    changes_its_mind: share of images whose class differs between these passes.
-    by_company: as `differs`, for the same images beside other ones.
-    alters_images: whether the model writes into its input.
-    probabilities: whether its outputs are probabilities.
-    zero_gradients: share of images whose gradient is zero or not finite.
-    pgd10, pgd100, targeted: shares that stand under 10 iterations of PGD, under 100, and under 100 and a short targeted
-    attack.
-    black_box: share that only 300 random queries broke.
-    broken: places in the data set of all images that these attacks broke.
-    huge: an eps at which no image can stand; None if no attack takes so large a one.
-    curve: images that stand under PGD at several eps.
-    doubts: what speaks against the way the checkpoint was read, in sentences.
-    """
-
-    n: int
-    differs: float
-    changes_its_mind: float
-    by_company: float
-    alters_images: bool
-    probabilities: bool
-    zero_gradients: float
-    pgd10: float
-    pgd100: float
-    targeted: float
-    black_box: float
-    broken: list[int]
-    huge: float | None
-    curve: list[dict[str, Any]]
-    doubts: list[str]
-
-    @classmethod
-    def of(cls, measured: dict[str, Any]) -> Measurements:
-        """The measurements in a results.json. Raises KeyError: one is missing."""
-        values = {"doubts": [], **measured}
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
 
 
 def measure(
@@ -110,7 +75,7 @@ def measure(
     n = len(sample)
     results: dict[str, Any] = {
         "n": n,
-        **sizer.with_oom_retry(lambda: _outputs(model, part.first(64), sizer.pass_size)),
+        **sizer.with_oom_retry(lambda: measure_outputs(model, part.first(64), sizer.pass_size)),
         "zero_gradients": sizer.with_oom_retry(lambda: _zero_gradients(model, part, sizer.pass_size)),
     }
     pgd10, pgd100 = (attack_spec(name, eps, 10, norm) for name in ("pgd10", "pgd100"))
@@ -125,6 +90,7 @@ def measure(
     before_square = sample.standing([stage for stage in sample.stages if stage != square.name])
     results["black_box"] = int((before_square & (sample.outcome(square.name) == BROKE)).sum()) / n
     results["broken"] = sample.index[~sample.standing(list(sample.stages))].tolist()  # places: a shard has only some
+    missed = sample.standing(["pgd100"]) & ~sample.standing(list(sample.stages))
     huge = HUGE if norm == "linf" else HUGE * math.sqrt(part.x[0].numel())
     results["huge"] = huge if huge <= MAX_EPS[norm] else None  # no attack takes so large an eps
     curve = _curve_spec(eps, norm, results["huge"])
@@ -133,7 +99,14 @@ def measure(
     for stage, attack in curve.stages.items():
         stages.append(stage)
         points.append({"eps": attack.eps, "correct": int(sample.standing(stages).sum())})  # type: ignore[attr-defined]
-    yield {**results, "curve": points}
+    results["curve"] = points
+    if results["differs"] > RANDOM_LOGITS:
+        draws = sizer.with_oom_retry(lambda: measure_draws(model, part, eps, norm, seed, sizer.pass_size))
+        results["draws"] = draws
+    elif results["by_company"] <= BATCH_DEPENDENT_LOGITS:  # otherwise verdicts say nothing of causes
+        causes = yield from measure_causes(Sample(model, part, sample, missed, eps, norm, seed, sizer))
+        results["causes"] = causes
+    yield results
 
 
 def _curve_spec(eps: float, norm: Norm, huge: float | None) -> AttackSpec:
@@ -165,11 +138,14 @@ def judge(measured: dict[str, Any] | None, ledger: Ledger, pgd: list[str], class
     classes: of the model, whichever of them are among the labels.
     """
     gap = _gap(ledger, pgd)
-    checks = list(_ledger_checks(ledger, gap, classes))
+    checks = [*_ledger_checks(ledger, gap, classes), *label_checks(ledger, classes)]
     if measured:
-        checks += _sample_checks(Measurements.of(measured), ledger)
-    if TARGETED in ledger.stages:  # then the number that is quoted is not PGD's
-        checks = [_milder(check) if check.name in OF_PGD else check for check in checks]
+        m = Measurements.of(measured)
+        checks += [*_sample_checks(m, ledger), *weight_check(by_weight(m.weights, ledger))]
+    if any(
+        stage.partition("(")[0] == TARGETED for stage in ledger.stages
+    ):  # then the number that is quoted is not PGD's
+        checks = [_milder(check) for check in checks]
     colour = light(checks) if measured and ledger.stages else "grey"  # without an attack there is nothing to believe
     return {
         "light": colour,
@@ -180,7 +156,10 @@ def judge(measured: dict[str, Any] | None, ledger: Ledger, pgd: list[str], class
 
 
 def _milder(check: Check) -> Check:
-    return replace(check, light="yellow") if check.light == "red" else check
+    """The check where the number that is quoted is not PGD's."""
+    if check.name == OF_SCALE:
+        return replace(check, light={"red": "yellow"}.get(check.light, "green"))
+    return replace(check, light="yellow") if check.name in OF_PGD and check.light == "red" else check
 
 
 def light(checks: list[Check]) -> str:
@@ -196,27 +175,6 @@ def curve(measured: dict[str, Any]) -> dict[str, Any]:
         low, high = wilson(point["correct"], n)
         points.append({"eps": point["eps"], "accuracy": point["correct"] / n, "low": low, "high": high})
     return {"attack": "PGD, 20 iterations of 2.5 eps / 20, on what smaller eps left standing", "n": n, "points": points}
-
-
-def _outputs(model: nn.Module, part: LabelledImages, size: int) -> dict[str, Any]:
-    """Whether outputs repeat, also beside other images; whether they are probabilities; whether the input is
-    unchanged."""
-    x, _ = image_batch(model, part, slice(None))
-    given = x.clone()
-    with exact_inference(model, size) as view, torch.no_grad():
-        call_model(model, given[:size])  # not through the view, which hands out copies
-        alters_images = not torch.equal(given, x)
-        first, second, beside_others = view(x), view(x), view(x[::2])
-    scale = first.abs().amax().clamp(min=1e-9)
-    sums = first.sum(1)
-    return {
-        "classes": first.shape[1],
-        "differs": ((first - second).abs().amax() / scale).item(),
-        "changes_its_mind": (first.argmax(1) != second.argmax(1)).float().mean().item(),
-        "by_company": ((first[::2] - beside_others).abs().amax() / scale).item(),
-        "alters_images": alters_images,
-        "probabilities": bool(first.min() >= 0 and first.max() <= 1 and (sums - 1).abs().max() < 1e-3),
-    }
 
 
 def _zero_gradients(model: nn.Module, part: LabelledImages, size: int) -> float:
@@ -267,7 +225,7 @@ def _ledger_checks(ledger: Ledger, gap: tuple[float, float] | None, classes: int
     low, _ = wilson(right, n)
     yield Check(
         "chance-accuracy",
-        _red_if(low <= 1 / classes),
+        red_if(low <= 1 / classes),
         f"{100 * right / n:.1f} % of the clean images are right, chance is {100 / classes:.1f} %",
         "the weights, the architecture or the input convention are likely wrong",
     )
@@ -275,7 +233,7 @@ def _ledger_checks(ledger: Ledger, gap: tuple[float, float] | None, classes: int
         points, interval_low = gap
         yield Check(
             "pgd-to-strongest-gap",
-            _level(points if interval_low > GAP[0] / 2 else 0.0, *GAP),
+            level(points if interval_low > GAP[0] / 2 else 0.0, *GAP),
             f"PGD leaves {points:.1f} points more standing than all attacks do",
             "PGD flatters this model; quote the strongest attack only",
         )
@@ -283,7 +241,7 @@ def _ledger_checks(ledger: Ledger, gap: tuple[float, float] | None, classes: int
         gain = 100 * int((ledger.rounded != BROKE).logical_and(ledger.rounded != UNTRIED).sum()) / n
         yield Check(
             "eight-bit",
-            _level(gain, ROUNDING, math.inf),
+            level(gain, ROUNDING, math.inf),
             f"{gain:.1f} points of the broken images are no longer broken when the example is rounded to 8 bits",
             "as files, these images resist better than the number says",
         )
@@ -293,23 +251,23 @@ def _sample_checks(m: Measurements, ledger: Ledger) -> Iterator[Check]:
     """Checks that need measurements on the sample."""
     for doubt in m.doubts:
         yield Check("doubtful-reading", "yellow", doubt, "the network or its input convention may be another one")
-    yield from _output_checks(m)
+    yield from output_checks(m, has_eot=any("eot" in stage for stage in ledger.stages))
     yield Check(
         "zero-gradients",
-        _red_if(m.zero_gradients > ZERO_GRADIENTS),
+        red_if(m.zero_gradients > ZERO_GRADIENTS),
         f"the gradient is zero or not finite at {100 * m.zero_gradients:.1f} % of {m.n} images",
         "attacks that follow the gradient cannot move there",
     )
     yield Check(
         "black-box-beats-white-box",
-        _level(m.black_box, *BLACK_BOX) if m.black_box * m.n >= MIN_IMAGES else "green",
+        level(m.black_box, *BLACK_BOX) if m.black_box * m.n >= MIN_IMAGES else "green",
         f"300 random queries broke {100 * m.black_box:.1f} % of {m.n} images that no gradient attack did",
         "gradients do not lead where the model is weak",
     )
     n_common, n_missed = _overlooked(m.n, m.broken, ledger)
     yield Check(
         "overlooked",
-        _level(n_missed / n_common, *OVERLOOKED) if n_missed >= MIN_IMAGES else "green",
+        level(n_missed / n_common, *OVERLOOKED) if n_missed >= MIN_IMAGES else "green",
         f"short attacks of this check broke {n_missed} images that stand in the evaluation, of {n_common}",
         "the attacks chosen are too weak here; take aa",
     )
@@ -318,7 +276,7 @@ def _sample_checks(m: Measurements, ledger: Ledger) -> Iterator[Check]:
     is_stuck = by_steps <= NO_HELP and by_target >= MUCH_BETTER and 100 * difference.low > MUCH_BETTER / 2
     yield Check(
         "more-steps-do-not-help",
-        _red_if(is_stuck),
+        red_if(is_stuck),
         f"ten times the steps of PGD gain {by_steps:.1f} points, a targeted attack {by_target:.1f}",
         "PGD is stuck, not the model strong",
     )
@@ -326,40 +284,11 @@ def _sample_checks(m: Measurements, ledger: Ledger) -> Iterator[Check]:
         standing = next(point["correct"] for point in m.curve if point["eps"] == m.huge) / m.n
         yield Check(
             "huge-eps",
-            _red_if(standing > STANDS_HUGE),
+            red_if(standing > STANDS_HUGE),
             f"{100 * standing:.1f} % of {m.n} images stand at eps {m.huge:.3g}, where nothing can",
             "the attack is failing: in so large a ball every image can be made any other",
         )
-
-
-def _output_checks(m: Measurements) -> Iterator[Check]:
-    """Checks of the model's outputs."""
-    is_random = m.differs > RANDOM_LOGITS
-    yield Check(
-        "randomised-output",
-        _red_if(is_random),
-        f"asked twice, logits differ by {100 * m.differs:.2g} % of the largest, and the class for "
-        f"{100 * m.changes_its_mind:.1f} % of the images",
-        "one attack on one draw says little; attack the average of many, as pgd100(eot=20) does",
-    )
-    yield Check(
-        "batch-dependent-output",
-        _red_if(m.by_company > BATCH_DEPENDENT_LOGITS and not is_random),
-        f"beside other images, logits differ by {100 * m.by_company:.2g} % of the largest",
-        "an image's class depends on those beside it, as in train mode; put the model in eval mode",
-    )
-    yield Check(
-        "alters-its-images",
-        _red_if(m.alters_images),
-        f"the model {'writes into' if m.alters_images else 'leaves alone'} the images it is given",
-        "attacks go on from images that are not theirs; let the model copy them",
-    )
-    yield Check(
-        "probabilities",
-        _red_if(m.probabilities),
-        "outputs are probabilities" if m.probabilities else "outputs are no probabilities",
-        "a loss on top of a softmax has hardly a gradient; return logits",
-    )
+    yield from cause_checks(m)
 
 
 def _overlooked(n_sample: int, broken_places: list[int], ledger: Ledger) -> tuple[int, int]:
@@ -368,11 +297,3 @@ def _overlooked(n_sample: int, broken_places: list[int], ledger: Ledger) -> tupl
     in_sample = ledger.index < n_sample  # the sample is the first images of the data set
     broken = torch.isin(ledger.index, torch.tensor(broken_places, dtype=torch.int64))
     return max(1, int(in_sample.sum())), int((broken & ledger.stands).sum()) if ledger.stages else 0
-
-
-def _red_if(is_red: bool) -> str:
-    return "red" if is_red else "green"
-
-
-def _level(value: float, yellow: float, red: float) -> str:
-    return "red" if value >= red else "yellow" if value >= yellow else "green"

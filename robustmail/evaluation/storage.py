@@ -20,6 +20,7 @@ from robustmail.evaluation.class_accuracies import KINDS, class_row, worst_class
 from robustmail.evaluation.evaluator import accuracy_row, as_floats, worst_case
 from robustmail.evaluation.examples import PARTS, WHOLE, load_examples
 from robustmail.evaluation.ledger import BROKE, UNTRIED, Ledger, read_rows, row_seal, rows_as_text
+from robustmail.evaluation.quantiles import by_margin, by_weight
 from robustmail.evaluation.results import refuse_old_run
 from robustmail.evaluation.sanity_checks import curve, judge
 from robustmail.evaluation.stored_images import StoredImages
@@ -32,7 +33,6 @@ from robustmail.runtime.untrusted import check_shape, read_json, read_text
 __all__ = [
     "FILES",
     "FORMAT",
-    "QUANTILES",
     "with_seal",
     "StoredEvaluation",
     "write_pngs",
@@ -64,8 +64,7 @@ SHAPE = {
 """types of what is read from results.json, which anybody may have written"""
 
 FILES = ("results.json", "ledger.csv", WHOLE, PARTS, "report.html", "png", "lock")
-FORMAT = 4  # goes up whenever this version cannot check the folders of the one before
-QUANTILES = 5  # of the clean margin
+FORMAT = 5  # goes up whenever this version cannot check the folders of the one before
 
 
 def with_seal(results: dict[str, Any]) -> dict[str, Any]:
@@ -223,7 +222,8 @@ def summarize(
         rounded = asdict(accuracy_row("worst case, 8-bit", int(stands.sum()), len(ledger)))
     return {
         "attacks": [asdict(row) for row in rows], "worst_case": asdict(worst_case(ledger)), "eight_bit": rounded,
-        **_by_class(ledger, classes), "margins": _by_margin(ledger),
+        **_by_class(ledger, classes), "margins": by_margin(ledger),
+        "by_weight": by_weight((measured or {}).get("weights", []), ledger),
         "curve": curve(measured) if measured else None, "believable": judge(measured, ledger, pgd, classes),
         "measured": measured, "seconds": {k: round(v, 3) for k, v in ledger.seconds.items()},
     }  # fmt: skip
@@ -239,17 +239,6 @@ def _by_class(ledger: Ledger, classes: int) -> dict[str, Any]:
             rows.append(class_row(c, n, natural, robust))
     kinds = KINDS if ledger.stages else KINDS[:1]
     return {"per_class": rows, "worst_classes": {kind: worst_classes(rows, kind) for kind in kinds}}
-
-
-def _by_margin(ledger: Ledger) -> list[dict[str, Any]]:
-    """Accuracies in quantiles of the clean margin, smallest first."""
-    rows = []
-    for positions in ledger.margin.argsort(stable=True).tensor_split(min(QUANTILES, len(ledger))):
-        margin, n = ledger.margin[positions], len(positions)
-        natural, robust = (int(mask[positions].sum()) / n for mask in (ledger.right, ledger.stands))
-        low, high = (round(float(v), 6) for v in (margin.min(), margin.max()))
-        rows.append({"low": low, "high": high, "n": n, "natural": natural, "robust": robust})
-    return rows
 
 
 def _read_examples(folder: Path, ledger: Ledger, rows: list[dict[str, str]]) -> tuple[StoredImages, tuple[int, ...]]:

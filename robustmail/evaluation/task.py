@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustmail.data.dataset import tensor_hash
 from robustmail.data.image_files import LabelledImages, hash_data
@@ -16,6 +17,7 @@ from robustmail.data.testsets import TestSet
 from robustmail.errors import ModelError, RunError
 from robustmail.evaluation.attack_specs import AttackSpec, check_eps, is_built_in, parse_attacks, transferred
 from robustmail.evaluation.evaluator import BLOCK, as_floats
+from robustmail.evaluation.exact_inference import BatchSizer
 from robustmail.evaluation.model_loading import LoadedModel
 from robustmail.fields import fingerprint
 from robustmail.norms import Norm
@@ -53,6 +55,8 @@ class EvaluationTask:
     training: of a training run's weights: epoch, burn_in, chosen_by, weights (the set: live, ema or swa).
     provenance: plain values for the results' provenance, beside versions, hardware and time.
     transfer: another model; each attack is run on it too, and its examples are judged by `subject`.
+    weigh: of a training run, what gives the first images the weights that the run's method would: (model, images, batch
+    sizes) -> [n]; empty if nothing can.
     attack_specs: what the attacks stand for.
 
     Raises RecipeError: an unknown attack or a bad eps. Raises RunError: more shards than blocks of images. Raises
@@ -71,6 +75,7 @@ class EvaluationTask:
     training: dict[str, Any] | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     transfer: LoadedModel | None = None
+    weigh: Callable[[nn.Module, LabelledImages, BatchSizer], list[float]] | None = None
     attack_specs: list[AttackSpec] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ def _page(results: Results, ledger: Ledger | None, folder: Path) -> Html:
     sections = [
         _light(results), _attacks(results),
         tag("div", _curve(results), _broken_by(ledger), class_="pair"),
-        tag("div", _margins(results), _outcomes(ledger), class_="pair"),
+        tag("div", _margins(results), _outcomes(ledger), class_="pair"), _weights(results),
         _classes(results), _examples(results, ledger, folder), _training(folder), _settings(results),
         _provenance(results, folder),
     ]  # fmt: skip
@@ -199,16 +199,25 @@ def _interval(c: ClassAccuracy) -> str:
 
 
 def _margins(r: Results) -> Html | None:
+    caption = "Quantiles of the margin on the clean image: p(true) − max p(other)."
+    return _quantiles("By margin", "clean margin", caption, r.raw.get("margins") or ())
+
+
+def _weights(r: Results) -> Html | None:
+    caption = "Quantiles of the weight that the run's method would give to the image, of the first test images."
+    return _quantiles("By weight", "weight", caption, r.raw.get("by_weight") or ())
+
+
+def _quantiles(title: str, name: str, caption: str, quantiles: Iterable[dict[str, Any]]) -> Html | None:
     rows: list[list[object]] = []
-    for row in r.raw.get("margins") or ():
-        margin, natural, robust = f"{row['low']:.2f} to {row['high']:.2f}", row["natural"], row["robust"]
+    for row in quantiles:
+        values, natural, robust = f"{row['low']:.2f} to {row['high']:.2f}", row["natural"], row["robust"]
         shares = svg.bullet(natural, robust), percent(natural), percent(robust)
-        rows.append([margin.replace("-", "−"), *shares, f"{row['n']:,}"])
+        rows.append([values.replace("-", "−"), *shares, f"{row['n']:,}"])
     if not rows:
         return None
     keys = _keys(natural="natural accuracy", robust="robust accuracy")
-    caption = "Quantiles of the margin on the clean image: p(true) − max p(other)."
-    return _section("By margin", keys, table(caption, ["clean margin", "-graph", "natural", "robust", "n"], rows))
+    return _section(title, keys, table(caption, [name, "-graph", "natural", "robust", "n"], rows))
 
 
 def _outcomes(ledger: Ledger | None) -> Html | None:

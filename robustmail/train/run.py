@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from robustmail.runtime.files import atomic_write, atomic_write_json, check_fold
 from robustmail.runtime.signals import Signals
 from robustmail.runtime.untrusted import check_shape, read_json
 from robustmail.train.dry_run import dry_run
+from robustmail.train.image_weights import weights_of
 from robustmail.train.initial_weights import init_sha256
 from robustmail.train.loop import fit, worse
 from robustmail.train.state import State, kept_epochs
@@ -255,8 +257,9 @@ def _evaluation_task(recipe: Recipe, state: State, folder: Path) -> EvaluationTa
         "text": describe(recipe),
     }
     return EvaluationTask(
-        model, test, recipe.evaluate, recipe.budget, recipe.norm, recipe.seed, training=training, provenance=about
-    )
+        model, test, recipe.evaluate, recipe.budget, recipe.norm, recipe.seed, training=training, provenance=about,
+        weigh=partial(weights_of, recipe) if recipe.weighter else None,
+    )  # fmt: skip
 
 
 def _finished(folder: Path, before: bool = False) -> RunFinished:

@@ -16,63 +16,32 @@ from robustmail.evaluation.evaluator import batch_sizer
 from robustmail.evaluation.ledger import Ledger
 from robustmail.evaluation.sanity_checks import Check, curve, judge, measure
 from robustmail.step import module_mode
+from tests.evaluation import maskers
+from tests.evaluation.maskers import EPS, MASKERS, Masked
 
 pytestmark = pytest.mark.long
 
-EPS = 0.1
 DOCS = Path(__file__).parents[2] / "docs" / "believing.md"
 
 
-class Masked(nn.Module):
-    """A model behind something that makes attacks fail without making it robust."""
-
-    def __init__(self, model: nn.Module, how) -> None:
-        super().__init__()
-        self.model, self.how = model, how
-
-    def forward(self, x):
-        return self.how(self.model, x)
+MASKS = ("logits times 1000", "rounded input", "detached", "softmax inside", "noise layer", "statistics of the batch",
+         "writes into its images", "dropout left on")  # fmt: skip
 
 
-def by_the_batch(model, x):
-    logits = model(x)
-    return logits - logits.mean(0)
-
-
-def in_place(model, x):
-    return model(x.detach().clamp_(0.2, 0.8) if not x.requires_grad else x.clamp(0.2, 0.8))
-
-
-MASKS = {
-    "logits times 1000": (lambda m, x: 1000 * m(x), "zero-gradients"),
-    "rounded input": (lambda m, x: m((8 * x).round() / 8), "zero-gradients"),
-    "detached": (lambda m, x: m(x.detach()), "zero-gradients"),
-    "softmax inside": (lambda m, x: m(x).softmax(1), "probabilities"),
-    "noise layer": (lambda m, x: m(x + 0.05 * torch.randn_like(x)), "randomised-output"),
-    "statistics of the batch": (by_the_batch, "batch-dependent-output"),
-    "writes into its images": (in_place, "alters-its-images"),
-    "dropout left on": (lambda m, x: nn.functional.dropout(m(x), 0.1), "randomised-output"),
-}
-
-
-def examined(model, digit_images, seed=0):
-    found = evaluate(model, digit_images.part.first(64), ("nat", "pgd10", "pgd100"), EPS)
-    *_, measured = measure(
-        model, digit_images.part.first(64), found.ledger, EPS, "linf", seed, batch_sizer(model, digit_images.part)
-    )
-    return measured, judge(measured, found.ledger, ["pgd10", "pgd100"], 10)
+def examined(model, digit_images):
+    return maskers.examined(model, digit_images.part.first(64))
 
 
 @pytest.mark.parametrize("name", MASKS)
 def test_a_planted_masker_is_flagged_by_name(robust_cnn, digit_images, name):
-    how, expected = MASKS[name]
-    _, verdict = examined(Masked(robust_cnn, how), digit_images)
+    masker = MASKERS[name]
+    _, verdict = examined(Masked(robust_cnn, masker.how), digit_images)
     assert verdict["light"] == "red"
-    assert expected in [flag["name"] for flag in verdict["flags"]]
+    assert masker.cause in [flag["name"] for flag in verdict["flags"]]
 
 
 def test_gradients_that_are_rounded_away_leave_a_black_box_and_a_huge_ball_as_witnesses(robust_cnn, digit_images):
-    measured, verdict = examined(Masked(robust_cnn, MASKS["rounded input"][0]), digit_images)
+    measured, verdict = examined(Masked(robust_cnn, MASKERS["rounded input"].how), digit_images)
     assert measured["zero_gradients"] == 1.0
     assert {"zero-gradients", "huge-eps"} <= {flag["name"] for flag in verdict["flags"]}
 

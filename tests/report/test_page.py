@@ -73,6 +73,12 @@ def test_the_page_says_the_number_to_quote_the_light_and_every_part(evaluation):
     assert len(seen.all("svg")) == 2
 
 
+def test_quantiles_of_the_weight_are_shown_where_a_run_has_them(evaluation):
+    rows = [{"low": 0.25, "high": 0.75, "n": 9, "natural": 1.0, "robust": 0.5, "robust_low": 0.2, "robust_high": 0.8}]
+    assert "0.25 to 0.75" in page(evaluation(by_weight=rows)).text
+    assert "By weight" not in page(evaluation()).text
+
+
 def test_the_page_asks_nobody_for_anything(evaluation):
     seen = page(evaluation())
     assert not {"script", "link", "iframe", "object", "embed", "form", "base"} & {name for name, _ in seen.elements}
