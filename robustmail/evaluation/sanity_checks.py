@@ -55,7 +55,7 @@ NO_HELP, MUCH_BETTER = 0.5, 10.0  # points: ten times the steps, and a targeted 
 ROUNDING = 5.0  # points that 8 bits may be better
 TARGETED = "apgd-t"  # the stage of AutoAttack that does not have PGD's weakness
 OF_PGD = ("pgd-to-strongest-gap", "more-steps-do-not-help")  # checks of what PGD alone can do here
-OF_SCALE = "logit-scale"  # what the targeted stage does not see at all
+OF_SCALE, NO_SCALE = "logit-scale", ("apgd-t", "cw", "md")  # these attacks compare logits, whose scale they do not see
 CURVE = (0.25, 0.5, 1.0, 1.5, 2.0, 4.0)  # of eps
 
 
@@ -142,10 +142,8 @@ def judge(measured: dict[str, Any] | None, ledger: Ledger, pgd: list[str], class
     if measured:
         m = Measurements.of(measured)
         checks += [*_sample_checks(m, ledger), *weight_check(by_weight(m.weights, ledger))]
-    if any(
-        stage.partition("(")[0] == TARGETED for stage in ledger.stages
-    ):  # then the number that is quoted is not PGD's
-        checks = [_milder(check) for check in checks]
+    stages = {stage.partition("(")[0] for stage in ledger.stages}
+    checks = [_milder(check, stages) for check in checks]
     colour = light(checks) if measured and ledger.stages else "grey"  # without an attack there is nothing to believe
     return {
         "light": colour,
@@ -155,11 +153,12 @@ def judge(measured: dict[str, Any] | None, ledger: Ledger, pgd: list[str], class
     }
 
 
-def _milder(check: Check) -> Check:
-    """The check where the number that is quoted is not PGD's."""
-    if check.name == OF_SCALE:
+def _milder(check: Check, stages: set[str]) -> Check:
+    """The check where the number that is quoted is not that of PGD on the cross-entropy alone."""
+    if check.name == OF_SCALE and not stages.isdisjoint(NO_SCALE):
         return replace(check, light={"red": "yellow"}.get(check.light, "green"))
-    return replace(check, light="yellow") if check.name in OF_PGD and check.light == "red" else check
+    is_softened = check.name in OF_PGD and check.light == "red" and TARGETED in stages
+    return replace(check, light="yellow") if is_softened else check
 
 
 def light(checks: list[Check]) -> str:

@@ -97,13 +97,13 @@ def test_what_a_scale_breaks_is_milder_where_an_attack_saw_no_scale():
         "logit_scale": {"standing": 50, "lost": {"10": 14}, "worst": 14}, "imbalance": {"only_md": 0, "only_margin": 0},
     }  # fmt: skip
     said = {}
-    for stage in ("pgd100", "apgd-t", "apgd-t(steps=10)"):
+    for stage in ("pgd100", "apgd", "cw", "apgd-t", "apgd-t(steps=10)"):
         ledger = right(N)
         ledger.outcome(stage)[:] = STOOD
         verdict = judge(vars(measurements(causes=found)), ledger, [], 10)
         said[stage] = {check["name"]: check["light"] for check in (*verdict["flags"], *verdict["examined"])}
     assert {stage: names["logit-scale"] for stage, names in said.items()} == {
-        "pgd100": "red", "apgd-t": "yellow", "apgd-t(steps=10)": "yellow"
+        "pgd100": "red", "apgd": "red", "cw": "yellow", "apgd-t": "yellow", "apgd-t(steps=10)": "yellow"
     }  # fmt: skip
 
 
