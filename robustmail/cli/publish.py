@@ -255,6 +255,7 @@ def _write_robustbench(folders: list[Path], paper: Path | None, data: str | None
 
 def _write_entry(folder: Path, board: Leaderboard, paper: Paper, data: str | None, out: Path) -> None:
     from robustmail.evaluation.attacked_images import attacked_images, write_tensor
+    from robustmail.evaluation.curve import is_curve
     from robustmail.evaluation.data_loading import open_data, open_recorded_data
     from robustmail.evaluation.results import read_results
     from robustmail.evaluation.storage import read_evaluation
@@ -262,6 +263,7 @@ def _write_entry(folder: Path, board: Leaderboard, paper: Paper, data: str | Non
     from robustmail.runtime.files import atomic_write_json, atomic_write_text, make_folder
 
     results, held = read_results(folder), read_evaluation(folder, strict=True)
+    in_curve = is_curve(folder.resolve().parent)
     name = robustbench.entry_name(results, paper)
     info = robustbench.model_info(results, board, paper)
     images = open_data(data) if data else open_recorded_data(held.results["spec"]["data_given"], str(folder))
@@ -271,8 +273,10 @@ def _write_entry(folder: Path, board: Leaderboard, paper: Paper, data: str | Non
     file = out / f"{name}-adversarial.pt"
     sha256 = write_tensor(tensor, file)
     texts = {
-        out / f"{name}-new-model.md": robustbench.issue_text(results, board, paper, info),
-        out / f"{name}-external-evaluation.md": robustbench.external_text(results, board, paper, file.name, sha256),
+        out / f"{name}-new-model.md": robustbench.issue_text(results, board, paper, info, in_curve),
+        out / f"{name}-external-evaluation.md": robustbench.external_text(
+            results, board, paper, file.name, sha256, in_curve
+        ),
     }
     atomic_write_json(entry, info)
     for path, text in texts.items():

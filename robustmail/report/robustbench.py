@@ -123,14 +123,14 @@ def check_model_info(info: dict[str, Any]) -> None:
         raise RunError("model_info number_forward_passes", "is less than 1")
 
 
-def issue_text(r: Results, board: Leaderboard, paper: Paper, info: dict[str, Any]) -> str:
-    """The text of the issue "New Model(s)"; its first line has the title."""
+def issue_text(r: Results, board: Leaderboard, paper: Paper, info: dict[str, Any], in_curve: bool = False) -> str:
+    """The text of the issue "New Model(s)"; its first line has the title. in_curve: see `_method`."""
     rows = [
         ("Architecture", info["architecture"]), ("Threat Model", board.threat_model), ("eps", board.eps_text),
         ("Clean accuracy", info["clean_acc"]), ("Robust accuracy", info["autoattack_acc"]),
         ("Additional data", None if info["additional_data"] is None else json.dumps(info["additional_data"])),
     ]  # fmt: skip
-    claims = [*map(_line, *zip(*rows, strict=True)), f"- **Evaluation method**: {_method(r)}"]
+    claims = [*map(_line, *zip(*rows, strict=True)), f"- **Evaluation method**: {_method(r, in_curve)}"]
     return "\n".join([
         f"<!-- Title: [New Model] {entry_name(r, paper)} -->", "",
         "# Paper Information", "",
@@ -143,8 +143,11 @@ def issue_text(r: Results, board: Leaderboard, paper: Paper, info: dict[str, Any
     ]) + "\n"  # fmt: skip
 
 
-def external_text(r: Results, board: Leaderboard, paper: Paper, tensor: str, sha256: str) -> str:
-    """The text of the issue "New external evaluation(s)"; tensor: name of the file of adversarial images."""
+def external_text(
+    r: Results, board: Leaderboard, paper: Paper, tensor: str, sha256: str, in_curve: bool = False
+) -> str:
+    """The text of the issue "New external evaluation(s)"; tensor: name of the file of adversarial images. in_curve: see
+    `_method`."""
     worst = r.worst
     assert worst is not None
     return "\n".join([
@@ -157,7 +160,7 @@ def external_text(r: Results, board: Leaderboard, paper: Paper, tensor: str, sha
         f"order of the test set, clean images where nothing was found; sha256 {code(sha256)})",
         f"- **Robust accuracy**: {100 * worst.accuracy:.2f}",
         _line("Author(s)", paper.authors),
-        f"- **Description of the method used**: {_method(r)}",
+        f"- **Description of the method used**: {_method(r, in_curve)}",
     ]) + "\n"  # fmt: skip
 
 
@@ -169,7 +172,8 @@ def _given(value: str | None) -> str:
     return "FILL IN" if not value else escaped(value)
 
 
-def _method(r: Results) -> str:
+def _method(r: Results, in_curve: bool) -> str:
+    """What was run. in_curve: the evaluation is one of several eps, and took over what a smaller one had broken."""
     aa, attacks = _row(r, "aa"), [row.name for row in r.attacks if row.name != "nat"]
     assert aa is not None
     parts = [
@@ -178,6 +182,8 @@ def _method(r: Results) -> str:
     ]
     if r.worst and len(attacks) > 1:
         parts.append(f"{100 * r.worst.accuracy:.2f} % stand under all of {', '.join(attacks)}")
+    if in_curve:
+        parts.append("images that the same attacks broke at a smaller eps were not attacked again and count as broken")
     if r.light:
         flags = ", ".join(flag.name for flag in r.light.flags)
         parts.append(f"sanity checks: {r.light.colour}" + (f" because of {flags}" if flags else ""))

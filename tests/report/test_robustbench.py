@@ -130,6 +130,8 @@ def test_the_issues_have_the_headings_of_their_templates(entry):
     assert "[New Model] Rice2020Overfitting" in lines[0]
     assert "- **Additional data**: false" in text
     assert "53.40 % stand under all of pgd100, aa" in text
+    curved = issue_text(results, board, PAPER, model_info(results, board, PAPER), in_curve=True)
+    assert ("at a smaller eps" in text, "at a smaller eps" in curved) == (False, True)
     external = external_text(results, board, PAPER, "x.pt", "00ff")
     assert "- **Robust accuracy**: 53.40" in external
 
