@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -106,14 +107,14 @@ def test_jobs_killed_and_requeued_and_a_drained_node_leave_the_bits_of_a_local_g
     runs = tmp_path / "there" / "runs"
     _until(lambda: len(_running()) == 2 and len(list(runs.rglob("state.pt"))) >= 2, "two jobs have saved")
     killed, requeued = _running()
-    _said("scancel", "--signal=KILL", "--full", killed)
+    _kill(killed)
     _said("scontrol", "requeue", requeued)
     _said("scontrol", "update", "nodename=n1", "state=drain", "reason=test")
     _until(lambda: requeued in _said("squeue", "-h", "-o", "%i"), "the requeued job waits")
     _said("scontrol", "release", requeued)
     out, err = first.communicate(timeout=500)
     assert first.returncode != 0, "one job was killed"
-    assert "without a result" in out + err, out + err
+    assert out.count("its process died") >= 1, out + err
     assert "sacct" not in err
     _said("scontrol", "update", "nodename=n1", "state=resume")
     second = python("-m", "robustmail", *slurm, cwd=tmp_path)
@@ -158,6 +159,17 @@ def _free_ports(count: int) -> list[int]:
 
 def _said(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+
+
+def _kill(job: str) -> None:
+    """Kill the Python processes of a job, as the kernel does where memory is short."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            mine = f"SLURM_JOB_ID={job}".encode() in (process / "environ").read_bytes().split(b"\0")
+            if mine and b"submitit" in (process / "cmdline").read_bytes():
+                os.kill(int(process.name), signal.SIGKILL)
+        except (OSError, ProcessLookupError):
+            continue  # it has ended
 
 
 def _running() -> list[str]:
