@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import re
 import json
+import re
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
