@@ -173,7 +173,8 @@ def curve(measured: dict[str, Any]) -> dict[str, Any]:
     for point in measured["curve"]:
         low, high = wilson(point["correct"], n)
         points.append({"eps": point["eps"], "accuracy": point["correct"] / n, "low": low, "high": high})
-    return {"attack": "PGD, 20 iterations of 2.5 eps / 20 (what a smaller eps broke stays broken)", "n": n, "points": points}
+    attack = "PGD, 20 iterations of 2.5 eps / 20 (what a smaller eps broke stays broken)"
+    return {"attack": attack, "n": n, "points": points}
 
 
 def _zero_gradients(model: nn.Module, part: LabelledImages, size: int) -> float:
