@@ -126,12 +126,11 @@ def eval_(
 
     if dry_run and show_download(chosen):
         return
+    plan = partial(_plan, inputs, other, attacks, seed, batch, shard, out)
     if corruptions is not None:
         refuse_with_corruptions(attacks, eps, norm, shard, batch, png, transfer, dry_run)
         evaluate_corruptions(inputs(), corruptions, n, out, seed, fresh)
-        return
-    plan = partial(_plan, inputs, other, attacks, seed, batch, shard, out)
-    if budgets:
+    elif budgets:
         refuse_with_curve(eps, shard, png)
         evaluate_curve(lambda: plan().task, budgets, out, fresh, plain, dry_run)
     elif dry_run:
