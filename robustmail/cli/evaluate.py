@@ -13,6 +13,7 @@ import typer
 from robustmail.cli.completion import complete_runs
 from robustmail.cli.corruptions import evaluate_corruptions, refuse_with_corruptions
 from robustmail.cli.curve import evaluate_curve, evaluations_of, refuse_with_curve
+from robustmail.cli.option_texts import check_count, parse_eps, parse_shard
 from robustmail.cli.options import (
     DEFAULT_ATTACKS,
     EVALUATE,
@@ -47,13 +48,10 @@ from robustmail.cli.options import (
     TransferModel,
     TransferNormalize,
     Weights,
-    check_count,
     command_line,
     evaluation_stopped,
     open_inputs,
     open_transfer,
-    parse_eps,
-    parse_shard,
     result_name,
     wants_plain,
 )  # fmt: skip

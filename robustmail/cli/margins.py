@@ -11,6 +11,7 @@ import typer
 
 from robustmail.catalog import catalog_entries
 from robustmail.cli.completion import complete_attacks, complete_plugins, complete_runs, complete_words
+from robustmail.cli.option_texts import check_count, split_names
 from robustmail.cli.options import (
     MEASURE,
     AcceptReading,
@@ -30,11 +31,9 @@ from robustmail.cli.options import (
     Probe,
     Seed,
     Weights,
-    check_count,
     command_line,
     open_inputs,
     result_name,
-    split_names,
     stop_exit,
     wants_plain,
 )

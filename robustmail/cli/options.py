@@ -21,7 +21,7 @@ from robustmail.cli.completion import (
     complete_runs,
     complete_words,
 )
-from robustmail.cli.option_texts import check_count, parse_eps, parse_norm, parse_shard, read_number, split_names
+from robustmail.cli.option_texts import check_count, parse_norm, read_number
 from robustmail.errors import DataError, Stopped
 
 if TYPE_CHECKING:
@@ -75,17 +75,13 @@ __all__ = [
     "TransferModel",
     "TransferNormalize",
     "Weights",
-    "check_count",
     "command_line",
     "evaluation_stopped",
     "how_to_go_on",
     "load_recipe_with",
     "open_inputs",
     "open_transfer",
-    "parse_eps",
-    "parse_shard",
     "result_name",
-    "split_names",
     "stop_exit",
     "wants_plain",
 ]

@@ -12,6 +12,7 @@ import typer
 
 from robustmail import catalog
 from robustmail.cli.completion import complete_plugins, complete_recipe, complete_words
+from robustmail.cli.option_texts import split_names
 from robustmail.cli.options import (
     OWN,
     TRAIN,
@@ -20,7 +21,6 @@ from robustmail.cli.options import (
     Plain,
     RecipeName,
     load_recipe_with,
-    split_names,
     stop_exit,
     wants_plain,
 )

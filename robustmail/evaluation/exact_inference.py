@@ -290,7 +290,7 @@ def _batch_invariance(
 def _same_bits_in_all_sizes(passes: FixedBatch, images: Tensor, with_gradient: bool) -> bool:
     whole = _outputs(passes, images, with_gradient)
     parts = (_outputs(passes, images[:n].clone(), with_gradient) for n in TRIED_SIZES)
-    return all(torch.equal(few, all_[: len(few)]) for part in parts for few, all_ in zip(part, whole, strict=True))
+    return all(torch.equal(few, many[: len(few)]) for part in parts for few, many in zip(part, whole, strict=True))
 
 
 def _outputs(network: nn.Module, images: Tensor, with_gradient: bool) -> tuple[Tensor, ...]:

@@ -60,10 +60,10 @@ class Measurements:
 
 
 def red_if(is_red: bool) -> str:
-    """\"red\" or "green"."""
+    """The light "red" or "green"."""
     return "red" if is_red else "green"
 
 
 def level(value: float, yellow: float, red: float) -> str:
-    """\"red\" from the second threshold, "yellow" from the first, else "green"."""
+    """The light "red" from the second threshold on, "yellow" from the first, else "green"."""
     return "red" if value >= red else "yellow" if value >= yellow else "green"

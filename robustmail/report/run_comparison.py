@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
@@ -13,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from robustmail.errors import RunError
-from robustmail.report.runs import RECIPE, read_curves, read_recipe
+from robustmail.report.runs import RECIPE, best_validation, read_curves, read_recipe
 from robustmail.runtime.untrusted import printable
 from robustmail.text import percent
 
@@ -104,8 +103,7 @@ def _last(values: Sequence[float], column: str) -> str:
     return f"{values[-1]:.4f}" if column == "train_loss" else percent(values[-1])
 
 
-def _best(run: list[dict[str, Any]]) -> str:
-    scores = [float(row["val_rob"]) for row in run if row.get("val_rob")]
-    if not scores:
+def _best(run: list[dict[str, str]]) -> str:
+    if (best := best_validation(run)) is None:
         return "no epoch is finished"
-    return f"{len(run)} epochs, the best robust validation is {percent(max(scores))} at {scores.index(max(scores)) + 1}"
+    return f"{len(run)} epochs, the best robust validation is {percent(best[0])} at {best[1]}"

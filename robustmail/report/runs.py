@@ -22,7 +22,7 @@ from robustmail.runtime.files import is_in_use
 from robustmail.runtime.untrusted import check_inside, check_shape, printable, read_json, read_text
 from robustmail.text import duration, percent
 
-__all__ = ["RunSummary", "find_runs", "read_curves", "read_run", "runs_table"]
+__all__ = ["RunSummary", "best_validation", "find_runs", "read_curves", "read_run", "runs_table"]
 
 RECIPE, STATE = "recipe.json", "state.pt"
 LOOKED_AT = 2**16  # bytes at either end of a log
@@ -63,17 +63,15 @@ def read_run(folder: Path, now: float) -> RunSummary:
     try:
         epochs = int(read_recipe(folder)["epochs"])
         rows = read_curves(folder)
-        scores = [float(row["val_rob"]) for row in rows if row.get("val_rob")]
+        best, best_epoch = best_validation(rows) or (None, None)
         is_complete = _is_complete(folder)
     except (*UNREADABLE, KeyError):
         return RunSummary(folder, "damaged")
-    best = max(scores, default=None)
     is_trained, is_running = len(rows) >= epochs, is_in_use(folder)
     state = "finished" if is_complete else "stopped"
     if is_running and not is_complete:
         state = "evaluating" if is_trained else "training"
     left = None if is_complete or is_trained else _time_left(folder / "log.txt", epochs, now if is_running else None)
-    best_epoch = None if best is None else scores.index(best) + 1
     return RunSummary(folder, state, len(rows), epochs, best, best_epoch, left)
 
 
@@ -90,6 +88,12 @@ def read_curves(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(io.StringIO(read_text(folder / "metrics.csv"))))
     except FileNotFoundError:
         return []
+
+
+def best_validation(rows: list[dict[str, str]]) -> tuple[float, int] | None:
+    """(highest robust accuracy in validation, its epoch counted from 1); None before there is one."""
+    scores = [float(row["val_rob"]) for row in rows if row.get("val_rob")]
+    return (max(scores), scores.index(max(scores)) + 1) if scores else None
 
 
 def runs_table(runs: list[RunSummary]) -> RenderableType:

@@ -31,9 +31,8 @@ class QueuedJob:
 
     def done(self) -> bool:
         """Whether the job has a result, or will have none."""
-        with self.quietly():
-            if Path(self.job.paths.result_pickle).exists():
-                return not is_queued(self.job.job_id)  # stopped to be requeued: a later start writes another result
+        if Path(self.job.paths.result_pickle).exists():
+            return not is_queued(self.job.job_id)  # stopped to be requeued: a later start writes another result
         if time.monotonic() - self.looked > LOOK_EVERY:
             self.looked = time.monotonic()
             self.missed = 0 if is_queued(self.job.job_id) else self.missed + 1

@@ -14,7 +14,7 @@ import typer
 from robustmail.catalog import recipe_files
 from robustmail.cli.main import app
 from robustmail.cli.margins import load_margins
-from robustmail.cli.options import parse_eps
+from robustmail.cli.option_texts import parse_eps
 from robustmail.config.loader import load_recipe
 from robustmail.config.overrides import apply_overrides, parse_value
 from robustmail.evaluation.attack_specs import parse_attacks
