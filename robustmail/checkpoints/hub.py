@@ -15,7 +15,7 @@ from pathlib import Path
 from robustmail.checkpoints.weight_files import CONFIG, USUAL, only_weights
 from robustmail.errors import ModelError, did_you_mean, in_brief
 
-__all__ = ["HubFile", "download", "is_hub", "repository_files", "repository_of", "upload"]
+__all__ = ["HubFile", "download", "hub_address", "is_hub", "repository_files", "repository_of", "upload"]
 
 _FORM = re.compile(r"hf:/{1,2}(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+?))?(?:@(?P<revision>[\w./-]+))?/?")
 _TODO = "Write hf://OWNER/NAME, hf://OWNER/NAME/FILE or hf://OWNER/NAME/FILE@REVISION."
@@ -41,6 +41,14 @@ def is_hub(text: str | Path) -> bool:
     return str(text).startswith(("hf://", "hf:/"))
 
 
+def hub_address(text: str | Path) -> tuple[str, str | None, str | None]:
+    """(OWNER/NAME, FILE, REVISION) of hf://OWNER/NAME/FILE@REVISION. Raises ModelError: another form."""
+    match = _FORM.fullmatch(str(text))
+    if match is None:
+        raise ModelError(str(text), "not a file of the hub", _TODO)
+    return match["repo"], match["file"], match["revision"]
+
+
 def download(text: str | Path) -> HubFile:
     """Download a file of weights, or take it from the cache, and config.json beside it, if there is one.
 
@@ -48,10 +56,7 @@ def download(text: str | Path) -> HubFile:
     file of weights. Raises ModelError: another form, no network, no such repository, revision or file, no access, or
     several files of weights.
     """
-    match = _FORM.fullmatch(str(text))
-    if match is None:
-        raise ModelError(str(text), "not a file of the hub", _TODO)
-    repo, file, revision = match["repo"], match["file"], match["revision"]
+    repo, file, revision = hub_address(text)
     from huggingface_hub import hf_hub_download
 
     with _hub_errors(str(text), repo, revision):

@@ -102,8 +102,11 @@ def show_curve_plan(tasks: list[EvaluationTask], folder: Path, at_zero: bool) ->
 
 
 def show_download(file: str) -> bool:
-    """Whether a file would have to be downloaded first, which is then said."""
-    if is_remote := file.startswith("hf://"):
+    """Whether a file has to be downloaded first, which is then said. Raises ModelError: not a file of the hub."""
+    from robustmail.checkpoints.hub import hub_address, is_hub
+
+    if is_remote := is_hub(file):
+        hub_address(file)
         say("model", f"{file}: would be downloaded, and then attacked. Nothing was done")
     return is_remote
 

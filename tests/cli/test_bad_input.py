@@ -125,6 +125,10 @@ COMMANDS = {
     "option of another verb": ("eval model.pth --sed 2", "No such option: --sed"),
     "option without its value": ("run quickstart --out", "'--out' requires an argument"),
     "kind to list": ("list margin", "list margin: no such kind. Did you mean 'margins'?"),
+    "address of the hub in a dry run": (
+        "eval hf://a --dry-run",
+        "hf://a: not a file of the hub. Write hf://OWNER/NAME",
+    ),
     "option of the other bench": ("bench --evaluation --batch 32", "bench --batch: is not used by --evaluation"),
     "recipe": ("run quikstart", "recipe 'quikstart': no such file, nor a built-in recipe. Did you mean 'quickstart'?"),
     "recipe to copy": ("copy quikstart", "no such built-in recipe. Did you mean 'quickstart'?"),
