@@ -5,7 +5,8 @@ Between two updates of the weights an attack passes a batch through the network 
 needs the gradient of the images only. So once per step the weights are folded, cast and packed in the processor's
 layout, and each convolution adds its residual and applies its relu while its output is still in the cache. On a CPU
 the passes are oneDNN's fused operators, with a backward pass written out below: a convolution, where the stride is one.
-Elsewhere they are torch's own operators, on a GPU captured as CUDA graphs.
+Layers of few pixels and many channels are matrix products on a CPU with AMX, see `gathered_conv`. Elsewhere the passes
+are torch's own operators, on a GPU captured as CUDA graphs.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from robustmail.errors import ModelError, in_brief
 from robustmail.models.classifier import Classifier, example_logits
 from robustmail.models.cuda_graphs import CudaGraph
+from robustmail.models.gathered_conv import GatherConvolutions, gather_pays, gathered_conv, gathered_input_gradient
 from robustmail.step import module_mode
 
 __all__ = ["Autocast", "FoldedModel"]
@@ -41,7 +43,7 @@ class Autocast(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] in [0, 1] -> [B, classes] float32"""
-        with torch.autocast(x.device.type, torch.bfloat16):
+        with torch.autocast(x.device.type, torch.bfloat16), GatherConvolutions():
             return cast(Tensor, self.model(x)).float()
 
 
@@ -129,7 +131,7 @@ class FoldedConv(nn.Module):
         """[B, in, H, W], and a residual in the shape of the output or None -> [B, out, h, w]"""
         x = x.to(self.weight.dtype)
         if x.device.type == "cpu":
-            return cast(Tensor, _OneDNNConv.apply(x, residual, self))  # type: ignore[no-untyped-call]
+            return cast(Tensor, _CPUConv.apply(x, residual, self))  # type: ignore[no-untyped-call]
         return self.forward_torch(x, residual)
 
     def forward_torch(self, x: Tensor, residual: Tensor | None) -> Tensor:
@@ -167,6 +169,20 @@ class FoldedConv(nn.Module):
         residual = residual.to(x.dtype)
         return cast(Tensor, onednn._convolution_pointwise.binary(x, residual, *settings, "add", None, relu, [], ""))
 
+    def gathers(self, shape: torch.Size) -> bool:
+        """Whether inputs of this shape are gathered and multiplied instead of convolved."""
+        padding, stride, dilation = self.geometry
+        plain = self.groups == 1 and dilation == [1, 1] and self.weight.dtype == torch.bfloat16
+        return plain and gather_pays(shape, self.weight, stride, padding)
+
+    def forward_gathered(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        """The forward pass as one matrix product."""
+        padding, stride, _ = self.geometry
+        y = gathered_conv(x, self.weight, stride, padding)
+        y = y if self.bias is None else y.add_(self.bias[:, None, None])
+        y = y if residual is None else y.add_(residual)
+        return y.relu_() if self.relu else y
+
     def input_gradient(self, gradient: Tensor, shape: torch.Size) -> Tensor:
         """The gradient of the input, of `shape`, from the gradient of the convolution's output."""
         padding, stride, dilation = self.geometry
@@ -178,9 +194,13 @@ class FoldedConv(nn.Module):
         kernel = self.weight.shape[2:]
         full = [kernel[i] - 1 - padding[i] for i in (0, 1)]
         if stride == [1, 1] and min(full) >= 0:  # the transpose is a convolution with the flipped kernel
+            if self.gathers(shape):
+                return gathered_conv(gradient, self._pack("flipped", gradient), stride, full)
             weight = self._pack("backward", gradient, full)
             settings = (None, full, [1, 1], [1, 1], 1, "none", [], "")  # type: ignore[assignment]
             return cast(Tensor, onednn._convolution_pointwise(gradient, weight, *settings))
+        if self.gathers(shape):
+            return gathered_input_gradient(gradient, self.weight, shape, stride, padding)
         # Rows and columns at the lower and right edge that the kernel did not reach.
         rest = [shape[i + 2] - (gradient.shape[i + 2] - 1) * stride[i] + 2 * padding[i] - kernel[i] for i in (0, 1)]
         weight = self._pack("strided", gradient, rest)
@@ -190,30 +210,32 @@ class FoldedConv(nn.Module):
     def _pack(self, operator: str, x: Tensor, extra: list[int] | None = None) -> Tensor:
         """The weight in oneDNN's layout for inputs like x, cached until another shape comes or `refresh` is called.
 
-        operator: "forward"; "backward", a convolution with padding `extra`; or "strided", a transposed convolution with
-        output padding `extra`.
+        operator: "forward"; "backward", a convolution with padding `extra`; "strided", a transposed convolution with
+        output padding `extra`; or "flipped", the weight of "backward" in torch's own layout.
         """
-        if operator in self.packed and self.packed[operator][0] == x.shape:
-            return self.packed[operator][1]
+        if operator not in self.packed or self.packed[operator][0] != x.shape:
+            self.packed[operator] = (x.shape, self._packed(operator, [*x.shape], extra))
+        return self.packed[operator][1]
+
+    def _packed(self, operator: str, shape: list[int], extra: list[int] | None) -> Tensor:
         weight, (padding, stride, dilation) = self.weight, self.geometry
         if operator == "strided":
-            settings = (padding, extra, stride, dilation, 1, [*x.shape])
-            packed = onednn._reorder_convolution_transpose_weight(weight, *settings)
-        else:
-            if operator == "backward":
-                weight = weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
-            padding = padding if extra is None else extra
-            packed = onednn._reorder_convolution_weight(weight, padding, stride, dilation, self.groups, [*x.shape])
-        self.packed[operator] = (x.shape, packed)
-        return cast(Tensor, packed)
+            settings = (padding, extra, stride, dilation, 1, shape)
+            return cast(Tensor, onednn._reorder_convolution_transpose_weight(weight, *settings))
+        if operator != "forward":
+            weight = weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
+        if operator == "flipped":
+            return weight
+        padding = padding if extra is None else extra
+        return cast(Tensor, onednn._reorder_convolution_weight(weight, padding, stride, dilation, self.groups, shape))
 
 
-class _OneDNNConv(torch.autograd.Function):
+class _CPUConv(torch.autograd.Function):
     """The passes of a FoldedConv on a CPU, with the gradients of x and residual."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, residual: Tensor | None, conv: FoldedConv) -> Tensor:
-        y = conv.forward_onednn(x, residual)
+        y = conv.forward_gathered(x, residual) if conv.gathers(x.shape) else conv.forward_onednn(x, residual)
         ctx.conv, ctx.shape, ctx.has_residual = conv, x.shape, residual is not None
         ctx.save_for_backward(y if conv.relu else None)
         return y

@@ -15,6 +15,7 @@ from robustmail.errors import ModelError
 from robustmail.models.classifier import Classifier
 from robustmail.models.cuda_graphs import use_cuda_graphs
 from robustmail.models.folded import Autocast, FoldedModel
+from robustmail.models.gathered_conv import has_amx
 from robustmail.step import module_mode
 
 __all__ = ["PrecisionChoice", "ComputeModels", "Precision", "backends", "choose_precision", "flops", "compute_models"]
@@ -130,9 +131,10 @@ def _bf16_hardware(device: torch.device) -> tuple[bool, str]:
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         return major >= 8, f"compute capability {major}.{minor}"
-    for unit, name in {"_is_amx_tile_supported": "AMX", "_is_avx512_bf16_supported": "AVX512-BF16"}.items():
-        if getattr(torch.cpu, unit, lambda: False)():
-            return True, name
+    if has_amx():
+        return True, "AMX"
+    if getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)():
+        return True, "AVX512-BF16"
     return False, "this CPU has no fast bf16"
 
 
