@@ -61,12 +61,22 @@ def atomic_write(path: Path, fill: Callable[[Path], Any]) -> None:
         os.replace(temporary, path)
     except Exception as error:  # torch and safetensors raise errors of their own for a full disk
         raise RunError(
-            str(path), f"cannot be written ({in_brief(error)})",
+            str(path), f"cannot be written ({_reason(error)})",
             "Free some space or pass --out DIR; the same command then goes on from the last saved state.",
         ) from error  # fmt: skip
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _reason(error: BaseException) -> str:
+    """The system's words, such as "No space left on device", also where a library has put its own error on top."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return in_brief(error)
 
 
 def atomic_write_text(path: Path, text: str) -> None:
