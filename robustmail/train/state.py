@@ -217,7 +217,8 @@ class State:
             "memory": self.memory.state_dict(),
         }  # fmt: skip
         save(content, self.folder / "state.pt")
-        self._write_metrics()
+        if self.step == 0:  # rows are added at the end of an epoch
+            self._write_metrics()
 
     def _write_metrics(self) -> None:
         if is_main_process():
