@@ -1,7 +1,7 @@
 """Checkpoints of any origin: read without running their code, diagnosed, and loaded into networks."""
 
 from robustmail.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from robustmail.checkpoints.file_formats import check_exists, load_saved
+from robustmail.checkpoints.file_formats import check_exists, load_saved, save
 from robustmail.checkpoints.infer import Candidate, candidates, convert_names
 from robustmail.checkpoints.inspection import Inspection, inspect_checkpoint
 from robustmail.checkpoints.load import build_network, fits, load_strict, load_tensors, normalisation_in
@@ -23,5 +23,6 @@ __all__ = [
     "build_network",
     "normalisation_in",
     "open_checkpoint",
+    "save",
     "candidates",
 ]

@@ -25,9 +25,10 @@ from robustmail.checkpoints.pickle_values import Global, Unbuilt
 from robustmail.checkpoints.storages import Storages
 from robustmail.checkpoints.unpickler import parts, unpickle
 from robustmail.errors import ModelError, did_you_mean, in_brief
+from robustmail.runtime.files import atomic_write
 from robustmail.runtime.untrusted import HEADER, check_inside, check_unpacked, parse_json, unpacked
 
-__all__ = ["RawCheckpoint", "check_exists", "load_saved", "read_file"]
+__all__ = ["RawCheckpoint", "check_exists", "load_saved", "read_file", "save"]
 
 _MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 """the number that torch's own pickles began with before 1.6"""
@@ -94,8 +95,22 @@ def read_file(path: str | Path) -> RawCheckpoint:
     return RawCheckpoint(path, container, content, metadata, path.stat().st_size, digest)
 
 
+def save(content: Any, path: Path) -> None:
+    """Write tensors and plain values atomically, as `load_saved` and torch.load read them.
+
+    torch opens no file by itself here: it would write the name into it, which is random for a temporary file.
+    Raises RunError as `atomic_write`.
+    """
+
+    def fill(temporary: Path) -> None:
+        with open(temporary, "wb") as file:
+            torch.save(content, file)
+
+    atomic_write(path, fill)
+
+
 def load_saved(path: Path, device: torch.device) -> Any:
-    """The content of a file that our torch.save wrote. Somebody may have replaced the file, so no code in it is run.
+    """The content of a file that `save` wrote. Somebody may have replaced the file, so no code in it is run.
 
     Raises ModelError, RunError, or what zipfile and torch raise of damaged files.
     """

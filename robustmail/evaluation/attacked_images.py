@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
+from robustmail.checkpoints import save
 from robustmail.data.dataset import tensor_hash
 from robustmail.data.testsets import TestSet
 from robustmail.errors import RunError
 from robustmail.evaluation.evaluator import as_floats
 from robustmail.evaluation.storage import StoredEvaluation
 from robustmail.norms import distances, tolerance
-from robustmail.runtime.files import atomic_write
 
 __all__ = ["attacked_images", "write_tensor"]
 
@@ -43,6 +43,6 @@ def attacked_images(held: StoredEvaluation, data: TestSet) -> torch.Tensor:
 
 def write_tensor(tensor: torch.Tensor, path: Path) -> str:
     """Write a tensor as `torch.load` reads it; returns the SHA-256 of the file."""
-    atomic_write(path, lambda temporary: torch.save(tensor, temporary))
+    save(tensor, path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

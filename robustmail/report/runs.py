@@ -7,9 +7,11 @@ import io
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -28,6 +30,7 @@ RECIPE, STATE = "recipe.json", "state.pt"
 LOOKED_AT = 2**16  # bytes at either end of a log
 STARTED = re.compile(r"(\d+) epochs of (\d+) steps")
 REACHED = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)  epoch (\d+) (?:step (\d+)|done):", re.MULTILINE)
+JUMP = 1800.0  # seconds; a validation may take as long, beyond the time that its steps take
 UNREADABLE = (OSError, ValueError, RunError, csv.Error)
 
 
@@ -136,11 +139,21 @@ def _time_left(log: Path, epochs: int, now: float | None) -> float | None:
         (time.mktime(time.strptime(at, "%Y-%m-%d %H:%M:%S")), (int(epoch) - 1) * steps + (int(step) if step else steps))
         for at, epoch, step in REACHED.findall(text[starts[-1].end() :])
     ]
-    if len(reached) < 2 or reached[-1][0] <= reached[0][0] or reached[-1][1] <= reached[0][1]:
+    if (per_step := _seconds_per_step(reached)) is None:
         return None
-    (since, first), (until, last) = reached[0], reached[-1]
-    left = (epochs * steps - last) * (until - since) / (last - first)
-    return max(left - max(now - until, 0) if now is not None else left, 0.0)
+    (until, last), waited = reached[-1], 0.0
+    if now is not None and 0 <= now - until < JUMP:
+        waited = now - until
+    return max((epochs * steps - last) * per_step - waited, 0.0)
+
+
+def _seconds_per_step(reached: Sequence[tuple[float, int]]) -> float | None:
+    """From (time, step) of a log's lines, without those between which the clock was set or the machine slept."""
+    between = [(t - before, step - first) for (before, first), (t, step) in pairwise(reached)]
+    usual = median(paces) if (paces := [seconds / steps for seconds, steps in between if steps > 0]) else 0.0
+    kept = [(seconds, steps) for seconds, steps in between if 0 <= seconds < JUMP + 20 * max(usual, 0.0) * steps]
+    seconds, steps = (sum(column) for column in zip(*kept, strict=True)) if kept else (0.0, 0)
+    return seconds / steps if seconds > 0 and steps > 0 else None
 
 
 def _ends(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -14,6 +15,8 @@ from typing import Any
 
 from robustmail.errors import InUseError, RunError, in_brief
 
+HELD = (errno.EWOULDBLOCK, errno.EACCES)  # anything else: a network's file system that has no locks
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
@@ -60,13 +63,22 @@ def atomic_write(path: Path, fill: Callable[[Path], Any]) -> None:
         os.chmod(temporary, 0o666 & ~_UMASK)  # safetensors and mkstemp give no rights to group and others
         os.replace(temporary, path)
     except Exception as error:  # torch and safetensors raise errors of their own for a full disk
-        raise RunError(
-            str(path), f"cannot be written ({in_brief(error)})",
-            "Free some space or pass --out DIR; the same command then goes on from the last saved state.",
-        ) from error  # fmt: skip
+        raise _unwritable(path, error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _unwritable(path: Path, error: BaseException) -> RunError:
+    """The system's words, such as "No space left on device", also where a library has put its own error on top."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__cause__ or cause.__context__
+    if cause is not None and cause.errno in READ_ONLY:
+        return RunError(str(path), f"cannot be written ({cause.strerror})", "Name a folder that you may write to.")
+    reason = in_brief(error) if cause is None or not cause.strerror else cause.strerror
+    todo = "Free some space and give the same command again; what was saved stays."
+    return RunError(str(path), f"cannot be written ({reason})", todo)
 
 
 def atomic_write_text(path: Path, text: str) -> None:
@@ -86,7 +98,7 @@ def append(path: Path, text: str) -> None:
             with open(number, "a", encoding="utf-8", closefd=False) as file:
                 file.write(text)
         except OSError as error:
-            raise RunError(str(path), f"cannot be written ({error.strerror})", "Free some space.") from error
+            raise _unwritable(path, error) from error
 
 
 @contextmanager
@@ -96,6 +108,8 @@ def opened(path: Path, flags: int) -> Iterator[int]:
     try:
         number = os.open(path, flags, 0o666)
     except OSError as error:
+        if error.errno in (*READ_ONLY, errno.ENOSPC) and not path.is_symlink():
+            raise _unwritable(path, error) from error
         wrong = "is a symbolic link" if path.is_symlink() else f"cannot be written ({error.strerror})"
         raise RunError(str(path), wrong, "Delete it, or pass another --out.") from error
     try:
@@ -164,7 +178,7 @@ def _is_lock(path: Path) -> bool:
 
 
 def is_in_use(folder: Path) -> bool:
-    """Whether another process holds the lock of a folder. Writes nothing; False where the platform has no such lock."""
+    """Whether another process holds the lock of a folder. Writes nothing; False where the platform has no locks."""
     try:
         import fcntl
     except ImportError:
@@ -175,8 +189,8 @@ def is_in_use(folder: Path) -> bool:
         return False
     try:
         fcntl.flock(number, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
+    except OSError as error:
+        return error.errno in HELD
     finally:
         os.close(number)  # and gives the lock back
     return False
@@ -186,21 +200,28 @@ def is_in_use(folder: Path) -> bool:
 def folder_lock(folder: Path) -> Iterator[None]:
     """Lock a folder for this process inside the block; the system releases the lock when the process ends.
 
-    Raises InUseError where another process holds the lock.
+    Without effect where the platform or the file system has no locks. Raises InUseError where another process holds the
+    lock.
     """
+    with opened(folder / "lock", os.O_RDWR) as number:
+        if _locked(number, folder):
+            for path in _leftovers(folder):  # of killed writers: a living one would hold the lock
+                if _LEFT.sub("", path.name) not in _UNLOCKED:
+                    path.unlink(missing_ok=True)
+        yield
+
+
+def _locked(number: int, folder: Path) -> bool:
+    """Lock an open file; whether there are locks here. Raises InUseError."""
     try:
         import fcntl
-    except ImportError:  # no such thing on this platform
-        yield
-        return
-    with opened(folder / "lock", os.O_RDWR) as number:
-        try:
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InUseError(
-                str(folder), "another process is working in it", "Wait for it, or pass another --out."
-            ) from error
-        for path in _leftovers(folder):  # of killed writers: a living one would hold the lock
-            if _LEFT.sub("", path.name) not in _UNLOCKED:
-                path.unlink(missing_ok=True)
-        yield
+    except ImportError:
+        return False
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in HELD:
+            todo = "Wait for it, or pass another --out."
+            raise InUseError(str(folder), "another process is working in it", todo) from error
+        return False
+    return True

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from robustmail.checkpoints import load_saved
+from robustmail.checkpoints import load_saved, save
 from robustmail.data.dataset import ImageData, Split, hold_out, to_float
 from robustmail.data.mixed import tested_source
 from robustmail.errors import ModelError, RecipeError, RunError, in_brief
@@ -216,8 +216,9 @@ class State:
             "averages": self.averages.state_dict(), "accumulate": self.accumulate,
             "memory": self.memory.state_dict(),
         }  # fmt: skip
-        atomic_write(self.folder / "state.pt", lambda path: torch.save(content, path))
-        self._write_metrics()
+        save(content, self.folder / "state.pt")
+        if self.step == 0:  # rows are added at the end of an epoch
+            self._write_metrics()
 
     def _write_metrics(self) -> None:
         if is_main_process():
@@ -312,7 +313,7 @@ class State:
             "memory": {name: rows.cpu() for name, rows in self.memory.rows(indices, batch.y).items()},
         }  # fmt: skip
         path = self.folder / "nonfinite.pt"
-        atomic_write(path, lambda temporary: torch.save(content, temporary))
+        save(content, path)
         return path
 
 

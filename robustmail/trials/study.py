@@ -57,6 +57,7 @@ class Study:
         self.jobs = own_job(plan_jobs(self._all_recipes, all_folders, out), self.recipes)
         self.missing = missing(self.jobs, self._all_recipes)
         self.errors: dict[Cell, str] = {}
+        self._read: dict[Cell, dict[str, float]] = {}
         self.trunks = self._earlier_trunks()
 
     def _repr_html_(self) -> str:
@@ -96,7 +97,7 @@ class Study:
 
     def rows(self) -> list[Row]:
         """The current results of every row over its seeds, with missing and failed seeds."""
-        accuracies = {(cell.row, cell.seed): read_accuracies(folder) for cell, folder in self.folders.items()}
+        accuracies = {(cell.row, cell.seed): self._accuracies(cell) for cell in self.recipes}
         failed = {(cell.row, cell.seed): error for cell, error in self.errors.items()}
         names = dict.fromkeys(cell.row for cell in self.recipes)
         finished = {key: value for key, value in accuracies.items() if value is not None}
@@ -104,7 +105,7 @@ class Study:
 
     def images_per_class(self) -> tuple[int, int] | None:
         """(fewest, most) test images of a class, of the first finished run; None without one."""
-        finished = (folder for folder in self.folders.values() if read_accuracies(folder) is not None)
+        finished = (folder for cell, folder in self.folders.items() if self._accuracies(cell) is not None)
         return images_per_class(first) if (first := next(finished, None)) else None
 
     def saved(self) -> dict[str, Any]:
@@ -138,8 +139,17 @@ class Study:
     def _cell(self, cell: Cell, folder: Path) -> dict[str, Any]:
         return {
             **asdict(cell), "folder": str(folder.relative_to(self.out)), "error": self.errors.get(cell),
-            "accuracy": read_accuracies(folder),
+            "accuracy": self._accuracies(cell),
         }  # fmt: skip
+
+    def _accuracies(self, cell: Cell) -> dict[str, float] | None:
+        """Those of a cell; of a finished one they are read once, since `save` looks at all cells after each."""
+        if cell not in self._read:
+            found = read_accuracies(self.folders[cell])
+            if found is None:
+                return None
+            self._read[cell] = found
+        return self._read[cell]
 
     def _add_trunk(self, folder: str, epochs: int, outcome: Any) -> None:
         """Add a trunk's seconds to those of earlier calls; a killed call's are lost, so the saving is a lower bound."""

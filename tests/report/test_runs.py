@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from robustmail.cli import main
-from robustmail.report.runs import find_runs, read_run, runs_table
+from robustmail.report.runs import LOOKED_AT, find_runs, read_run, runs_table
 
 NOW = time.mktime((2026, 5, 4, 12, 0, 0, 0, 0, -1))
 
@@ -51,6 +51,28 @@ def test_of_a_run_that_goes_on_the_time_since_its_last_line_has_passed(tmp_path:
         assert (run.state, run.left) == ("training", pytest.approx(7 * 60 - 20))
         assert read_run(made(tmp_path / "b"), NOW).state == "stopped"
     assert read_run(folder, NOW).state == "stopped"
+
+
+@pytest.mark.parametrize("jump", [86400, -86400, 3600])
+def test_a_clock_that_was_set_does_not_change_the_time_left(tmp_path: Path, jump: int):
+    folder = made(tmp_path / "a", done=5)
+    log = (folder / "log.txt").read_text().splitlines()
+    for k in (-1, -2):  # the last two lines are of another clock
+        at = time.strptime(log[k][:19], "%Y-%m-%d %H:%M:%S")
+        log[k] = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time.mktime(at) + jump)) + log[k][19:]
+    (folder / "log.txt").write_text("\n".join(log) + "\n")
+    assert read_run(folder, NOW).left == pytest.approx(5 * 60)
+    with open(folder / "lock") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert read_run(folder, NOW + 7 * 86400).left == read_run(folder, NOW - 7 * 86400).left == pytest.approx(5 * 60)
+
+
+def test_of_a_long_log_the_middle_need_not_be_read(tmp_path: Path):
+    folder = made(tmp_path / "a", done=2000, epochs=4000)
+    text = (folder / "log.txt").read_text().replace(": loss 1", f": loss 1{' ' * 100}")
+    (folder / "log.txt").write_text(text)
+    assert len(text) > 3 * LOOKED_AT
+    assert read_run(folder, NOW).left == pytest.approx(2000 * 60, rel=0.01)
 
 
 def test_a_finished_run_has_no_time_left(tmp_path: Path):

@@ -18,7 +18,9 @@ from robustmail.runtime.files import folder_lock
 from robustmail.runtime.signals import Signals
 from robustmail.trials.execute import run_job
 from robustmail.trials.fork import Job
-from robustmail.trials.grid import Cell
+from robustmail.trials.grid import Cell, cells
+from robustmail.trials.study import Study
+from robustmail.trials.summary import read_accuracies
 from tests.processes import Python, python
 from tests.trials.conftest import TINY, call, hashes
 
@@ -109,6 +111,24 @@ def test_a_finished_grid_is_compared_with_a_baseline(tmp_path, robustmail, whole
     refused = robustmail(*GRID, "--baseline", "quickstart margin=pm_nad")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "Did you mean 'quickstart margin=pm_nat'?" in refused.stderr
+
+
+def test_a_grid_reads_the_results_of_a_finished_run_once(tmp_path, whole, monkeypatch):
+    """It saves its summary after each run: reading all others each time would take longer with every run."""
+    shutil.copytree(whole[0] / "grid", tmp_path / "grid")
+    read: list[Path] = []
+
+    def counted(folder: Path) -> dict[str, float] | None:
+        read.append(folder)
+        return read_accuracies(folder)
+
+    monkeypatch.setattr("robustmail.trials.study.read_accuracies", counted)
+    made = cells(["quickstart"], ["margin=pm_adv,pm_nat"], TINY, (0, 1))
+    study = Study(made, tmp_path / "grid", "trials.json", "robustmail trials")
+    for _ in range(3):
+        study.save()
+    assert sorted(read) == [tmp_path / "grid" / name for name in CELLS]
+    assert summary(tmp_path / "grid") == summary(whole[0] / "grid")
 
 
 def test_a_grid_that_grows_or_shrinks_counts_what_its_own_cells_saved(tmp_path, whole):
