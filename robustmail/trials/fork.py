@@ -120,6 +120,8 @@ class _Planner:
     def __init__(self, recipes: Mapping[Cell, Recipe], folders: Mapping[Cell, Path], trunks: Path) -> None:
         self._recipes, self._folders, self._trunks = recipes, folders, trunks
         self._settings_at: dict[tuple[Cell, int], dict[str, Any]] = {}
+        self._turns: dict[Cell, Sequence[int]] = {}
+        """the epochs at which settings may change; asked for once, for every cell is compared with many"""
 
     def branch(self, cells: list[Cell], epoch: int, trunk: Path | None) -> Iterator[Job]:
         """The jobs of cells that share all epochs before this one."""
@@ -148,7 +150,7 @@ class _Planner:
         return groups
 
     def _same(self, first: Cell, second: Cell, epoch: int) -> bool:
-        if self._recipes[first].epochs <= epoch:
+        if first.seed != second.seed or self._recipes[first].epochs <= epoch:
             return False
         try:
             return self._settings(first, epoch) == self._settings(second, epoch)
@@ -156,12 +158,14 @@ class _Planner:
             return False
 
     def _settings(self, cell: Cell, epoch: int) -> dict[str, Any]:
-        recipe = self._recipes[cell]
-        if all(isinstance(schedule, Stairs) for schedule in iter_schedules(recipe)):  # constant between change points
-            epoch = max(turn for turn in recipe.change_points() if turn <= epoch)
-        if (cell, epoch) not in self._settings_at:
-            self._settings_at[cell, epoch] = shared_prefix(recipe, epoch)
-        return self._settings_at[cell, epoch]
+        if cell not in self._turns:
+            recipe = self._recipes[cell]
+            is_constant = all(isinstance(schedule, Stairs) for schedule in iter_schedules(recipe))
+            self._turns[cell] = recipe.change_points() if is_constant else range(recipe.epochs)
+        turn = max(turn for turn in self._turns[cell] if turn <= epoch)
+        if (cell, turn) not in self._settings_at:
+            self._settings_at[cell, turn] = shared_prefix(self._recipes[cell], turn)
+        return self._settings_at[cell, turn]
 
 
 def shared_prefix(recipe: Recipe, epoch: int) -> dict[str, Any]:
