@@ -14,6 +14,7 @@ from torch import nn
 from robustmail import PGD, digits
 from robustmail.data.dataset import Split, to_float
 from robustmail.data.testsets import TestSet
+from robustmail.evaluation import sanity_checks
 from robustmail.models.classifier import build
 
 HERE = Path(__file__).parent
@@ -21,6 +22,9 @@ SEED = int(os.environ.get("TEST_SEED", "0"))  # any other must do as well
 SHARED = HERE.parent.parent / "shared" / "data" / "cifar10-mini.npz"
 
 torch.set_num_threads(1)  # tests run side by side; two processes with two threads each would wait for one another
+
+# The checks on an evaluation take most of the time of a small one: one slice is measured, but where `whole_sample` is.
+WHOLE_SAMPLE, sanity_checks.SAMPLE = sanity_checks.SAMPLE, 8
 
 
 def reseed() -> None:
@@ -48,6 +52,12 @@ class Small(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.drop(self.bn(self.conv(x)).relu().flatten(1)))
+
+
+@pytest.fixture
+def whole_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checks on an evaluation measure as many images as they do for a user."""
+    monkeypatch.setattr(sanity_checks, "SAMPLE", WHOLE_SAMPLE)
 
 
 @pytest.fixture

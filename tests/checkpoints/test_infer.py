@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from robustmail.checkpoints import candidates
+from robustmail.checkpoints.infer import prices
 from robustmail.checkpoints.infer.search import _proposals
 from robustmail.models.classifier import build
 from tests.checkpoints import networks as n
@@ -82,7 +83,9 @@ def place(network: nn.Module, channels: int, size: int, tensors: dict[str, torch
 
 
 @pytest.mark.parametrize("name", FIRST)
-def test_the_first_reading_computes_what_the_network_does(name: str) -> None:
+def test_the_first_reading_computes_what_the_network_does(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for limit in ("MAX_CANDIDATES", "MAX_CANDIDATES_LARGE"):
+        monkeypatch.setattr(prices, limit, 1)  # to build all others takes ten times as long
     make, channels, size = FIRST[name]
     assert place(n.seasoned(make()), channels, size) == 0
 
