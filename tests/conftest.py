@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sklearn.datasets
 import torch
 from torch import nn
 
 from robustmail import PGD, digits
 from robustmail.data.dataset import Split, to_float
 from robustmail.data.testsets import TestSet
+from robustmail.evaluation import sanity_checks
 from robustmail.models.classifier import build
 
 HERE = Path(__file__).parent
@@ -21,6 +24,11 @@ SEED = int(os.environ.get("TEST_SEED", "0"))  # any other must do as well
 SHARED = HERE.parent.parent / "shared" / "data" / "cifar10-mini.npz"
 
 torch.set_num_threads(1)  # tests run side by side; two processes with two threads each would wait for one another
+
+sklearn.datasets.load_digits = functools.cache(sklearn.datasets.load_digits)  # hundreds of tests read the same file
+
+# The checks on an evaluation take most of the time of a small one: one slice is measured, but where `whole_sample` is.
+WHOLE_SAMPLE, sanity_checks.SAMPLE = sanity_checks.SAMPLE, 8
 
 
 def reseed() -> None:
@@ -51,6 +59,12 @@ class Small(nn.Module):
 
 
 @pytest.fixture
+def whole_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checks on an evaluation measure as many images as they do for a user."""
+    monkeypatch.setattr(sanity_checks, "SAMPLE", WHOLE_SAMPLE)
+
+
+@pytest.fixture
 def small() -> Small:
     torch.manual_seed(0)
     return Small()
@@ -67,6 +81,15 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 def slice_path() -> Path:
     """The first 160 training and 80 test images of CIFAR-10, which live in this repository."""
     return HERE / "data" / "cifar10-slice.npz"
+
+
+@pytest.fixture(scope="session")
+def tiny_path(slice_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every other pixel of the slice, for tests of what does not depend on how large images are."""
+    images = {key: value[:, ::2, ::2] if value.ndim == 4 else value for key, value in np.load(slice_path).items()}
+    path = tmp_path_factory.mktemp("tiny") / "cifar10-slice.npz"
+    np.savez(path, **images)
+    return path
 
 
 @pytest.fixture(scope="session")

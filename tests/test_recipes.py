@@ -90,11 +90,12 @@ def test_a_margin_that_needs_another_look_costs_a_forward():
 
 
 @pytest.mark.parametrize("name", sorted(set(FILES) - {"quickstart"}))
-def test_a_recipe_trains_two_epochs_on_real_images_to_a_finished_table(name, slice_path, tmp_path):
+def test_a_recipe_trains_two_epochs_on_real_images_to_a_finished_table(name, tiny_path, tmp_path):
     evaluate = ("nat", "pgd10") if name == "mail_trades" else ("nat",)  # attacks cost the same for all, and seconds
     changes = [
-        f"data=npz('{slice_path}')", "model=cifar_resnet18_w8", "epochs=2", "burn_in=1", "data.validation=128",
-        "batch=16", f"evaluate={','.join(evaluate)}", "test_size=16", "optimizer=SGD(lr=0.01)", "validate=nat",
+        f"data=subset(npz('{tiny_path}', validation=16), train=32)", "model=cifar_resnet18_w8", "epochs=2",
+        "burn_in=1", "batch=16", f"evaluate={','.join(evaluate)}", "test_size=16", "optimizer=SGD(lr=0.01)",
+        "validate=nat",
     ]  # fmt: skip
     if load_recipe(name).teacher is not None:
         changes += ["teacher=ema", "ema=0.9"]
@@ -122,7 +123,7 @@ def test_any_number_of_classes_grey_or_colour_and_images_that_are_not_square(nam
     assert [r.n for r in records if isinstance(r, AttackResult)] == [2 * classes + 20] * len(evaluate)
 
 
-def test_a_margin_defined_in_the_recipe_file_needs_no_registration(slice_path, tmp_path):
+def test_a_margin_defined_in_the_recipe_file_needs_no_registration(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
         "from robustmail import Step, load_recipe\n\n"

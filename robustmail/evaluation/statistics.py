@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ Z95 = 1.959963984540054
 Z80 = 0.8416212335729143  # of a power of 80 %
 
 
+@functools.lru_cache(4096)  # a report asks for the same few counts again and again, and each takes a millisecond
 def wilson(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a proportion."""
     from scipy.stats import binomtest

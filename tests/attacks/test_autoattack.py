@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 
 from robustmail import AutoAttack
@@ -11,13 +14,22 @@ EPS = 8 / 255
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 100])
-def test_autoattack_takes_any_number_of_classes_and_notes_what_it_replaced(classes, batch):
-    model = Small(classes=classes)
-    y = batch[1] % classes
-    stages = AutoAttack(eps=EPS).stages(classes)
+def test_autoattack_takes_any_number_of_classes_and_notes_what_it_replaced(classes, batch, monkeypatch):
+    """With a few steps of each attack: what they are made of does not depend on how many there are."""
+    model, ran = Small(classes=classes).eval(), []
+    attack = AutoAttack(eps=EPS / 100)  # so that images stand, and every stage has some to attack
+    stages = attack.stages(classes)
     assert ("apgd-t" in stages) == (classes >= 4)
-    assert (AutoAttack(eps=EPS).replaced(classes) is None) == (classes >= 4)
-    AutoAttack(eps=EPS)(model, batch[0], y)
+    assert (attack.replaced(classes) is None) == (classes >= 4)
+
+    def quick():
+        for name, stage in stages.items():
+            ran.append(name)
+            yield replace(stage, **{"n_queries": 10} if name == "square" else {"steps": 2})
+
+    monkeypatch.setattr(AutoAttack, "stages", lambda *_: SimpleNamespace(values=quick))
+    attack(model, batch[0], model(batch[0]).argmax(1))
+    assert ran == list(stages)
 
 
 def test_autoattack_has_the_settings_of_the_reference():

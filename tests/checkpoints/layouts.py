@@ -10,7 +10,7 @@ import copy
 import hashlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -128,11 +128,12 @@ def logits(path: Path) -> list[Tensor]:
         return [named(images()), inferred(images())]
 
 
-def main(folder: Path) -> None:
+def digests(folder: Path) -> Iterator[str]:
+    """Of every file, the name and hashes of its logits as JSON."""
     for path in sorted(folder.iterdir()):
         found = [hashlib.sha256(t.numpy().tobytes()).hexdigest()[:16] for t in logits(path)]
-        print(json.dumps([path.name, found]))
+        yield json.dumps([path.name, found])
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    print("\n".join(digests(Path(sys.argv[1]))))

@@ -18,6 +18,7 @@ import torch
 
 from robustmail import __version__, catalog
 from robustmail.cli import main
+from tests.processes import Python
 
 PLUGINS = """
 import torch
@@ -346,9 +347,8 @@ def test_ctrl_c_is_no_plugins_doing(tmp_path: Path) -> None:
         "recipe = load_recipe('quickstart').but(attack=attack, eps=0.1)\n"
     )
     default = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a job of a shell ignores it
-    words = [sys.executable, "-c", f"{default}; from robustmail.cli.main import main; main()", "check", "wait.py"]
-    waiting = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert waiting.stdout is not None
+    words = ["-c", f"{default}; from robustmail.cli.main import main; main()", "check", "wait.py"]
+    waiting = Python(*words, cwd=tmp_path)
     assert waiting.stdout.readline() == "waiting\n"
     waiting.send_signal(signal.SIGINT)
     _, said = waiting.communicate()

@@ -13,6 +13,8 @@ from robustmail.catalog import catalog_entries
 from robustmail.cli.evaluate import eval_
 from robustmail.cli.margins import figure, load_margins, margins
 from robustmail.models.classifier import build
+from robustmail.report import margin_figures
+from robustmail.report.margin_figures import PICTURES
 from tests.cli.test_bad_input import assert_refused, robustmail  # noqa: F401  a fixture
 
 pytestmark = pytest.mark.long
@@ -29,11 +31,14 @@ def matrix(step): return step.probs_adv
 def typo(step): return step.probs_advv
 number = 3
 """
-READ = "--data 'digits()' --model small_cnn --normalize none --n 30 --eps 0.1"
+READ = "--data 'digits()' --model small_cnn --normalize none --n 16 --eps 0.1"
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of the seven pictures of a lab, two are drawn: each takes as long as the measurement."""
+    drawn = {name: PICTURES[name] for name in ("paths", "rank_correlation")}
+    monkeypatch.setattr(margin_figures, "PICTURES", drawn)
     torch.manual_seed(0)
     torch.save(build("small_cnn", 10, 1).net.state_dict(), tmp_path / "net.pth")
     (tmp_path / "own.py").write_text(OWN)
@@ -46,7 +51,7 @@ def test_margins_writes_numbers_pictures_and_where_they_come_from(robustmail, fo
     words = f"margins net.pth {READ} --margins lps,own.py:doubt --against pgd10 --out lab"
     done = robustmail(words)
     assert done.code == 0, done.err
-    assert "30 images: 6 attack paths, 2 margins" in done.out
+    assert "16 images: 6 attack paths, 2 margins" in done.out
     first = (folder / "lab/margins.json").read_bytes()
     found = json.loads(first)
     assert sorted(found["margins"]) == ["doubt", "lps"]
@@ -100,12 +105,12 @@ def test_every_figure_keeps_its_own_provenance_and_a_replaced_one_is_told(robust
         kept = json.loads((folder / f"f/provenance-{which}.json").read_text())
         assert f"figure {which} net.pth" in kept["command"]
     assert "replaced" not in robustmail(f"figure 4 net.pth {READ} --out f").out
-    fewer = READ.replace("--n 30", "--n 20")
+    fewer = READ.replace("--n 16", "--n 12")
     assert "f held another figure 4, which is replaced" in robustmail(f"figure 4 net.pth {fewer} --out f").out
 
 
 def test_the_weights_of_runs_do_not_share_a_folder(robustmail, folder: Path):  # noqa: F811
-    short = "run quickstart epochs=1 burn_in=0 optimizer.lr=0.05 evaluate=nat test_size=30 --plain"
+    short = "run quickstart epochs=1 burn_in=0 optimizer.lr=0.05 evaluate=nat test_size=10 --plain"
     assert robustmail(short).code == 0
     for file in ("best.safetensors", "last.safetensors", ""):
         assert robustmail(f"figure 4 runs/quickstart/0/{file} --n 10").code == 0

@@ -19,7 +19,7 @@ from robustmail.step import module_mode
 from tests.evaluation import maskers
 from tests.evaluation.maskers import EPS, MASKERS, Masked
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("whole_sample")]
 
 DOCS = Path(__file__).parents[2] / "docs" / "believing.md"
 

@@ -6,9 +6,11 @@ import dataclasses
 import io
 import json
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -60,7 +62,7 @@ def sometimes_nan(step):
 
 @pytest.fixture(scope="module")
 def task() -> MarginTask:
-    """A small network, trained for a few steps against PGD on digits, and 120 images that it has not seen."""
+    """A small network, trained for a few steps against PGD on digits, and 60 images that it has not seen."""
     images = digits()()
     torch.manual_seed(0)
     model, attack = build("small_cnn", 10, 1), PGD(eps=0.1, alpha=0.04, steps=4)
@@ -71,7 +73,7 @@ def task() -> MarginTask:
         optimizer.zero_grad()
         nn.functional.cross_entropy(model.train()(x_adv), y).backward()
         optimizer.step()
-    data = TestSet("digits", images.test.first(120), 10, given="digits()")
+    data = TestSet("digits", images.test.first(60), 10, given="digits()")
     margins = {"strong": strong, "noise": noise, "lps": lps, "pm_adv": pm_adv, "constant": constant,
                "sometimes_nan": sometimes_nan, "p_adv": p_adv, "loss_adv": loss_adv}  # fmt: skip
     return MarginTask(LoadedModel.of(model.eval(), data), data, margins, 0.1, against=("cw", "pgd20"))
@@ -80,6 +82,43 @@ def task() -> MarginTask:
 @pytest.fixture(scope="module")
 def lab(task: MarginTask) -> LabResults:
     return list(measure_margins(task))[-1]
+
+
+class Drawn(NamedTuple):
+    """The pictures of the lab: their files, and matplotlib's figure of each."""
+
+    folder: Path
+    files: list[Path]
+    pages: dict[str, Any]
+
+
+@contextmanager
+def pages_recorded() -> Iterator[list]:
+    """Every matplotlib figure that is drawn meanwhile."""
+    pages: list = []
+
+    def recording(saved_figure: Callable) -> Callable:
+        @contextmanager
+        def record(*args):
+            with saved_figure(*args) as page:
+                yield page
+                pages.append(page)
+
+        return record
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (margin_figures, figures):
+            patch.setattr(module, "saved_figure", recording(module.saved_figure))
+        yield pages
+
+
+@pytest.fixture(scope="module")
+def drawn(lab: LabResults, tmp_path_factory: pytest.TempPathFactory) -> Drawn:
+    """Drawn once: it takes seconds."""
+    folder = tmp_path_factory.mktemp("drawn")
+    with pages_recorded() as pages:
+        files = draw_lab(lab, folder)
+    return Drawn(folder, files, dict(zip(PICTURES, pages, strict=True)))
 
 
 def test_the_true_margin_ranks_above_lps_and_lps_above_noise(lab: LabResults):
@@ -107,7 +146,7 @@ def test_noise_is_called_random_and_a_constant_constant(lab: LabResults):
 
 def test_a_margin_with_nan_is_reported_and_does_not_spoil_the_others(lab: LabResults):
     row = next(findings for findings in lab.findings if findings.margin == "sometimes_nan")
-    assert row.wrong == "NaN or infinite on 2 of 120 images"  # the eighth of each batch of a hundred
+    assert row.wrong == "NaN or infinite on 1 of 60 images"
     assert "sometimes_nan" not in lab.margins
 
 
@@ -132,11 +171,8 @@ def test_the_table_names_margins_that_rank_alike_once(lab: LabResults):
     assert not any("noise" in line or "constant" in line for line in lines)
 
 
-def test_a_heat_map_has_a_number_in_every_cell_and_the_truth_beside_the_margins(
-    lab: LabResults, pages: list, tmp_path: Path
-):
-    draw_lab(lab, tmp_path)
-    page = pages[list(PICTURES).index("rank_correlation")]
+def test_a_heat_map_has_a_number_in_every_cell_and_the_truth_beside_the_margins(lab: LabResults, drawn: Drawn):
+    page = drawn.pages["rank_correlation"]
     for axis, images in zip(page.axes, ("everywhere", "right"), strict=True):
         names = [label.get_text() for label in axis.get_xticklabels()]
         assert names == [*lab.rank_correlation[images], "(stands)", "(distance)"]
@@ -169,8 +205,8 @@ def test_the_same_task_gives_the_same_bytes_whatever_the_batch_and_reads_back(
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     few = {"lps": lps, "noise": noise, "pm_adv": pm_adv}
-    for name, batch in {"a": None, "b": 16}.items():
-        again = MarginTask(task.subject, task.data.first(40), few, 0.1, against=("cw",), batch=batch)
+    for name, batch in {"a": None, "b": 10}.items():
+        again = MarginTask(task.subject, task.data.first(24), few, 0.1, against=("cw",), steps=4, batch=batch)
         save_lab(list(measure_margins(again))[-1], tmp_path / name)
     assert (tmp_path / "a/margins.json").read_bytes() == (tmp_path / "b/margins.json").read_bytes()
     save_lab(lab, tmp_path / "b")
@@ -181,38 +217,17 @@ def test_the_same_task_gives_the_same_bytes_whatever_the_batch_and_reads_back(
     ]
 
 
-def test_every_question_has_a_picture_and_the_table_names_the_verdicts(lab: LabResults, tmp_path: Path):
-    files = draw_lab(lab, tmp_path)
-    assert {path.name for path in files} == {f"{name}.{form}" for name in PICTURES for form in ("png", "svg")}
-    first = {path: path.read_bytes() for path in files}
-    assert all(path.read_bytes() == first[path] for path in draw_lab(lab, tmp_path))
+def test_every_question_has_a_picture_and_the_table_names_the_verdicts(lab: LabResults, drawn: Drawn, tmp_path: Path):
+    assert {path.name for path in drawn.files} == {f"{name}.{form}" for name in PICTURES for form in ("png", "svg")}
+    again = draw_lab(lab, tmp_path)
+    assert [path.read_bytes() for path in again] == [path.read_bytes() for path in drawn.files]
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(lab_table(lab))
     assert "discrete, path-dependent" in console.export_text()
 
 
-@pytest.fixture
-def pages(monkeypatch: pytest.MonkeyPatch) -> list:
-    """Every matplotlib figure that was drawn."""
-    pages = []
-
-    def recording(saved_figure: Callable) -> Callable:
-        @contextmanager
-        def record(*args):
-            with saved_figure(*args) as page:
-                yield page
-                pages.append(page)
-
-        return record
-
-    for module in (margin_figures, figures):
-        monkeypatch.setattr(module, "saved_figure", recording(module.saved_figure))
-    return pages
-
-
-def test_every_axis_is_labelled_and_every_bar_lies_inside_it(lab: LabResults, pages: list, tmp_path: Path):
-    draw_lab(lab, tmp_path)
-    axes = [axis for page in pages for axis in page.axes if axis.axison]
+def test_every_axis_is_labelled_and_every_bar_lies_inside_it(drawn: Drawn):
+    axes = [axis for page in drawn.pages.values() for axis in page.axes if axis.axison]
     assert len(axes) == 7 + 1 + 2 + 2 + 2 + 1 + 1  # seven margins could be measured
     for axis in axes:
         assert axis.get_xlabel()
@@ -225,25 +240,29 @@ def test_every_axis_is_labelled_and_every_bar_lies_inside_it(lab: LabResults, pa
 
 
 def test_where_nothing_is_critical_the_title_says_so_and_the_legend_has_no_entry_for_it(
-    lab: LabResults, pages: list, tmp_path: Path
-):  # fmt: skip
+    lab: LabResults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(margin_figures, "PICTURES", {"hidden": PICTURES["hidden"]})
     titles, keys = [], []
     for critical in (np.zeros(lab.n, bool), np.arange(lab.n) < 1):
         images = {**lab.images, "critical": critical.tolist()}
-        draw_lab(dataclasses.replace(lab, images=images, critical=int(critical.sum())), tmp_path)
-        page = pages[list(margin_figures.PICTURES).index("hidden") - len(margin_figures.PICTURES)]
+        with pages_recorded() as pages:
+            draw_lab(dataclasses.replace(lab, images=images, critical=int(critical.sum())), tmp_path)
+        (page,) = pages
         titles.append(page.axes[0].get_title())
         keys.append([text.get_text() for text in page.legends[0].get_texts()])
-    assert titles[0].startswith("No critical image among 120")
-    assert titles[1].startswith("1 critical image of 120")
+    assert titles[0].startswith("No critical image among 60")
+    assert titles[1].startswith("1 critical image of 60")
     assert ["a critical image" in labels for labels in keys] == [False, True]
 
 
-def test_no_old_picture_stays_where_there_is_nothing_to_draw(task: MarginTask, lab: LabResults, tmp_path: Path):
-    files = draw_lab(lab, tmp_path)
+def test_no_old_picture_stays_where_there_is_nothing_to_draw(
+    task: MarginTask, lab: LabResults, drawn: Drawn, tmp_path: Path
+):
+    files = [Path(shutil.copy(path, tmp_path)) for path in drawn.files]
     unmeasured = tuple(dataclasses.replace(findings, wrong="NaN") for findings in lab.findings)
     assert draw_lab(dataclasses.replace(lab, findings=unmeasured), tmp_path) == []
-    figure = list(compute_figure("4", FigureInputs([task.subject], task.data.first(30), 0.1)))[-1]
+    figure = list(compute_figure("4", FigureInputs([task.subject], task.data.first(12), 0.1)))[-1]
     files += draw_figure(figure, tmp_path)
     assert draw_figure(dataclasses.replace(figure, drawable=False), tmp_path) == []
     assert not any(path.exists() for path in files)
@@ -273,7 +292,7 @@ def test_a_figure_names_every_attack_that_ran_for_it(which: str, task: MarginTas
 
 
 def test_the_lab_and_figure_1b_mean_the_same_by_critical(task: MarginTask):
-    against = dataclasses.replace(task, margins={"lps": lps}, data=task.data.first(60), against=("cw",))
+    against = dataclasses.replace(task, margins={"lps": lps}, against=("cw",))
     figure = list(compute_figure("1b", FigureInputs([task.subject], against.data, 0.1)))[-1]
     measured = list(measure_margins(against))[-1]
     in_figure, in_lab = np.array(figure.values["critical"]), np.array(measured.images["critical"])
@@ -290,11 +309,11 @@ def test_an_eps_of_zero_is_refused(task: MarginTask):
 
 @pytest.mark.parametrize("which", ["1a", "1b", "1c", "2", "4"])
 def test_every_figure_of_the_paper_is_drawn_or_says_why_not(which: str, task: MarginTask, tmp_path: Path):
-    figure = list(compute_figure(which, FigureInputs([task.subject], task.data.first(60), 0.1)))[-1]
+    figure = list(compute_figure(which, FigureInputs([task.subject], task.data.first(24), 0.1)))[-1]
     assert isinstance(figure, Figure)
     files = draw_figure(figure, tmp_path)
     assert len(files) == 2 * figure.drawable
-    assert figure.drawable or which == "1a"  # of which there may be none among 60 images
+    assert figure.drawable or which == "1a"  # of which there may be none among 24 images
     json.dumps(figure.values, allow_nan=False)
 
 

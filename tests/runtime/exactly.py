@@ -9,7 +9,8 @@ import torch
 from robustmail.config.loader import load_recipe
 from robustmail.config.overrides import apply_overrides
 from robustmail.data.dataset import batch_indices
-from robustmail.models.classifier import build
+from robustmail.models.classifier import Classifier
+from robustmail.models.small import SmallCNN
 from robustmail.runtime import distributed
 from robustmail.runtime.rng import fork_rng, generator, seed_all
 from robustmail.step import Context
@@ -25,7 +26,7 @@ def main() -> None:
         seed_all(0, "data")
         x, y = torch.rand(54, 3, 8, 8, dtype=torch.float64), torch.arange(54) % 10
         seed_all(0, "init")
-        model = build(recipe.model, 10, 3).double()
+        model = Classifier(SmallCNN(10, 3, width=8)).double()
         optimizer = recipe.at(0).optimizer(model.parameters())
         memory, losses = MemoryTables(recipe.memory, [y], 10, x.device), []
         for step in range(50):

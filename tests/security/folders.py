@@ -25,7 +25,7 @@ STANDING = (*range(0, 2000, 50),)
 recipe = Recipe(
     data=digits(validation=150, pad=1, flip=False), model="small_cnn", objective=AT(),
     attack=PGD(eps=0.1, alpha=0.05, steps=2),
-    epochs=3, batch=64, optimizer=SGD(lr=0.05), validate="pgd2", evaluate=("nat", "pgd2"), test_size=100,
+    epochs=1, batch=64, optimizer=SGD(lr=0.05), validate="pgd2", evaluate=("nat", "pgd2"), test_size=40,
 )  # fmt: skip
 
 

@@ -45,7 +45,7 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.environ["EXECUTED"] = str(folder / "executed")
     trained(folder / "run")
     for out, more in ("e", ()), ("s1", ("--shard", "1/2")), ("s2", ("--shard", "2/2")):
-        words = ["eval", folder / "run", "--attacks", "nat,pgd2", "--n", "80", "--plain", "--out", folder / out, *more]
+        words = ["eval", folder / "run", "--attacks", "nat,pgd2", "--n", "60", "--plain", "--out", folder / out, *more]
         with contextlib.redirect_stdout(io.StringIO()), pytest.MonkeyPatch.context() as patch:
             patch.setattr("sys.argv", ["robustmail", *map(str, words)])
             with pytest.raises(SystemExit) as left:
@@ -259,7 +259,7 @@ def test_json_that_breaks_readers_is_refused(text: str) -> None:
 READERS = {
     "report": ("report", "{}"), "page": ("report", "{}", "--format", "html"), "verify": ("verify", "{}"),
     "compare": ("compare", "{}", "{}"), "merge": ("merge", "{}", "--out", "merged"),
-    "go on": ("eval", "{run}", "--attacks", "nat,pgd2", "--n", "80", "--out", "{}"),
+    "go on": ("eval", "{run}", "--attacks", "nat,pgd2", "--n", "60", "--out", "{}"),
 }  # fmt: skip
 
 
@@ -349,7 +349,7 @@ def test_results_beside_which_no_ledger_lies_are_read_with_the_same_care(honest,
         Path(kind).mkdir()
         Path(kind, "lock").touch()
         plant(f"{kind}/results.json")
-        words = ("--attacks", "nat,pgd2", "--n", "80", "--plain", "--out", kind)
+        words = ("--attacks", "nat,pgd2", "--n", "60", "--plain", "--out", kind)
         said = refused(capsys, "eval", honest / "run", *words)
         assert {"link": "is a symbolic link that leads out", "pipe": "is no regular file"}[kind] in said
 
