@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from robustmail.errors import RecipeError
 from robustmail.plugin_calls import definition_of, is_third_party, plugin_name
-from robustmail.schedules import Schedule, Stairs
+from robustmail.schedules import Schedule, Stairs, is_schedule
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ def map_schedules(value: T, change: Callable[[Any], Any]) -> T:
 
     Returns `value` itself if nothing changed.
     """
-    if isinstance(value, Schedule):
+    if is_schedule(value):
         changed = typing.cast(T, change(value))
         return changed if changed is value else map_schedules(changed, change)
     old = field_values(value)
@@ -59,9 +59,9 @@ def map_schedules(value: T, change: Callable[[Any], Any]) -> T:
 
 def iter_schedules(value: Any) -> Iterator[Schedule]:
     """Yield every schedule in the tree, also those in the steps of `Stairs`."""
-    if isinstance(value, Schedule):
+    if is_schedule(value):
         yield value
-    inside = value.steps if isinstance(value, Stairs) else {} if isinstance(value, Schedule) else field_values(value)
+    inside = value.steps if isinstance(value, Stairs) else {} if is_schedule(value) else field_values(value)
     for part in inside.values():
         yield from iter_schedules(part)
 
@@ -90,7 +90,7 @@ def check_range(value: Any, low: float = 0.0, **fields: Any) -> None:
 
 def matches_type(value: Any, hint: Any) -> bool:
     """Whether `value` has the type `hint`. A schedule matches any hint: its values are checked when they are used."""
-    if hint is Any or isinstance(value, Schedule):
+    if hint is Any or is_schedule(value):
         return True
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -150,7 +150,7 @@ def flatten(value: Any, path: str = "") -> dict[str, str]:
     Plugins of the user's own carry a hash of their source.
     """
     named = field_values(value)
-    if named and not isinstance(value, Schedule):
+    if named and not is_schedule(value):
         flat = {path: describe_head(value)} if path and not isinstance(value, tuple) else {}
         for name, part in named.items():
             flat |= flatten(part, f"{path}.{name}" if path else name)

@@ -34,6 +34,9 @@ def bench_(
         bool,
         typer.Option("--evaluation", help="An evaluation beside the official AutoAttack (extra bench), by stage."),
     ] = False,
+    growth: Annotated[
+        bool, typer.Option("--growth", help="How time and memory grow with images, classes, eps, runs and processes.")
+    ] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="A narrow model and a small batch: about a minute on an idle machine.")
     ] = False,
@@ -44,10 +47,11 @@ def bench_(
     """
     from rich.console import Console
 
-    if evaluation:
-        _refuse_other_options(context)
-        _bench_evaluation(out, quick)
-        return
+    for name, is_asked, other in (("growth", growth, _bench_growth), ("evaluation", evaluation, _bench_evaluation)):
+        if is_asked:
+            _refuse_other_options(context, f"--{name}")
+            other(out, quick)
+            return
     from robustmail.bench import bench
     from robustmail.report.bench import bench_table, save_bench
 
@@ -64,12 +68,12 @@ def bench_(
         print(path)
 
 
-def _refuse_other_options(context: typer.Context) -> None:
-    """Raises RecipeError if the command line has an option that --evaluation would not use."""
+def _refuse_other_options(context: typer.Context, which: str) -> None:
+    """Raises RecipeError if the command line has an option that --evaluation or --growth would not use."""
     for name in ("model", "batch", "repeats", "precision", "device"):
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
-            wrong = "is not used by --evaluation, which has its own networks, attacks all images at once, on the CPU"
+            wrong = f"is not used by {which}, which has its own networks and sizes, on the CPU"
             raise RecipeError(f"bench --{name}", wrong, "Leave it out; --quick and --out may stay.")
 
 
@@ -90,3 +94,19 @@ def _bench_evaluation(out: Path, quick: bool) -> None:
     report = {"rows": [asdict(row) for row in rows], "provenance": provenance(torch.device("cpu"))}
     atomic_write_json(out / "bench-evaluation.json", report)
     print(out / "bench-evaluation.json")
+
+
+def _bench_growth(out: Path, quick: bool) -> None:
+    import torch
+    from rich.console import Console
+
+    from robustmail.growth.measure import measure_growth
+    from robustmail.report.growth import growth_table, save_growth
+    from robustmail.runtime.provenance import provenance
+
+    console = Console()
+    with console.status("starting") as status:
+        curves = list(measure_growth(0.1 if quick else None, progress=status.update))
+    console.print(growth_table(curves))
+    for path in save_growth(curves, provenance(torch.device("cpu")), out):
+        print(path)

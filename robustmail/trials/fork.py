@@ -120,6 +120,7 @@ class _Planner:
     def __init__(self, recipes: Mapping[Cell, Recipe], folders: Mapping[Cell, Path], trunks: Path) -> None:
         self._recipes, self._folders, self._trunks = recipes, folders, trunks
         self._settings_at: dict[tuple[Cell, int], dict[str, Any]] = {}
+        self._turns: dict[Cell, list[int] | None] = {}  # change points; None where it changes between them, too
 
     def branch(self, cells: list[Cell], epoch: int, trunk: Path | None) -> Iterator[Job]:
         """The jobs of cells that share all epochs before this one."""
@@ -138,14 +139,26 @@ class _Planner:
     def _groups(self, cells: list[Cell], epoch: int) -> list[list[Cell]]:
         """Group the cells that train alike in an epoch; a cell whose training is over is alone."""
         groups: list[list[Cell]] = []
+        alike: dict[int, list[list[Cell]]] = {}  # by hash, so that not every cell is compared with every group
         for cell in cells:
+            candidates = alike.setdefault(self._hash(cell, epoch), [])
             is_over = self._recipes[cell].epochs <= epoch
-            group = None if is_over else next((g for g in groups if self._same(g[0], cell, epoch)), None)
+            group = None if is_over else next((g for g in candidates if self._same(g[0], cell, epoch)), None)
             if group is None:
-                groups.append([cell])
-            else:
-                group.append(cell)
+                group = []
+                groups.append(group)
+                candidates.append(group)
+            group.append(cell)
         return groups
+
+    def _hash(self, cell: Cell, epoch: int) -> int:
+        """Equal for cells that train alike in an epoch; values that have no hash are left out."""
+        if self._recipes[cell].epochs <= epoch:
+            return 0
+        try:
+            return hash(tuple(map(_hash_or_none, self._settings(cell, epoch).items())))
+        except Exception:  # a plugin that fails at this epoch, which then is equal to none
+            return 0
 
     def _same(self, first: Cell, second: Cell, epoch: int) -> bool:
         if self._recipes[first].epochs <= epoch:
@@ -157,11 +170,21 @@ class _Planner:
 
     def _settings(self, cell: Cell, epoch: int) -> dict[str, Any]:
         recipe = self._recipes[cell]
-        if all(isinstance(schedule, Stairs) for schedule in iter_schedules(recipe)):  # constant between change points
-            epoch = max(turn for turn in recipe.change_points() if turn <= epoch)
+        if cell not in self._turns:
+            is_constant_between = all(isinstance(schedule, Stairs) for schedule in iter_schedules(recipe))
+            self._turns[cell] = recipe.change_points() if is_constant_between else None
+        if (turns := self._turns[cell]) is not None:
+            epoch = max(turn for turn in turns if turn <= epoch)
         if (cell, epoch) not in self._settings_at:
             self._settings_at[cell, epoch] = shared_prefix(recipe, epoch)
         return self._settings_at[cell, epoch]
+
+
+def _hash_or_none(value: object) -> int | None:
+    try:
+        return hash(value)
+    except TypeError:
+        return None
 
 
 def shared_prefix(recipe: Recipe, epoch: int) -> dict[str, Any]:
