@@ -101,12 +101,15 @@ def _bench_growth(out: Path, quick: bool) -> None:
     from rich.console import Console
 
     from robustmail.growth.measure import measure_growth
+    from robustmail.records import GrowthCurve
     from robustmail.report.growth import growth_table, save_growth
     from robustmail.runtime.provenance import provenance
 
-    console = Console()
+    console, curves = Console(), list[GrowthCurve]()
+    facts = provenance(torch.device("cpu"))
     with console.status("starting") as status:
-        curves = list(measure_growth(0.1 if quick else None, progress=status.update))
+        for curve in measure_growth(0.1 if quick else 1.0, progress=status.update):
+            curves.append(curve)
+            paths = save_growth(curves, facts, out)  # after each, for the whole takes minutes
     console.print(growth_table(curves))
-    for path in save_growth(curves, provenance(torch.device("cpu")), out):
-        print(path)
+    print("\n".join(map(str, paths)))

@@ -17,7 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.connection import Connection
 
 import torch
-from torch import distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from robustmail.growth.work import BATCH, CURVES, Work, training_step
 from robustmail.records import GrowthCurve, GrowthFit, GrowthPoint
@@ -33,7 +33,7 @@ SEEN = 8.0  # MB: less memory is not told from the allocator's habits
 
 
 def measure_growth(
-    longest: float | None = None, only: Sequence[str] = (), progress: Callable[[str], object] = lambda _: None
+    longest: float = 1.0, only: Sequence[str] = (), progress: Callable[[str], object] = lambda _: None
 ) -> Iterator[GrowthCurve]:
     """Measure every curve; yields each when it is done.
 
@@ -45,13 +45,13 @@ def measure_growth(
         if only and curve.name not in only:
             continue
         progress(curve.name)
-        sizes = [size for size in curve.sizes if size <= (longest or 1.0) * curve.sizes[-1]]
+        sizes = [size for size in curve.sizes if size <= longest * curve.sizes[-1]]
         with ProcessPoolExecutor(1, mp_context=FORKS) as process:
             points = process.submit(_measure, number, sizes).result()
         yield _curve(curve.what, curve.by, points)
     if not only or "training step by processes" in only:
         progress("training step by processes")
-        yield _curve("training step", "processes", [_in_processes(n) for n in PROCESSES if longest is None or n < 3])
+        yield _curve("training step", "processes", [_in_processes(n) for n in PROCESSES if n <= max(2, longest * 4)])
 
 
 def fit(sizes: Sequence[float], values: Sequence[float]) -> GrowthFit | None:
@@ -105,7 +105,7 @@ def _peak_megabytes() -> float:
 
 def _in_processes(n: int) -> GrowthPoint:
     """A training step shared by n processes: processor seconds of all of them together, and their memory."""
-    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     pipes = [FORKS.Pipe(duplex=False) for _ in range(n)]
     peers = [FORKS.Process(target=_peer, args=(rank, n, store.port, there)) for rank, (_, there) in enumerate(pipes)]
     for peer in peers:

@@ -76,10 +76,8 @@ def _draw_curve(axis: Any, curve: GrowthCurve) -> None:
     axis.set_xlabel(curve.by)
     axis.set_ylabel("seconds")
     if fit := curve.seconds_at_last:
-        text = f"last decade: {_interval(fit)}"
-        axis.text(
-            0.04, 0.96, text, transform=axis.transAxes, va="top", fontsize=8, color=ORANGE if fit.low > 1 else BLUE
-        )
+        text, colour = f"last decade: {_interval(fit)}", ORANGE if fit.low > 1 else BLUE
+        axis.text(0.04, 0.96, text, transform=axis.transAxes, va="top", fontsize=8, color=colour)
 
 
 def _interval(fit: GrowthFit | None) -> str:
