@@ -37,6 +37,14 @@ def bench_(
     growth: Annotated[
         bool, typer.Option("--growth", help="How time and memory grow with images, classes, eps, runs and processes.")
     ] = False,
+    paper: Annotated[
+        bool,
+        typer.Option("--paper", help="What is to be measured on a GPU, step by step; resumes what was stopped."),
+    ] = False,
+    small: Annotated[
+        bool, typer.Option("--small", help="With --paper: digits, two epochs, 20 images, to try the plan in minutes.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --paper: only print the plan.")] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="A narrow model and a small batch: about a minute on an idle machine.")
     ] = False,
@@ -47,6 +55,12 @@ def bench_(
     """
     from rich.console import Console
 
+    if paper:
+        _perform_paper_plan(Path("paper") if out == Path("bench") else out, device, small, dry_run)
+        return
+    for name, is_asked in {"small": small, "dry-run": dry_run}.items():
+        if is_asked:
+            raise RecipeError(f"bench --{name}", "is an option of --paper", f"Add --paper, or leave --{name} out.")
     for name, is_asked, other in (("growth", growth, _bench_growth), ("evaluation", evaluation, _bench_evaluation)):
         if is_asked:
             _refuse_other_options(context, f"--{name}")
@@ -113,3 +127,22 @@ def _bench_growth(out: Path, quick: bool) -> None:
             paths = save_growth(curves, facts, out)  # after each, for the whole takes minutes
     console.print(growth_table(curves))
     print("\n".join(map(str, paths)))
+
+
+def _perform_paper_plan(folder: Path, device: str, small: bool, dry_run: bool) -> None:
+    from robustmail.paper_plan.perform import check_device, is_finished, perform, result_path
+    from robustmail.paper_plan.steps import plan_steps
+
+    steps = plan_steps(folder, device, small)
+    if dry_run:
+        for number, step in enumerate(steps, start=1):
+            state = " (finished)" if is_finished(folder, step) else ""
+            needs = f", after {', '.join(step.needs)}" if step.needs else ""
+            print(f"{number}. {step.name}{state}: {step.about}{needs}\n   {step.command}")
+            print(f"   writes {result_path(folder, step)}")
+        print("dry run: nothing was done")
+        return
+    check_device(device, small)
+    if not perform(steps, folder, device, lambda line: print(line, flush=True)):
+        raise typer.Exit(1)
+    print(f"all finished. Commit {folder / 'results'}; docs/speed.md says what for")
