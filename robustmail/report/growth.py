@@ -75,9 +75,12 @@ def _draw_curve(axis: Any, curve: GrowthCurve) -> None:
     axis.set_title(curve.what)
     axis.set_xlabel(curve.by)
     axis.set_ylabel("seconds")
+    for scale in (axis.xaxis, axis.yaxis):
+        scale.set_major_formatter(lambda value, _: f"{value:,.12g}")
+        scale.set_minor_formatter(lambda value, _: "")
     if fit := curve.seconds_at_last:
         text, colour = f"last decade: {_interval(fit)}", ORANGE if fit.low > 1 else BLUE
-        axis.text(0.04, 0.96, text, transform=axis.transAxes, va="top", fontsize=8, color=colour)
+        axis.text(0.98, 0.04, text, transform=axis.transAxes, ha="right", fontsize=8, color=colour)
 
 
 def _interval(fit: GrowthFit | None) -> str:
