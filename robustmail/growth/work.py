@@ -125,7 +125,7 @@ def evaluation(images: int, classes: int = CLASSES) -> Work:
 def curve_by_eps(count: int, images: int = 20) -> Work:
     """`robustmail eval --eps` with so many eps."""
     subject, data = _subject(images)
-    tasks = [EvaluationTask(subject, data, ATTACKS, EPS * (k + 1) / count) for k in range(count)]
+    tasks = [EvaluationTask(subject, data, ("nat", "pgd5"), EPS * (k + 1) / count) for k in range(count)]
 
     def work() -> None:
         with tempfile.TemporaryDirectory() as folder:

@@ -1,8 +1,10 @@
-"""How growth is fitted, that each work can be done at a small size, and that a grid's own work is in proportion to it."""
+"""How growth is fitted; that each work can be done at a small size; that a grid does no more than in proportion."""
 
 from __future__ import annotations
 
 import json
+from itertools import count
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -51,9 +53,10 @@ def test_it_is_written_and_drawn(tmp_path):
 
 
 def calls_of_a_grid(seeds: int, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
-    """How often a grid that saves after every run reads a result, and compares two cells, while it is planned."""
+    """How often a grid reads a result, and works out what an epoch of a cell depends on."""
     read, same = Mock(wraps=study.read_accuracies), Mock(wraps=fork.shared_prefix)
     with monkeypatch.context() as patch:
+        patch.setattr(study, "time", SimpleNamespace(monotonic=count(1).__next__))  # saving takes a second
         patch.setattr(study, "read_accuracies", read)
         patch.setattr(fork, "shared_prefix", same)
         grid(seeds)()
