@@ -285,10 +285,20 @@ def _timed(turn: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def _rate(dtype: torch.dtype, device: torch.device, n: int = 2048) -> float:
-    """GFLOP/s of a product of two n x n matrices, the best of eight."""
-    a, b = torch.rand(n, n, dtype=dtype, device=device), torch.rand(n, n, dtype=dtype, device=device)
-    return max(2 * n**3 / _timed(lambda: a @ b, device) for _ in range(8)) / 1e9
+def _rate(dtype: torch.dtype, device: torch.device) -> float:
+    """GFLOP/s of a product of two n x n matrices, the best of eight.
+
+    n: 2048, or less where a product takes seconds, as in bfloat16 on a CPU that has no instructions for it.
+    """
+
+    def seconds(n: int, repeats: int) -> float:
+        a, b = (torch.rand(n, n, dtype=dtype, device=device) for _ in range(2))
+        return min(_timed(lambda: a @ b, device) for _ in range(repeats))
+
+    n = 256
+    while n < 2048 and seconds(n, repeats=2) < 0.05:
+        n *= 2
+    return 2 * n**3 / seconds(n, repeats=8) / 1e9
 
 
 def _rows(seconds: dict[Contender, list[float]], batch: int, work: int, rate: float) -> list[BenchRow]:
