@@ -7,8 +7,11 @@ import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 __all__ = [
     "ATTACK_NAMES",
@@ -19,6 +22,7 @@ __all__ = [
     "Kind",
     "Field",
     "catalog_entries",
+    "installed_plugins",
     "module_of_name",
     "plugin_fields",
     "plugins_in_file",
@@ -122,10 +126,18 @@ def catalog_entries(plural: str) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     for module in PLURALS[plural].modules:
         entries |= {name: Entry(name, text, f"robustmail.{module}") for name, text in _public(module).items()}
-    for point in entry_points(group=f"robustmail.{plural}"):
+    for point in installed_plugins().select(group=f"robustmail.{plural}"):
         package = point.dist.name if point.dist else point.value
         entries.setdefault(point.name, Entry(point.name, f"from {package}", point=point))
     return entries
+
+
+@functools.cache
+def installed_plugins() -> Any:  # EntryPoints; in Python 3.11 another type with the same `select`
+    """Those of all installed packages, whose metadata are read once; imported here, as `--help` needs none of them."""
+    from importlib.metadata import entry_points
+
+    return entry_points()
 
 
 def module_of_name() -> dict[str, str]:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from robustmail.errors import RecipeError
 from robustmail.plugin_calls import definition_of, is_third_party, plugin_name
-from robustmail.schedules import Schedule, Stairs
+from robustmail.schedules import Schedule, Stairs, is_schedule
 
 T = TypeVar("T")
 
@@ -40,17 +40,6 @@ def replace_fields(value: T, new: Mapping[str, Any]) -> T:
     if isinstance(value, tuple):
         return typing.cast(T, tuple((field_values(value) | dict(new)).values()))
     return dataclasses.replace(value, **new)  # type: ignore[type-var]
-
-
-def is_schedule(value: Any) -> bool:
-    """Whether a value changes with the epoch."""
-    return _is_schedule_type(type(value))
-
-
-@functools.cache
-def _is_schedule_type(kind: type) -> bool:
-    """Once for each type: a protocol looks at all methods every time, and a large grid asks a million times."""
-    return issubclass(kind, Schedule)
 
 
 def map_schedules(value: T, change: Callable[[Any], Any]) -> T:

@@ -25,7 +25,7 @@ from robustmail.notebook import recipe_card
 from robustmail.optimizers import SGD, Optimizer
 from robustmail.plugin_calls import call_plugin, expect_batch, is_third_party, plugin_error, plugin_name
 from robustmail.runtime import distributed
-from robustmail.schedules import Schedule
+from robustmail.schedules import is_schedule
 from robustmail.step import (
     Attack,
     Augmentation,
@@ -324,7 +324,7 @@ class Recipe:
 
     def _check_schedules(self) -> None:
         for name, value in field_values(self).items():
-            if isinstance(value, Schedule) and name not in METHOD:
+            if is_schedule(value) and name not in METHOD:
                 raise RecipeError(f"Recipe (given {name}={describe(value)})", f"{name} cannot change with the epoch")
 
     def _check_ranges(self) -> None:

@@ -20,6 +20,9 @@ __all__ = [
     "EpochFinished",
     "RunFinished",
     "Forecast",
+    "GrowthCurve",
+    "GrowthFit",
+    "GrowthPoint",
     "MemoryExceeded",
     "ProgressUpdate",
     "Record",
@@ -320,6 +323,49 @@ class EvaluationBenchRow:
     def ratio(self) -> float:
         """Our seconds / the reference's."""
         return self.ours / self.reference
+
+
+@dataclass(frozen=True)
+class GrowthPoint:
+    """What one size of a curve costs."""
+
+    size: int
+    seconds: float
+    """of the processor, the least of several repeats"""
+    megabytes: float
+    """peak memory above that of the process before"""
+
+
+@dataclass(frozen=True)
+class GrowthFit:
+    """The exponent of size^exponent, with its 95 % interval."""
+
+    exponent: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class GrowthCurve:
+    """Cost by size."""
+
+    what: str
+    """the work"""
+    by: str
+    """what its size counts"""
+    points: list[GrowthPoint]
+    """by size, ascending"""
+    seconds: GrowthFit | None
+    """over all sizes: below 1 where a fixed cost is large"""
+    seconds_at_last: GrowthFit | None
+    """over the last decade of sizes, which tells what comes beyond"""
+    megabytes_at_last: GrowthFit | None
+    """the same of memory; None where it hardly grows"""
+
+    @property
+    def is_steep(self) -> bool:
+        """Whether time or memory surely grow faster than the size: the interval of the last decade lies above 1."""
+        return any(fit is not None and fit.low > 1 for fit in (self.seconds_at_last, self.megabytes_at_last))
 
 
 Record = (

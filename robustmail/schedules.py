@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 from robustmail.errors import RecipeError
 
-__all__ = ["Cosine", "Cyclic", "OneCycle", "Ramp", "Schedule", "Stairs", "WarmupCosine"]
+__all__ = ["Cosine", "Cyclic", "OneCycle", "Ramp", "Schedule", "Stairs", "WarmupCosine", "is_schedule"]
 
 
 @runtime_checkable
@@ -21,6 +21,14 @@ class Schedule(Protocol):
 
     def change_points(self) -> tuple[int, ...]:
         """The epochs at which the value changes at once; the dry run tries a step at each."""
+
+
+def is_schedule(value: Any) -> TypeGuard[Schedule]:
+    """Whether a value has the methods of a `Schedule`.
+
+    By its class, which Python remembers: of an instance it would look at each method again, in every field of a recipe.
+    """
+    return issubclass(type(value), Schedule)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,17 @@ def bench_(
         bool,
         typer.Option("--evaluation", help="An evaluation beside the official AutoAttack (extra bench), by stage."),
     ] = False,
+    growth: Annotated[
+        bool, typer.Option("--growth", help="How time and memory grow with images, classes, eps, runs and processes.")
+    ] = False,
+    paper: Annotated[
+        bool,
+        typer.Option("--paper", help="What is to be measured on a GPU, step by step; resumes what was stopped."),
+    ] = False,
+    small: Annotated[
+        bool, typer.Option("--small", help="With --paper: digits, two epochs, 20 images, to try the plan in minutes.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --paper: only print the plan.")] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="A narrow model and a small batch: about a minute on an idle machine.")
     ] = False,
@@ -44,10 +55,17 @@ def bench_(
     """
     from rich.console import Console
 
-    if evaluation:
-        _refuse_other_options(context)
-        _bench_evaluation(out, quick)
+    if paper:
+        _perform_paper_plan(Path("paper") if out == Path("bench") else out, device, small, dry_run)
         return
+    for name, is_asked in {"small": small, "dry-run": dry_run}.items():
+        if is_asked:
+            raise RecipeError(f"bench --{name}", "is an option of --paper", f"Add --paper, or leave --{name} out.")
+    for name, is_asked, other in (("growth", growth, _bench_growth), ("evaluation", evaluation, _bench_evaluation)):
+        if is_asked:
+            _refuse_other_options(context, f"--{name}")
+            other(out, quick)
+            return
     from robustmail.bench import bench
     from robustmail.report.bench import bench_table, save_bench
 
@@ -64,12 +82,12 @@ def bench_(
         print(path)
 
 
-def _refuse_other_options(context: typer.Context) -> None:
-    """Raises RecipeError if the command line has an option that --evaluation would not use."""
+def _refuse_other_options(context: typer.Context, which: str) -> None:
+    """Raises RecipeError if the command line has an option that --evaluation or --growth would not use."""
     for name in ("model", "batch", "repeats", "precision", "device"):
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
-            wrong = "is not used by --evaluation, which has its own networks, attacks all images at once, on the CPU"
+            wrong = f"is not used by {which}, which has its own networks and sizes, on the CPU"
             raise RecipeError(f"bench --{name}", wrong, "Leave it out; --quick and --out may stay.")
 
 
@@ -90,3 +108,41 @@ def _bench_evaluation(out: Path, quick: bool) -> None:
     report = {"rows": [asdict(row) for row in rows], "provenance": provenance(torch.device("cpu"))}
     atomic_write_json(out / "bench-evaluation.json", report)
     print(out / "bench-evaluation.json")
+
+
+def _bench_growth(out: Path, quick: bool) -> None:
+    import torch
+    from rich.console import Console
+
+    from robustmail.growth.measure import measure_growth
+    from robustmail.records import GrowthCurve
+    from robustmail.report.growth import growth_table, save_growth
+    from robustmail.runtime.provenance import provenance
+
+    console, curves = Console(), list[GrowthCurve]()
+    facts = provenance(torch.device("cpu"))
+    with console.status("starting") as status:
+        for curve in measure_growth(0.1 if quick else 1.0, progress=status.update):
+            curves.append(curve)
+            paths = save_growth(curves, facts, out)  # after each, for the whole takes minutes
+    console.print(growth_table(curves))
+    print("\n".join(map(str, paths)))
+
+
+def _perform_paper_plan(folder: Path, device: str, small: bool, dry_run: bool) -> None:
+    from robustmail.paper_plan.perform import check_device, is_finished, perform, result_path
+    from robustmail.paper_plan.steps import plan_steps
+
+    steps = plan_steps(folder, device, small)
+    if dry_run:
+        for number, step in enumerate(steps, start=1):
+            state = " (finished)" if is_finished(folder, step) else ""
+            needs = f", after {', '.join(step.needs)}" if step.needs else ""
+            print(f"{number}. {step.name}{state}: {step.about}{needs}\n   {step.command}")
+            print(f"   writes {result_path(folder, step)}")
+        print("dry run: nothing was done")
+        return
+    check_device(device, small)
+    if not perform(steps, folder, device, lambda line: print(line, flush=True)):
+        raise typer.Exit(1)
+    print(f"all finished. Commit {folder / 'results'}; docs/speed.md says what for")

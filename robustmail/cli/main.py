@@ -1,4 +1,7 @@
-"""The command line. Heavy modules, such as torch, are imported only by the verbs that use them."""
+"""The command line. What is heavy is imported only by the verbs that use it, inside of their functions.
+
+`HEAVY` names it. None of it is there after any `--help`; torch is not there after `list` and completion either.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,10 @@ from robustmail.cli.options import how_to_go_on
 from robustmail.errors import PluginError, RobustmailError, Stopped, asked_to_stop, in_brief
 from robustmail.runtime.untrusted import printable
 
-__all__ = ["app", "main"]
+__all__ = ["HEAVY", "app", "main"]
 
-
+HEAVY = ("torch", "numpy", "scipy", "matplotlib", "rich", "pydantic", "importlib.metadata")
+"""What takes longer to import than a help text may take"""
 LONGEST = 200  # letters of what the help says about a verb; it is wrapped
 
 
@@ -30,6 +34,12 @@ class _InterruptedError(Exception):
 
 class _Verbs(TyperGroup):
     """Verbs by purpose. A plugin cannot end them: sys.exit and the like in its code become a PluginError."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for parameter in self.get_params(ctx):
+            if getattr(parameter, "is_flag", False) and parameter.default is None:  # of --help, --show-completion
+                parameter.default = False  # typer hands None to pydantic, whose import takes as long as all the rest
+        return super().parse_args(ctx, args)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         verbs = self.commands.values()

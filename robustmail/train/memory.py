@@ -67,21 +67,20 @@ class MemoryTables:
 
     def _write(self, name: str, index: Tensor, y: Tensor, new: Tensor) -> Overwritten:
         memory, table = self.declared[name], self.tables[name]
+        new = wide(new)
         if memory.per == "example":
-            keys, place = (to_device(table.device, part) for part in torch.unique(index, return_inverse=True))
+            keys, total, count = _sum_by_example(index, new)
         else:  # all keys, so that the host need not know which classes the batch has
-            keys, place = torch.arange(len(table), device=table.device), self._keys(memory, index, y)
-        # A sum over one-hot rows has one order of its terms on a GPU, too; index_add has not.
-        share = wide(one_hot(place, len(keys)).T)
-        count = share.sum(1, keepdim=True)
-        mean = ((share @ wide(new).reshape(len(new), -1)) / count.clamp(min=1)).view(
-            len(keys), *table.shape[1:]
-        )  # fmt: skip
+            keys = torch.arange(len(table), device=table.device)
+            # A sum over one-hot rows has one order of its terms on a GPU, too; index_add has not.
+            share = wide(one_hot(self._keys(memory, index, y), len(keys)).T)
+            total, count = share @ new.reshape(len(new), -1), share.sum(1)
+        count = count.view(-1, *[1] * (table.ndim - 1))
+        mean = total.view(len(keys), *table.shape[1:]) / count.clamp(min=1)
         before = table[keys]
         decay = 0.0 if memory.per == "example" else memory.decay  # an example's row is mixed already
         after = (decay * wide(before) + (1 - decay) * mean).to(table.dtype)
-        is_met = (count > 0).view(-1, *[1] * (table.ndim - 1))
-        table[keys] = torch.where(is_met, after, before)
+        table[keys] = torch.where(count > 0, after, before)
         return Overwritten(table, keys, before)
 
     def _keys(self, memory: Memory, index: Tensor, y: Tensor) -> Tensor:
@@ -109,3 +108,19 @@ class MemoryTables:
             if not isinstance(table, Tensor) or table.shape != self.tables[name].shape:
                 raise ValueError(f"memory {name} has another shape")
             self.tables[name].copy_(table)
+
+
+def _sum_by_example(index: Tensor, new: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(examples [K], the sums of their rows [K, ...], how often each is there [K]), on the device of the rows.
+
+    index: [B], on the host. new: [B, ...]. Rows are added in rounds, in each of which an example occurs once, as in
+    nearly every batch: so the order of the terms is one on a GPU, too, and the cost that of the rows.
+    """
+    keys, place, count = torch.unique(index, return_inverse=True, return_counts=True)
+    order = torch.argsort(place, stable=True)
+    number = torch.arange(len(index)) - (count.cumsum(0) - count)[place[order]]  # of its occurrences, from 0
+    total = torch.zeros(len(keys), *new.shape[1:], dtype=new.dtype, device=new.device)
+    for round_ in range(int(count.max())):
+        rows = order[number == round_]
+        total[to_device(new.device, place[rows])] += new[to_device(new.device, rows)]
+    return to_device(new.device, keys), total, to_device(new.device, count)

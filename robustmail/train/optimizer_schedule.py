@@ -12,7 +12,7 @@ import torch
 from robustmail.errors import RecipeError
 from robustmail.fields import describe, field_values, map_schedules
 from robustmail.plugin_calls import plugin_name
-from robustmail.schedules import Schedule
+from robustmail.schedules import Schedule, is_schedule
 
 __all__ = ["ScheduledField", "scheduled_fields", "apply_schedules"]
 
@@ -40,7 +40,7 @@ def scheduled_fields(optimizer: Any, make: MakeOptimizer, epochs: int, steps: in
     Ratios between groups are those of an optimiser made with values other than 0: a cyclic learning rate begins at 0,
     from which no ratio can be read. Raises RecipeError for a field that no parameter group has.
     """
-    schedules = {name: value for name, value in field_values(optimizer).items() if isinstance(value, Schedule)}
+    schedules = {name: value for name, value in field_values(optimizer).items() if is_schedule(value)}
     if not schedules:
         return {}
     firsts = {name: _first(schedule, epochs, steps) for name, schedule in schedules.items()}

@@ -86,20 +86,21 @@ def ordered(jobs: Sequence[Job], submit: Submit, width: int = 1) -> Iterator[Cel
     Yields CellStarted before a job, (job, outcome) after it.
     """
     waiting, running = list(jobs), dict[Job, Future]()
-    failed: dict[Path, str] = {}
+    unfinished, failed = {job.folder for job in jobs}, dict[Path, str]()
     number = 0
     try:
         while waiting or running:
             for job in [job for job, future in running.items() if future.done()]:
                 outcome = _outcome(running.pop(job))
+                unfinished.discard(job.folder)
                 if outcome.error:
                     failed[job.folder] = outcome.error
                 yield job, outcome
-            for job in [job for job in waiting if job.trunk in failed]:
+            for job in [job for job in waiting if job.trunk in failed] if failed else ():
                 waiting.remove(job)
+                unfinished.discard(job.folder)
                 failed[job.folder] = failed[cast(Path, job.trunk)]
                 yield job, Outcome(failed[job.folder])
-            unfinished = {job.folder for job in (*waiting, *running)}
             ready = next((job for job in waiting if job.trunk not in unfinished), None)
             if ready is not None and len(running) < width:
                 waiting.remove(ready)
@@ -118,15 +119,17 @@ def ordered(jobs: Sequence[Job], submit: Submit, width: int = 1) -> Iterator[Cel
 def missing(jobs: Sequence[Job], recipes: Mapping[Any, Recipe]) -> list[Job]:
     """The jobs that are still to be done: unfinished cells, and the trunks that such a cell has yet to start from."""
     wanted: list[Job] = []
+    users: dict[Path | None, int] = {}  # of a trunk's folder: cells that have yet to start from it
     for job in reversed(jobs):  # trunks come before the jobs that need them
         if job.until is None:
             needed = status(recipes[job.cell], job.folder) != "finished"
         else:
-            users = [other for other in wanted if other.trunk == job.folder and not started(other.folder)]
-            needed = bool(users) and not is_trained(job.folder, job.until)
-            job = replace(job, cells=sum(other.cells for other in users))
+            job = replace(job, cells=users.get(job.folder, 0))
+            needed = bool(job.cells) and not is_trained(job.folder, cast(int, job.until))
         if needed:
             wanted.append(job)
+            if not started(job.folder):
+                users[job.trunk] = users.get(job.trunk, 0) + job.cells
     return wanted[::-1]
 
 

@@ -140,14 +140,26 @@ class _Planner:
     def _groups(self, cells: list[Cell], epoch: int) -> list[list[Cell]]:
         """Group the cells that train alike in an epoch; a cell whose training is over is alone."""
         groups: list[list[Cell]] = []
+        alike: dict[int, list[list[Cell]]] = {}  # by hash, so that not every cell is compared with every group
         for cell in cells:
+            candidates = alike.setdefault(self._hash(cell, epoch), [])
             is_over = self._recipes[cell].epochs <= epoch
-            group = None if is_over else next((g for g in groups if self._same(g[0], cell, epoch)), None)
+            group = None if is_over else next((g for g in candidates if self._same(g[0], cell, epoch)), None)
             if group is None:
-                groups.append([cell])
-            else:
-                group.append(cell)
+                group = []
+                groups.append(group)
+                candidates.append(group)
+            group.append(cell)
         return groups
+
+    def _hash(self, cell: Cell, epoch: int) -> int:
+        """Equal for cells that train alike in an epoch; values that have no hash are left out."""
+        if self._recipes[cell].epochs <= epoch:
+            return 0
+        try:
+            return hash(tuple(map(_hash_or_none, self._settings(cell, epoch).items())))
+        except Exception:  # a plugin that fails at this epoch, which then is equal to none
+            return 0
 
     def _same(self, first: Cell, second: Cell, epoch: int) -> bool:
         if first.seed != second.seed or self._recipes[first].epochs <= epoch:
@@ -166,6 +178,13 @@ class _Planner:
         if (cell, turn) not in self._settings_at:
             self._settings_at[cell, turn] = shared_prefix(self._recipes[cell], turn)
         return self._settings_at[cell, turn]
+
+
+def _hash_or_none(value: object) -> int | None:
+    try:
+        return hash(value)
+    except TypeError:
+        return None
 
 
 def shared_prefix(recipe: Recipe, epoch: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import product
 from pathlib import Path
 
 from robustmail.config.overrides import apply_overrides
@@ -57,7 +57,7 @@ def seeds(text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", text):
         raise RecipeError(f"--seeds {text}", "is no list of seeds", "Write 0:5 for 0, 1, 2, 3, 4, or 1,2,7.")
     numbers = tuple(map(int, text.split(",")))
-    if twice := [seed for seed in numbers if numbers.count(seed) > 1]:
+    if twice := [seed for seed, count in Counter(numbers).items() if count > 1]:
         raise RecipeError(f"--seeds {text}", f"{twice[0]} is named twice")
     return numbers
 
@@ -153,9 +153,10 @@ def _with_overrides(cell: Cell, recipe: Recipe) -> Recipe:
 
 def _refuse_equal_rows(recipe_of: Mapping[Cell, Recipe]) -> None:
     """Two rows of one recipe would be the same runs under two names."""
-    flat = {cell.row: flatten(recipe) for cell, recipe in recipe_of.items()}
-    for first, second in combinations(flat, 2):
-        if flat[first] == flat[second]:
+    row_of: dict[tuple[tuple[str, str], ...], str] = {}
+    for cell, recipe in recipe_of.items():
+        first = row_of.setdefault(tuple(flatten(recipe).items()), cell.row)
+        if first != cell.row:
             raise RecipeError(
-                f"trials ({first}; {second})", "are the same recipe", "Name each recipe and each value once."
+                f"trials ({first}; {cell.row})", "are the same recipe", "Name each recipe and each value once."
             )

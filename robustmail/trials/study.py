@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -15,8 +16,8 @@ from robustmail.runtime.devices import pick_device
 from robustmail.runtime.files import atomic_write_json, folder_lock, make_folder
 from robustmail.runtime.provenance import provenance
 from robustmail.runtime.untrusted import check_shape, check_within, read_json
-from robustmail.trials.execute import Submit, check, missing, ordered
-from robustmail.trials.fork import forked_from, own_job, plan_jobs
+from robustmail.trials.execute import Outcome, Submit, check, missing, ordered
+from robustmail.trials.fork import Job, forked_from, own_job, plan_jobs
 from robustmail.trials.grid import Cell, folders, recipes
 from robustmail.trials.summary import Row, images_per_class, read_accuracies, rows, summary_card
 
@@ -59,6 +60,7 @@ class Study:
         self.errors: dict[Cell, str] = {}
         self._read: dict[Cell, dict[str, float]] = {}
         self.trunks = self._earlier_trunks()
+        self._next_save = 0.0  # on the monotonic clock
 
     def _repr_html_(self) -> str:
         return summary_card(str(self.file), self.rows(), self.seeds)
@@ -82,18 +84,24 @@ class Study:
         with folder_lock(self.out):
             done, total = 0, len(self.missing)
             self.save()
-            for event in ordered(self.missing, submit, width):
-                if isinstance(event, CellStarted):
-                    yield event
-                    continue
-                job, outcome = event
-                done += 1
-                if job.until is None and outcome.error:
-                    self.errors[job.cell] = outcome.error
-                elif job.until is not None and not outcome.error:
-                    self._add_trunk(str(job.folder.relative_to(self.out)), job.until - job.begin, outcome)
+            try:
+                for event in ordered(self.missing, submit, width):
+                    if isinstance(event, CellStarted):
+                        yield event
+                        continue
+                    done += 1
+                    self._enter(*event)
+                    self._save_in_proportion()
+                    yield CellFinished(event[0].name, event[1].error, done, total)
+            finally:
                 self.save()
-                yield CellFinished(job.name, outcome.error, done, total)
+
+    def _enter(self, job: Job, outcome: Outcome) -> None:
+        """Take note of how a job ended."""
+        if job.until is None and outcome.error:
+            self.errors[job.cell] = outcome.error
+        elif job.until is not None and not outcome.error:
+            self._add_trunk(str(job.folder.relative_to(self.out)), job.until - job.begin, outcome)
 
     def rows(self) -> list[Row]:
         """The current results of every row over its seeds, with missing and failed seeds."""
@@ -135,6 +143,15 @@ class Study:
             "recipes": texts,
             "provenance": {**provenance(device), "command": self.command},
         })  # fmt: skip
+
+    def _save_in_proportion(self) -> None:
+        """Save, but spend no more than a twentieth of the time on it: all results are read, so its cost grows with
+        the grid."""
+        begun = time.monotonic()
+        if begun >= self._next_save:
+            self.save()
+            now = time.monotonic()
+            self._next_save = now + 20 * (now - begun)
 
     def _cell(self, cell: Cell, folder: Path) -> dict[str, Any]:
         return {

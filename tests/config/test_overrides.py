@@ -264,9 +264,11 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     )
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
-    catalog.catalog_entries.cache_clear()
+    for cached in (catalog.catalog_entries, catalog.installed_plugins):
+        cached.cache_clear()
     yield
-    catalog.catalog_entries.cache_clear()
+    for cached in (catalog.catalog_entries, catalog.installed_plugins):
+        cached.cache_clear()
     for name in ("doubtful", "doubtful_broken"):
         sys.modules.pop(name, None)
 
