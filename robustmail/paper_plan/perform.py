@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -81,8 +82,9 @@ def _work(step: PlanStep, folder: Path, device: str) -> str:
         command = [sys.executable, *step.words]
         code = subprocess.run(command, stdout=out, stderr=out, cwd=step.cwd, env=environment, check=False).returncode
     if code:
+        ended = f"exit code {code}" if code > 0 else f"ended by {signal.Signals(-code).name}"
         lines = read_text(log).splitlines()[-TAIL:]
-        return "\n    ".join([f"exit code {code}; the end of {log}:", *map(printable, lines)])
+        return "\n    ".join([f"{ended}; the end of {log}:", *map(printable, lines)])
     try:
         measured = _read(step.measured)
     except (OSError, ValueError, LookupError, ElementTree.ParseError) as error:

@@ -89,7 +89,7 @@ def plan_steps(folder: Path, device: str, small: bool) -> list[PlanStep]:
 def _train_and_attack(name: str, work: Path, device: str, small: bool) -> list[PlanStep]:
     run, evaluation = work / "runs" / name, work / "evals" / name
     changes = SMALL_RUN if small else ("epochs=100",)
-    train = ("run", name, f"device={device}", *changes, "evaluate=('nat','pgd100')", "--out", str(run), "--plain")
+    train = ("run", name, f"device={device}", *changes, 'evaluate=("nat","pgd100")', "--out", str(run), "--plain")
     attack = ("eval", str(run), "--attacks", "nat,pgd100,aa", "--n", "20" if small else "1000", "--device", device,
               "--out", str(evaluation), "--plain")  # fmt: skip
     images = "handwritten digits, 2 epochs" if small else "all of CIFAR-10, 100 epochs"
