@@ -66,7 +66,7 @@ def bench_(
             _refuse_other_options(context, f"--{name}")
             other(out, quick)
             return
-    from robustmail.bench import bench
+    from robustmail.bench.training import bench
     from robustmail.report.bench import bench_table, save_bench
 
     if precision not in PRECISIONS:
@@ -95,7 +95,7 @@ def _bench_evaluation(out: Path, quick: bool) -> None:
     import torch
     from rich.console import Console
 
-    from robustmail.bench_evaluation import bench_evaluation
+    from robustmail.bench.evaluation import bench_evaluation
     from robustmail.report.bench import evaluation_table
     from robustmail.runtime.files import atomic_write_json, make_folder
     from robustmail.runtime.provenance import provenance
@@ -114,7 +114,7 @@ def _bench_growth(out: Path, quick: bool) -> None:
     import torch
     from rich.console import Console
 
-    from robustmail.growth.measure import measure_growth
+    from robustmail.bench.growth import measure_growth
     from robustmail.records import GrowthCurve
     from robustmail.report.growth import growth_table, save_growth
     from robustmail.runtime.provenance import provenance
@@ -130,8 +130,8 @@ def _bench_growth(out: Path, quick: bool) -> None:
 
 
 def _perform_paper_plan(folder: Path, device: str, small: bool, dry_run: bool) -> None:
-    from robustmail.paper_plan.perform import check_device, is_finished, perform, result_path
-    from robustmail.paper_plan.steps import plan_steps
+    from robustmail.bench.perform_plan import check_device, is_finished, perform, result_path
+    from robustmail.bench.plan import plan_steps
 
     steps = plan_steps(folder, device, small)
     if dry_run:

@@ -9,8 +9,9 @@ import torch
 import torchattacks
 from torchattacks.attacks import fab
 
-from robustmail import bench_evaluation, torchattack
+from robustmail import torchattack
 from robustmail.attacks.loops import project_linf
+from robustmail.bench import evaluation as bench_evaluation
 from robustmail.data.dataset import Split
 from robustmail.errors import RobustmailError
 

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from robustmail.bench.plan import CHECKOUT, PlanStep
 from robustmail.errors import DeviceError
-from robustmail.paper_plan.steps import CHECKOUT, PlanStep
 from robustmail.runtime.devices import pick_device
 from robustmail.runtime.files import atomic_write_json, folder_lock, make_folder
 from robustmail.runtime.provenance import provenance

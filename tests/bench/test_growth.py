@@ -9,8 +9,8 @@ from unittest.mock import Mock
 
 import pytest
 
-from robustmail.growth.measure import _curve, _measure, fit
-from robustmail.growth.work import CURVES, grid
+from robustmail.bench.growing_work import CURVES, grid
+from robustmail.bench.growth import _curve, _measure, fit
 from robustmail.records import GrowthPoint
 from robustmail.report.growth import growth_table, save_growth
 from robustmail.trials import fork, study

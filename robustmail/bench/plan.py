@@ -56,7 +56,7 @@ def plan_steps(folder: Path, device: str, small: bool) -> list[PlanStep]:
         return ("-m", "robustmail", *words)
 
     def ours(what: str) -> tuple[str, ...]:
-        return ("-m", "robustmail.paper_plan.device", what, *settings, "--out", str(work / f"{what}.json"))
+        return ("-m", "robustmail.bench.plan_measurements", what, *settings, "--out", str(work / f"{what}.json"))
 
     steps = [
         PlanStep(

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from robustmail.growth.work import BATCH, CURVES, Work, training_step
+from robustmail.bench.growing_work import BATCH, CURVES, Work, training_step
 from robustmail.records import GrowthCurve, GrowthFit, GrowthPoint
 from robustmail.runtime.distributed import process_group
 
@@ -40,7 +40,7 @@ def measure_growth(
     longest: leave out sizes above this share of a curve's largest, in (0, 1]. only: names of curves; by default all.
     progress: called with the name of each curve before it is measured.
     """
-    FORKS.set_forkserver_preload(["robustmail.growth.work"])
+    FORKS.set_forkserver_preload(["robustmail.bench.growing_work"])
     for number, curve in enumerate(CURVES):
         if only and curve.name not in only:
             continue

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from robustmail.bench import plan_measurements
+from robustmail.bench.perform_plan import check_device, is_finished, perform, result_path
+from robustmail.bench.plan import CHECKOUT, DEVICE_TESTS, METHODS, PlanStep, plan_steps
 from robustmail.catalog import recipe_files
 from robustmail.cli import main
 from robustmail.errors import DeviceError
-from robustmail.paper_plan import device as device_steps
-from robustmail.paper_plan.perform import check_device, is_finished, perform, result_path
-from robustmail.paper_plan.steps import CHECKOUT, DEVICE_TESTS, METHODS, PlanStep, plan_steps
 
 
 def writes(folder: Path, name: str, code: str, needs: tuple[str, ...] = ()) -> PlanStep:
@@ -89,10 +89,10 @@ def test_verbs_recipes_and_tests_of_the_plan_exist():
 
 
 def test_the_device_measurements_are_numbers(monkeypatch):
-    monkeypatch.setattr(device_steps, "REPEATS", 1)
-    monkeypatch.setenv(device_steps.SWITCH, "1")
+    monkeypatch.setattr(plan_measurements, "REPEATS", 1)
+    monkeypatch.setenv(plan_measurements.SWITCH, "1")
     cpu = torch.device("cpu")
-    graphs = device_steps.compare_graphs("small_cnn", 2, cpu)
+    graphs = plan_measurements.compare_graphs("small_cnn", 2, cpu)
     assert (graphs["logits"], graphs["gradients"]) == (0, 0), "on a CPU there are no graphs"
-    profile = device_steps.profile_step("small_cnn", 2, cpu)
+    profile = plan_measurements.profile_step("small_cnn", 2, cpu)
     assert any("conv" in row["name"] for row in profile["operators"])

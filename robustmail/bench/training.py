@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import runpy
-import sys
 import time
 from collections.abc import Callable, Iterator
 from statistics import median
@@ -312,8 +310,3 @@ def _rows(seconds: dict[Contender, list[float]], batch: int, work: int, rate: fl
         spread = median(ratios), min(ratios), max(ratios)
         rows.append(BenchRow(contender.task, contender.name, taken, speed, *spread, gflops, share))
     return rows
-
-
-if __name__ == "__main__":  # `python -m robustmail.bench` is `robustmail bench`
-    sys.argv[:1] = ["robustmail", "bench"]
-    runpy.run_module("robustmail", run_name="__main__")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from robustmail import build
-from robustmail.bench import _library_attack, _plain_pgd, _rows, bench
+from robustmail.bench.training import _library_attack, _plain_pgd, _rows, bench
 from robustmail.errors import RunError
 from robustmail.models.precision import flops
 from robustmail.records import PLAIN
@@ -65,7 +65,7 @@ def test_the_plain_loop_is_torchattacks_pgd_but_for_its_start(small, batch):
 
 
 def test_a_task_without_the_plain_loop_is_a_mistake():
-    from robustmail.bench import Contender
+    from robustmail.bench.training import Contender
 
     with pytest.raises(ValueError, match="unpack"):
         _rows({Contender("task", "alone", lambda: None, 1): [1.0]}, 1, 1, 1.0)

@@ -1,4 +1,4 @@
-"""Two measurements of a training step on a device: `python -m robustmail.paper_plan.device graphs --out FILE`."""
+"""Two measurements of a training step on a device: `python -m robustmail.bench.plan_measurements graphs --out FILE`."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _wait(device: torch.device) -> None:
 
 def main() -> None:
     """Measure, and write a JSON file with provenance."""
-    parser = argparse.ArgumentParser(prog="python -m robustmail.paper_plan.device", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m robustmail.bench.plan_measurements", description=__doc__)
     parser.add_argument("what", choices=["graphs", "profile"])
     parser.add_argument("--model", default="cifar_resnet18")
     parser.add_argument("--batch", type=int, default=128)
