@@ -44,7 +44,8 @@ def replace_fields(value: T, new: Mapping[str, Any]) -> T:
 
 def is_schedule(value: Any) -> bool:
     """Whether a value changes with the epoch."""
-    return _is_schedule_type(type(value))
+    kind: type = type(value)
+    return _is_schedule_type(kind)
 
 
 @functools.cache
