@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
+from functools import partial
 
 import pytest
 
@@ -22,12 +22,11 @@ def test_autoattack_takes_any_number_of_classes_and_notes_what_it_replaced(class
     assert ("apgd-t" in stages) == (classes >= 4)
     assert (attack.replaced(classes) is None) == (classes >= 4)
 
-    def quick():
-        for name, stage in stages.items():
-            ran.append(name)
-            yield replace(stage, **{"n_queries": 10} if name == "square" else {"steps": 2})
+    def quick(name, model, x, y):
+        ran.append(name)
+        return replace(stages[name], **{"n_queries": 10} if name == "square" else {"steps": 2})(model, x, y)
 
-    monkeypatch.setattr(AutoAttack, "stages", lambda *_: SimpleNamespace(values=quick))
+    monkeypatch.setattr(AutoAttack, "stages", lambda *_: {name: partial(quick, name) for name in stages})
     attack(model, batch[0], model(batch[0]).argmax(1))
     assert ran == list(stages)
 
