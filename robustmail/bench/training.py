@@ -24,7 +24,7 @@ from robustmail.attacks.view import model_view
 from robustmail.data.sources import digits
 from robustmail.margins import pm_adv
 from robustmail.models.classifier import Classifier, build
-from robustmail.models.precision import Precision, backends, choose_precision, compute_models, flops
+from robustmail.models.precision import ComputeModels, Precision, backends, choose_precision, compute_models, flops
 from robustmail.objectives import AT, TRADES
 from robustmail.optimizers import SGD
 from robustmail.recipe import Recipe
@@ -36,7 +36,7 @@ from robustmail.runtime.rng import fork_rng
 from robustmail.train.train_step import train_step
 from robustmail.weighters import Sigmoid
 
-__all__ = ["bench"]
+__all__ = ["OurStep", "bench", "mail_at", "mail_trades", "our_step", "timed"]
 
 EPS, ALPHA, BETA = 8 / 255, 2 / 255, 5.0
 
@@ -77,7 +77,7 @@ def bench(
         phase = f"repeat {repeat} of {repeats}" if repeat else "warming up"
         for contender in contenders:
             progress(f"{phase}: {contender.task}, {contender.name}")
-            duration = _timed(contender.run, chosen)
+            duration = timed(contender.run, chosen)
             if repeat:
                 seconds[contender].append(duration)
     work = flops(build(model, 10, 3), torch.rand(1, 3, 32, 32))
@@ -93,27 +93,19 @@ def _contenders(
     name: str, x: Tensor, y: Tensor, steps: int, targeted: int, precision: Precision
 ) -> Iterator[Contender]:
     pgd = torchattack("PGD", eps=EPS, alpha=ALPHA, steps=steps)
-    tpgd = torchattack("TPGD", eps=EPS, alpha=ALPHA, steps=steps)
     apgdt = {"eps": EPS, "steps": targeted, "n_classes": 10, "seed": 0}
-    at = Recipe(
-        data=digits(), model=name, attack=pgd, objective=AT(), margin=pm_adv, epochs=1,
-        weighter=Sigmoid(slope=10.0, bias=-0.5), precision=precision,
-    )  # fmt: skip
-    trades = at.but(attack=tpgd, objective=TRADES(beta=BETA), weighter=Sigmoid(slope=2.0, bias=0.0))
     needs = {"MAIL-AT step": 2 * steps + 3, "MAIL-TRADES step": 2 * steps + 1 + 6, f"PGD-{steps}": 2 * steps}
 
-    task = "MAIL-AT step"
-    yield Contender(task, "robustmail", _our_step(at, x, y), needs[task])
-    yield Contender(task, PLAIN, _plain_step(name, x, y, _plain_pgd, steps, _mail_at), needs[task])
-    library = _plain_step(name, x, y, _library_attack("PGD"), steps, _mail_at)
-    yield Contender(task, "torchattacks", library, needs[task])
-    yield Contender(task, "ART (AT)", _art_trainer(name, x, y, steps, trades=False), needs[task])
-    task = "MAIL-TRADES step"
-    yield Contender(task, "robustmail", _our_step(trades, x, y), needs[task])
-    yield Contender(task, PLAIN, _plain_step(name, x, y, _plain_tpgd, steps, _mail_trades), needs[task])
-    library = _plain_step(name, x, y, _library_attack("TPGD"), steps, _mail_trades)
-    yield Contender(task, "torchattacks", library, needs[task])
-    yield Contender(task, "ART (TRADES)", _art_trainer(name, x, y, steps, trades=True), needs[task])
+    for task, recipe, plain_attack, library, loss, trainer in (
+        ("MAIL-AT step", mail_at(name, steps, precision), _plain_pgd, "PGD", _mail_at, "AT"),
+        ("MAIL-TRADES step", mail_trades(name, steps, precision), _plain_tpgd, "TPGD", _mail_trades, "TRADES"),
+    ):
+        yield Contender(task, "robustmail", our_step(recipe, x, y).run, needs[task])
+        yield Contender(task, PLAIN, _plain_step(name, x, y, plain_attack, steps, loss), needs[task])
+        library_step = _plain_step(name, x, y, _library_attack(library), steps, loss)
+        yield Contender(task, "torchattacks", library_step, needs[task])
+        art_step = _art_trainer(name, x, y, steps, trades=trainer == "TRADES")
+        yield Contender(task, f"ART ({trainer})", art_step, needs[task])
     task = f"PGD-{steps}"
     plain, model = _plain(name).to(x.device).eval(), _network(name).to(x.device)
     view = compute_models(model, choose_precision(precision, model, x), "eval", x).attack
@@ -134,17 +126,40 @@ def _contenders(
     yield Contender(task, PLAIN, lambda: _library_apgdt(plain, x, predicted, apgdt), None)
 
 
-def _our_step(recipe: Recipe, x: Tensor, y: Tensor) -> Callable[[], object]:
+def mail_at(name: str, steps: int, precision: Precision = "auto") -> Recipe:
+    """MAIL-AT with a network by name, as it is timed."""
+    return Recipe(
+        data=digits(), model=name, attack=torchattack("PGD", eps=EPS, alpha=ALPHA, steps=steps), objective=AT(),
+        margin=pm_adv, weighter=Sigmoid(slope=10.0, bias=-0.5), epochs=1, precision=precision,
+    )  # fmt: skip
+
+
+def mail_trades(name: str, steps: int, precision: Precision = "auto") -> Recipe:
+    """MAIL-TRADES with a network by name, as it is timed."""
+    attack = torchattack("TPGD", eps=EPS, alpha=ALPHA, steps=steps)
+    weighter = Sigmoid(slope=2.0, bias=0.0)
+    return mail_at(name, steps, precision).but(attack=attack, objective=TRADES(beta=BETA), weighter=weighter)
+
+
+class OurStep(NamedTuple):
+    """A training step that can be repeated, and the forms of the model that it calls."""
+
+    run: Callable[[], None]
+    compute: ComputeModels
+
+
+def our_step(recipe: Recipe, x: Tensor, y: Tensor) -> OurStep:
+    """A step of a recipe on one batch. x: [B, 3, H, W], y: [B], on the device."""
     model = _network(str(recipe.model)).to(x.device)
     compute = compute_models(model, choose_precision(recipe.precision, model, x), recipe.attack_mode, x)
     recipe, optimizer = recipe.at(0), SGD()(model.parameters())
 
-    def turn() -> None:
+    def run() -> None:
         # As in `fit`: on a GPU no value is read before the step is over.
         with fork_rng(), backends(), defer_reads(DeferredReads() if x.is_cuda else None):
             train_step(recipe, model, x, y, (0, 0), optimizer, compute)
 
-    return turn
+    return OurStep(run, compute)
 
 
 def _plain_step(
@@ -273,7 +288,8 @@ def _plain(name: str) -> nn.Module:
     return _network(name).net.to(memory_format=torch.contiguous_format)  # type: ignore[no-any-return,call-overload]
 
 
-def _timed(turn: Callable[[], object], device: torch.device) -> float:
+def timed(turn: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call, with all that it has queued on the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     began = time.perf_counter()
@@ -291,7 +307,7 @@ def _rate(dtype: torch.dtype, device: torch.device) -> float:
 
     def seconds(n: int, repeats: int) -> float:
         a, b = (torch.rand(n, n, dtype=dtype, device=device) for _ in range(2))
-        return min(_timed(lambda: a @ b, device) for _ in range(repeats))
+        return min(timed(lambda: a @ b, device) for _ in range(repeats))
 
     n = 256
     while n < 2048 and seconds(n, repeats=2) < 0.05:

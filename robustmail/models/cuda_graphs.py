@@ -17,8 +17,9 @@ from torch import Tensor
 from robustmail.errors import ModelError, in_brief
 from robustmail.models.classifier import example_logits
 
-__all__ = ["CudaGraph", "use_cuda_graphs"]
+__all__ = ["SWITCH", "CudaGraph", "use_cuda_graphs"]
 
+SWITCH = "ROBUSTMAIL_CUDA_GRAPHS"  # of the environment: 0 switches them off
 WARM_UP = 3  # passes before the capture: cuDNN looks for its fastest kernels, and libraries initialise
 CLOSE = 0.3  # largest relative error of replayed logits and gradients: bfloat16 under other kernels
 
@@ -32,7 +33,7 @@ class GraphRecorder(Protocol):
 
 def use_cuda_graphs(device: torch.device) -> bool:
     """Whether to use CUDA graphs: on a GPU, unless ROBUSTMAIL_CUDA_GRAPHS=0 is set."""
-    return device.type == "cuda" and os.environ.get("ROBUSTMAIL_CUDA_GRAPHS") != "0"
+    return device.type == "cuda" and os.environ.get(SWITCH) != "0"
 
 
 class CudaGraph:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from robustmail.errors import ModelError, in_brief
 from robustmail.models.classifier import Classifier, example_logits
 from robustmail.models.cuda_graphs import CudaGraph
-from robustmail.models.gathered_conv import GatherConvolutions, gather_pays, gathered_conv, gathered_input_gradient
+from robustmail.models.gathered_conv import gather_pays, gathered_conv, gathered_input_gradient, gathering
 from robustmail.step import module_mode
 
 __all__ = ["Autocast", "FoldedModel"]
@@ -43,7 +43,7 @@ class Autocast(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] in [0, 1] -> [B, classes] float32"""
-        with torch.autocast(x.device.type, torch.bfloat16), GatherConvolutions():
+        with torch.autocast(x.device.type, torch.bfloat16), gathering(x.device):
             return cast(Tensor, self.model(x)).float()
 
 

@@ -8,6 +8,7 @@ pixels the copies cost more than they save.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["GatherConvolutions", "gather_pays", "gathered_conv", "gathered_input_gradient", "has_amx"]
+__all__ = ["gather_pays", "gathered_conv", "gathered_input_gradient", "gathering", "has_amx"]
 
 MAX_PIXELS, MIN_CHANNELS = 4 * 4, 256  # of the output, and of the input, at which gathering pays
 
@@ -69,6 +70,11 @@ def gathered_input_gradient(
         place += part
     inner = padded[:, padding[0] : padding[0] + height, padding[1] : padding[1] + width]
     return inner.to(gradient.dtype).permute(0, 3, 1, 2)
+
+
+def gathering(device: torch.device) -> AbstractContextManager[object]:
+    """`GatherConvolutions` where it can pay: elsewhere each call of torch would be looked at for nothing."""
+    return GatherConvolutions() if device.type == "cpu" and has_amx() else nullcontext()
 
 
 class GatherConvolutions(TorchFunctionMode):

@@ -162,7 +162,7 @@ class _Planner:
             return 0
 
     def _same(self, first: Cell, second: Cell, epoch: int) -> bool:
-        if first.seed != second.seed or self._recipes[first].epochs <= epoch:
+        if self._recipes[first].epochs <= epoch:
             return False
         try:
             return self._settings(first, epoch) == self._settings(second, epoch)

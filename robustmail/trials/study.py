@@ -145,8 +145,8 @@ class Study:
         })  # fmt: skip
 
     def _save_in_proportion(self) -> None:
-        """Save, but spend no more than a twentieth of the time on it: all results are read, so its cost grows with
-        the grid."""
+        """Save, but spend no more than a twentieth of the time on it: each save lists all cells, so its cost
+        grows with the grid."""
         begun = time.monotonic()
         if begun >= self._next_save:
             self.save()

@@ -168,3 +168,11 @@ def test_outside_autocast_no_convolution_is_gathered(as_with_amx, counted, monke
         assert torch.equal(model(x), model(x))
     assert not counted
     assert gradient(model, x, torch.arange(4)).shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("device", "amx", "looks"), [("cpu", True, True), ("cpu", False, False), ("cuda", True, False)]
+)
+def test_calls_of_torch_are_looked_at_on_a_cpu_with_amx_alone(device, amx, looks, monkeypatch):
+    monkeypatch.setattr(gathering, "has_amx", lambda: amx)
+    assert isinstance(gathering.gathering(torch.device(device)), gathering.GatherConvolutions) == looks
