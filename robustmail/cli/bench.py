@@ -15,6 +15,12 @@ from robustmail.errors import RecipeError, did_you_mean
 __all__ = ["add_to"]
 
 PRECISIONS = ("auto", "bf16", "fp32")
+OPTIONS = {  # which options each measurement uses
+    "training": ("model", "batch", "repeats", "precision", "device", "out", "quick"),
+    "evaluation": ("out", "quick"),
+    "growth": ("out", "quick"),
+    "paper": ("out", "device", "small", "dry_run"),
+}
 
 
 def add_to(app: typer.Typer) -> None:
@@ -53,19 +59,51 @@ def bench_(
 
     Images per second of robustmail, torchattacks, ART and plain loops, on the same model and batch, side by side.
     """
+    mode = _mode(context)
+    if mode == "paper":
+        _perform_paper_plan(Path("paper") if out == Path("bench") else out, device, small, dry_run)
+    elif mode == "growth":
+        _bench_growth(out, quick)
+    elif mode == "evaluation":
+        _bench_evaluation(out, quick)
+    else:
+        _bench_training(model, batch, repeats, precision, device, out, quick)
+
+
+def _mode(context: typer.Context) -> str:
+    """What is measured: "paper", "growth", "evaluation" or "training". Raises RecipeError for an option not of it."""
+    given = [name for name in context.params if _is_given(context, name)]
+    modes = [name for name in given if name in OPTIONS]
+    if len(modes) > 1:
+        wrong = f"does not go with --{modes[0]}: each measures something else"
+        raise RecipeError(f"bench --{modes[1]}", wrong, "Give one of them.")
+    mode = modes[0] if modes else "training"
+    for name in given:
+        if name != mode and name not in OPTIONS[mode]:
+            raise RecipeError(f"bench --{name.replace('_', '-')}", *_where_it_belongs(name, mode))
+        if name in ("model", "batch") and "quick" in given:
+            raise RecipeError(f"bench --{name}", "is not used by --quick, which has its own", "Leave one of them out.")
+    return mode
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _where_it_belongs(name: str, mode: str) -> tuple[str, str]:
+    """(what is wrong, what to do) about an option that this measurement does not use."""
+    if mode == "training":
+        return "is an option of --paper", f"Add --paper, or leave --{name.replace('_', '-')} out."
+    may_stay = ", ".join("--" + option.replace("_", "-") for option in OPTIONS[mode])
+    return f"is not used by --{mode}, which has its own networks and sizes", f"Leave it out; {may_stay} may stay."
+
+
+def _bench_training(
+    model: str, batch: int, repeats: int, precision: str, device: str, out: Path, quick: bool
+) -> None:  # fmt: skip
     from rich.console import Console
 
-    if paper:
-        _perform_paper_plan(Path("paper") if out == Path("bench") else out, device, small, dry_run)
-        return
-    for name, is_asked in {"small": small, "dry-run": dry_run}.items():
-        if is_asked:
-            raise RecipeError(f"bench --{name}", "is an option of --paper", f"Add --paper, or leave --{name} out.")
-    for name, is_asked, other in (("growth", growth, _bench_growth), ("evaluation", evaluation, _bench_evaluation)):
-        if is_asked:
-            _refuse_other_options(context, f"--{name}")
-            other(out, quick)
-            return
     from robustmail.bench.training import bench
     from robustmail.report.bench import bench_table, save_bench
 
@@ -80,15 +118,6 @@ def bench_(
     console.print(bench_table(report))
     for path in save_bench(report, out):
         print(path)
-
-
-def _refuse_other_options(context: typer.Context, which: str) -> None:
-    """Raises RecipeError if the command line has an option that --evaluation or --growth would not use."""
-    for name in ("model", "batch", "repeats", "precision", "device"):
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            wrong = f"is not used by {which}, which has its own networks and sizes, on the CPU"
-            raise RecipeError(f"bench --{name}", wrong, "Leave it out; --quick and --out may stay.")
 
 
 def _bench_evaluation(out: Path, quick: bool) -> None:
