@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import types
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ class _Loaded:
 
 
 _LOADED: dict[Path, _Loaded] = {}
-_FOLDERS: dict[Path, frozenset[str]] = {}  # folder of a file that was run -> names of the modules imported before it
+_FOLDERS: dict[str, frozenset[str]] = {}  # folder of a file that was run -> names of the modules imported before it
 _CONTENTS: dict[str, bytes] = {}  # path of an imported neighbour -> its content at that time
 
 
@@ -41,9 +42,9 @@ def load_source(path: Path) -> types.ModuleType:
     whose name is that of an imported file in another folder, since a process can hold only one of the two.
     """
     file, source = path.resolve(), _read(path)
-    folder = file.parent
+    folder = str(file.parent)
     _FOLDERS.setdefault(folder, frozenset(sys.modules))
-    of_other_folders = {name: module for f in _FOLDERS if f != folder for name, module in _neighbours(f).items()}
+    of_other_folders = _neighbours(*(other for other in _FOLDERS if other != folder))
     for name in (*of_other_folders, *_edited(folder)):
         del sys.modules[name]
     try:
@@ -70,18 +71,28 @@ def _read(path: Path) -> bytes:
         raise RecipeError(str(path), f"cannot be read: {error.strerror}") from error
 
 
-def _neighbours(folder: Path) -> Modules:
-    """The modules that were imported from a folder since its first file was run, by name."""
-    before = _FOLDERS[folder]
-    return {n: m for n, m in sys.modules.copy().items() if n not in before and _lies_in(folder, n, m)}
+def _neighbours(*folders: str) -> Modules:
+    """The modules that were imported from these folders since the first file of each was run, by name."""
+    before = {folder: _FOLDERS[folder] for folder in folders}
+    return {
+        name: module
+        for name, module in sys.modules.copy().items()
+        if any(f in before and name not in before[f] for f in _import_folders(name, _file(module)))
+    }
 
 
-def _lies_in(folder: Path, name: str, module: object) -> bool:
-    top = str(folder / name.partition(".")[0])
-    return _file(module) == f"{top}.py" or _file(module).startswith(f"{top}{os.sep}")
+def _import_folders(name: str, file: str) -> Iterator[str]:
+    """The folders from which a module of this name and file can have been imported: FOLDER/TOP.py, FOLDER/TOP/..."""
+    top = name.partition(".")[0]
+    if file.endswith(f"{os.sep}{top}.py"):
+        yield file.removesuffix(f"{os.sep}{top}.py")
+    place = file.find(f"{os.sep}{top}{os.sep}")
+    while place >= 0:
+        yield file[:place]
+        place = file.find(f"{os.sep}{top}{os.sep}", place + 1)
 
 
-def _edited(folder: Path) -> list[str]:
+def _edited(folder: str) -> list[str]:
     """Names of all neighbours of a folder if one of them was edited, since they may import each other; else []."""
     neighbours = _neighbours(folder)
     contents = {_file(module): _content(module) for module in neighbours.values()}

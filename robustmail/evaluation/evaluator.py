@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -42,7 +42,7 @@ from robustmail.step import Adversarial, Attack
 from robustmail.text import plural
 
 __all__ = [
-    "Evaluation", "as_floats", "attack_result", "classes_of", "clean_pass", "evaluate", "evaluate_attack",
+    "Evaluation", "as_floats", "attack_result", "classes_of", "clean_pass", "evaluate", "evaluate_attacks",
     "image_batch", "run_attack", "worst_case",
 ]  # fmt: skip
 
@@ -141,20 +141,22 @@ def evaluate(
     return Evaluation(tuple(rows), ledger)
 
 
-def evaluate_attack(
-    model: nn.Module, part: LabelledImages, spec: AttackSpec, seed: int = 0
+def evaluate_attacks(
+    model: nn.Module, part: LabelledImages, specs: Sequence[AttackSpec], seed: int = 0
 ) -> Iterator[AttackProgress | AttackResult]:
-    """Run one attack on all images and yield its progress; the last record is the result.
+    """Run attacks on all images after a single clean pass; yield their progress and, in the end, one result for each.
 
-    Several processes share the images in whole blocks of BLOCK, so that the result is that of a single process.
+    Several processes share the images in whole blocks of BLOCK, so that the results are those of a single process.
     """
     sizer = batch_sizer(model, part)
     index = torch.arange(len(part.y))
     index = index[index // BLOCK % distributed.world_size() == distributed.rank()]
     local_part = part.take(index)
     ledger = clean_pass(model, local_part, sizer, index)
-    yield from run_attack(model, local_part, ledger, spec, seed, sizer, keep_examples=False)
-    yield attack_result(concatenate(distributed.all_gather_lists([ledger])), spec, seed)
+    for spec in specs:
+        yield from run_attack(model, local_part, ledger, spec, seed, sizer, keep_examples=False)
+    whole = concatenate(distributed.all_gather_lists([ledger]))
+    yield from (attack_result(whole, spec, seed) for spec in specs)
 
 
 def clean_pass(model: nn.Module, part: LabelledImages, sizer: BatchSizer, index: Tensor | None = None) -> Ledger:

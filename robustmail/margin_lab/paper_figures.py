@@ -19,7 +19,7 @@ from robustmail.data.image_files import data_fingerprint
 from robustmail.data.testsets import TestSet
 from robustmail.errors import RecipeError
 from robustmail.evaluation.attack_specs import AttackSpec, attack_spec, check_eps
-from robustmail.evaluation.evaluator import batch_sizer, clean_pass, evaluate_attack, image_batch, run_attack
+from robustmail.evaluation.evaluator import batch_sizer, clean_pass, evaluate_attacks, image_batch, run_attack
 from robustmail.evaluation.exact_inference import exact_inference
 from robustmail.evaluation.ledger import Ledger
 from robustmail.evaluation.model_loading import LoadedModel
@@ -249,14 +249,14 @@ def _accuracies(inputs: FigureInputs) -> FigureProgress:
     rows: list[dict[str, Any]] = []
     settings: dict[str, str] = {}
     for place, subject in enumerate(inputs.subjects):
-        for name in FIG_1C_ATTACKS:
-            attack = attack_spec(name, inputs.eps, subject.classes, inputs.norm)
-            settings |= attack.settings
-            for record in evaluate_attack(subject.model, inputs.part, attack, inputs.seed):
-                yield record
-                if isinstance(record, AttackResult):
-                    numbers = {k: v for k, v in asdict(record).items() if k in ("accuracy", "low", "high", "correct")}
-                    rows.append({"place": place, "model": subject.name, "attack": name, **numbers})
+        specs = [attack_spec(name, inputs.eps, subject.classes, inputs.norm) for name in FIG_1C_ATTACKS]
+        for spec in specs:
+            settings |= spec.settings
+        for record in evaluate_attacks(subject.model, inputs.part, specs, inputs.seed):
+            yield record
+            if isinstance(record, AttackResult):
+                numbers = {k: v for k, v in asdict(record).items() if k in ("accuracy", "low", "high", "correct")}
+                rows.append({"place": place, "model": subject.name, "attack": record.name, **numbers})
     caption = f"Accuracy on {plural(len(inputs.part.y), 'image')} under PGD-100 and CW, with 95 % Wilson intervals."
     return FigureData({"rows": rows}, caption, settings)
 

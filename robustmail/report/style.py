@@ -90,6 +90,7 @@ def saved_figure(stem: Path, width: float, height: float, files: list[Path]) -> 
         yield figure
         for path in picture_paths(stem):
             save_picture(figure, path)
+            figure.set_layout_engine("none")  # the first file has laid the figure out, which takes as long as drawing
             files.append(path)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from robustmail.checkpoints import load_saved
 from robustmail.errors import RecipeError
 from robustmail.evaluation.attack_specs import attack_spec, in_turn, passes_per_image
-from robustmail.evaluation.evaluator import evaluate_attack
+from robustmail.evaluation.evaluator import evaluate_attacks
 from robustmail.evaluation.statistics import wilson
 from robustmail.fields import describe
 from robustmail.models.classifier import build
@@ -175,13 +175,13 @@ def collapsed(history: Sequence[Mapping[str, Any]], y: torch.Tensor) -> str:
 
 def _validate(recipe: Recipe, state: State, model: nn.Module) -> dict[str, float]:
     """Natural and robust accuracy on the validation images, with the same attack noise in every epoch."""
-    scores = {}
-    for name, attacks in {"val_nat": ("nat",), "val_rob": recipe.validate_attacks}.items():
-        spec = in_turn([attack_spec(attack, recipe.budget, state.images.classes, recipe.norm) for attack in attacks])
-        records = evaluate_attack(model, state.validation, spec, recipe.seed)
-        (result,) = (record for record in records if isinstance(record, AttackResult))
-        scores[name] = result.accuracy
-    return scores
+    specs = [
+        in_turn([attack_spec(attack, recipe.budget, state.images.classes, recipe.norm) for attack in attacks])
+        for attacks in (("nat",), recipe.validate_attacks)
+    ]
+    records = evaluate_attacks(model, state.validation, specs, recipe.seed)
+    natural, robust = (record.accuracy for record in records if isinstance(record, AttackResult))
+    return {"val_nat": natural, "val_rob": robust}
 
 
 def _run_started(recipe: Recipe, state: State, name: str) -> RunStarted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,10 @@ def handwritten() -> ImageData:
     return images_of("digits", None)
 
 
-def network(act: str, images: ImageData) -> Classifier:
-    return trained(Spec(seed=1, data="digits", act=act, convs=CONVS, hidden=(32,)), images)
+@functools.cache
+def network(act: str) -> Classifier:
+    spec = Spec(seed=1, data="digits", act=act, convs=CONVS, hidden=(32,))
+    return trained(spec, images_of("digits", None))
 
 
 def written(model: Classifier, path: Path, **values: float) -> Path:
@@ -40,7 +43,7 @@ def answers(model: torch.nn.Module, images: ImageData) -> torch.Tensor:
 
 @pytest.mark.parametrize("act", ["relu", "sigmoid", "tanh", "sine", "square"])
 def test_no_network_is_read_wrong_in_silence(act, handwritten, tmp_path):
-    model, data = network(act, handwritten), TestSet("digits", handwritten.test, 10)
+    model, data = network(act), TestSet("digits", handwritten.test, 10)
     path = written(model, tmp_path / "net.pt")
     subject = load_model(path, data, normalize="none", accept_reading=True)
     if subject.doubts:
@@ -51,7 +54,7 @@ def test_no_network_is_read_wrong_in_silence(act, handwritten, tmp_path):
 
 
 def test_an_accuracy_in_the_file_that_was_not_measured_is_told_and_refused(handwritten, tmp_path):
-    model, data = network("relu", handwritten), TestSet("digits", handwritten.test, 10)
+    model, data = network("relu"), TestSet("digits", handwritten.test, 10)
     accuracy = (answers(model, handwritten) == handwritten.test.y).double().mean().item()
     subject = load_model(written(model, tmp_path / "true.pt", best_acc=accuracy), data, normalize="none")
     assert not subject.doubts

@@ -283,7 +283,7 @@ def test_a_figure_names_every_attack_that_ran_for_it(which: str, task: MarginTas
 
     record_calls("run_path", lambda args: [describe(args[2].attack)])
     record_calls("run_attack", lambda args: args[3].settings.values())
-    record_calls("evaluate_attack", lambda args: args[2].settings.values())
+    record_calls("evaluate_attacks", lambda args: [text for spec in args[2] for text in spec.settings.values()])
     figure = list(compute_figure(which, FigureInputs([task.subject], task.data.first(12), 0.1)))[-1]
     assert set(figure.settings.values()) == ran
     if which == "1a":

@@ -24,6 +24,7 @@ from robustmail import (
     fit,
     pm_adv,
     reproduce,
+    subset,
     torchattack,
 )  # fmt: skip
 from robustmail.catalog import catalog_entries
@@ -40,9 +41,9 @@ from robustmail.train.train_step import train_step
 from tests.rounding import needs_bf16
 
 recipe = Recipe(
-    data=digits(), model="small_cnn", attack=PGD(eps=0.1, alpha=0.05, steps=2), objective=TRADES(), epochs=2,
-    margin=pm_adv, weighter=Sigmoid(slope=2.0, bias=0.0), batch=512, validate="pgd2", evaluate=("nat", "pgd2"),
-    optimizer=SGD(lr=0.1), test_size=100, precision="bf16",
+    data=subset(digits(), train=512), model="small_cnn", attack=PGD(eps=0.1, alpha=0.05, steps=2), objective=TRADES(),
+    epochs=2, margin=pm_adv, weighter=Sigmoid(slope=2.0, bias=0.0), batch=128, validate="pgd2",
+    evaluate=("nat", "pgd2"), optimizer=SGD(lr=0.1), test_size=100, precision="bf16",
 )  # fmt: skip
 OBJECTIVES = {"AT": AT(), "TRADES": TRADES(), "MART": MART()}
 

@@ -184,14 +184,14 @@ def test_the_command_line_takes_one_attack_of_validation_or_several():
 
 def test_several_attacks_validate_in_turn_and_the_worst_counts(monkeypatch):
     attacked = []
-    true = loop.evaluate_attack
+    true = loop.evaluate_attacks
 
-    def counted(model, part, spec, seed):
-        for record in true(model, part, spec, seed):
+    def counted(model, part, specs, seed):
+        for record in true(model, part, specs, seed):
             yield record
-        attacked.append((list(spec.stages), record.settings.get("standing", "")))
+        attacked.append((list(specs[-1].stages), record.settings.get("standing", "")))
 
-    monkeypatch.setattr(loop, "evaluate_attack", counted)
+    monkeypatch.setattr(loop, "evaluate_attacks", counted)
     one, other, worst = (
         rows_of(small.but(epochs=1, validate=validate))[0]["val_rob"] for validate in ("pgd2", "cw", ("pgd2", "cw"))
     )

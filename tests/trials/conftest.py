@@ -12,8 +12,8 @@ import pytest
 from tests.processes import python
 
 TINY = (
-    "model=small_cnn", "data.validation=30", "attack=PGD(eps=0.1, alpha=0.05, steps=2)", "epochs=3",
-    "burn_in=2", "batch=512", "optimizer.lr=Stairs({0: 0.05, 2: 0.01})", "validate=pgd2",
+    "model=small_cnn", "data=subset(digits(validation=30), train=512)", "attack=PGD(eps=0.1, alpha=0.05, steps=2)",
+    "epochs=3", "burn_in=2", "batch=128", "optimizer.lr=Stairs({0: 0.05, 2: 0.01})", "validate=pgd2",
     "evaluate=nat", "test_size=40",
     "precision='fp32'",
 )  # fmt: skip

@@ -53,7 +53,7 @@ def test_a_plain_method_shares_the_burn_in_of_its_reweighted_kin_across_recipes(
 
 DIFFER_AT_ONCE = [
     "seed", "objective.beta=6", "attack.steps=3", "batch=256", "model=cifar_resnet18_w8", "validate=pgd3", "ema=0.9",
-    "optimizer.momentum=0.8", "attack_mode=train", "data.pad=2", "eps=0.2", "perturbation=AWP(gamma=0.01)",
+    "optimizer.momentum=0.8", "attack_mode=train", "data.of.pad=2", "eps=0.2", "perturbation=AWP(gamma=0.01)",
     "optimizer.lr=Stairs({0: 0.04, 2: 0.01})", "normalize=((0.5,), (0.5,))", "optimizer.lr=Cosine(high=0.05, epochs=3)",
     "augment=CutMix", "augment=()", "label_smoothing=0.1", "swa=1", "keep_every=1", "validate=pgd2,cw",
 ]  # fmt: skip

@@ -88,7 +88,7 @@ def test_the_summary_carries_its_provenance_and_what_sharing_saved(whole):
     assert found["provenance"]["command"].startswith("robustmail trials quickstart --over margin=pm_adv,pm_nat")
     assert found["provenance"]["versions"]["torch"]
     assert "margin=pm_nat" in found["recipes"]["quickstart margin=pm_nat"]
-    steps = 3  # of 1,408 images in batches of 512
+    steps = 4  # of 512 images in batches of 128
     assert found["shared"]["steps_saved"] == 2 * 2 * steps  # two epochs of one run, for each of two seeds
     assert found["shared"]["seconds_saved"] > 0
     assert f"{2 * 2 * steps} steps saved" in said
@@ -138,7 +138,7 @@ def test_a_grid_that_grows_or_shrinks_counts_what_its_own_cells_saved(tmp_path, 
     more = call(tmp_path, *words, "--over", "margin=pm_adv,pm_nat,pm_dif", "--seeds", "0")
     assert more.returncode == 0, more.stderr
     assert "1 of 1: quickstart margin=pm_dif, seed 0" in more.stdout, "its trunk is there, and not made again"
-    steps = 3
+    steps = 4
     assert f"{2 * 2 * steps} steps saved" in more.stdout  # two runs of three, for the one seed
     alone = call(tmp_path, *words, "--over", "margin=pm_adv", "--seeds", "0")
     assert alone.returncode == 0
