@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -129,6 +130,13 @@ def main() -> None:
     except Exception as error:
         if (usage_error := _usage_error(error)) is not None:
             _print_error(usage_error, with_traceback)
+            sys.exit(2)
+        if isinstance(error, OSError) and error.errno in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+        ):  # of `> file`, as of our own files
+            todo = "Free some space and give the same command again; what was saved stays."
+            _print_error(f"the output cannot be written ({error.strerror}). {todo}", with_traceback)
             sys.exit(2)
         message = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}. Add --traceback to see where"
         _print_error(message, with_traceback)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keyword
 import re
+import shutil
 from pathlib import Path
 from string import Template
 from typing import Annotated
@@ -82,15 +83,24 @@ def _filled(template: str, words: dict[str, str]) -> str:
 
 
 def _write(files: dict[Path, str], root: Path | None) -> None:
-    """Write all files, or none where one of them, or the folder of a package, is there. Raises RunError."""
+    """Write all files, or none where one of them, or the folder of a package, is there or cannot be written.
+
+    Raises RunError.
+    """
     from robustmail.runtime.files import atomic_write_text, make_folder
 
-    taken = [path for path in ([root] if root else files) if path.exists() or path.is_symlink()]
+    made = [root] if root else list(files)
+    taken = [path for path in made if path.exists() or path.is_symlink()]
     if taken:
         raise RunError(str(taken[0]), "exists already", "Choose another name.")
-    for path, text in files.items():
-        make_folder(path.parent)
-        atomic_write_text(path, text)
+    try:
+        for path, text in files.items():
+            make_folder(path.parent)
+            atomic_write_text(path, text)
+    except BaseException:
+        for path in made:
+            shutil.rmtree(path, ignore_errors=True) if path == root else path.unlink(missing_ok=True)
+        raise
 
 
 def _check_name(kind: str, name: str) -> None:

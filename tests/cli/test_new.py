@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import runpy
 import subprocess
@@ -59,6 +60,23 @@ def test_what_is_written_passes_its_test_until_it_is_broken(said, kind: str, nam
     with pytest.raises(PluginError):
         run_test(name)
     assert said(f"new {kind} {name}") == (2, f"robustmail: {name}.py: exists already. Choose another name.\n")
+
+
+@pytest.mark.parametrize("words", ["margin tilted", "package tilted"])
+def test_a_beginning_that_cannot_be_written_whole_leaves_nothing(said, tmp_path: Path, monkeypatch, words: str):
+    true, written = os.replace, []
+
+    def full(source, target):
+        written.append(target)
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        true(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    code, error = said(f"new {words}")
+    assert (code, error.count("\n"), len(written)) == (2, 1, 2)
+    assert "No space left on device" in error
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_package_is_installed_and_listed(said, tmp_path: Path):
