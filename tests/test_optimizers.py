@@ -82,6 +82,7 @@ def test_by_default_there_is_one_group_as_ever():
     assert len(torch_optimizer("AdamW")(network().parameters()).param_groups) == 1
 
 
+@pytest.mark.long
 def test_a_scheduled_decay_leaves_the_norms_at_zero_and_a_rate_moves_in_both_groups():
     make = torch_optimizer(
         "AdamW", lr=Cosine(high=0.1, epochs=2), weight_decay=Stairs({0: 0.1, 1: 0.2}), decay_norms=False

@@ -9,10 +9,10 @@ Published weights u are not of mean one, so they change two things at once: u = 
 and the same with mail, wmmr and weat, and with trades. Two further controls: AT at a tenth of the rate, which VIR's
 smaller loss is like (`at_slow`), and TRADES at 1.7 * 5, below which VIR's beta never falls (`trades_beta`).
 
-One grid for each method, so that the study can be made piece by piece:
+One grid for each base; rows may be added later, in the same folder:
 
     robustmail trials docs/studies/weights.py:{at,at_vir,at_vir_mean,at_vir_published} --seeds 0:3 \\
-        --baseline weights.py:at --out trials/weights-at-vir
+        --baseline weights.py:at --out trials/weights-at
 """
 
 from robustmail import (

@@ -68,6 +68,7 @@ def test_a_ball_that_is_too_small_for_the_plane_is_used_up():
     assert project_linf(x, w, torch.tensor([100.0])).tolist() == [[-0.5, 0.5, 0.0]]
 
 
+@pytest.mark.long
 def test_the_official_code_leaves_the_same_images(right):
     pytest.importorskip("pyautoattack")
     model, x, y = right

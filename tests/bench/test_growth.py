@@ -42,6 +42,7 @@ def test_work_is_measured_at_its_smallest_size(number: int):
     assert (point.size, point.seconds > 0, point.megabytes >= 0) == (smallest, True, True)
 
 
+@pytest.mark.long
 def test_it_is_written_and_drawn(tmp_path):
     curves = [_curve("work", "size", [GrowthPoint(n, float(n), n) for n in (1, 3, 10)]),
               _curve("training step", "processes", [GrowthPoint(1, 1.0, 0.0)])]  # fmt: skip

@@ -88,6 +88,7 @@ def test_verbs_recipes_and_tests_of_the_plan_exist():
     assert all((CHECKOUT / test).exists() for test in DEVICE_TESTS)
 
 
+@pytest.mark.long
 def test_the_device_measurements_are_numbers(monkeypatch):
     monkeypatch.setattr(plan_measurements, "REPEATS", 1)
     monkeypatch.setenv(plan_measurements.SWITCH, "1")

@@ -43,6 +43,7 @@ def test_useful_work_is_counted_from_the_model(report):
     assert row.share == pytest.approx(row.gflops / max(report.machine.values()))
 
 
+@pytest.mark.long
 def test_it_is_written_and_drawn(report, tmp_path):
     numbers, picture = save_bench(report, tmp_path / "new")
     content = json.loads(numbers.read_text())

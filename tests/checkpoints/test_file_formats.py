@@ -342,6 +342,7 @@ def test_a_zip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         read_file(tmp_path / "file.pth")
 
 
+@pytest.mark.long
 def test_no_hostile_name_reaches_the_terminal(tmp_path: Path) -> None:
     torch.save({"\x1b[31mred": 1, "state_dict": {f"\x1b]0;{k}": v for k, v in weights().items()}}, tmp_path / "f.pth")
     assert all(line.isprintable() for line in inspect_checkpoint(tmp_path / "f.pth").lines())

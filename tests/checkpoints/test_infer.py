@@ -96,6 +96,7 @@ def test_the_first_reading_computes_what_the_network_does(name: str) -> None:
     assert place(n.seasoned(make()), channels, size) == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", LATER)
 def test_what_no_tensor_says_is_among_the_readings(name: str) -> None:
     make, channels, size = LATER[name]

@@ -23,6 +23,7 @@ REAL = [
 ]
 
 
+@pytest.mark.long
 def test_the_letter_says_what_there_is_and_what_to_type(tmp_path: Path) -> None:
     content = {
         "net": {f"module.{k}": v for k, v in n.ResNet(n.Basic).state_dict().items()},
@@ -54,6 +55,7 @@ def test_weights_that_are_nan_are_reported_but_not_opened(tmp_path: Path) -> Non
         open_checkpoint(tmp_path / "f.pth")
 
 
+@pytest.mark.long
 def test_the_json_has_everything(tmp_path: Path) -> None:
     torch.save({"state_dict": n.LeNet().state_dict()}, tmp_path / "f.pth")
     told = json.loads(json.dumps(inspect_checkpoint(tmp_path / "f.pth").as_dict(), allow_nan=False))

@@ -83,6 +83,7 @@ def test_a_misfit_is_explained_in_one_line(network: partial[nn.Module], reason: 
     assert len(str(caught.value)) < 600
 
 
+@pytest.mark.long
 def test_a_name_takes_classes_and_channels_from_the_tensors() -> None:
     tensors = timm.create_model("resnet18", num_classes=7, in_chans=1).state_dict()
     assert build_network("resnet18", tensors).fc.out_features == 7

@@ -379,6 +379,7 @@ def test_ctrl_c_before_a_verb_has_begun_is_one_line(monkeypatch, capsys) -> None
     )
 
 
+@pytest.mark.long
 def test_a_recipe_in_latin_1_works_on_a_terminal_in_ascii(tmp_path: Path) -> None:
     text = "# coding: latin-1\ndef güte(margin):\n    return margin * 0 + 1\n"
     (tmp_path / "mine.py").write_bytes(text.encode("latin-1"))

@@ -79,6 +79,7 @@ def test_a_beginning_that_cannot_be_written_whole_leaves_nothing(said, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_a_package_is_installed_and_listed(said, tmp_path: Path):
     pytest.importorskip("hatchling", reason="needs hatchling to build a package")
     assert said("new package tilted_plugins")[0] == 0

@@ -71,6 +71,7 @@ def test_the_sdist_has_what_builds_and_tests_it(tmp_path):
     assert not [name for name in names if "__pycache__" in name or name.startswith(("runs/", "site/", "data/"))]
 
 
+@pytest.mark.long
 def test_recipes_are_listed_shown_and_copied_without_a_checkout(installed):
     assert "mail_trades" in said(installed, "list", "recipes")
     assert "loss = mean( w * 5 KL(nat || adv) + CE(nat) )" in said(installed, "show", "mail_trades")

@@ -241,6 +241,7 @@ def test_evaluate_judges_a_loader_as_it_judges_arrays(fitted_model):
         assert evaluate(model, data, "nat,pgd3", eps=2 / 255).ledger.broken_by == expected.broken_by
 
 
+@pytest.mark.long
 def test_verify_takes_what_evaluate_takes(fitted_model, tmp_path):
     model, part = fitted_model
     data = TestSet("sixteen", part, 10)

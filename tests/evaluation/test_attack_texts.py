@@ -121,6 +121,7 @@ def test_cr_is_refused_in_l2():
         attack_spec("cr", 0.5, 10, "l2")
 
 
+@pytest.mark.long
 def test_the_verdicts_of_md_cr_and_pma_depend_on_no_other_image(fitted_model):
     model, part = fitted_model
     attacks = ("md(steps=4)", "cr(steps=30, restarts=2)", "pma(alpha=0.1, steps=4)", "pgd3(targets=3)")

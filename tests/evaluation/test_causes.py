@@ -128,6 +128,7 @@ class Coin(nn.Module):
         return nn.functional.one_hot(torch.where(turned, 1 - right, right), 2).float() + 0 * x.flatten(1)[:, :2]
 
 
+@pytest.mark.long
 def test_a_coin_has_its_expected_accuracy_and_without_eot_the_number_is_a_lottery():
     x = torch.rand(200, 1, 4, 4)
     draws = measure_draws(Coin(), Split(x, x[:, 0, 0, 0].round().long()), 0.001, "linf", 0, 8)

@@ -124,6 +124,7 @@ def whole(model, x, y):
     return found.detach()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("most", [1000, 49, 10, 3])
 def test_a_block_that_cannot_be_split_keeps_less_in_memory_and_its_verdicts(robust_cnn, digit_images, most):
     gc.collect()

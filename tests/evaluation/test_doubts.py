@@ -41,6 +41,7 @@ def answers(model: torch.nn.Module, images: ImageData) -> torch.Tensor:
         return model(to_float(images.test.x)).argmax(1)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("act", ["relu", "sigmoid", "tanh", "sine", "square"])
 def test_no_network_is_read_wrong_in_silence(act, handwritten, tmp_path):
     model, data = network(act), TestSet("digits", handwritten.test, 10)
@@ -53,6 +54,7 @@ def test_no_network_is_read_wrong_in_silence(act, handwritten, tmp_path):
         assert (answers(subject.model, handwritten) == answers(model, handwritten)).double().mean() > 0.98
 
 
+@pytest.mark.long
 def test_an_accuracy_in_the_file_that_was_not_measured_is_told_and_refused(handwritten, tmp_path):
     model, data = network("relu"), TestSet("digits", handwritten.test, 10)
     accuracy = (answers(model, handwritten) == handwritten.test.y).double().mean().item()

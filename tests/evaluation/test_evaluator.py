@@ -17,6 +17,7 @@ from robustmail.evaluation.attack_specs import attack_spec
 from robustmail.evaluation.statistics import wilson
 
 
+@pytest.mark.long
 def test_a_stronger_attack_leaves_fewer_standing_and_a_larger_ball_fewer_still(fitted_model):
     model, part = fitted_model
     rows = {r.name: r.correct for r in evaluate(model, part, ("nat", "pgd1", "pgd20", "cw", "apgd"), eps=2 / 255)}
@@ -26,6 +27,7 @@ def test_a_stronger_attack_leaves_fewer_standing_and_a_larger_ball_fewer_still(f
     assert set(wide.values()) == {0}
 
 
+@pytest.mark.long
 def test_autoattack_is_the_worst_case_of_its_stages(fitted_model, monkeypatch):
     model, part = fitted_model
     stages = AutoAttack.stages

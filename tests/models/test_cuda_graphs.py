@@ -94,6 +94,7 @@ def folded_pair(name, images, normalize=None):
 
 
 # In the last, BatchNorm before relu cannot be folded: the graph reads the live model's own tensors.
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["cifar_resnet18_w8", "small_cnn", "cifar_wrn16_2"])
 def test_a_graph_follows_weights_and_statistics_to_the_bit(name, images):
     model, folded, plain = folded_pair(name, images, ((0.5, 0.4, 0.3), (0.2, 0.3, 0.2)))
@@ -111,6 +112,7 @@ def test_a_graph_follows_weights_and_statistics_to_the_bit(name, images):
         plain.refresh()
 
 
+@pytest.mark.long
 def test_a_replay_does_not_overwrite_earlier_logits_and_gradients(images):
     _, folded, _ = folded_pair("cifar_resnet18_w8", images)
     logits, grad = folded(images[0]), gradient(folded, *images)
@@ -120,6 +122,7 @@ def test_a_replay_does_not_overwrite_earlier_logits_and_gradients(images):
     assert torch.equal(grad, copies[1])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("when", ["twice", "after another pass"])
 def test_the_gradient_of_an_earlier_pass_is_right(when, images):
     _, folded, plain = folded_pair("cifar_resnet18_w8", images)
@@ -136,6 +139,7 @@ def test_the_gradient_of_an_earlier_pass_is_right(when, images):
         assert torch.equal(a, b)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "attack",
     [
@@ -156,6 +160,7 @@ def test_attacks_find_the_same_images(attack, images):
     assert folded.cuda_graph.backward_graph.n_replays > 3
 
 
+@pytest.mark.long
 def test_batches_of_another_size_or_precision_do_not_use_the_graph(images):
     _, folded, plain = folded_pair("cifar_resnet18_w8", images)
     before = folded.cuda_graph.forward_graph.n_replays

@@ -140,6 +140,7 @@ def test_what_auto_was_at_the_start_stays_when_a_run_goes_on_elsewhere(tmp_path)
     assert type(again.compute_models.attack) is FoldedModel
 
 
+@pytest.mark.long
 def test_evaluation_is_exact_whatever_the_precision_of_training(tmp_path):
     state = State.fresh(recipe)
     list(fit(recipe, state))
@@ -152,12 +153,14 @@ def test_evaluation_is_exact_whatever_the_precision_of_training(tmp_path):
     assert [r.correct for r in exact] == [r.correct for r in again]
 
 
+@pytest.mark.long
 def test_awp_perturbs_the_live_weights_in_bf16_too():
     rows = [r.row for r in fit(recipe.but(perturbation=AWP(gamma=0.01))) if isinstance(r, EpochFinished)]
     plain = [r.row for r in fit(recipe) if isinstance(r, EpochFinished)]
     assert rows[-1]["train_loss"] != plain[-1]["train_loss"]
 
 
+@pytest.mark.long
 def test_a_step_that_explodes_in_bf16_leaves_no_mark_and_is_reproduced(tmp_path):
     made = recipe.but(optimizer=SGD(lr=1e30), margin=None, weighter=None, epochs=5)
     state, before = State.fresh(made, tmp_path), {}

@@ -67,6 +67,7 @@ def test_preactresnet_with_bn_is_ours_under_other_names(x):
     torch.testing.assert_close(load_strict(tensors, PreActResNet(bn=True), "test")(x), ours(x))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("depth", "bottleneck"), [(18, False), (34, False), (50, True)])
 def test_resnets_are_torchvisions_with_another_stem(x, depth, bottleneck):
     theirs = getattr(torchvision.models, f"resnet{depth}")(num_classes=10)
@@ -156,6 +157,7 @@ def test_hypersphere_embedding_gives_cosines(x):
     torch.testing.assert_close((plain(x) / lengths).argmax(1), network(x).argmax(1))
 
 
+@pytest.mark.long
 def test_xcit_for_cifar_is_timms_with_two_strides_of_one(x):
     network = architectures("XCiT-S12")[0].build(10, 3).eval()
     assert network.model.forward_features(x).shape == (2, 1 + 8 * 8, 384)  # patches of 4 x 4

@@ -128,6 +128,7 @@ def test_a_network_for_another_size_of_images_is_met_with_what_to_write() -> Non
         check_forward(model, "it", torch.rand(2, 3, 32, 32), 10)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("model", [VIT, CONVNEXT], ids=["ViT", "ConvNeXt"])
 def test_it_trains_resumes_to_the_same_bits_and_is_opened_again(
     tmp_path: Path, digit_images: object, model: object

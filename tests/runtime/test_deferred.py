@@ -81,6 +81,7 @@ def same(one, other):
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.long
 def test_reading_a_step_late_changes_neither_the_run_nor_what_is_told_of_it():
     at_once, told = trained(recipe, 0)
     late, told_late = trained(recipe, 1)
@@ -93,6 +94,7 @@ def test_reading_a_step_late_changes_neither_the_run_nor_what_is_told_of_it():
     assert epochs == epochs_late
 
 
+@pytest.mark.long
 def test_the_host_is_a_step_ahead_and_knows_all_at_the_end_of_an_epoch():
     state = State.fresh(recipe)
     with queued(1):
@@ -101,6 +103,7 @@ def test_the_host_is_a_step_ahead_and_knows_all_at_the_end_of_an_epoch():
     assert launched == [(e, s, min(s + 1, steps)) for e in range(2) for s in range(1, steps + 1)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -136,6 +139,7 @@ def test_a_dump_of_a_late_reading_reproduces(tmp_path):
         reproduce(tmp_path / "nonfinite.pt", made)
 
 
+@pytest.mark.long
 def test_a_state_saved_between_two_readings_goes_on_to_the_same_bits(tmp_path):
     whole, _ = trained(recipe, 1)
     broken, _ = trained(
@@ -154,6 +158,7 @@ def test_a_state_saved_between_two_readings_goes_on_to_the_same_bits(tmp_path):
     assert records
 
 
+@pytest.mark.long
 def test_a_signal_saves_what_was_launched_too(tmp_path, monkeypatch):
     monkeypatch.setattr(step_queue, "max_queued", lambda state: 1)
     signals = Signals()

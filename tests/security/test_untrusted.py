@@ -127,6 +127,7 @@ def outside(paths: list[str], *folders: Path) -> list[str]:
     return [path for path in paths if not any(map(Path(path).is_relative_to, folders))]
 
 
+@pytest.mark.long
 def test_no_verb_opens_or_starts_anything_else(hostile: Path, honest: Path) -> None:
     child = Path(__file__).with_name("traced.py")
     words = [sys.executable, child, json.dumps(VERBS), "seen.json"]
@@ -148,6 +149,7 @@ def test_no_verb_opens_or_starts_anything_else(hostile: Path, honest: Path) -> N
     assert seen["connected"] == []
 
 
+@pytest.mark.long
 def test_python_m_robustmail_imports_no_torch_of_the_current_folder(hostile: Path, honest: Path) -> None:
     words = [sys.executable, "-m", "robustmail", "inspect", "best.safetensors"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=100, check=False)
@@ -204,6 +206,7 @@ def test_a_network_of_the_recipe_beside_the_weights_needs_an_option_which_is_giv
     assert "its network is net of the recipe beside it, which is code. Pass --model theirs/recipe.py:net if" in said
 
 
+@pytest.mark.long
 def test_a_run_of_a_built_in_network_is_evaluated_without_its_recipe(honest, capsys) -> None:
     assert "import neighbour" in (honest / "run" / "recipe.py").read_text()
     code, out, _ = call(capsys, "eval", honest / "run", "--n", 20, "--attacks", "nat", "--out", "e", "--plain")
@@ -275,6 +278,7 @@ def test_every_verb_refuses_results_of_hostile_json(honest, capsys, text: str) -
         refused(capsys, *words)
 
 
+@pytest.mark.long
 def test_a_wrong_type_anywhere_is_told_in_one_line(honest, capsys) -> None:
     """Every place of results.json, each with another thing in it, sealed again as anybody can."""
     rng, wrong = random.Random(0), [None, "\x1b[31m[red]", -1, [], {}, True, 1.5, 2**62, [1], {"a": "b"}]
@@ -291,6 +295,7 @@ def test_a_wrong_type_anywhere_is_told_in_one_line(honest, capsys) -> None:
         assert "\x1b" not in out + said
 
 
+@pytest.mark.long
 def test_a_grid_and_a_run_refuse_files_of_another_shape(honest, capsys) -> None:
     grid = ("trials", "quickstart", "--seeds", "0", "--out", "grid")
     cell = Path("grid/runs/quickstart/0")
@@ -329,6 +334,7 @@ def test_state_of_a_wrong_type_anywhere_is_damaged(honest, capsys) -> None:
 # Links and pipes
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", OURS)
 def test_a_link_that_leads_out_of_a_folder_and_a_pipe_are_not_read(honest, capsys, name: str) -> None:
     for kind, plant in ("link", lambda path: os.symlink(honest / "e" / name, path)), ("pipe", os.mkfifo):
@@ -359,6 +365,7 @@ def test_a_name_is_no_path(tmp_path: Path, name: object) -> None:
     assert inside(tmp_path, name) is None
 
 
+@pytest.mark.long
 def test_no_writer_follows_a_link(honest, capsys) -> None:
     outside = Path("outside").absolute()
     outside.write_text("years of work")
@@ -398,6 +405,7 @@ def test_a_grid_does_not_work_where_a_link_leads(capsys) -> None:
     assert not list(Path("photos").iterdir())
 
 
+@pytest.mark.long
 def test_other_things_in_an_evaluations_folder_stop_nothing_and_stay(honest, capsys) -> None:
     words = ["eval", honest / "run", "--attacks", "nat,pgd2", "--n", 40, "--out", "e", "--plain", "--png"]
     others = [Path("e") / name for name in (".DS_Store", "nohup.out", "png/mine.png")]
@@ -459,6 +467,7 @@ def bomb(path: Path, member: str, start: bytes = b"", size: int = 2 * 2**30) -> 
     return path
 
 
+@pytest.mark.long
 def test_archives_and_headers_that_announce_gigabytes_are_not_unpacked(capsys) -> None:
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (2**31 - 2**24,)})

@@ -162,6 +162,7 @@ def steps_of(records):
     return [dataclasses.replace(record, seconds=0.0) for record in records if isinstance(record, StepFinished)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kind", "changes"), [
     ("recipe", {"optimizer": torch_optimizer("AdamW", fused=True)}), ("normed", {"ema": 0.9}),
     ("normed", {"perturbation": AWP(gamma=0.05)}),
@@ -182,6 +183,7 @@ def test_memory_that_runs_out_makes_the_run_that_had_the_micro_batches_from_the_
         assert torch.equal(value, state.eval_model.state_dict()[name]), name
 
 
+@pytest.mark.long
 def test_memory_may_run_out_at_any_step(monkeypatch):
     monkeypatch.setitem(limited.MOST, "images", 10_000)
     whole, state = State.fresh(limited.recipe), State.fresh(limited.recipe)
@@ -196,6 +198,7 @@ def test_memory_may_run_out_at_any_step(monkeypatch):
         torch.testing.assert_close(state.model.state_dict()[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.long
 def test_a_resumed_run_goes_on_with_the_micro_batches_and_its_results_say_so(tmp_path, monkeypatch):
     folder = tmp_path / "run"
     records = run(limited.normed, folder, "limited", save_every=0.0)
@@ -211,6 +214,7 @@ def test_a_resumed_run_goes_on_with_the_micro_batches_and_its_results_say_so(tmp
         assert "accumulate=8; BatchNorm has statistics of its own" in note
 
 
+@pytest.mark.long
 def test_where_one_image_does_not_fit_it_is_one_line(monkeypatch):
     state = State.fresh(limited.recipe.but(batch=4))
     monkeypatch.setitem(limited.MOST, "images", 0)

@@ -110,6 +110,7 @@ def test_awp_with_no_weight_left_to_perturb_does_nothing() -> None:
     assert changed(tensors(plain.model), perturbed.model) == set()
 
 
+@pytest.mark.long
 def test_a_run_with_frozen_parameters_resumes_to_the_same_bits(tmp_path: Path) -> None:
     made = SHORT.but(epochs=2, ema=0.9, perturbation=AWP(gamma=0.01))
     whole, parts = State.fresh(made, tmp_path / "whole"), State.fresh(made, tmp_path / "parts")
@@ -157,6 +158,7 @@ def test_the_command_line_takes_patterns_with_commas(text: str) -> None:
     assert apply_overrides(recipe, [text]).freeze == ("conv1.*", "layer?.bias")
 
 
+@pytest.mark.long
 def test_show_counts_what_is_trained(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["robustmail", "show", "quickstart", "model=cifar_wrn70_16_silu", "freeze=conv1.*,block?.*,bn1.*"]
     monkeypatch.setattr("sys.argv", words)

@@ -145,6 +145,7 @@ def test_any_other_difference_is_an_error_that_names_the_tensor(tmp_path: Path, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.long
 def test_a_missing_file_is_one_line_before_data_are_loaded_and_nothing_is_written(
     tmp_path: Path, file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -210,6 +211,7 @@ def test_the_files_hash_belongs_to_the_run_and_another_file_is_another_run(tmp_p
         status(made, plain)
 
 
+@pytest.mark.long
 def test_a_run_goes_on_without_its_file_and_ends_in_the_same_bits_and_says_both(tmp_path: Path, file: Path) -> None:
     made, parts = SHORT.but(init=str(file), epochs=2), tmp_path / "parts"
     whole = list(run(made, tmp_path / "whole", "it"))

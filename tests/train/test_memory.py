@@ -187,6 +187,7 @@ def memory_after(recipe, **changes) -> dict[str, torch.Tensor]:
     return state.memory.tables
 
 
+@pytest.mark.long
 def test_training_commits_what_each_step_hands_back():
     """A table that counts: every image is visited once an epoch."""
 
@@ -200,6 +201,7 @@ def test_training_commits_what_each_step_hands_back():
     assert left["last"].tolist() == [recipe.epochs - 1]
 
 
+@pytest.mark.long
 def test_targets_move_as_in_the_published_formula():
     """t <- 0.9 t + 0.1 p(x), from the label on, with p the prediction before the update."""
     seen = {}
@@ -220,6 +222,7 @@ def test_targets_move_as_in_the_published_formula():
         np.testing.assert_allclose(target, expected, atol=1e-6)
 
 
+@pytest.mark.long
 def test_micro_batches_leave_the_memory_of_the_whole_batch():
     whole, cut = (
         memory_after(recipe, epochs=1, objective=SelfAdaptive(start=0), margin=None, weighter=None, accumulate=n,
@@ -244,6 +247,7 @@ def test_a_step_that_fails_remembers_nothing():
     assert state.memory.tables["visits"].unique().tolist() == [1.0]
 
 
+@pytest.mark.long
 def test_a_margin_begins_to_remember_after_the_burn_in():
     made = recipe.but(margin=slow_loss, weighter=Sigmoid(slope=1.0, bias=0.0), burn_in=1, epochs=2)
     state, zero_after_first = State.fresh(made), None
@@ -257,6 +261,7 @@ def test_a_margin_begins_to_remember_after_the_burn_in():
 # Teacher
 
 
+@pytest.mark.long
 def test_a_teacher_from_a_file_is_asked_and_never_trained(tmp_path):
     list(run(recipe.but(epochs=1, evaluate=("nat",)), tmp_path / "teacher", "teacher"))
     made = recipe.but(teacher=str(tmp_path / "teacher"), objective=HAT(), margin=None, weighter=None, epochs=1)
@@ -285,6 +290,7 @@ def test_the_moving_average_can_be_the_teacher():
         recipe.but(teacher="ema")
 
 
+@pytest.mark.long
 def test_another_teacher_is_another_run_and_a_file_may_move(tmp_path):
     for seed in (1, 2):
         list(run(recipe.but(epochs=1, evaluate=("nat",), seed=seed), tmp_path / f"t{seed}", "teacher"))
