@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torchvision.transforms import v2
+from torchvision.transforms.functional import InterpolationMode
 
 from robustmail import (
     IDBH,
@@ -201,7 +202,10 @@ def test_an_operation_is_torchvisions_at_the_same_strength(theirs, ours, level, 
     given, scale = (x, 1) if ours in (*BLENDS, "autocontrast") else ((x * 255).round().byte(), 255)  # not rounded
     magnitude = strength - 1 if ours in BLENDS else strength
     expected = torch.stack(
-        [library._apply_image_or_video_transform(image, theirs, magnitude, "nearest", library._fill) for image in given]
+        [
+            library._apply_image_or_video_transform(image, theirs, magnitude, InterpolationMode.NEAREST, library._fill)
+            for image in given
+        ]
     )
     close = (made - expected / scale).abs() < 1e-5
     assert close.double().mean() > (0.985 if ours in WARPS else 0.999)  # two pixels may be at the same distance

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import ModelCard, constants, file_download
 from safetensors.torch import save_file
 
 from robustmail.evaluation.storage import with_seal
@@ -30,7 +30,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with fake.running():
         monkeypatch.setattr(constants, "ENDPOINT", fake.url)
         template = f"{fake.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        for module in (constants, file_download):  # older releases hold the template twice
+            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
         monkeypatch.setenv("HF_TOKEN", TOKEN)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -261,7 +262,8 @@ def test_an_image_that_would_be_misread_is_refused_by_name(tmp_path: Path, spoil
     spoil(tmp_path / "dog" / "0.png")
     said = refusal(lambda: load_data(str(tmp_path)).part.loaded())
     assert f"{tmp_path / 'dog' / '0.png'}" in said
-    assert ("cannot be read" in said) != ("pixels of mode I;16. Save it with 8 bits" in said)
+    is_told = re.search(r"pixels of mode I(;16)?\. Save it with 8 bits", said) is not None  # older Pillows call it I
+    assert ("cannot be read" in said) != is_told
 
 
 def test_what_is_no_file_and_folders_without_end_are_refused(tmp_path: Path) -> None:
