@@ -21,6 +21,7 @@ from robustmail import __version__  # noqa: E402
 from robustmail.recipe import Recipe  # noqa: E402
 
 project = "robustmail"
+project_copyright = "2026, the robustmail developers"
 version = release = __version__
 root_doc = "docs/index"
 include_patterns = [
