@@ -26,6 +26,7 @@ __all__ = ["HEAVY", "app", "main"]
 
 HEAVY = ("torch", "numpy", "scipy", "matplotlib", "rich", "pydantic", "importlib.metadata")
 """What takes longer to import than a help text may take"""
+FULL = (errno.ENOSPC, errno.EDQUOT)
 LONGEST = 200  # letters of what the help says about a verb; it is wrapped
 
 
@@ -131,10 +132,7 @@ def main() -> None:
         if (usage_error := _usage_error(error)) is not None:
             _print_error(usage_error, with_traceback)
             sys.exit(2)
-        if isinstance(error, OSError) and error.errno in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-        ):  # of `> file`, as of our own files
+        if isinstance(error, OSError) and error.errno in FULL:  # of `> file`; our own files raise a RunError
             todo = "Free some space and give the same command again; what was saved stays."
             _print_error(f"the output cannot be written ({error.strerror}). {todo}", with_traceback)
             sys.exit(2)

@@ -85,10 +85,10 @@ def _import_folders(name: str, file: str) -> Iterator[str]:
     """The folders from which a module of this name and file can have been imported: FOLDER/TOP.py, FOLDER/TOP/..."""
     top = name.partition(".")[0]
     if file.endswith(f"{os.sep}{top}.py"):
-        yield file.removesuffix(f"{os.sep}{top}.py")
+        yield file.removesuffix(f"{os.sep}{top}.py") or os.sep
     place = file.find(f"{os.sep}{top}{os.sep}")
     while place >= 0:
-        yield file[:place]
+        yield file[:place] or os.sep
         place = file.find(f"{os.sep}{top}{os.sep}", place + 1)
 
 
