@@ -123,7 +123,7 @@ COMMANDS = {
         "show quickstart --epochs",
         "--epochs: needs a value. Write --epochs VALUE.",
     ),
-    "option of another verb": ("eval model.pth --sed 2", "No such option: --sed"),
+    "option of another verb": ("eval model.pth --sed 2", "No such option ... --sed"),
     "option without its value": ("run quickstart --out", "'--out' requires an argument"),
     "kind to list": ("list margin", "list margin: no such kind. Did you mean 'margins'?"),
     "address of the hub in a dry run": (
