@@ -1,6 +1,6 @@
 """The layouts in which people keep weights, each around the same network, and what opens them in a process of its own.
 
-`python -m tests.checkpoints.layouts FOLDER` opens every file of torch in a folder and prints its logits' hash as JSON.
+`python -m tests.checkpoints.layouts FOLDER` opens every file of a folder and prints its logits' hash as JSON.
 """
 
 from __future__ import annotations
@@ -129,8 +129,8 @@ def logits(path: Path) -> list[Tensor]:
 
 
 def digests(folder: Path) -> Iterator[str]:
-    """Of every file of torch, the name and hashes of its logits as JSON; those of safetensors hold the same names."""
-    for path in sorted(folder.glob("*.pth")):
+    """Of every file, the name and hashes of its logits as JSON."""
+    for path in sorted(folder.iterdir()):
         found = [hashlib.sha256(t.numpy().tobytes()).hexdigest()[:16] for t in logits(path)]
         yield json.dumps([path.name, found])
 
