@@ -80,7 +80,7 @@ def _mode(context: typer.Context) -> str:
     mode = modes[0] if modes else "training"
     for name in given:
         if name != mode and name not in OPTIONS[mode]:
-            raise RecipeError(f"bench --{name.replace('_', '-')}", *_where_it_belongs(name, mode))
+            raise RecipeError(f"bench {_option(name)}", *_where_it_belongs(name, mode))
         if name in ("model", "batch") and "quick" in given:
             raise RecipeError(f"bench --{name}", "is not used by --quick, which has its own", "Leave one of them out.")
     return mode
@@ -91,11 +91,16 @@ def _is_given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
+def _option(name: str) -> str:
+    """A parameter's option: dry_run is --dry-run."""
+    return f"--{name.replace('_', '-')}"
+
+
 def _where_it_belongs(name: str, mode: str) -> tuple[str, str]:
     """(what is wrong, what to do) about an option that this measurement does not use."""
     if mode == "training":
-        return "is an option of --paper", f"Add --paper, or leave --{name.replace('_', '-')} out."
-    may_stay = ", ".join("--" + option.replace("_", "-") for option in OPTIONS[mode])
+        return "is an option of --paper", f"Add --paper, or leave {_option(name)} out."
+    may_stay = ", ".join(map(_option, OPTIONS[mode]))
     return f"is not used by --{mode}, which has its own networks and sizes", f"Leave it out; {may_stay} may stay."
 
 

@@ -133,8 +133,9 @@ def main() -> None:
             _print_error(usage_error, with_traceback)
             sys.exit(2)
         if isinstance(error, OSError) and error.errno in FULL:  # of `> file`; our own files raise a RunError
-            todo = "Free some space and give the same command again; what was saved stays."
-            _print_error(f"the output cannot be written ({error.strerror}). {todo}", with_traceback)
+            from robustmail.runtime.files import FREE_SPACE
+
+            _print_error(f"the output cannot be written ({error.strerror}). {FREE_SPACE}", with_traceback)
             sys.exit(2)
         message = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}. Add --traceback to see where"
         _print_error(message, with_traceback)

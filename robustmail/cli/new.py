@@ -89,8 +89,7 @@ def _write(files: dict[Path, str], root: Path | None) -> None:
     """
     from robustmail.runtime.files import atomic_write_text, make_folder
 
-    made = [root] if root else list(files)
-    taken = [path for path in made if path.exists() or path.is_symlink()]
+    taken = [path for path in ([root] if root else files) if path.exists() or path.is_symlink()]
     if taken:
         raise RunError(str(taken[0]), "exists already", "Choose another name.")
     try:
@@ -98,8 +97,10 @@ def _write(files: dict[Path, str], root: Path | None) -> None:
             make_folder(path.parent)
             atomic_write_text(path, text)
     except BaseException:
-        for path in made:
-            shutil.rmtree(path, ignore_errors=True) if path == root else path.unlink(missing_ok=True)
+        if root:
+            shutil.rmtree(root, ignore_errors=True)
+        for path in files:
+            path.unlink(missing_ok=True)
         raise
 
 

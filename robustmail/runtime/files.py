@@ -17,10 +17,12 @@ from robustmail.errors import InUseError, RunError, in_brief
 
 HELD = (errno.EWOULDBLOCK, errno.EACCES)  # anything else: a network's file system that has no locks
 READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+FREE_SPACE = "Free some space and give the same command again; what was saved stays."
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
 __all__ = [
+    "FREE_SPACE",
     "SIGNS",
     "append",
     "check_folder",
@@ -77,8 +79,7 @@ def _unwritable(path: Path, error: BaseException) -> RunError:
     if cause is not None and cause.errno in READ_ONLY:
         return RunError(str(path), f"cannot be written ({cause.strerror})", "Name a folder that you may write to.")
     reason = in_brief(error) if cause is None or not cause.strerror else cause.strerror
-    todo = "Free some space and give the same command again; what was saved stays."
-    return RunError(str(path), f"cannot be written ({reason})", todo)
+    return RunError(str(path), f"cannot be written ({reason})", FREE_SPACE)
 
 
 def atomic_write_text(path: Path, text: str) -> None:
