@@ -47,6 +47,8 @@ def map_schedules(value: T, change: Callable[[Any], Any]) -> T:
 
     Returns `value` itself if nothing changed.
     """
+    if isinstance(value, (str, int, float, types.NoneType)):
+        return value  # most fields: a recipe is resolved thousands of times
     if is_schedule(value):
         changed = typing.cast(T, change(value))
         return changed if changed is value else map_schedules(changed, change)

@@ -25,6 +25,8 @@ SHARED = HERE.parent.parent / "shared" / "data" / "cifar10-mini.npz"
 
 torch.set_num_threads(1)  # tests run side by side; two processes with two threads each would wait for one another
 
+os.fsync = lambda descriptor: None  # no test takes the power away, and a disk is slow to forget what it holds for good
+
 sklearn.datasets.load_digits = functools.cache(sklearn.datasets.load_digits)  # hundreds of tests read the same file
 
 # The checks on an evaluation take most of the time of a small one: one slice is measured, but where `whole_sample` is.

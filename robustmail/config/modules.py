@@ -74,10 +74,11 @@ def _read(path: Path) -> bytes:
 def _neighbours(*folders: str) -> Modules:
     """The modules that were imported from these folders since the first file of each was run, by name."""
     before = {folder: _FOLDERS[folder] for folder in folders}
+    old = frozenset.intersection(*before.values()) if before else sys.modules.keys()  # thousands: not looked at again
     return {
         name: module
         for name, module in sys.modules.copy().items()
-        if any(f in before and name not in before[f] for f in _import_folders(name, _file(module)))
+        if name not in old and any(f in before and name not in before[f] for f in _import_folders(name, _file(module)))
     }
 
 
