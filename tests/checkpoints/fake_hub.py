@@ -8,9 +8,13 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
 from urllib.parse import unquote
+
+import pytest
+from huggingface_hub import constants, file_download
 
 COMMITS = {"main": "c" * 40, "v1": "1" * 40}
 
@@ -123,3 +127,12 @@ class FakeHub:
                     self.repositories[repo][line["value"]["path"]] = base64.b64decode(line["value"]["content"])
             reply = {"commitUrl": f"{self.url}/{repo}/commit/{COMMITS['main']}", "commitOid": COMMITS["main"]}
         return 200, {"Content-Type": "application/json"}, json.dumps(reply).encode()
+
+
+def use_hub(url: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let huggingface_hub ask the hub at `url`, and keep what it gets in `cache`."""
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    for module in (constants, file_download):  # older releases hold the template twice
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import ModelCard, constants, file_download
+from huggingface_hub import ModelCard, constants
 from safetensors.torch import save_file
 
 from robustmail.evaluation.storage import with_seal
 from robustmail.models.classifier import build
 from robustmail.runtime.secrets import find_secret
-from tests.checkpoints.fake_hub import FakeHub
+from tests.checkpoints.fake_hub import FakeHub, use_hub
 from tests.security.folders import call
 
 TOKEN = "hf_" + "x" * 30
@@ -28,11 +28,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     fake = FakeHub({"me/old": {"README.md": b"mine", "notes.txt": b"keep"}}, token=TOKEN)
     monkeypatch.chdir(tmp_path)
     with fake.running():
-        monkeypatch.setattr(constants, "ENDPOINT", fake.url)
-        template = f"{fake.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        for module in (constants, file_download):  # older releases hold the template twice
-            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        use_hub(fake.url, tmp_path / "hub", monkeypatch)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield fake

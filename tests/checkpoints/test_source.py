@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from huggingface_hub import constants, file_download, utils
+from huggingface_hub import constants, utils
 from safetensors.torch import save, save_file
 
 from robustmail.checkpoints import find_weights
@@ -17,7 +17,7 @@ from robustmail.data.testsets import TestSet
 from robustmail.errors import ModelError, RunError
 from robustmail.evaluation.model_loading import load_model, reload_model
 from robustmail.models.classifier import Classifier, build
-from tests.checkpoints.fake_hub import COMMITS, FakeHub
+from tests.checkpoints.fake_hub import COMMITS, FakeHub, use_hub
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 CONFIG = {
@@ -69,11 +69,7 @@ def hub(weights, tmp_path, monkeypatch):
         gated=("owner/gated",),
     )
     with fake.running():
-        monkeypatch.setattr(constants, "ENDPOINT", fake.url)
-        template = f"{fake.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        for module in (constants, file_download):  # older releases hold the template twice
-            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        use_hub(fake.url, tmp_path / "hub", monkeypatch)
         reset_sessions()
         yield fake
 
