@@ -343,10 +343,11 @@ def compare(
     from robustmail.report.run_comparison import compare_fields, curves_table, fields_table, is_run
 
     differ: dict[str, tuple[str, str]] | None = None
+    legend = f"A: {printable(str(first))}\nB: {printable(str(second))}"
     if is_run(first) and is_run(second):
         differ = compare_fields(first, second)
         if not as_json:
-            print(f"A: {printable(str(first))}\nB: {printable(str(second))}")
+            print(legend)
             console = Console()
             console.print(fields_table(differ), curves_table(first, second, console.width))
         if unfinished := [folder for folder in (first, second) if not (folder / "ledger.csv").exists()]:
@@ -367,7 +368,9 @@ def compare(
         found = {"rows": as_dicts, "worst_classes": list(map(asdict, classes)), "notes": notes}
         print(json.dumps(found if differ is None else {"fields": differ, **found}, indent=2))
         return
-    Console().print(comparison_table(rows, classes, str(first), str(second), notes))
+    if differ is None:
+        print(legend)
+    Console().print(comparison_table(rows, classes, notes))
 
 
 def merge(

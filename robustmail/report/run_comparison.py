@@ -14,7 +14,7 @@ from rich.text import Text
 from robustmail.errors import RunError
 from robustmail.report.runs import RECIPE, best_validation, read_curves, read_recipe
 from robustmail.runtime.untrusted import printable
-from robustmail.text import percent
+from robustmail.text import percent, plural
 
 __all__ = ["compare_fields", "curves_table", "fields_table", "is_run"]
 
@@ -106,4 +106,4 @@ def _last(values: Sequence[float], column: str) -> str:
 def _best(run: list[dict[str, str]]) -> str:
     if (best := best_validation(run)) is None:
         return "no epoch is finished"
-    return f"{len(run)} epochs, the best robust validation is {percent(best[0])} at {best[1]}"
+    return f"{plural(len(run), 'epoch')}, the best robust validation is {percent(best[0])} after epoch {best[1]}"

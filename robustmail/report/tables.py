@@ -132,19 +132,15 @@ def _evaluation(title: str, evaluation: Results) -> RenderableType:
     return Group(table, *notes, *(light_lines(evaluation.light) if evaluation.light else ()))
 
 
-def comparison_table(
-    rows: Iterable[Any], classes: Iterable[Any], first: str, second: str, notes: Iterable[str]
-) -> RenderableType:
-    """Paired differences as a table, each with its interval and a verdict.
+def comparison_table(rows: Iterable[Any], classes: Iterable[Any], notes: Iterable[str]) -> RenderableType:
+    """Paired differences of two evaluations, A and B, as a table, each with its interval and a verdict.
 
     rows: `evaluation.compare.ComparedAttack`, one for each attack that both evaluations ran.
     classes: `evaluation.compare.ComparedClasses`.
-    first, second: names of the evaluations.
     notes: sentences to print below the table.
     """
     rows = list(rows)
-    title = f"A: {printable(first)}\nB: {printable(second)}"
-    table = _narrow(title)
+    table = _narrow()
     table.add_column("stands under", min_width=11)
     for name in ("A", "B", "A - B, 95 % interval", "p"):
         is_interval = name.startswith("A -")  # may be two lines where 60 columns are all there are
@@ -197,9 +193,9 @@ def light_lines(light: Light) -> Iterable[RenderableType]:
         yield flags
 
 
-def _narrow(title: str) -> Table:
-    """An empty table with a title; narrow, so that 60 columns are enough."""
-    return Table(title=Text(title), title_justify="left", title_style="", header_style="", box=SIMPLE_HEAD,
+def _narrow(title: str | None = None) -> Table:
+    """An empty table; narrow, so that 60 columns are enough."""
+    return Table(title=title and Text(title), title_justify="left", title_style="", header_style="", box=SIMPLE_HEAD,
                  pad_edge=False, collapse_padding=True)  # fmt: skip
 
 

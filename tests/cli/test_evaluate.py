@@ -276,7 +276,9 @@ def test_a_result_is_verified_compared_reported_and_begun_anew(done, robustmail)
     assert robustmail(f"{GOOD.replace('pgd2', 'pgd5')} --eps 0.1 --out b").code == 0
     said = robustmail("compare a b --json")
     assert [row["name"] for row in json.loads(said.out)["rows"]] == ["natural", "worst case"]
-    assert "p is McNemar's" in robustmail("compare a b").out
+    said = robustmail("compare a b").out
+    assert "p is McNemar's" in said
+    assert said.count("A: a\nB: b\n") == 1
     rows = list(csv.DictReader(io.StringIO(robustmail("report a b --format csv").out)))
     assert [row["attack"] for row in rows[:2]] == ["nat", "pgd2"]
     assert robustmail("report a --format html").out.strip() == "a/report.html"

@@ -135,9 +135,10 @@ def test_two_runs_are_compared_by_their_fields_and_curves(tmp_path: Path, said):
     made(tmp_path / "a", seed="0", margin="pm_adv")
     made(tmp_path / "b", done=5, seed="1", margin="pm_adv")
     out, _ = said("compare", "a", "b")
+    assert out.startswith("A: a\nB: b\n")
     assert "seed    0   1" in out
     assert "pm_adv" not in out
-    assert "B: 5 epochs, the best robust validation is 60.0 % at 3." in out
+    assert "B: 5 epochs, the best robust validation is 60.0 % after epoch 3." in out
     assert "a, b: not evaluated yet" in out
     assert json.loads(said("compare", "a", "b", "--json")[0])["fields"] == {"seed": ["0", "1"]}
     (tmp_path / "b" / "metrics.csv").write_text("val_rob\nmany\n")
