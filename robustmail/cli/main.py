@@ -129,13 +129,9 @@ def main() -> None:
         _print_error(f"stopped; {how_to_go_on(None)}", with_traceback)
         sys.exit(130)
     except Exception as error:
-        if (usage_error := _usage_error(error)) is not None:
-            _print_error(usage_error, with_traceback)
-            sys.exit(2)
-        if isinstance(error, OSError) and error.errno in FULL:  # of `> file`; our own files raise a RunError
-            from robustmail.runtime.files import FREE_SPACE
-
-            _print_error(f"the output cannot be written ({error.strerror}). {FREE_SPACE}", with_traceback)
+        known = _usage_error(error) or _output_error(error, words)
+        if known is not None:
+            _print_error(known, with_traceback)
             sys.exit(2)
         message = f"unexpected {type(error).__name__}: {' '.join(str(error).split())}. Add --traceback to see where"
         _print_error(message, with_traceback)
@@ -155,6 +151,18 @@ def _usage_error(error: Exception) -> str | None:
         return None
     message = str(format_message()).rstrip()
     return " ".join(f"{message}{'' if message.endswith(('.', '?', ')')) else '.'} Try robustmail --help.".split())
+
+
+def _output_error(error: Exception, words: list[str]) -> str | None:
+    """The message where what is not a file of ours cannot be written; None for any other error."""
+    if isinstance(error, OSError) and "--install-completion" in words:
+        todo = "Put what robustmail --show-completion prints where your shell reads it."
+        return f"{error.filename}: cannot be written ({error.strerror}). {todo}"
+    if isinstance(error, OSError) and error.errno in FULL:  # of `> file`; our own files raise a RunError
+        from robustmail.runtime.files import FREE_SPACE
+
+        return f"the output cannot be written ({error.strerror}). {FREE_SPACE}"
+    return None
 
 
 def _print_error(text: str, with_traceback: bool) -> None:

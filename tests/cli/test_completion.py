@@ -114,6 +114,18 @@ def test_a_shell_completes_the_line(shell_path: Path, shell: str, start: list[st
         os.close(terminal)
 
 
+def test_a_shell_whose_settings_cannot_be_written_is_told_in_one_line(tmp_path: Path):
+    (tmp_path / "home").write_text("no folder")
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m robustmail --install-completion; exit $?"],
+        env={**os.environ, "HOME": str(tmp_path / "home")}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    start, end = done.stderr.split(": cannot be written (")
+    assert start.startswith(f"robustmail: {tmp_path}/home")  # which of the files in it depends on typer's release
+    assert end.endswith("). Put what robustmail --show-completion prints where your shell reads it.\n")
+
+
 def until(number: int, text: str, seconds: float = 15) -> None:
     """Read a terminal until it has shown the text."""
     shown, end = "", time.monotonic() + seconds
