@@ -155,10 +155,12 @@ def _usage_error(error: Exception) -> str | None:
 
 def _output_error(error: Exception, words: list[str]) -> str | None:
     """The message where what is not a file of ours cannot be written; None for any other error."""
-    if isinstance(error, OSError) and "--install-completion" in words:
+    if not isinstance(error, OSError):
+        return None
+    if "--install-completion" in words:
         todo = "Put what robustmail --show-completion prints where your shell reads it."
         return f"{error.filename}: cannot be written ({error.strerror}). {todo}"
-    if isinstance(error, OSError) and error.errno in FULL:  # of `> file`; our own files raise a RunError
+    if error.errno in FULL:  # of `> file`; our own files raise a RunError
         from robustmail.runtime.files import FREE_SPACE
 
         return f"the output cannot be written ({error.strerror}). {FREE_SPACE}"

@@ -186,9 +186,10 @@ def peak(extra):
     list(fit(recipe, State.fresh(recipe, tempfile.mkdtemp(dir=sys.argv[2]))))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-# Small runs first: what torch itself needs would hide a copy that is made before training. Two, since the second needs
-# more than the first, whose recipe and network are not free yet.
-small = max(peak(sys.argv[3]), peak(sys.argv[3]))
+# A small run first: what torch itself needs would hide a copy that is made before training. And a second one, which
+# needs more, since recipe and network of the first are not free yet.
+peak(sys.argv[3])
+small = peak(sys.argv[3])
 print(peak(sys.argv[4]) - small)
 """
 
