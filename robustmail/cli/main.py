@@ -62,7 +62,7 @@ class _Verbs(TyperGroup):
             return found
         except BaseException as error:
             if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):  # | head
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                _drop_output()
                 raise SystemExit(141) from None  # as a program that SIGPIPE ends; click and rich would say 1
             from robustmail.plugin_calls import error_location
 
@@ -163,8 +163,14 @@ def _output_error(error: Exception, words: list[str]) -> str | None:
     if error.errno in FULL:  # of `> file`; our own files raise a RunError
         from robustmail.runtime.files import FREE_SPACE
 
+        _drop_output()
         return f"the output cannot be written ({error.strerror}). {FREE_SPACE}"
     return None
+
+
+def _drop_output() -> None:
+    """Let nobody try to write the rest of the output at exit: Python 3.14 would fail again there, and exit with 120."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _print_error(text: str, with_traceback: bool) -> None:
