@@ -117,12 +117,12 @@ def table(
     scale: Annotated[
         str,
         typer.Option(
-            help="paper: for GPUs; mini: small runs, about two hours on two CPU cores.",
-            autocompletion=complete_words("paper", "mini"),
+            help="paper: for GPUs; midi, mini: small runs, days and about two hours on two CPU cores.",
+            autocompletion=complete_words("paper", "midi", "mini"),
         ),
     ] = "paper",
     run: Annotated[bool, typer.Option("--run", help="Make the runs that are missing.")] = False,
-    seeds: Annotated[str | None, typer.Option(help="0:5 or 1,2,7.  [default: 0:5, of mini 0:3]")] = None,
+    seeds: Annotated[str | None, typer.Option(help="0:5 or 1,2,7.  [default: 0:5 of paper, else 0:3]")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the runs.  [default: tables/SCALE]")] = None,
     form: Annotated[str, typer.Option("--format", help="table, markdown, csv or latex.")] = "table",
     executor: Executor = "here",
@@ -172,7 +172,7 @@ def _check_table(number: str, scale: str, form: str) -> tuple[PaperTable, Scale]
         raise RecipeError(f"table --scale {scale}", "no such scale", did_you_mean(scale, paper.SCALES))
     if form not in FORMATS:
         raise RecipeError(f"table --format {form}", "no such format", did_you_mean(form, FORMATS))
-    return paper.TABLES[int(number)], paper.SCALES[scale]
+    return paper.table_at(int(number), paper.SCALES[scale]), paper.SCALES[scale]
 
 
 def _table_study(
@@ -182,7 +182,9 @@ def _table_study(
     from robustmail.trials import grid, paper
     from robustmail.trials.study import Study
 
-    related = [cell for other in paper.related_methods(table) for cell in grid.of_table(other, scale, seeds, changes)]
+    related = [
+        cell for other in paper.related_methods(table, scale) for cell in grid.of_table(other, scale, seeds, changes)
+    ]
     cells = grid.of_table(table, scale, seeds, changes)
     return Study(cells, folder, f"table-{number}.json", command, related)
 

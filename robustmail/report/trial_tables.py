@@ -11,7 +11,7 @@ from robustmail.errors import RunError, did_you_mean
 from robustmail.report.classes import CLASS_HEADS
 from robustmail.report.tables import TextTable, as_latex, as_markdown, as_table
 from robustmail.text import duration
-from robustmail.trials.paper import METRICS, PaperTable, Scale
+from robustmail.trials.paper import METRICS, Line, PaperTable, Scale
 from robustmail.trials.summary import LEGEND, MARKS, Measured, Row
 
 __all__ = ["FORMATS", "paper_table", "saving", "trials_table"]
@@ -115,9 +115,9 @@ def paper_table(
         raise RunError(f"--format {form}", "no such format", did_you_mean(form, FORMATS))
     by_name = {row.name: row for row in rows}
     if form == "csv":
-        return _csv(table, by_name, seeds, n)
+        return _csv(table, scale, by_name, seeds, n)
     digits = 1 if form == "table" else 2
-    body = _paper_body(table, by_name, seeds, digits)
+    body = _paper_body(table, scale, by_name, seeds, digits)
     notes = _paper_notes(number, table, scale, changed, by_name, seeds, n, command)
     text_table = TextTable(["", "", *table.columns], body, notes)
     if form == "table":
@@ -138,15 +138,17 @@ def saving(shared: Mapping[str, Any]) -> str:
     )
 
 
-def _paper_body(table: PaperTable, rows: Mapping[str, Row], seeds: Sequence[int], digits: int) -> list[list[str]]:
+def _paper_body(
+    table: PaperTable, scale: Scale, rows: Mapping[str, Row], seeds: Sequence[int], digits: int
+) -> list[list[str]]:
     body = []
     for line in table.lines:
         row = rows[line.row]
-        ours = [row.metrics.get(METRICS[column]) for column in table.columns]
-        differences = [_difference(cell, mean, digits) for cell, (mean, _) in zip(ours, line.paper, strict=True)]
+        ours = [row.metrics.get(scale.metrics[column]) for column in table.columns]
         body.append([line.name, "ours", *(_mean(cell, digits, {}) for cell in ours)])
-        body.append([_seed_count(row, seeds), "paper", *(f"{m:.{digits}f} ±{s:.{digits}f}" for m, s in line.paper)])
-        body.append(["", "difference", *differences])
+        reported = _reported(table, line)
+        body.append([_seed_count(row, seeds), "paper", *(_paper_number(pair, digits) for pair in reported)])
+        body.append(["", "difference", *(_difference(*pair, digits) for pair in zip(ours, reported, strict=True))])
     return body
 
 
@@ -165,6 +167,8 @@ def _paper_notes(
             "This scale is not the paper's: the differences show how far small runs are from full ones, not whether "
             "the paper can be reproduced"
         )
+    if others := {c: scale.metrics[c] for c in table.columns if scale.metrics[c] != METRICS[c]}:
+        notes += [f"Column {column}: {metric} here" for column, metric in others.items()]
     methods = {line.row for line in table.lines}
     if n_missing := sum(len(rows[method].missing) for method in methods):
         notes.append(f"MISSING: {n_missing} of {len(seeds) * len(methods)} runs")
@@ -184,23 +188,29 @@ def _remarks(table: PaperTable) -> list[str]:
     return [f"{' and '.join(names)}: {note}" for note, names in names_by_note.items()]
 
 
-def _csv(table: PaperTable, rows: Mapping[str, Row], seeds: Sequence[int], n: int | None) -> str:
+def _csv(table: PaperTable, scale: Scale, rows: Mapping[str, Row], seeds: Sequence[int], n: int | None) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
     for line in table.lines:
-        for column, (paper_mean, paper_std) in zip(table.columns, line.paper, strict=True):
-            measured = rows[line.row].metrics.get(METRICS[column])
+        for column, reported in zip(table.columns, _reported(table, line), strict=True):
+            measured = rows[line.row].metrics.get(scale.metrics[column])
             ours: list[Any] = [0, "", "", "", "", ""]
             difference, verdict = "", "missing"
             if measured:
                 spread = measured.spread
                 numbers = [_percent(v) for v in (spread.mean, spread.std, spread.low, spread.high)]
                 ours = [spread.n, " ".join(map(str, measured.by_seed)), *numbers]
-                difference, verdict = f"{100 * spread.mean - paper_mean:.4f}", measured.standing.verdict
-            names = (line.name, line.row, column, METRICS[column], "" if n is None else n)
-            writer.writerow([*names, *ours, paper_mean, paper_std, difference, verdict])
+                verdict = measured.standing.verdict
+                difference = f"{100 * spread.mean - reported[0]:.4f}" if reported else ""
+            names = (line.name, line.row, column, scale.metrics[column], "" if n is None else n)
+            writer.writerow([*names, *ours, *(reported or ("", "")), difference, verdict])
     return out.getvalue()
+
+
+def _reported(table: PaperTable, line: Line) -> Sequence[tuple[float, float] | None]:
+    """(mean, std) of the paper for each column; None where it has no such row."""
+    return line.paper or [None for _ in table.columns]
 
 
 def _mean(measured: Measured | None, digits: int, marks: Mapping[str, str]) -> str:
@@ -225,8 +235,14 @@ def _gain(measured: Measured | None) -> str:
     return f"{100 * gain.mean:+.1f}{ends}".replace("-", "−")
 
 
-def _difference(measured: Measured | None, paper: float, digits: int) -> str:
-    return "–" if measured is None else f"{100 * measured.spread.mean - paper:+.{digits}f}".replace("-", "−")
+def _paper_number(reported: tuple[float, float] | None, digits: int) -> str:
+    return "–" if reported is None else f"{reported[0]:.{digits}f} ±{reported[1]:.{digits}f}"
+
+
+def _difference(measured: Measured | None, reported: tuple[float, float] | None, digits: int) -> str:
+    if measured is None or reported is None:
+        return "–"
+    return f"{100 * measured.spread.mean - reported[0]:+.{digits}f}".replace("-", "−")
 
 
 def _percent(share: float | None) -> str:

@@ -103,7 +103,7 @@ def of_table(table: PaperTable, scale: Scale, seeds: Sequence[int], overrides: S
     """
     if scale.narrow and any(line.recipe.endswith(":wrn") for line in table.lines):
         raise RecipeError(
-            "table --scale mini", "a WRN-32-10 is not for a CPU", "Tables 1 and 2 have that scale; this one has paper."
+            "table 3", "a WRN-32-10 is not for a CPU", "Tables 1 and 2 have that scale; this one has --scale paper."
         )
     return [
         Cell(line.row, line.recipe, (*scale.common, *changed, *line.overrides, *overrides), seed)

@@ -6,9 +6,10 @@ Numbers: Wang et al., "Probabilistic Margins for Instance Reweighting in Adversa
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
-__all__ = ["METRICS", "SCALES", "TABLES", "Line", "PaperTable", "Scale", "related_methods"]
+__all__ = ["METRICS", "SCALES", "TABLES", "Line", "PaperTable", "Scale", "related_methods", "table_at"]
 
 METRICS = {"NAT": "nat", "PGD": "pgd100", "APGD": "apgd", "CW": "cw", "AA": "aa"}
 """Columns of the paper and the attacks that they are here."""
@@ -23,8 +24,8 @@ class Line:
     row: str
     """the row of our grid: one row may stand in two tables"""
     recipe: str
-    paper: tuple[tuple[float, float], ...]
-    """(mean, std) in %, in the order of the table's columns"""
+    paper: tuple[tuple[float, float], ...] = ()
+    """(mean, std) in %, in the order of the table's columns; empty for a method that the paper does not have"""
     overrides: tuple[str, ...] = ()
     note: str = ""
 
@@ -48,6 +49,10 @@ class Scale:
     recipes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     narrow: bool = False
     """whether a table on another network than ResNet-18 has no meaning here"""
+    metrics: Mapping[str, str] = field(default_factory=lambda: METRICS)
+    """the columns that are measured, and the attacks that they are"""
+    further: Mapping[int, tuple[Line, ...]] = field(default_factory=dict)
+    """rows below those of the paper, by table"""
 
 
 FULL = ("NAT", "PGD", "APGD", "CW", "AA")
@@ -137,10 +142,41 @@ MINI = Scale(
     narrow=True,
 )  # fmt: skip
 
-SCALES = {"paper": Scale("as in the paper", seeds=5), "mini": MINI}
+MIDI_BURN_IN = "burn_in=15"  # of 20 epochs
+
+MIDI = Scale(
+    "10,000 training images, ResNet-18 at an eighth of its width, 20 epochs",
+    seeds=3,
+    common=(
+        "data=subset(cifar10(validation=500), train=10500)", "model=cifar_resnet18_w8", "epochs=20", "batch=128",
+        "optimizer.lr=Stairs({0: 0.04, 15: 0.004, 18: 0.0004})", "test_size=1000",
+        "evaluate=('nat', 'pgd100', 'cw', 'apgd-t')",
+    ),
+    recipes={
+        "at": (PGD,), "mart": (PGD,), "awp": (PGD,), "mail_at": (PGD, MIDI_BURN_IN), "mail_mart": (PGD, MIDI_BURN_IN),
+        "gairat": (MIDI_BURN_IN,), "gair_mart": (MIDI_BURN_IN,), "gair_trades": (MIDI_BURN_IN,),
+        "fat": ("attack.patience=Stairs({0: 0, 10: 1, 18: 2})",),
+        "trades": (KL,), "mail_trades": (KL, MIDI_BURN_IN), "vir_at": (PGD,), "weat": (KL,), "arow": (KL,),
+    },
+    narrow=True,
+    metrics={"NAT": "nat", "PGD": "pgd100", "CW": "cw", "AA": "apgd-t"},
+    further={2: (Line("VIR-AT", "VIR-AT", "vir_at"), Line("WEAT", "WEAT", "weat"), Line("ARoW", "ARoW", "arow"))},
+)  # fmt: skip
+
+SCALES = {"paper": Scale("as in the paper", seeds=5), "midi": MIDI, "mini": MINI}
 
 
-def related_methods(table: PaperTable) -> list[PaperTable]:
+def table_at(number: int, scale: Scale) -> PaperTable:
+    """Table `number` of the paper at a scale: the columns that are measured there, and the scale's further rows."""
+    table = TABLES[number]
+    kept = [k for k, column in enumerate(table.columns) if column in scale.metrics]
+    lines = [replace(line, paper=tuple(line.paper[k] for k in kept)) for line in table.lines]
+    columns = tuple(table.columns[k] for k in kept)
+    return PaperTable(table.title, columns, (*lines, *scale.further.get(number, ())))
+
+
+def related_methods(table: PaperTable, scale: Scale) -> list[PaperTable]:
     """The tables that have a row in common with this one, itself included: their runs live in one folder."""
     rows = {line.row for line in table.lines}
-    return [other for other in TABLES.values() if rows & {line.row for line in other.lines}]
+    every = [table_at(number, scale) for number in TABLES]
+    return [other for other in every if rows & {line.row for line in other.lines}]

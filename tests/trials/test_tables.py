@@ -11,7 +11,7 @@ import pytest
 from robustmail.train.run import run
 from robustmail.trials.fork import own_job, plan_jobs
 from robustmail.trials.grid import folders, of_table, recipes
-from robustmail.trials.paper import METRICS, SCALES, TABLES
+from robustmail.trials.paper import METRICS, SCALES, TABLES, table_at
 from tests.trials.conftest import TINY, call
 
 pytestmark = pytest.mark.long
@@ -57,6 +57,28 @@ def test_the_small_scale_keeps_methods_and_proportions_and_shares_burn_ins(tmp_p
     jobs = plan_jobs(found, folders(grid, tmp_path), tmp_path)
     trunks = {job.cell.row: (job.until, job.cells) for job in jobs if job.until}
     assert trunks == {"GAIRAT": (9, 4), "GAIR-MART": (9, 3), "GAIR-TRADES": (9, 4)}
+
+
+def test_the_middle_scale_has_the_columns_that_it_measures_and_rows_that_the_paper_lacks(tmp_path):
+    scale = SCALES["midi"]
+    table = table_at(2, scale)
+    assert table.columns == ("NAT", "PGD", "CW", "AA")
+    assert [mean for mean, _ in table.lines[0].paper] == [84.86, 48.91, 51.61, 44.90]
+    assert [line.name for line in table.lines if not line.paper] == ["VIR-AT", "WEAT", "ARoW"]
+    found = recipes(of_table(table, scale, (0,)))
+    for recipe in found.values():
+        assert (recipe.epochs, recipe.optimizer.lr.change_points()) == (20, (0, 15, 18))
+        assert recipe.burn_in in (15, 0)
+        assert recipe.evaluate == tuple(scale.metrics.values())
+        assert recipe.at(recipe.epochs - 1).attack.steps == 10
+    jobs = plan_jobs(found, folders(found, tmp_path), tmp_path)
+    assert {job.cell.row: (job.until, job.cells) for job in jobs if job.until} == {"AT": (15, 3), "TRADES": (15, 2)}
+    text = " ".join(call(tmp_path, "table", "2", "--scale", "midi").stdout.split())
+    assert "Column AA: apgd-t here" in text
+    assert "MISSING: 33 of 33 runs" in text
+    lines = call(tmp_path, "table", "2", "--scale", "midi", "--format", "csv").stdout.splitlines()
+    assert len(lines) == 1 + 11 * 4
+    assert lines[-1] == "ARoW,ARoW,AA,apgd-t,1000,0,,,,,,,,,missing"
 
 
 def test_what_two_tables_share_is_trained_once_whichever_is_made_first(tmp_path):
