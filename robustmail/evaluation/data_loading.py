@@ -57,13 +57,13 @@ def pretrained_preprocess(config: PretrainedConfig | None) -> tuple[Preprocess |
 
 
 def open_recorded_data(text: str, who: str) -> TestSet:
-    """The data that a file says its network was trained on, if they are a built-in source.
+    """The data that a file names as those of its training or evaluation, if they are a built-in source.
 
     text: the source as the file has it. who: the file, for the error. Raises DataError, with the option that allows it,
     for any other source: a file does not decide what is opened.
     """
     if (source := data_source(text)) is None:
-        wrong = f"was trained on {text}, and a file may not say what to open"
+        wrong = f"names its data {text}, and a file may not say what to open"
         raise DataError(who, wrong, f"Add {quoted('--data', text)} if you trust it, or other data.")
     return _from_source(source, text)
 
