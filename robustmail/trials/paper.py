@@ -151,6 +151,7 @@ MIDI = Scale(
         "data=subset(cifar10(validation=500), train=10500)", "model=cifar_resnet18_w8", "epochs=20", "batch=128",
         "optimizer.lr=Stairs({0: 0.04, 15: 0.004, 18: 0.0004})", "test_size=1000",
         "evaluate=('nat', 'pgd100', 'cw', 'apgd-t')",
+        "select=last",  # the best epoch by validation lies in the burn-in for many runs of mini, before any weight
     ),
     recipes={
         "at": (PGD,), "mart": (PGD,), "awp": (PGD,), "mail_at": (PGD, MIDI_BURN_IN), "mail_mart": (PGD, MIDI_BURN_IN),

@@ -70,6 +70,7 @@ def test_the_middle_scale_has_the_columns_that_it_measures_and_rows_that_the_pap
         assert (recipe.epochs, recipe.optimizer.lr.change_points()) == (20, (0, 15, 18))
         assert recipe.burn_in in (15, 0)
         assert recipe.evaluate == tuple(scale.metrics.values())
+        assert recipe.select == "last", "the best epoch may lie before the first weight"
         assert recipe.at(recipe.epochs - 1).attack.steps == 10
     jobs = plan_jobs(found, folders(found, tmp_path), tmp_path)
     assert {job.cell.row: (job.until, job.cells) for job in jobs if job.until} == {"AT": (15, 3), "TRADES": (15, 2)}
