@@ -117,7 +117,7 @@ def table(
     scale: Annotated[
         str,
         typer.Option(
-            help="paper: for GPUs; midi, mini: small runs, days and about two hours on two CPU cores.",
+            help="paper: for GPUs; for two CPU cores: midi, ten hours a table, or mini, two.",
             autocompletion=complete_words("paper", "midi", "mini"),
         ),
     ] = "paper",
