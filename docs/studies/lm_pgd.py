@@ -1,6 +1,6 @@
 """Which reading of the paper's LM-PGD breaks images that PGD-50 never breaks? (MAIL, Fig. 1a)
 
-    python docs/studies/lm_pgd.py out.json NET.pth --data cifar10.npz --normalize cifar10 --eps 2/255 --n 1000
+    python docs/studies/lm_pgd.py out.json NET.pth --data cifar10.npz --normalize cifar10 --eps 2/255 --name net
 
 The paper says "line-searched learning rate" and "Nesterov's momentum", and no more. A reading here is a direction, a
 search and a momentum; all start from the same noise as PGD-50. A pass is one image through the model, forward or
@@ -184,6 +184,7 @@ def main() -> None:
     parser.add_argument("--normalize")
     parser.add_argument("--eps", default="8/255")
     parser.add_argument("--n", type=int, default=1000)
+    parser.add_argument("--name", help="of the network in the file; by default that of its file")
     given = parser.parse_args()
     data = load_data(given.data)
     model = load_model(given.checkpoint, data, normalize=given.normalize).model.eval()
@@ -191,7 +192,7 @@ def main() -> None:
     results = compare(model, x, y, float(Fraction(given.eps)))
     networks = json.loads(given.out.read_text()) if given.out.exists() else {}
     setting = {"eps": given.eps, "n": given.n, "provenance": provenance(torch.device("cpu"))}
-    networks[Path(given.checkpoint).name] = {**results, **setting}
+    networks[given.name or Path(given.checkpoint).name] = {**results, **setting}
     given.out.write_text(json.dumps(networks, indent=1) + "\n")
 
 

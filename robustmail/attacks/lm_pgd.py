@@ -18,6 +18,7 @@ from robustmail.step import Adversarial, Trace
 __all__ = ["LMPGD"]
 
 HALVINGS = 7  # step sizes tried: 2 eps, which crosses the whole ball, and its halves
+ARMIJO = 1e-4  # the share of the rise that the gradient promises, from which a step is accepted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,16 +26,20 @@ class LMPGD:
     """PGD with a line search for the step size of each example, and Nesterov's momentum; L-inf, cross-entropy.
 
     u = x_t + (a_t - 1) / a_{t+1} (x_t - x_{t-1}), with a_{t+1} = (1 + sqrt(1 + 4 a_t^2)) / 2; x_{t+1} is the
-    u + s sign(gradient at u) of the largest loss over s in {2 eps / 2^j, j = 0 ... 6} and s = alpha. Every iterate is
-    clipped to the eps-ball and to [0, 1]. The momentum of an example restarts (a = 1) where its loss did not rise.
+    u + s sign(gradient at u) of the largest loss over s in {2 eps / 2^j, j = 0 ... 6} and s = alpha (search="best"),
+    or the first one, from the longest, that has loss > loss(u) + 1e-4 gradient(u) · (x_{t+1} - u), else u itself
+    (search="first"; Armijo). Every iterate is clipped to the eps-ball and to [0, 1]. The momentum of an example
+    restarts (a = 1) where its loss did not rise.
 
     eps: radius of the ball, in pixels of [0, 1].
     alpha: one more step size that the line search tries, in pixels of [0, 1].
     steps: number of steps, at least 1; each takes nine forward passes and one backward pass.
     start: "uniform" in the ball, or "none", x itself.
+    search: "best" or "first", as above.
 
     Returns the last iterate, with a trace as PGD's. The MAIL paper (Fig. 1a) mentions a line-searched rate and
-    Nesterov's momentum; its details are in an appendix that is not public, so this form is our own derivation.
+    Nesterov's momentum; its details are in an appendix that is not public, so both forms are our own derivation.
+    With "first" it breaks a few images that PGD does not (docs/measurements.md).
     Raises RecipeError for an invalid field; AttackError and NonFiniteError as `check_images` and `check_result`.
     """
 
@@ -42,6 +47,7 @@ class LMPGD:
     alpha: float = 2 / 255
     steps: int = 10
     start: Literal["uniform", "none"] = "uniform"
+    search: Literal["best", "first"] = "best"
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -69,13 +75,23 @@ class LMPGD:
             return Adversarial(check_result("LMPGD", view, x, point.x, self.eps, "linf"), trace)
 
     def _search(self, view: ModelView, x: Tensor, y: Tensor, u: Tensor) -> _Point:
-        """The candidate u + s sign(gradient) of the largest loss, for each example."""
+        """The next iterate of each example, from u."""
         u = u.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(ce(view(u), y).sum(), u)
-        u, direction = u.detach(), gradient.sign()
+        logits = view(u)
+        (gradient,) = torch.autograd.grad(ce(logits, y).sum(), u)
+        here, direction = _Point.of(u.detach(), logits.detach(), y), gradient.sign()
         step_sizes = [*(2 * self.eps / 2**j for j in range(HALVINGS)), self.alpha]
-        candidates = (_Point.at(view, self._clip(x, u + s * direction), y) for s in step_sizes)
-        return functools.reduce(_Point.best, candidates)
+        if self.search == "first":
+            step_sizes.sort(reverse=True)
+        candidates = (_Point.at(view, self._clip(x, here.x + s * direction), y) for s in step_sizes)
+        if self.search == "best":
+            return functools.reduce(lambda best, other: best.where(~(other.loss > best.loss), other), candidates)
+        found, open_ = here, torch.ones_like(here.correct)
+        for candidate in candidates:
+            promised = (gradient * (candidate.x - here.x)).sum((1, 2, 3))
+            accepted = open_ & (candidate.loss > here.loss + ARMIJO * promised)
+            found, open_ = found.where(~accepted, candidate), open_ & ~accepted
+        return found
 
     def _clip(self, x: Tensor, x_adv: Tensor) -> Tensor:
         return (x + (x_adv - x).clamp(-self.eps, self.eps)).clamp(0, 1)
@@ -90,20 +106,18 @@ class _Point(NamedTuple):
     p_true: Tensor
 
     @classmethod
-    @torch.no_grad()
-    def at(cls, view: ModelView, x: Tensor, y: Tensor) -> _Point:
-        logits = view(x)
+    def of(cls, x: Tensor, logits: Tensor, y: Tensor) -> _Point:
         return cls(x, ce(logits, y), logits.argmax(1) == y, true_class(logits.softmax(1), y))
 
-    def best(self, other: _Point) -> _Point:
-        """Of each example the one with the larger loss; `self` where they are equal."""
-        better = other.loss > self.loss
-        return _Point(
-            other.x.where(_per_image(better), self.x),
-            other.loss.where(better, self.loss),
-            other.correct.where(better, self.correct),
-            other.p_true.where(better, self.p_true),
-        )
+    @classmethod
+    @torch.no_grad()
+    def at(cls, view: ModelView, x: Tensor, y: Tensor) -> _Point:
+        return cls.of(x, view(x), y)
+
+    def where(self, kept: Tensor, other: _Point) -> _Point:
+        """Of each example `self` where it is kept, else `other`."""
+        masks = (_per_image(kept), kept, kept, kept)
+        return _Point(*(mine.where(mask, its) for mine, mask, its in zip(self, masks, other, strict=True)))
 
 
 def _per_image(values: Tensor) -> Tensor:

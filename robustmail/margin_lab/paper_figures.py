@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -94,13 +94,13 @@ class FigureInputs:
         """The training attack."""
         return PGD(eps=self.eps, alpha=self.eps / 4, steps=STEPS, norm=self.norm)
 
-    def lm_pgd(self, which: str, steps: int = STEPS) -> LMPGD:
+    def lm_pgd(self, which: str, steps: int = STEPS, search: Literal["best", "first"] = "best") -> LMPGD:
         """Build LM-PGD for a figure. Raises RecipeError in another norm than l-inf."""
         if self.norm != "linf":
             raise RecipeError(
                 f"figure {which}", f"needs LM-PGD, which is not defined in {self.norm}", "Pass --norm linf."
             )
-        return LMPGD(eps=self.eps, alpha=self.eps / 4, steps=steps)
+        return LMPGD(eps=self.eps, alpha=self.eps / 4, steps=steps, search=search)
 
     def attack_path(
         self, name: str, attack: Any, part: Split | None = None
@@ -171,7 +171,7 @@ def compute_figure(
 def _pgd_stalls(inputs: FigureInputs) -> FigureProgress:
     """1a: steps; right, stalls, broken_by_lm, reverse: numbers of images; and of the image shown: index, label, image,
     perturbation, and by attack the loss at every iterate, [K + 1], and the first misclassified iterate."""
-    pgd, lm_pgd = replace(inputs.pgd, steps=LONG_STEPS), inputs.lm_pgd("1a", LONG_STEPS)
+    pgd, lm_pgd = replace(inputs.pgd, steps=LONG_STEPS), inputs.lm_pgd("1a", LONG_STEPS, "first")
     names = {"pgd": f"PGD-{LONG_STEPS}", "lm": f"LM-PGD-{LONG_STEPS}"}
     pgd_path = yield from inputs.attack_path(names["pgd"], pgd)
     lm_path = yield from inputs.attack_path(names["lm"], lm_pgd)

@@ -47,6 +47,7 @@ ATTACKS = {
     "PGD over draws": PGD(eot=2),
     "PGD with falling steps": PGD(alpha=EPS, steps=20, decay="cosine"),
     "LM-PGD": LMPGD(steps=3),
+    "LM-PGD, the first step that rises": LMPGD(steps=3, search="first"),
     "torchattacks PGD": torchattack("PGD"),
     "torchattacks APGD": torchattack("APGD", steps=20),
     "ART PGD": art("ProjectedGradientDescentPyTorch", eps=EPS, eps_step=2 / 255, max_iter=10),
@@ -180,11 +181,29 @@ def test_the_unit_start_is_algorithm_1_to_the_letter(linear):
     )  # U(0, 1) is nearly always larger than eps
 
 
-def test_lm_pgd_ends_no_lower_than_pgd_from_the_same_start(small, real_images):
+@pytest.mark.parametrize("search", ["best", "first"])
+def test_lm_pgd_ends_no_lower_than_pgd_from_the_same_start(small, real_images, search):
     x, y = real_images
     model = type(small)(3, 32).eval()
     losses = []
-    for attack in (PGD(steps=5), LMPGD(steps=5)):
+    for attack in (PGD(steps=5), LMPGD(steps=5, search=search)):
         torch.manual_seed(4)
         losses.append(torch.nn.functional.cross_entropy(model(attack(model, x, y).x), y).item())
     assert losses[1] >= losses[0] - 1e-4
+
+
+def test_the_first_step_that_rises_is_the_longest_and_none_is_taken_at_a_maximum():
+    class Hill(torch.nn.Module):  # its loss rises with the single pixel up to 0.5, and falls beyond
+        def forward(self, x):
+            height = 4 - 40 * (x.flatten(1) - 0.5).abs()
+            return torch.cat([-height, height], 1)
+
+    eps = 0.1
+    x, y = torch.tensor([0.44, 0.5]).view(2, 1, 1, 1), torch.tensor([0, 0])
+    found = {
+        search: LMPGD(eps=eps, alpha=0.06, steps=1, start="none", search=search)(Hill(), x, y).x.flatten()
+        for search in ("best", "first")
+    }
+    assert found["best"][0] == pytest.approx(0.5), "alpha leads to the top"
+    assert found["first"][0] == pytest.approx(0.54), "2 eps is clipped to eps, beyond the top, and still higher"
+    assert found["first"][1] == 0.5
