@@ -175,9 +175,9 @@ def compare(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> dict[str, Any
     return {"right": len(y), "stand_under_pgd_50": int(stands.sum()), "rows": rows}
 
 
-def main() -> None:
-    """Measure one network and add it to the file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def options() -> argparse.ArgumentParser:
+    """The options of this study."""
+    parser = argparse.ArgumentParser(description="Which reading of LM-PGD breaks images that PGD-50 never breaks?")
     parser.add_argument("out", type=Path)
     parser.add_argument("checkpoint")
     parser.add_argument("--data", default="cifar10")
@@ -185,7 +185,12 @@ def main() -> None:
     parser.add_argument("--eps", default="8/255")
     parser.add_argument("--n", type=int, default=1000)
     parser.add_argument("--name", help="of the network in the file; by default that of its file")
-    given = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Measure one network and add it to the file."""
+    given = options().parse_args()
     data = load_data(given.data)
     model = load_model(given.checkpoint, data, normalize=given.normalize).model.eval()
     x, y = image_batch(model, data.part, slice(given.n))

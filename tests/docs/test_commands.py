@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import re
+import runpy
 import tomllib
 from importlib.util import find_spec
 from pathlib import Path
@@ -174,6 +175,8 @@ def test_a_command_of_another_tool_names_what_exists(command: Command, tmp_path:
         assert all((ROOT / word).exists() for word in words if word.startswith("tests"))
     elif program == "python" and words[0] == "-m":
         assert find_spec(words[1])
+    elif program == "python":
+        assert runpy.run_path(str(ROOT / words[0]))["options"]().parse_args(words[1:])
     else:
         assert program in DEVELOPERS
 
