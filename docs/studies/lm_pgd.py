@@ -144,11 +144,11 @@ def in_batches(function, *tensors: Tensor):
     return torch.cat(parts)
 
 
-def compare(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> dict[str, Any]:
+def compare(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int = 0) -> dict[str, Any]:
     """Counts of images for PGD-50, the controls and every reading."""
     right = in_batches(lambda x, y: loss_and_right(model, x, y)[1], x, y)
     x, y = x[right], y[right]
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
 
     def noise() -> Tensor:
         return clip(x, x + (2 * torch.rand(x.shape, generator=generator) - 1) * eps, eps)
@@ -184,6 +184,7 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--normalize")
     parser.add_argument("--eps", default="8/255")
     parser.add_argument("--n", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0, help="of the starts")
     parser.add_argument("--name", help="of the network in the file; by default that of its file")
     return parser
 
@@ -194,9 +195,9 @@ def main() -> None:
     data = load_data(given.data)
     model = load_model(given.checkpoint, data, normalize=given.normalize).model.eval()
     x, y = image_batch(model, data.part, slice(given.n))
-    results = compare(model, x, y, float(Fraction(given.eps)))
+    results = compare(model, x, y, float(Fraction(given.eps)), given.seed)
     networks = json.loads(given.out.read_text()) if given.out.exists() else {}
-    setting = {"eps": given.eps, "n": given.n, "provenance": provenance(torch.device("cpu"))}
+    setting = {"eps": given.eps, "n": given.n, "seed": given.seed, "provenance": provenance(torch.device("cpu"))}
     networks[given.name or Path(given.checkpoint).name] = {**results, **setting}
     given.out.write_text(json.dumps(networks, indent=1) + "\n")
 

@@ -39,7 +39,7 @@ class LMPGD:
 
     Returns the last iterate, with a trace as PGD's. The MAIL paper (Fig. 1a) mentions a line-searched rate and
     Nesterov's momentum; its details are in an appendix that is not public, so both forms are our own derivation.
-    With "first" it breaks a few images that PGD does not (docs/measurements.md).
+    Either breaks a few images that PGD does not, and is not clearly stronger (docs/measurements.md).
     Raises RecipeError for an invalid field; AttackError and NonFiniteError as `check_images` and `check_result`.
     """
 
