@@ -109,6 +109,9 @@ def main() -> None:
     """
     words = sys.argv[1:] or ["--help"]
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # what a Mac's GPU lacks is computed on its CPU
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # Threads that wait spin for some milliseconds, which makes training many times slower beside a busy process.
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # read when torch is imported; the bits stay the same
     with_traceback = "--traceback" in words
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
