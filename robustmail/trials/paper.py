@@ -124,7 +124,18 @@ TABLES = {
 # The attacks are our own PGD throughout, with a trace, so that a method and its reweighted kin share their burn-in.
 PGD = "attack=PGD(eps=8/255, alpha=2/255, steps=10)"
 KL = "attack=PGD(eps=8/255, alpha=2/255, steps=10, loss='kl', start='gaussian')"
-BURN_IN = "burn_in=9"  # of 12 epochs, as 74 of 100: where the learning rate first drops
+
+
+def _small_recipes(burn_in: int, patience: str) -> dict[str, tuple[str, ...]]:
+    """What the small scales change, by recipe; burn_in: where the learning rate first drops; patience: of FAT."""
+    later = f"burn_in={burn_in}"
+    return {
+        "at": (PGD,), "mart": (PGD,), "awp": (PGD,), "vir_at": (PGD,), "mail_at": (PGD, later),
+        "mail_mart": (PGD, later), "gairat": (later,), "gair_mart": (later,), "gair_trades": (later,),
+        "fat": (f"attack.patience={patience}",),
+        "trades": (KL,), "weat": (KL,), "arow": (KL,), "mail_trades": (KL, later),
+    }  # fmt: skip
+
 
 MINI = Scale(
     "5,000 training images, ResNet-18 at an eighth of its width, 12 epochs",
@@ -133,16 +144,9 @@ MINI = Scale(
         "data=subset(cifar10(validation=500), train=5500)", "model=cifar_resnet18_w8", "epochs=12", "batch=64",
         "optimizer.lr=Stairs({0: 0.02, 9: 0.002, 11: 0.0002})", "test_size=80",
     ),
-    recipes={
-        "at": (PGD,), "mart": (PGD,), "awp": (PGD,), "mail_at": (PGD, BURN_IN), "mail_mart": (PGD, BURN_IN),
-        "gairat": (BURN_IN,), "gair_mart": (BURN_IN,), "gair_trades": (BURN_IN,),
-        "fat": ("attack.patience=Stairs({0: 0, 6: 1, 11: 2})",),
-        "trades": (KL,), "mail_trades": (KL, BURN_IN),
-    },
+    recipes=_small_recipes(burn_in=9, patience="Stairs({0: 0, 6: 1, 11: 2})"),  # of 12 epochs, as 74 of 100
     narrow=True,
 )  # fmt: skip
-
-MIDI_BURN_IN = "burn_in=15"  # of 20 epochs
 
 MIDI = Scale(
     "10,000 training images, ResNet-18 at an eighth of its width, 20 epochs",
@@ -153,12 +157,7 @@ MIDI = Scale(
         "evaluate=('nat', 'pgd100', 'cw', 'apgd-t')",
         "select=last",  # the best epoch by validation lies in the burn-in for many runs of mini, before any weight
     ),
-    recipes={
-        "at": (PGD,), "mart": (PGD,), "awp": (PGD,), "mail_at": (PGD, MIDI_BURN_IN), "mail_mart": (PGD, MIDI_BURN_IN),
-        "gairat": (MIDI_BURN_IN,), "gair_mart": (MIDI_BURN_IN,), "gair_trades": (MIDI_BURN_IN,),
-        "fat": ("attack.patience=Stairs({0: 0, 10: 1, 18: 2})",),
-        "trades": (KL,), "mail_trades": (KL, MIDI_BURN_IN), "vir_at": (PGD,), "weat": (KL,), "arow": (KL,),
-    },
+    recipes=_small_recipes(burn_in=15, patience="Stairs({0: 0, 10: 1, 18: 2})"),
     narrow=True,
     metrics={"NAT": "nat", "PGD": "pgd100", "CW": "cw", "AA": "apgd-t"},
     further={2: (Line("VIR-AT", "VIR-AT", "vir_at"), Line("WEAT", "WEAT", "weat"), Line("ARoW", "ARoW", "arow"))},
