@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from robustmail.attacks.steps import per_image
+from robustmail.attacks.view import ModelView
+from robustmail.functional import ce, gap
+from robustmail.models.windowed import KnownImages, Window
 
 __all__ = ["project_linf", "use_fast_loops"]
 
@@ -216,40 +219,79 @@ def _square(attack: Any, x: Tensor, y: Tensor) -> tuple[None, Tensor]:
     low, high = (x - attack.eps).clamp(min=0), (x + attack.eps).clamp(max=1)
     with torch.no_grad():
         found = torch.clamp(x + attack.eps * attack.random_choice([len(x), c, 1, w]), 0, 1)
-        margin, loss = attack.margin_and_loss(found, y)
+        margin, loss = _margin_and_loss(attack, attack.get_logits(found), y)
         rows = (margin > 0).nonzero().flatten()  # of the images that are still attacked
         best, low, high, y, loss = (part[rows] for part in (found, low, high, y, loss))
+        queries = _Queries(attack, best)
         for query in range(attack.n_queries):
             if not len(rows):
                 break
             window = _window(h, w, min(max(_side(attack, query, h, w), 1), h, w))
             change = 2.0 * attack.eps * attack.random_choice([c, 1, 1])
-            square = torch.clamp(best[window] + change, low[window], high[window])
-            asked = (square != best[window]).flatten(1).any(1)  # of the others the model has been asked already
+            square = torch.clamp(window.of_images(best) + change, window.of_images(low), window.of_images(high))
+            # Of images that the square leaves as they are, the model has been asked already.
+            asked = (square != window.of_images(best)).flatten(1).any(1)
             if not asked.any():
                 continue
-            which = asked.nonzero().flatten() if int(asked.sum()) <= 0.8 * len(rows) else slice(None)
-            tried = best[which].clone()
-            tried[window] = square[which]
-            margins, losses = attack.margin_and_loss(tried, y[which])
-            is_less, is_broken = losses < loss[which], margins <= 0
-            is_better = is_less | is_broken
-            loss[which] = torch.where(is_less, losses, loss[which])
-            best[window] = best[window].index_put((_positions(which, rows)[is_better],), square[which][is_better])
+            which = asked.nonzero().flatten() if int(asked.sum()) <= 0.8 * len(rows) else None
+            tried = slice(None) if which is None else which
+            margins, losses = _margin_and_loss(attack, queries.logits(window, square[tried], which), y[tried])
+            is_less, is_broken = losses < loss[tried], margins <= 0
+            loss[tried] = torch.where(is_less, losses, loss[tried])
+            queries.accept((is_less | is_broken).nonzero().flatten())
             if is_broken.any():
                 stays = torch.ones_like(asked)
-                stays[_positions(which, rows)[is_broken]] = False
-                found[rows[~stays]] = best[~stays]
-                rows, best, low, high, y, loss = (part[stays] for part in (rows, best, low, high, y, loss))
+                stays[torch.arange(len(rows), device=rows.device)[tried][is_broken]] = False
+                found[rows[~stays]] = queries.images[~stays]
+                rows, low, high, y, loss = (part[stays] for part in (rows, low, high, y, loss))
+                queries.keep(stays)
+            best = queries.images
         found[rows] = best
     return None, found
 
 
-def _positions(which: Tensor | slice, rows: Tensor) -> Tensor:
-    return which if isinstance(which, Tensor) else torch.arange(len(rows), device=rows.device)
+class _Queries:
+    """Images [M, C, H, W], and the logits of the same images with a square changed.
+
+    Square's windows shrink. From a quarter of the image's side on, only what a window reaches is computed, if the model
+    can do so.
+    """
+
+    def __init__(self, attack: Any, images: Tensor) -> None:
+        self.attack, self.images = attack, images
+        self.known: KnownImages | None = None
+        self.side = min(images.shape[-2:]) // 4 + 1  # of the windows for which `known` was made
+
+    def logits(self, window: Window, square: Tensor, which: Tensor | None) -> Tensor:
+        """Logits of the images `which`, by default all, with `square` [K, C, side, side] in the window."""
+        self.last = window, square, which
+        if window.height < self.side and isinstance(self.attack.model, ModelView):
+            self.known, self.side = self.attack.model.known_images(self.images, window.height), window.height
+        if self.known is not None:
+            return self.known(window, square, which)
+        tried = self.images.clone() if which is None else self.images[which]
+        window.of_images(tried).copy_(square)
+        return cast(Tensor, self.attack.get_logits(tried))
+
+    def accept(self, better: Tensor) -> None:
+        """Let the images at the positions `better` of the last query take the place of those before."""
+        window, square, which = self.last
+        if len(better):
+            window.of_images(self.images)[better if which is None else which[better]] = square[better]
+            if self.known is not None:
+                self.known.accept(better)
+
+    def keep(self, which: Tensor) -> None:
+        """Forget the other images."""
+        self.images = self.images[which]
+        if self.known is not None:
+            self.known.keep(which)
 
 
-Window = tuple[slice, slice, slice, slice]
+def _margin_and_loss(attack: Any, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """(z_y - max_{j != y} z_j, which is 0 or less if misclassified; what Square makes smaller), each [B]."""
+    margin = gap(logits, y)
+    return margin, margin if attack.loss == "margin" else -ce(logits, y)
 
 
 def _side(attack: Any, query: int, h: int, w: int) -> int:
@@ -260,7 +302,7 @@ def _side(attack: Any, query: int, h: int, w: int) -> int:
 def _window(h: int, w: int, side: int) -> Window:
     """A square at a random place of images [B, C, h, w]; side: at most h and w."""
     top, left = (int((size - side) * torch.rand([1])) for size in (h, w))
-    return slice(None), slice(None), slice(top, top + side), slice(left, left + side)
+    return Window(top, left, side, side)
 
 
 def _square_l2(attack: Any, x: Tensor, y: Tensor) -> tuple[None, Tensor]:
@@ -310,14 +352,16 @@ def _moved(attack: Any, delta: Tensor, to: Window, away: Window) -> Tensor:
     `away` held, which becomes 0, and what the ball has left. Both windows are squares of one side."""
     n, c = delta.shape[:2]
     both = torch.zeros_like(delta)
-    both[to], both[away] = delta[to], delta[away]
-    bump = attack.eta(delta[to].shape[-1]) * attack.random_choice([n, c, 1, 1])
-    bump = bump.contiguous() + delta[to] / (1e-12 + _root_of_squares(delta[to]))
+    for window in (to, away):
+        window.of_images(both).copy_(window.of_images(delta))
+    at = to.of_images(delta)
+    bump = attack.eta(to.width) * attack.random_choice([n, c, 1, 1])
+    bump = bump.contiguous() + at / (1e-12 + _root_of_squares(at))
     length = attack.lp_norm(delta)
     left = (torch.full_like(length, attack.eps) ** 2 - length**2).clamp(min=0)
     bump = bump / (1e-12 + _root_of_squares(bump)) * (left / c + attack.lp_norm(both) ** 2).sqrt()
-    delta[away] = 0
-    delta[to] = bump
+    away.of_images(delta).zero_()
+    at.copy_(bump)
     return delta
 
 

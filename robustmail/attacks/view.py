@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from robustmail.errors import AttackError, ModelError, NonFiniteError, asked_to_stop, in_brief
 from robustmail.functional import precise
 from robustmail.models.folded import FoldedModel
+from robustmail.models.windowed import KnownImages
 from robustmail.norms import ROUNDING, max_distance, tolerance
 from robustmail.runtime.deferred import read_later
 from robustmail.runtime.rng import fork_rng
@@ -56,6 +57,12 @@ class ModelView(nn.Module):
         finite = logits.detach().isfinite().all()
         self.finite = finite if self.finite is None else self.finite & finite  # `check_result` reads it
         return logits
+
+    def known_images(self, x: Tensor, side: int) -> KnownImages | None:
+        """The images [M, C, H, W], ready for changes in windows of at most `side` pixels a side; None for a model that
+        cannot tell the logits without a pass of the whole images."""
+        ready = getattr(self.model, "known_images", None)
+        return ready(x, side) if callable(ready) else None
 
     def train(self, mode: bool = True) -> ModelView:
         """Do nothing: libraries would put all modules in train mode after the attack. `model_view` sets the modes."""

@@ -8,9 +8,11 @@ the bits of an image's logits depend on this image only.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, NamedTuple, TypeVar
+from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +23,9 @@ from torch.utils.checkpoint import checkpoint
 from robustmail.attacks.view import ModelView, call_model, model_view
 from robustmail.errors import ModelError
 from robustmail.models.classifier import Classifier, example_logits
-from robustmail.models.folded import FoldedModel
+from robustmail.models.folded import CLOSE, FoldedModel
 from robustmail.models.precision import flops
+from robustmail.models.windowed import KnownImages, Window, at_least
 
 __all__ = [
     "SearchModel",
@@ -36,7 +39,8 @@ __all__ = [
 
 T = TypeVar("T")
 PASS_SIZE = {"cpu": 8, "cuda": 250}  # images in one pass of the model
-TRIED_SIZES = (8, 16, 24, 40, 72)  # multiples of the CPU's pass size at which batch invariance is tested
+TRIED_SIZES = (8, 9, 13, 19, 31, 50, 72, 100)  # of a pass, at which batch invariance is tested
+WINDOWED_SIZES = (8, 13, 31)  # of a call for images with known activations
 LARGE = 128 * 128  # pixels of an image that fills a CPU by itself
 MAX_PASS = 128  # images in a pass of a batch-invariant model
 MAX_FLOPS = 2e9  # of one image's forward pass (a ResNet-18 has 1.1e9): above, the test would need much memory
@@ -145,11 +149,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class BatchInvariance(StrEnum):
-    """Whether an image's logits, and its gradient, have the same bits in passes of several sizes."""
+    """Whether an image's logits, and its gradient, have the same bits in passes of any size, from the pass size on."""
 
     NO = ""
     YES = "in all layers"
     WITH_LINEAR_BY_BLOCKS = "where linear layers take one block of rows after another"
+    IN_MULTIPLES = "in multiples of the pass size, linear layers as above"
 
 
 class _LinearByBlocks(TorchFunctionMode):
@@ -163,9 +168,11 @@ class _LinearByBlocks(TorchFunctionMode):
         self.size = size
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is F.linear and len(args) > 1 and args[0].dim() > 1 and len(args[0]) > self.size:
-            return torch.cat([function(rows, *args[1:], **(kwargs or {})) for rows in args[0].split(self.size)])
-        return function(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if function is not F.linear or len(args) < 2 or args[0].dim() < 2 or len(args[0]) <= self.size:
+            return function(*args, **kwargs)
+        x, n = at_least(args[0], len(args[0]) + -len(args[0]) % self.size), len(args[0])
+        return torch.cat([function(rows, *args[1:], **kwargs) for rows in x.split(self.size)])[:n]
 
 
 class FixedBatch(nn.Module):
@@ -173,8 +180,9 @@ class FixedBatch(nn.Module):
 
     model: images [B, C, H, W] -> logits [B, classes].
     size: images in a pass.
-    batch_invariant: whether a pass may have any multiple of `size`, up to MAX_PASS, and how.
+    batch_invariant: whether a pass may have more images, up to MAX_PASS, and how.
     recompute: whether gradients compute each pass again, so that memory holds the activations of one pass only.
+    windowed: tells, when it is asked for the first time, whether `known_images` may be used.
     """
 
     def __init__(
@@ -183,29 +191,46 @@ class FixedBatch(nn.Module):
         size: int,
         batch_invariant: BatchInvariance = BatchInvariance.NO,
         recompute: bool = False,
+        windowed: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__()
-        self.model, self.size, self.recompute = model, size, recompute
+        self.model, self.size, self.recompute, self.windowed = model, size, recompute, windowed
         self.max_pass = MAX_PASS if batch_invariant and not recompute else size
-        self.by_blocks = batch_invariant is BatchInvariance.WITH_LINEAR_BY_BLOCKS
+        self.any_size = batch_invariant in (BatchInvariance.YES, BatchInvariance.WITH_LINEAR_BY_BLOCKS)
+        self.by_blocks = batch_invariant in (BatchInvariance.WITH_LINEAR_BY_BLOCKS, BatchInvariance.IN_MULTIPLES)
         self.training = model.training
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, classes]"""
-        n, missing = len(x), -len(x) % self.size
-        if missing:
-            x = torch.cat([x, x[:1].detach().expand(missing, *x.shape[1:])])
-        elif not x.requires_grad:
-            x = x.clone()  # a model may write into its images
-        parts = [self._pass(part) for part in x.split(self.max_pass)]
-        logits: Tensor = (torch.cat(parts) if len(parts) > 1 else parts[0])[:n]
+        parts = [self._filled_up(part) for part in x.split(self.max_pass)]
+        logits = torch.cat(parts) if len(parts) > 1 else parts[0]
         if x.requires_grad and not logits.requires_grad:  # detached inside the model: gradient 0, which a check finds
-            logits = logits + 0 * x[:n].flatten(1).sum(1, keepdim=True)
+            logits = logits + 0 * x.flatten(1).sum(1, keepdim=True)
         return logits
+
+    def _filled_up(self, x: Tensor) -> Tensor:
+        """The logits of a pass of images, filled up to a number that is allowed."""
+        n = len(x)
+        filled = at_least(x, max(self.size, n) if self.any_size else n + -n % self.size)
+        if filled is x and not x.requires_grad:
+            filled = x.clone()  # a model may write into its images
+        logits = self._pass(filled)
+        return logits[:n] if len(logits) > n else logits
+
+    def known_images(self, x: Tensor, side: int) -> KnownImages | None:
+        """The images [M, C, H, W], of which windows with at most `side` pixels a side will change; None if that is not
+        known to give the same bits in calls of all sizes, or is not faster."""
+        if not (isinstance(self.model, FoldedModel) and self.any_size and not self.recompute and self.windowed()):
+            return None
+        known = KnownImages(self.model, x, side, self.size, self._context)
+        return known if known.is_faster else None
+
+    def _context(self) -> AbstractContextManager[Any]:
+        return _LinearByBlocks(self.size) if self.by_blocks else nullcontext()
 
     def _pass(self, x: Tensor) -> Tensor:
         if not self.recompute or not torch.is_grad_enabled():
-            with _LinearByBlocks(self.size) if self.by_blocks else nullcontext():
+            with self._context():
                 return call_model(self.model, x)
         logits: Tensor = checkpoint(call_model, self.model, x, use_reentrant=False)
         return logits
@@ -233,29 +258,43 @@ def exact_inference(
                 backend.allow_tf32 = allowed
 
 
-class SearchModel(NamedTuple):
+@dataclass(frozen=True)
+class SearchModel:
     """What attacks compute logits and gradients with; verdicts always come from the model itself.
 
-    network: the model, or its faster form with BatchNorm folded. batch_invariant: whether an image's bits are the same
-    in passes of any multiple of the pass size.
+    network: the model, or its folded form.
+    batch_invariant: whether an image's bits are the same in larger passes.
+    sample: images [B, C, H, W] for the test of `is_windowed`, if there is to be one.
+    size: images in a pass.
     """
 
     network: nn.Module
     batch_invariant: BatchInvariance = BatchInvariance.NO
+    sample: Tensor | None = None
+    size: int = 1
+
+    @cached_property
+    def is_windowed(self) -> bool:
+        """Whether logits can be told from what a window reaches, with bits that depend on the image only."""
+        if self.sample is None:
+            return False
+        return _is_windowed(
+            FixedBatch(self.network, self.size, self.batch_invariant, windowed=lambda: True), self.sample
+        )
 
 
 def make_search_model(model: nn.Module, sample: Tensor, size: int) -> SearchModel:
-    """The model in float32 with BatchNorm folded into its convolutions, if it has any; else the model.
+    """The model in float32, folded: BatchNorm and relu within its convolutions; else the model.
 
     A search may end at another image with it, as on another machine; whether an image is broken, the model decides.
     sample: [B, C, H, W], on which logits and gradients of both must agree. size: images in a pass.
     """
     network = model
     with model_view(model), torch.autocast(sample.device.type, enabled=False):
-        if isinstance(model, Classifier) and any(isinstance(part, nn.BatchNorm2d) for part in model.modules()):
+        if isinstance(model, Classifier):
             with suppress(ModelError):
                 network = FoldedModel(model, sample, torch.float32).eval()
-        return SearchModel(network, _batch_invariance(network, model, sample, size))
+        return SearchModel(network, _batch_invariance(network, model, sample, size), sample, size)
 
 
 @contextmanager
@@ -266,7 +305,7 @@ def search_view(view: ModelView, search: SearchModel, size: int, recompute: bool
         network.refresh()
     else:
         network = view.model.model  # type: ignore[assignment]
-    yield ModelView(FixedBatch(network, size, search.batch_invariant, recompute))
+    yield ModelView(FixedBatch(network, size, search.batch_invariant, recompute, lambda: search.is_windowed))
 
 
 def _batch_invariance(
@@ -275,16 +314,42 @@ def _batch_invariance(
     """Test whether an image's logits, and its gradient, have the same bits in passes of several sizes."""
     if sample.device.type != "cpu" or size not in TRIED_SIZES:
         return BatchInvariance.NO
-    images = sample[:1].expand(MAX_PASS, *sample.shape[1:]) * torch.linspace(0.5, 1, MAX_PASS)[:, None, None, None]
+    images = sample[:1].expand(MAX_PASS, *sample.shape[1:]) * _brightness(MAX_PASS)
     try:
         if flops(model, sample[:1]) > MAX_FLOPS:  # of the model: the operators of its folded form are not counted
             return BatchInvariance.NO
-        for kind in (BatchInvariance.YES, BatchInvariance.WITH_LINEAR_BY_BLOCKS):
-            if _same_bits_in_all_sizes(FixedBatch(network, size, kind), images, with_gradient):
+        for kind in BatchInvariance:
+            if kind and _same_bits_in_all_sizes(FixedBatch(network, size, kind), images, with_gradient):
                 return kind
     except (Exception, SystemExit):  # a model may fail in any way; that error is raised where the model is evaluated
         return BatchInvariance.NO
     return BatchInvariance.NO
+
+
+@torch.no_grad()
+def _is_windowed(passes: FixedBatch, sample: Tensor) -> bool:
+    """Test whether windows have the logits of whole images, and the same bits in calls of several sizes."""
+    height, width = sample.shape[-2:]
+    images = sample[:1].expand(WINDOWED_SIZES[-1], *sample.shape[1:]) * _brightness(WINDOWED_SIZES[-1])
+    for side in {min(2, height, width), max(min(height, width) // 4, 1)}:
+        known = [some for n in WINDOWED_SIZES if (some := passes.known_images(images[:n], side)) is not None]
+        for window in (Window(0, 0, side, side), Window(height - side, (width - side) // 2, side, side)):
+            changed = images.clone()
+            values = window.of_images(changed).copy_(window.of_images(images.flip(0)))
+            if len(known) < len(WINDOWED_SIZES) or not _same_logits(passes(changed), known, window, values):
+                return False
+    return True
+
+
+def _same_logits(whole: Tensor, known: list[KnownImages], window: Window, values: Tensor) -> bool:
+    parts = [some(window, values[:n]) for some, n in zip(known, WINDOWED_SIZES, strict=True)]
+    parts += [known[-1](window, values[:n], torch.arange(n)) for n in WINDOWED_SIZES]
+    is_close = (parts[-1] - whole).abs().max() <= CLOSE[torch.float32] * whole.abs().max()
+    return bool(is_close) and all(torch.equal(part, parts[-1][: len(part)]) for part in parts)
+
+
+def _brightness(n: int) -> Tensor:
+    return torch.linspace(0.5, 1, n).view(-1, 1, 1, 1)
 
 
 def _same_bits_in_all_sizes(passes: FixedBatch, images: Tensor, with_gradient: bool) -> bool:

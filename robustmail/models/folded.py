@@ -24,7 +24,7 @@ from robustmail.models.cuda_graphs import CudaGraph
 from robustmail.models.gathered_conv import gather_pays, gathered_conv, gathered_input_gradient, gathering
 from robustmail.step import module_mode
 
-__all__ = ["Autocast", "FoldedModel"]
+__all__ = ["CLOSE", "Autocast", "FoldedConv", "FoldedModel"]
 
 ADDITIONS = (operator.add, operator.iadd, torch.add)
 RELUS = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
@@ -168,6 +168,13 @@ class FoldedConv(nn.Module):
             return cast(Tensor, onednn._convolution_pointwise(x, *settings, relu or "none", [], ""))
         residual = residual.to(x.dtype)
         return cast(Tensor, onednn._convolution_pointwise.binary(x, residual, *settings, "add", None, relu, [], ""))
+
+    def forward_valid(self, x: Tensor, residual: Tensor | None) -> Tensor:
+        """The forward pass without padding, for a part of an input."""
+        _, stride, dilation = self.geometry
+        y = F.conv2d(x.to(self.weight.dtype), self.weight, self.bias, stride, 0, dilation, self.groups)
+        y = y if residual is None else y.add_(residual)
+        return y.relu_() if self.relu else y
 
     def gathers(self, shape: torch.Size) -> bool:
         """Whether inputs of this shape are gathered and multiplied instead of convolved."""
