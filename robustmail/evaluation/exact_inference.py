@@ -211,7 +211,7 @@ class FixedBatch(nn.Module):
     def _filled_up(self, x: Tensor) -> Tensor:
         """The logits of a pass of images, filled up to a number that is allowed."""
         n = len(x)
-        filled = at_least(x, max(self.size, n) if self.any_size else n + -n % self.size)
+        filled = at_least(x, max(self.size, n) if self.any_size and n else n + -n % self.size)
         if filled is x and not x.requires_grad:
             filled = x.clone()  # a model may write into its images
         logits = self._pass(filled)
@@ -278,9 +278,8 @@ class SearchModel:
         """Whether logits can be told from what a window reaches, with bits that depend on the image only."""
         if self.sample is None:
             return False
-        return _is_windowed(
-            FixedBatch(self.network, self.size, self.batch_invariant, windowed=lambda: True), self.sample
-        )
+        passes = FixedBatch(self.network, self.size, self.batch_invariant, windowed=lambda: True)
+        return _is_windowed(passes, self.sample)
 
 
 def make_search_model(model: nn.Module, sample: Tensor, size: int) -> SearchModel:
