@@ -221,16 +221,16 @@ def _square(attack: Any, x: Tensor, y: Tensor) -> tuple[None, Tensor]:
         found = torch.clamp(x + attack.eps * attack.random_choice([len(x), c, 1, w]), 0, 1)
         margin, loss = _margin_and_loss(attack, attack.get_logits(found), y)
         rows = (margin > 0).nonzero().flatten()  # of the images that are still attacked
-        best, low, high, y, loss = (part[rows] for part in (found, low, high, y, loss))
-        queries = _Queries(attack, best)
+        low, high, y, loss = (part[rows] for part in (low, high, y, loss))
+        queries = _Queries(attack, found[rows])
         for query in range(attack.n_queries):
             if not len(rows):
                 break
             window = _window(h, w, min(max(_side(attack, query, h, w), 1), h, w))
             change = 2.0 * attack.eps * attack.random_choice([c, 1, 1])
-            square = torch.clamp(window.of_images(best) + change, window.of_images(low), window.of_images(high))
-            # Of images that the square leaves as they are, the model has been asked already.
-            asked = (square != window.of_images(best)).flatten(1).any(1)
+            before = window.of_images(queries.images)
+            square = torch.clamp(before + change, window.of_images(low), window.of_images(high))
+            asked = (square != before).flatten(1).any(1)  # of the others the model has been asked already
             if not asked.any():
                 continue
             which = asked.nonzero().flatten() if int(asked.sum()) <= 0.8 * len(rows) else None
@@ -245,13 +245,12 @@ def _square(attack: Any, x: Tensor, y: Tensor) -> tuple[None, Tensor]:
                 found[rows[~stays]] = queries.images[~stays]
                 rows, low, high, y, loss = (part[stays] for part in (rows, low, high, y, loss))
                 queries.keep(stays)
-            best = queries.images
-        found[rows] = best
+        found[rows] = queries.images
     return None, found
 
 
 class _Queries:
-    """Images [M, C, H, W], and the logits of the same images with a square changed.
+    """The best images so far, [M, C, H, W], and the logits of the same images with a square changed.
 
     Square's windows shrink. From a quarter of the image's side on, only what a window reaches is computed, if the model
     can do so.

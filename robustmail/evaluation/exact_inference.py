@@ -1,8 +1,8 @@
 """Exact inference: the model in plain float32, in passes of one size, so that no verdict depends on the batch.
 
 A matrix product of 7 rows may round otherwise than the same rows among 8, and a hundred steps along the sign of a
-gradient turn a last bit into another image. Every pass here has the same number of images, the last one filled up; then
-the bits of an image's logits depend on this image only.
+gradient turn a last bit into another image. Every pass here has the same number of images, the last one filled up, or
+any larger number where a test says that the bits are the same. So the bits of an image's logits depend on it only.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ class _LinearByBlocks(TorchFunctionMode):
 
 
 class FixedBatch(nn.Module):
-    """A model whose passes all have the same number of images, the last one filled up.
+    """A model whose passes have a fixed number of images, the last one filled up, or more.
 
     model: images [B, C, H, W] -> logits [B, classes].
     size: images in a pass.
@@ -243,7 +243,7 @@ def exact_inference(
     """A view of the model in plain float32, in passes of one size: no autocast, no TF32 on a GPU.
 
     size: images in a pass, by default PASS_SIZE of the device.
-    batch_invariant: whether a pass may have any multiple of it.
+    batch_invariant: whether a pass may have more, and how.
     """
     device = next((p.device.type for p in model.parameters()), "cpu")
     backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul) if device == "cuda" else ()

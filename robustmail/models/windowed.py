@@ -6,7 +6,8 @@ of each layer only the region is computed in which the change can be seen, as lo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, cast
 
@@ -96,6 +97,7 @@ class KnownImages:
         self.model, self.least, self.context = model, least, context
         self.known: dict[fx.Node, Tensor] = {}  # [M, H + 2 border, W + 2 border, C], zeros in the border
         self.border: dict[fx.Node, int] = {}
+        self.reach: dict[fx.Node, tuple[Reach, Reach]] = {}  # of a node's first input, in rows and columns
         self.patches: dict[fx.Node, Patch] = {}  # of the last call
         self.rows: Tensor | None = None  # of the last call; None: all
         with torch.no_grad(), context():
@@ -142,13 +144,16 @@ class KnownImages:
         for node in self.model.graph.graph.nodes:
             whole = interpreter.env[node]
             if node.op == "placeholder":
-                window: Window | None = Window(0, 0, side, side)
+                window = Window(0, 0, side, side)
+            elif self._is_local(node) and all(source in windows for source in node.all_input_nodes):
+                self.reach[node] = self._reach(node)
+                window = self._outputs(node, [windows[source] for source in node.all_input_nodes], whole.shape[2:])
             else:
-                window = self._reached(node, windows, whole)
-            if window is not None and window.height * window.width <= MOST * whole.shape[2] * whole.shape[3]:
+                continue
+            if window.height * window.width <= MOST * whole.shape[2] * whole.shape[3]:
                 windows[node] = window
         for node in windows:
-            reaches = [reach for user in node.users if user in windows for reach in self._reach(user)]
+            reaches = [reach for user in node.users if user in windows for reach in self.reach[user]]
             border = max((reach.padding for reach in reaches), default=0)
             self.border[node] = border
             activation = interpreter.env[node].permute(0, 2, 3, 1)
@@ -163,31 +168,20 @@ class KnownImages:
                 copies[node] = rest.node_copy(node, copies.__getitem__)
         return fx.GraphModule(self.model.graph, rest), inputs
 
-    def _reached(self, node: fx.Node, windows: dict[fx.Node, Window], whole: Any) -> Window | None:
-        """Where the node's output can change if its inputs change in their windows; None if that is not known."""
-        if not self._is_local(node) or not all(source in windows for source in node.all_input_nodes):
-            return None
-        first, *others = (windows[source] for source in node.all_input_nodes)
-        window = self._outputs(node, first, whole.shape[2:])
-        for other in others:
-            window = window.union(other)
-        return window
-
-    def _outputs(self, node: fx.Node, window: Window, size: tuple[int, int]) -> Window:
-        rows, columns = self._reach(node)
-        top, height = rows.outputs(window.top, window.height, size[0])
-        left, width = columns.outputs(window.left, window.width, size[1])
-        return Window(top, left, height, width)
+    def _outputs(self, node: fx.Node, windows: list[Window], size: Sequence[int]) -> Window:
+        """Where the node's output, of `size`, can change if its inputs change in their windows."""
+        first, *others = windows
+        rows, columns = self.reach[node]
+        top, height = rows.outputs(first.top, first.height, size[0])
+        left, width = columns.outputs(first.left, first.width, size[1])
+        return functools.reduce(Window.union, others, Window(top, left, height, width))
 
     def _patch(self, node: fx.Node) -> Patch:
         """The node's new values, from the patches of its inputs."""
         first, *others = node.all_input_nodes
-        border = self.border[node]
-        size = [length - 2 * border for length in self.known[node].shape[1:3]]
-        window = self._outputs(node, self.patches[first].window, (size[0], size[1]))
-        for other in others:
-            window = window.union(self.patches[other].window)
-        rows, columns = self._reach(node)
+        windows = [self.patches[source].window for source in node.all_input_nodes]
+        window = self._outputs(node, windows, self._size(node))
+        rows, columns = self.reach[node]
         top, height = rows.inputs(window.top, window.height)
         left, width = columns.inputs(window.left, window.width)
         x = self._crop(first, Window(top, left, height, width)).permute(0, 3, 1, 2)
@@ -216,9 +210,12 @@ class KnownImages:
         return crop
 
     def _whole(self, node: fx.Node) -> Tensor:
-        border = self.border[node]
-        height, width = (length - 2 * border for length in self.known[node].shape[1:3])
-        return self._crop(node, Window(0, 0, height, width)).permute(0, 3, 1, 2)
+        return self._crop(node, Window(0, 0, *self._size(node))).permute(0, 3, 1, 2)
+
+    def _size(self, node: fx.Node) -> tuple[int, int]:
+        """(height, width) of the node's output."""
+        _, height, width, _ = self.known[node].shape
+        return height - 2 * self.border[node], width - 2 * self.border[node]
 
     def _layer(self, node: fx.Node) -> nn.Module | None:
         return self.model.graph.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -235,7 +232,7 @@ class KnownImages:
         return isinstance(layer, (FoldedConv, *POINTWISE)) or is_sum or is_relu
 
     def _reach(self, node: fx.Node) -> tuple[Reach, Reach]:
-        """Of the node's first input, in rows and columns."""
+        """How far a local node looks at its first input, in rows and columns."""
         layer = self._layer(node)
         if isinstance(layer, FoldedConv):
             padding, stride, dilation = layer.geometry
