@@ -34,26 +34,61 @@ def use_fast_loops(attack: Any) -> Any:
 
     is_linf = getattr(attack, "norm", None) == "Linf"
     if isinstance(attack, torchattacks.APGDT) and attack.eot_iter == 1:
-        attack.attack_single_run = lambda x, y: _apgd(attack, x, y, _targeted_dlr(attack, x))
+        attack.attack_single_run = lambda x, y, target: _apgd_targeted(attack, x, y, target)
+        attack.perturb = lambda x, y, **_: (None, _all_targets(attack, x, y))
     elif isinstance(attack, torchattacks.APGD) and attack.eot_iter == 1:
         loss = nn.CrossEntropyLoss(reduction="none") if attack.loss == "ce" else attack.dlr_loss
         attack.attack_single_run = lambda x, y: _apgd(attack, x, y, lambda logits, rows: loss(logits, y[rows]))
-    elif isinstance(attack, torchattacks.FAB) and is_linf and attack.n_restarts == 1:
-        attack.attack_single_run_targeted = lambda x, y, use_rand_start: _fab_targeted(attack, x, y)
+    elif isinstance(attack, torchattacks.FAB) and is_linf and attack.n_restarts == 1 and attack.multi_targeted:
+        attack.attack_single_run = lambda x, y, target: _fab_targeted(attack, x, y, target)
+        attack.perturb = lambda x, y: _all_targets(attack, x, y)
     elif isinstance(attack, torchattacks.Square):
         loop = _square if is_linf else _square_l2
         attack.attack_single_run = lambda x, y: loop(attack, x, y)
     return attack
 
 
+@torch.no_grad()
+def _all_targets(attack: Any, x: Tensor, y: Tensor) -> Tensor:
+    """The images after one attack towards each target, the likeliest first, [B, C, H, W]; others stay as they are.
+
+    An image that a target breaks is not attacked further. The first target has most of the work; the others are
+    attacked side by side, as many as make a full batch. Of those that break an image the first counts, so the outcome
+    is that of one target after another. x: [B, C, H, W]. y: [B].
+    """
+    torch.manual_seed(attack.seed)
+    logits = attack.get_logits(x)
+    found, order, stands = x.clone(), logits.sort(dim=1, descending=True)[1], logits.argmax(1) == y
+    targets = [place for place in range(1, attack.n_target_classes + 1) for _ in range(attack.n_restarts)]
+    batch = max(len(x), attack.model.max_pass if isinstance(attack.model, ModelView) else 1)
+    n = 1
+    while targets and stands.any():
+        now, targets = targets[:n], targets[n:]
+        rows = stands.nonzero().flatten()
+        images, is_broken = _targets_at_once(attack, x[rows], y[rows], order[rows][:, now])
+        found[rows[is_broken]], stands[rows[is_broken]] = images[is_broken], False
+        n = max(batch // max(int(stands.sum()), 1), 1)
+    return found
+
+
+def _targets_at_once(attack: Any, x: Tensor, y: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """(images by the first target that breaks them [B, C, H, W], whether there is one [B]); targets: [B, T]."""
+    n = targets.shape[1]
+    images, is_broken = attack.attack_single_run(x.repeat(n, 1, 1, 1), y.repeat(n), targets.T.flatten())
+    is_broken = is_broken.view(n, -1)
+    first = is_broken.to(torch.uint8).argmax(0)
+    return images.view(n, *x.shape)[first, torch.arange(len(x), device=x.device)], is_broken.any(0)
+
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(logits [M, classes], their M rows in the batch) -> loss of each, [M]"""
 
 
-def _targeted_dlr(attack: Any, x: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    with torch.no_grad():
-        order = attack.get_logits(x).sort(dim=1)[1]
-    return lambda logits, rows: attack.dlr_loss_targeted(logits, order[rows, -1], order[rows, -attack.target_class])
+def _apgd_targeted(attack: Any, x: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """(the last misclassified iterates [B, C, H, W], whether there is one [B]); target: the class to go to, [B]."""
+    dlr = attack.dlr_loss_targeted
+    _, stands, _, found = _apgd(attack, x, y, lambda logits, rows: dlr(logits, y[rows], target[rows]))
+    return found, ~stands
 
 
 def _apgd(attack: Any, x: Tensor, y: Tensor, loss: Loss) -> tuple[None, Tensor, None, Tensor]:
@@ -155,14 +190,12 @@ def _l2(images: Tensor) -> Tensor:
     return images.square().sum(dim=(1, 2, 3), keepdim=True).sqrt() + 1e-12
 
 
-def _fab_targeted(attack: Any, x: Tensor, y: Tensor) -> Tensor:
-    """The nearest images found that are misclassified, [B, C, H, W]; the clean image where none was found.
+def _fab_targeted(attack: Any, x: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """(the nearest images found that are misclassified [B, C, H, W], whether in the ball [B]).
 
     Each iteration goes to the plane on which the logits of class y and of the target are equal to first order.
-    x: [B, C, H, W], all classified correctly. y: [B].
+    x: [B, C, H, W], all classified correctly. y, target: [B].
     """
-    with torch.no_grad():
-        target = attack.get_logits(x).sort(dim=1)[1][:, -attack.target_class]
     found, nearest, iterate = x.clone(), torch.full((len(x),), 1e10, device=x.device), x.clone()
     clean, place = x.flatten(1), torch.arange(len(x), device=x.device)
     for _ in range(attack.steps):
@@ -184,7 +217,7 @@ def _fab_targeted(attack: Any, x: Tensor, y: Tensor) -> Tensor:
         better = is_wrong & (distance < nearest)
         found, nearest = torch.where(per_image(better), iterate, found), torch.where(better, distance, nearest)
         iterate = torch.where(per_image(is_wrong), x + (iterate - x) * attack.beta, iterate)
-    return found
+    return found, nearest <= attack.eps
 
 
 def project_linf(x: Tensor, w: Tensor, value: Tensor) -> Tensor:

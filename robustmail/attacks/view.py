@@ -58,6 +58,12 @@ class ModelView(nn.Module):
         self.finite = finite if self.finite is None else self.finite & finite  # `check_result` reads it
         return logits
 
+    @property
+    def max_pass(self) -> int:
+        """Most images in a pass of the model, as far as known; otherwise 1."""
+        most = getattr(self.model, "max_pass", 1)
+        return most if isinstance(most, int) else 1
+
     def known_images(self, x: Tensor, side: int) -> KnownImages | None:
         """The images [M, C, H, W], ready for changes in windows of at most `side` pixels a side; None for a model that
         cannot tell the logits without a pass of the whole images."""

@@ -379,7 +379,7 @@ def _attack(
     attack, is_per_image = spec.stages[stage], spec.is_per_image(stage)
     with (
         sizer.exact_inference(model, x[:1]) as view,
-        search_view(view, search, sizer.pass_size, sizer.recompute and not is_per_image) as search_model,
+        search_view(view, search, sizer, sizer.recompute and not is_per_image) as search_model,
     ):
         seed_all(seed, stage, place)
         with per_image_noise(x, seed, stage) if is_per_image else nullcontext():

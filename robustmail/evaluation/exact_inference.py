@@ -183,6 +183,7 @@ class FixedBatch(nn.Module):
     batch_invariant: whether a pass may have more images, up to MAX_PASS, and how.
     recompute: whether gradients compute each pass again, so that memory holds the activations of one pass only.
     windowed: tells, when it is asked for the first time, whether `known_images` may be used.
+    max_pass: images in a pass at most, where it may have more than `size`; at most MAX_PASS.
     """
 
     def __init__(
@@ -192,10 +193,11 @@ class FixedBatch(nn.Module):
         batch_invariant: BatchInvariance = BatchInvariance.NO,
         recompute: bool = False,
         windowed: Callable[[], bool] = lambda: False,
+        max_pass: int = MAX_PASS,
     ) -> None:
         super().__init__()
         self.model, self.size, self.recompute, self.windowed = model, size, recompute, windowed
-        self.max_pass = MAX_PASS if batch_invariant and not recompute else size
+        self.max_pass = max(min(max_pass, MAX_PASS), size) if batch_invariant and not recompute else size
         self.any_size = batch_invariant in (BatchInvariance.YES, BatchInvariance.WITH_LINEAR_BY_BLOCKS)
         self.by_blocks = batch_invariant in (BatchInvariance.WITH_LINEAR_BY_BLOCKS, BatchInvariance.IN_MULTIPLES)
         self.training = model.training
@@ -220,7 +222,7 @@ class FixedBatch(nn.Module):
     def known_images(self, x: Tensor, side: int) -> KnownImages | None:
         """The images [M, C, H, W], of which windows with at most `side` pixels a side will change; None if that is not
         known to give the same bits in calls of all sizes, or is not faster."""
-        if not (isinstance(self.model, FoldedModel) and self.any_size and not self.recompute and self.windowed()):
+        if not (isinstance(self.model, FoldedModel) and self.max_pass > self.size and self.windowed()):
             return None
         known = KnownImages(self.model, x, side, self.size, self._context)
         return known if known.is_faster else None
@@ -297,14 +299,17 @@ def make_search_model(model: nn.Module, sample: Tensor, size: int) -> SearchMode
 
 
 @contextmanager
-def search_view(view: ModelView, search: SearchModel, size: int, recompute: bool = False) -> Iterator[ModelView]:
+def search_view(
+    view: ModelView, search: SearchModel, sizer: BatchSizer, recompute: bool = False
+) -> Iterator[ModelView]:
     """A view of a search model, beside the exact view of its model and with the same pass size."""
     network = search.network
     if isinstance(network, FoldedModel):
         network.refresh()
     else:
         network = view.model.model  # type: ignore[assignment]
-    yield ModelView(FixedBatch(network, size, search.batch_invariant, recompute, lambda: search.is_windowed))
+    size, most = sizer.pass_size, sizer.max_batch
+    yield ModelView(FixedBatch(network, size, search.batch_invariant, recompute, lambda: search.is_windowed, most))
 
 
 def _batch_invariance(

@@ -10,7 +10,10 @@ import torchattacks
 from torchattacks.attacks import fab
 
 from robustmail import torchattack
+from robustmail.attacks import loops
 from robustmail.attacks.loops import project_linf
+from robustmail.attacks.per_image_noise import per_image_noise
+from robustmail.attacks.view import ModelView
 from robustmail.bench import evaluation as bench_evaluation
 from robustmail.data.dataset import Split
 from robustmail.errors import RobustmailError
@@ -66,6 +69,29 @@ def test_the_projection_is_the_reference_codes_and_reaches_the_plane():
 def test_a_ball_that_is_too_small_for_the_plane_is_used_up():
     x, w = torch.full((1, 3), 0.5), torch.tensor([[1.0, -2.0, 0.0]])
     assert project_linf(x, w, torch.tensor([100.0])).tolist() == [[-0.5, 0.5, 0.0]]
+
+
+@pytest.mark.parametrize("name", ["APGDT", "FAB"])
+def test_targets_side_by_side_break_an_image_as_one_after_another(name, right, monkeypatch):
+    model, x, y = right
+    attack, rows = torchattack(name, **ATTACKS[name]), []
+    loop = "_apgd_targeted" if name == "APGDT" else "_fab_targeted"
+    run = getattr(loops, loop)
+    monkeypatch.setattr(loops, loop, lambda attack, x, *rest: rows.append(len(x)) or run(attack, x, *rest))
+
+    def attacked(max_pass: int) -> torch.Tensor:
+        monkeypatch.setattr(ModelView, "max_pass", max_pass)
+        rows.clear()
+        with per_image_noise(x, 0):
+            return attack(model, x, y).x
+
+    beside = attacked(128)
+    assert rows[0] == len(x), "the first target has most of the work, so it comes alone"
+    assert 1 < len(rows) < 9
+    one_by_one = attacked(1)
+    assert len(rows) == 9
+    assert torch.equal(beside, one_by_one)
+    assert 0 < int((beside != x).flatten(1).any(1).sum()) < len(x)
 
 
 @pytest.mark.long
