@@ -1,22 +1,21 @@
-"""The inner loops of torchattacks' APGD, APGD-T, FAB-T and Square, with the same outcomes in less time.
+"""The inner loops of torchattacks' APGD, APGD-T and FAB-T, with the same outcomes in less time; `square.py` has Square.
 
-APGD leaves an image that is broken for good; FAB projects without sorting; Square computes its window only, and asks
-the model nothing that it knows already. An image's outcome does not depend on the images beside it.
+APGD leaves an image that is broken for good; FAB projects without sorting; targets are attacked side by side. An
+image's outcome does not depend on the images beside it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from robustmail.attacks.square import square_l2, square_linf
 from robustmail.attacks.steps import per_image
-from robustmail.attacks.view import ModelView
-from robustmail.functional import ce, gap
-from robustmail.models.windowed import KnownImages, Window
+from robustmail.attacks.view import rows_in_pass
 
 __all__ = ["project_linf", "use_fast_loops"]
 
@@ -43,7 +42,7 @@ def use_fast_loops(attack: Any) -> Any:
         attack.attack_single_run = lambda x, y, target: _fab_targeted(attack, x, y, target)
         attack.perturb = lambda x, y: _all_targets(attack, x, y)
     elif isinstance(attack, torchattacks.Square):
-        loop = _square if is_linf else _square_l2
+        loop = square_linf if is_linf else square_l2
         attack.attack_single_run = lambda x, y: loop(attack, x, y)
     return attack
 
@@ -60,14 +59,13 @@ def _all_targets(attack: Any, x: Tensor, y: Tensor) -> Tensor:
     logits = attack.get_logits(x)
     found, order, stands = x.clone(), logits.sort(dim=1, descending=True)[1], logits.argmax(1) == y
     targets = [place for place in range(1, attack.n_target_classes + 1) for _ in range(attack.n_restarts)]
-    batch = max(len(x), attack.model.max_pass if isinstance(attack.model, ModelView) else 1)
     n = 1
     while targets and stands.any():
         now, targets = targets[:n], targets[n:]
         rows = stands.nonzero().flatten()
         images, is_broken = _targets_at_once(attack, x[rows], y[rows], order[rows][:, now])
         found[rows[is_broken]], stands[rows[is_broken]] = images[is_broken], False
-        n = max(batch // max(int(stands.sum()), 1), 1)
+        n = max(rows_in_pass(attack, len(x)) // max(int(stands.sum()), 1), 1)
     return found
 
 
@@ -241,162 +239,3 @@ def project_linf(x: Tensor, w: Tensor, value: Tensor) -> Tensor:
             break
         length = longer
     return direction * torch.minimum(room, length[:, None])
-
-
-def _square(attack: Any, x: Tensor, y: Tensor) -> tuple[None, Tensor]:
-    """(None, the images with the smallest margins found), as Square.attack_single_run returns them.
-
-    Each query tries one square, in all images at the same place. x: [B, C, H, W]. y: [B].
-    """
-    _, c, h, w = x.shape
-    low, high = (x - attack.eps).clamp(min=0), (x + attack.eps).clamp(max=1)
-    with torch.no_grad():
-        found = torch.clamp(x + attack.eps * attack.random_choice([len(x), c, 1, w]), 0, 1)
-        margin, loss = _margin_and_loss(attack, attack.get_logits(found), y)
-        rows = (margin > 0).nonzero().flatten()  # of the images that are still attacked
-        low, high, y, loss = (part[rows] for part in (low, high, y, loss))
-        queries = _Queries(attack, found[rows])
-        for query in range(attack.n_queries):
-            if not len(rows):
-                break
-            window = _window(h, w, min(max(_side(attack, query, h, w), 1), h, w))
-            change = 2.0 * attack.eps * attack.random_choice([c, 1, 1])
-            before = window.of_images(queries.images)
-            square = torch.clamp(before + change, window.of_images(low), window.of_images(high))
-            asked = (square != before).flatten(1).any(1)  # of the others the model has been asked already
-            if not asked.any():
-                continue
-            which = asked.nonzero().flatten() if int(asked.sum()) <= 0.8 * len(rows) else None
-            tried = slice(None) if which is None else which
-            margins, losses = _margin_and_loss(attack, queries.logits(window, square[tried], which), y[tried])
-            is_less, is_broken = losses < loss[tried], margins <= 0
-            loss[tried] = torch.where(is_less, losses, loss[tried])
-            queries.accept((is_less | is_broken).nonzero().flatten())
-            if is_broken.any():
-                stays = torch.ones_like(asked)
-                stays[torch.arange(len(rows), device=rows.device)[tried][is_broken]] = False
-                found[rows[~stays]] = queries.images[~stays]
-                rows, low, high, y, loss = (part[stays] for part in (rows, low, high, y, loss))
-                queries.keep(stays)
-        found[rows] = queries.images
-    return None, found
-
-
-class _Queries:
-    """The best images so far, [M, C, H, W], and the logits of the same images with a square changed.
-
-    Square's windows shrink. From a quarter of the image's side on, only what a window reaches is computed, if the model
-    can do so.
-    """
-
-    def __init__(self, attack: Any, images: Tensor) -> None:
-        self.attack, self.images = attack, images
-        self.known: KnownImages | None = None
-        self.side = min(images.shape[-2:]) // 4 + 1  # of the windows for which `known` was made
-
-    def logits(self, window: Window, square: Tensor, which: Tensor | None) -> Tensor:
-        """Logits of the images `which`, by default all, with `square` [K, C, side, side] in the window."""
-        self.last = window, square, which
-        if window.height < self.side and isinstance(self.attack.model, ModelView):
-            self.known, self.side = self.attack.model.known_images(self.images, window.height), window.height
-        if self.known is not None:
-            return self.known(window, square, which)
-        tried = self.images.clone() if which is None else self.images[which]
-        window.of_images(tried).copy_(square)
-        return cast(Tensor, self.attack.get_logits(tried))
-
-    def accept(self, better: Tensor) -> None:
-        """Let the images at the positions `better` of the last query take the place of those before."""
-        window, square, which = self.last
-        if len(better):
-            window.of_images(self.images)[better if which is None else which[better]] = square[better]
-            if self.known is not None:
-                self.known.accept(better)
-
-    def keep(self, which: Tensor) -> None:
-        """Forget the other images."""
-        self.images = self.images[which]
-        if self.known is not None:
-            self.known.keep(which)
-
-
-def _margin_and_loss(attack: Any, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """(z_y - max_{j != y} z_j, which is 0 or less if misclassified; what Square makes smaller), each [B]."""
-    margin = gap(logits, y)
-    return margin, margin if attack.loss == "margin" else -ce(logits, y)
-
-
-def _side(attack: Any, query: int, h: int, w: int) -> int:
-    """Side of the square that covers this query's share of an image of h x w pixels."""
-    return round(math.sqrt(attack.p_selection(query) * h * w))
-
-
-def _window(h: int, w: int, side: int) -> Window:
-    """A square at a random place of images [B, C, h, w]; side: at most h and w."""
-    top, left = (int((size - side) * torch.rand([1])) for size in (h, w))
-    return Window(top, left, side, side)
-
-
-def _square_l2(attack: Any, x: Tensor, y: Tensor) -> tuple[None, Tensor]:
-    """As `_square`, in l2: each query moves what one window holds, and what the ball has left, to another window.
-
-    A window has an odd side of 3 at least, or the image's shorter side where that is less. x: [B, C, H, W]. y: [B].
-    """
-    _, _, h, w = x.shape
-    with torch.no_grad():
-        found = torch.clamp(x + attack.normalize_delta(_tiles(attack, x)) * attack.eps, 0, 1)
-        margin, loss = attack.margin_and_loss(found, y)
-        rows = (margin > 0).nonzero().flatten()  # of the images that are still attacked
-        best, clean, y, loss = (part[rows] for part in (found, x, y, loss))
-        for query in range(attack.n_queries):
-            if not len(rows):
-                break
-            side = min(max(_side(attack, query, h, w), 3) | 1, h, w)
-            delta = _moved(attack, best - clean, _window(h, w, side), _window(h, w, side))
-            tried = torch.clamp(clean + attack.normalize_delta(delta) * attack.eps, 0, 1)
-            margins, losses = attack.margin_and_loss(tried, y)
-            is_broken = margins <= 0
-            best = torch.where(per_image((losses < loss) | is_broken), tried, best)
-            loss = loss.minimum(losses)
-            if is_broken.any():
-                found[rows[is_broken]] = best[is_broken]
-                rows, best, clean, y, loss = (part[~is_broken] for part in (rows, best, clean, y, loss))
-        found[rows] = best
-    return None, found
-
-
-def _tiles(attack: Any, x: Tensor) -> Tensor:
-    """Bumps of random sign side by side, [B, C, H, W]; those at the border are cut where they do not fit."""
-    n, c, h, w = x.shape
-    side = max(min(h // 5, w), 1)
-    first = (h - 5 * side) // 2 if h >= 5 * side else 0
-    delta = torch.zeros_like(x)
-    for top in range(first, first + h // side * side, side):
-        for left in range(first, first + w // side * side, side):
-            bump = attack.eta(side) * attack.random_choice([n, c, 1, 1])
-            part = delta[:, :, top : top + side, left : left + side]
-            part += bump[:, :, : part.shape[2], : part.shape[3]]
-    return delta
-
-
-def _moved(attack: Any, delta: Tensor, to: Window, away: Window) -> Tensor:
-    """A perturbation [B, C, H, W] in which the window `to` has a new bump on top of its old one, with what the window
-    `away` held, which becomes 0, and what the ball has left. Both windows are squares of one side."""
-    n, c = delta.shape[:2]
-    both = torch.zeros_like(delta)
-    for window in (to, away):
-        window.of_images(both).copy_(window.of_images(delta))
-    at = to.of_images(delta)
-    bump = attack.eta(to.width) * attack.random_choice([n, c, 1, 1])
-    bump = bump.contiguous() + at / (1e-12 + _root_of_squares(at))
-    length = attack.lp_norm(delta)
-    left = (torch.full_like(length, attack.eps) ** 2 - length**2).clamp(min=0)
-    bump = bump / (1e-12 + _root_of_squares(bump)) * (left / c + attack.lp_norm(both) ** 2).sqrt()
-    away.of_images(delta).zero_()
-    at.copy_(bump)
-    return delta
-
-
-def _root_of_squares(window: Tensor) -> Tensor:
-    """Of each channel, [B, C, 1, 1]."""
-    return window.square().sum(dim=(-2, -1), keepdim=True).sqrt()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from robustmail.runtime.deferred import read_later
 from robustmail.runtime.rng import fork_rng
 from robustmail.step import logits_of, module_mode, restored
 
-__all__ = ["eps_of", "ModelView", "call_model", "check_images", "check_result", "model_view"]
+__all__ = ["eps_of", "ModelView", "call_model", "check_images", "check_result", "model_view", "rows_in_pass"]
 
 
 def call_model(model: nn.Module, x: Tensor) -> Tensor:
@@ -60,13 +61,13 @@ class ModelView(nn.Module):
 
     @property
     def max_pass(self) -> int:
-        """Most images in a pass of the model, as far as known; otherwise 1."""
-        most = getattr(self.model, "max_pass", 1)
-        return most if isinstance(most, int) else 1
+        """Most images in a pass of the model; 0 if it does not tell."""
+        most = getattr(self.model, "max_pass", 0)
+        return most if isinstance(most, int) else 0
 
     def known_images(self, x: Tensor, side: int) -> KnownImages | None:
-        """The images [M, C, H, W], ready for changes in windows of at most `side` pixels a side; None for a model that
-        cannot tell the logits without a pass of the whole images."""
+        """The images [M, C, H, W], ready for changes in squares of `side` pixels; None for a model that cannot tell the
+        logits without a pass of the whole images."""
         ready = getattr(self.model, "known_images", None)
         return ready(x, side) if callable(ready) else None
 
@@ -107,6 +108,11 @@ def model_view(model: nn.Module, which: str = "eval") -> Iterator[ModelView]:
             for p, requires_grad, grad in parameters:
                 p.requires_grad_(requires_grad)
                 p.grad = grad
+
+
+def rows_in_pass(attack: Any, images: int) -> int:
+    """How many rows an attack of torchattacks should ask about at once; `images`, if the model does not tell."""
+    return (attack.model.max_pass if isinstance(attack.model, ModelView) else 0) or images
 
 
 def eps_of(attack: object) -> float | None:

@@ -25,7 +25,7 @@ from robustmail.errors import ModelError
 from robustmail.models.classifier import Classifier, example_logits
 from robustmail.models.folded import CLOSE, FoldedModel
 from robustmail.models.precision import flops
-from robustmail.models.windowed import KnownImages, Window, at_least
+from robustmail.models.windowed import KnownImages, at_least
 
 __all__ = [
     "SearchModel",
@@ -40,9 +40,9 @@ __all__ = [
 T = TypeVar("T")
 PASS_SIZE = {"cpu": 8, "cuda": 250}  # images in one pass of the model
 TRIED_SIZES = (8, 9, 13, 19, 31, 50, 72, 100)  # of a pass, at which batch invariance is tested
-WINDOWED_SIZES = (8, 13, 31)  # of a call for images with known activations
 LARGE = 128 * 128  # pixels of an image that fills a CPU by itself
 MAX_PASS = 128  # images in a pass of a batch-invariant model
+WINDOWED_SIZES = (8, 13, 31, MAX_PASS)  # of a call for images with known activations
 MAX_FLOPS = 2e9  # of one image's forward pass (a ResNet-18 has 1.1e9): above, the test would need much memory
 BATCH_SIZES = {"cpu": (32, 128), "cuda": (500, 2000)}  # images under attack: at first, at most
 MIN_BATCH = 32  # images under attack at least, unless memory is short: below, small networks take twice the time
@@ -220,8 +220,8 @@ class FixedBatch(nn.Module):
         return logits[:n] if len(logits) > n else logits
 
     def known_images(self, x: Tensor, side: int) -> KnownImages | None:
-        """The images [M, C, H, W], of which windows with at most `side` pixels a side will change; None if that is not
-        known to give the same bits in calls of all sizes, or is not faster."""
+        """The images [M, C, H, W], of which squares of `side` pixels will change; None if that is not known to give the
+        same bits in calls of all sizes, or is not faster."""
         if not (isinstance(self.model, FoldedModel) and self.max_pass > self.size and self.windowed()):
             return None
         known = KnownImages(self.model, x, side, self.size, self._context)
@@ -332,22 +332,23 @@ def _batch_invariance(
 
 @torch.no_grad()
 def _is_windowed(passes: FixedBatch, sample: Tensor) -> bool:
-    """Test whether windows have the logits of whole images, and the same bits in calls of several sizes."""
+    """Test whether squares have the logits of whole images, and the same bits in calls of several sizes."""
     height, width = sample.shape[-2:]
     images = sample[:1].expand(WINDOWED_SIZES[-1], *sample.shape[1:]) * _brightness(WINDOWED_SIZES[-1])
     for side in {min(2, height, width), max(min(height, width) // 4, 1)}:
-        known = [some for n in WINDOWED_SIZES if (some := passes.known_images(images[:n], side)) is not None]
-        for window in (Window(0, 0, side, side), Window(height - side, (width - side) // 2, side, side)):
+        known = passes.known_images(images, side)
+        for top, left in ((0, 0), (height - side, (width - side) // 2)):
             changed = images.clone()
-            values = window.of_images(changed).copy_(window.of_images(images.flip(0)))
-            if len(known) < len(WINDOWED_SIZES) or not _same_logits(passes(changed), known, window, values):
+            changed[..., top : top + side, left : left + side] = images.flip(0)[..., :side, :side]
+            if known is None or not _same_logits(passes(changed), known, torch.tensor([top, left]), images.flip(0)):
                 return False
     return True
 
 
-def _same_logits(whole: Tensor, known: list[KnownImages], window: Window, values: Tensor) -> bool:
-    parts = [some(window, values[:n]) for some, n in zip(known, WINDOWED_SIZES, strict=True)]
-    parts += [known[-1](window, values[:n], torch.arange(n)) for n in WINDOWED_SIZES]
+def _same_logits(whole: Tensor, known: KnownImages, place: Tensor, images: Tensor) -> bool:
+    side = known.side
+    rows = [torch.arange(n) for n in WINDOWED_SIZES]
+    parts = [known(place.expand(len(n), 2), images[: len(n), :, :side, :side], n) for n in rows]
     is_close = (parts[-1] - whole).abs().max() <= CLOSE[torch.float32] * whole.abs().max()
     return bool(is_close) and all(torch.equal(part, parts[-1][: len(part)]) for part in parts)
 

@@ -1,4 +1,4 @@
-"""The logits of images that differ from known ones in a window only, without computing what the window cannot reach.
+"""The logits of images that differ from known ones in a square only, without computing what the square cannot reach.
 
 A convolution carries a change no further than its kernel reaches. So the activations of the known images are kept, and
 of each layer only the region is computed in which the change can be seen, as long as that is a small part of it.
@@ -6,7 +6,6 @@ of each layer only the region is computed in which the change can be seen, as lo
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, cast
@@ -16,45 +15,44 @@ from torch import Tensor, fx, nn
 
 from robustmail.models.folded import ADDITIONS, RELUS, FoldedConv, FoldedModel
 
-__all__ = ["KnownImages", "Window", "at_least"]
+__all__ = ["KnownImages", "at_least"]
 
 POINTWISE = (nn.ReLU, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.ELU, nn.BatchNorm2d)  # in eval mode
 MOST = 0.5  # share of a layer's pixels above which the layer is computed as a whole
 
 
-class Window(NamedTuple):
-    """A rectangle of pixels of an image or an activation."""
+class Span(NamedTuple):
+    """An interval of rows, or of columns, for each place of the square in the image: starts [places], one length."""
 
-    top: int
-    left: int
-    height: int
-    width: int
+    start: Tensor
+    length: int
 
-    def of(self, x: Tensor) -> Tensor:
-        """The window of x, [B, H, W, C]."""
-        return x[:, self.top : self.top + self.height, self.left : self.left + self.width]
+    def moved(self, by: Tensor | int) -> Span:
+        """The same interval elsewhere."""
+        return Span(self.start + by, self.length)
 
-    def of_images(self, x: Tensor) -> Tensor:
-        """The window of x, [B, C, H, W]."""
-        return x[..., self.top : self.top + self.height, self.left : self.left + self.width]
-
-    def moved(self, down: int, right: int) -> Window:
-        """The same rectangle at another place."""
-        return Window(self.top + down, self.left + right, self.height, self.width)
-
-    def union(self, other: Window) -> Window:
-        """The smallest window that holds both."""
-        top, left = min(self.top, other.top), min(self.left, other.left)
-        bottom = max(self.top + self.height, other.top + other.height)
-        right = max(self.left + self.width, other.left + other.width)
-        return Window(top, left, bottom - top, right - left)
+    def union(self, other: Span, size: int) -> Span:
+        """The smallest span within `size` that holds both."""
+        start = self.start.minimum(other.start)
+        end = (self.start + self.length).maximum(other.start + other.length)
+        length = int((end - start).max())
+        return Span(start.clamp(max=size - length), length)
 
 
-class Patch(NamedTuple):
-    """New values of an activation in a window: [B, height, width, C]."""
+class Region(NamedTuple):
+    """Rows and columns of an activation."""
 
-    window: Window
-    values: Tensor
+    rows: Span
+    columns: Span
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width)"""
+        return self.rows.length, self.columns.length
+
+    def moved(self, rows: Tensor | int, columns: Tensor | int) -> Region:
+        """The same rectangle elsewhere."""
+        return Region(self.rows.moved(rows), self.columns.moved(columns))
 
 
 class Reach(NamedTuple):
@@ -64,24 +62,82 @@ class Reach(NamedTuple):
     stride: int
     padding: int
 
-    def outputs(self, start: int, length: int, size: int) -> tuple[int, int]:
-        """(start, length) of the outputs, of `size` in all, that see any of these inputs; the length does not depend on
-        `start`, so that few shapes of convolutions occur."""
-        long = min((length + self.span - 2) // self.stride + 1, size)
-        first = -((self.span - 1 - self.padding - start) // self.stride)
-        return min(max(first, 0), size - long), long
+    def outputs(self, inputs: Span, size: int) -> Span:
+        """The outputs, of `size` in all, that see any of these inputs."""
+        length = min((inputs.length + self.span - 2) // self.stride + 1, size)
+        first = -((self.span - 1 - self.padding - inputs.start) // self.stride)
+        return Span(first.clamp(0, size - length), length)
 
-    def inputs(self, start: int, length: int) -> tuple[int, int]:
-        """(start, length) of the inputs that these outputs see; start may be negative, in the padding."""
-        return start * self.stride - self.padding, (length - 1) * self.stride + self.span
+    def inputs(self, outputs: Span) -> Span:
+        """The inputs that these outputs see; the start may be negative, in the padding."""
+        return Span(outputs.start * self.stride - self.padding, (outputs.length - 1) * self.stride + self.span)
+
+
+class Rectangles(NamedTuple):
+    """One rectangle for each place of the square, as positions in activations [M, H, W, C] flattened to [M H W, C].
+
+    corner: the upper left one in the first activation, [places]. inside: all others from there, [height width].
+    pixels: of an activation.
+    """
+
+    corner: Tensor
+    inside: Tensor
+    pixels: int
+
+    @staticmethod
+    def of(region: Region, size: Sequence[int]) -> Rectangles:
+        """size: height and width of the activation."""
+        rows, columns = region
+        corner = rows.start[:, None] * size[1] + columns.start
+        inside = torch.arange(rows.length)[:, None] * size[1] + torch.arange(columns.length)
+        return Rectangles(corner.flatten(), inside.flatten(), size[0] * size[1])
+
+    def at(self, activation: Tensor, place: Tensor) -> Tensor:
+        """The positions for activations [R] and places [R], [R height width]."""
+        return ((activation * self.pixels + self.corner[place])[:, None] + self.inside).flatten()
+
+
+class Crop(NamedTuple):
+    """What a layer reads of an activation, in rows or columns.
+
+    read: the interval that it needs, which may reach into the padding, and more, so that it holds all that changes.
+    trim: where the needed part lies in `read`.
+    """
+
+    read: Span
+    trim: slice
+
+    @staticmethod
+    def of(needed: Span, changed: Span) -> Crop:
+        """changed: the interval of the activation that has new values."""
+        before = max(int((needed.start - changed.start).max()), 0)
+        ends = changed.start + changed.length - needed.start - needed.length
+        read = Span(needed.start - before, needed.length + before + max(int(ends.max()), 0))
+        return Crop(read, slice(before, before + needed.length))
+
+    def border(self, size: int) -> int:
+        """How many pixels beyond an activation of `size` are read, at most."""
+        return max(-int(self.read.start.min()), int(self.read.start.max()) + self.read.length - size, 0)
+
+
+class Reading(NamedTuple):
+    """How a layer reads an activation: `old` in the known activation, `new` where the new values go in what was read.
+
+    shape: (height, width) of what is read. trim: the part of it that the layer needs.
+    """
+
+    old: Rectangles
+    new: Rectangles
+    shape: tuple[int, int]
+    trim: tuple[slice, slice]
 
 
 class KnownImages:
-    """Images whose activations are known, and the logits of images that differ from them in a window.
+    """Images whose activations are known, and the logits of images that differ from them in a square.
 
     model: the folded network.
     x: the images, [M, C, H, W].
-    side: most pixels of a window's side.
+    side: of the squares, in pixels.
     least: rows that every pass has at least, so that an image's bits do not depend on the others.
     context: made anew around every pass.
     """
@@ -94,128 +150,136 @@ class KnownImages:
         least: int = 1,
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
-        self.model, self.least, self.context = model, least, context
+        self.model, self.side, self.least, self.context = model, side, least, context
         self.known: dict[fx.Node, Tensor] = {}  # [M, H + 2 border, W + 2 border, C], zeros in the border
-        self.border: dict[fx.Node, int] = {}
-        self.reach: dict[fx.Node, tuple[Reach, Reach]] = {}  # of a node's first input, in rows and columns
-        self.patches: dict[fx.Node, Patch] = {}  # of the last call
-        self.rows: Tensor | None = None  # of the last call; None: all
+        self.changed: dict[fx.Node, Region] = {}  # where a square can be seen
+        self.place_of: dict[fx.Node, Rectangles] = {}  # the same in the known activation
+        self.readings: dict[tuple[fx.Node | None, fx.Node], Reading] = {}  # by (reader, what is read); None: all of it
+        self.values: dict[fx.Node, Tensor] = {}  # of the last call, [R, height, width, C]
+        self.place = self.rows = self.order = torch.empty(0, dtype=torch.int64)  # of the last call, [R]
         with torch.no_grad(), context():
             self._learn(at_least(x, least), side)
         self.known = {node: activation[: len(x)] for node, activation in self.known.items()}
-        self.rest, self.inputs = self._rest()
 
     @property
     def is_faster(self) -> bool:
         """Whether there are layers that need not be computed as a whole."""
         return any(node.op == "call_module" for node in self.known)
 
-    def __call__(self, window: Window, values: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Logits [K, classes] of the images `rows` [K], by default all, with `values` [K, C, height, width] in the
-        window."""
-        n = len(values)
-        is_few = n < self.least
-        self.rows = at_least(torch.arange(n) if rows is None else rows, self.least) if is_few else rows
-        with torch.no_grad(), self.context():
+    def __call__(self, place: Tensor, values: Tensor, rows: Tensor) -> Tensor:
+        """Logits [R, classes] of the images `rows` [R], each with `values` [R, C, side, side] in a square.
+
+        place: (top, left) of each square, [R, 2].
+        """
+        place, self.rows = (at_least(part, self.least) for part in (place, rows))
+        self.place = place[:, 0] * self.columns + place[:, 1]
+        self.order = torch.arange(len(self.rows))
+        with torch.no_grad():
             x = self.model.model.prepare(at_least(values, self.least))
-            self.patches = {}
+            self.values = {}
             for node in self.known:
-                is_image = node.op == "placeholder"
-                self.patches[node] = Patch(window, x.permute(0, 2, 3, 1)) if is_image else self._patch(node)
-            logits: Tensor = self.rest(*map(self._whole, self.inputs))
-            return logits[:n].float()
+                y = x if node.op == "placeholder" else self._new_values(node)
+                self.values[node] = y.permute(0, 2, 3, 1)
+            whole = [self._read(None, node) for node in self.inputs]
+            with self.context():
+                logits: Tensor = self.rest(*whole)
+            return logits[: len(rows)].float()
 
     def accept(self, which: Tensor) -> None:
-        """Let the images of the last call at the positions `which` take the place of the known ones."""
-        rows = which if self.rows is None else self.rows[which]
-        for node, (window, values) in self.patches.items():
-            border = self.border[node]
-            window.moved(border, border).of(self.known[node])[rows] = values[which]
+        """Let the images of the last call at the positions `which`, of different rows, take the place of the known."""
+        for node, values in self.values.items():
+            known, at = self.known[node], self.place_of[node].at(self.rows[which], self.place[which])
+            known.view(-1, known.shape[3]).index_copy_(0, at, values[which].flatten(0, 2))
 
     def keep(self, which: Tensor) -> None:
         """Forget all images but those at the positions `which`, or where it is true."""
         self.known = {node: activation[which] for node, activation in self.known.items()}
 
     def _learn(self, x: Tensor, side: int) -> None:
-        """Compute all activations, and keep those that a window cannot change but for a small part."""
+        """Compute all activations, and keep those that a square cannot change but for a small part."""
         interpreter = fx.Interpreter(self.model.graph, garbage_collect_values=False)
         interpreter.run(self.model.model.prepare(x))
-        windows: dict[fx.Node, Window] = {}
+        size = {}
         for node in self.model.graph.graph.nodes:
             whole = interpreter.env[node]
             if node.op == "placeholder":
-                window = Window(0, 0, side, side)
-            elif self._is_local(node) and all(source in windows for source in node.all_input_nodes):
-                self.reach[node] = self._reach(node)
-                window = self._outputs(node, [windows[source] for source in node.all_input_nodes], whole.shape[2:])
+                rows, columns = (Span(torch.arange(length - side + 1), side) for length in whole.shape[2:])
+                region, self.columns = Region(rows, columns), len(columns.start)
+            elif self._is_local(node) and all(source in self.changed for source in node.all_input_nodes):
+                region = self._region(node, whole.shape[2:])
             else:
                 continue
-            if window.height * window.width <= MOST * whole.shape[2] * whole.shape[3]:
-                windows[node] = window
-        for node in windows:
-            reaches = [reach for user in node.users if user in windows for reach in self.reach[user]]
-            border = max((reach.padding for reach in reaches), default=0)
-            self.border[node] = border
+            if region.rows.length * region.columns.length <= MOST * whole.shape[2] * whole.shape[3]:
+                self.changed[node], size[node] = region, whole.shape[2:]
+        for node in self.changed:
+            border = self._plan(node, size[node])
             activation = interpreter.env[node].permute(0, 2, 3, 1)
             self.known[node] = nn.functional.pad(activation, (0, 0, border, border, border, border)).contiguous()
+        self.rest, self.inputs = self._rest()
+
+    def _region(self, node: fx.Node, size: Sequence[int]) -> Region:
+        """Where the node's output, of `size`, can change."""
+        first, *others = (self.changed[source] for source in node.all_input_nodes)
+        spans = [reach.outputs(span, n) for reach, span, n in zip(self._reach(node), first, size, strict=True)]
+        for other in others:
+            spans = [mine.union(its, n) for mine, its, n in zip(spans, other, size, strict=True)]
+        return Region(*spans)
+
+    def _plan(self, source: fx.Node, size: Sequence[int]) -> int:
+        """Plan how an activation of `size` is read; returns the border that it needs."""
+        changed, crops = self.changed[source], {}
+        for user in source.users:
+            reader = user if user in self.changed else None
+            needed = self._needed(reader, source, size)
+            crops[reader] = [Crop.of(*spans) for spans in zip(needed, changed, strict=True)]
+        border = max((crop.border(n) for pair in crops.values() for crop, n in zip(pair, size, strict=True)), default=0)
+        bordered = [n + 2 * border for n in size]
+        self.place_of[source] = Rectangles.of(changed.moved(border, border), bordered)
+        for reader, (rows, columns) in crops.items():
+            read = Region(rows.read, columns.read)
+            new = changed.moved(-read.rows.start, -read.columns.start)
+            old = Rectangles.of(read.moved(border, border), bordered)
+            trim = (rows.trim, columns.trim)
+            self.readings[reader, source] = Reading(old, Rectangles.of(new, read.shape), read.shape, trim)
+        return border
+
+    def _needed(self, reader: fx.Node | None, source: fx.Node, size: Sequence[int]) -> Region:
+        """What a layer needs of an activation of `size`, so that its output is known where it changes."""
+        if reader is None:
+            starts = (torch.zeros_like(span.start) for span in self.changed[source])
+            return Region(*(Span(start, n) for start, n in zip(starts, size, strict=True)))
+        region = self.changed[reader]
+        if source is not reader.all_input_nodes[0]:  # a summand
+            return region
+        return Region(*(reach.inputs(span) for reach, span in zip(self._reach(reader), region, strict=True)))
 
     def _rest(self) -> tuple[fx.GraphModule, list[fx.Node]]:
         """(the layers that are computed as a whole, the activations that they need)."""
-        rest, inputs = fx.Graph(), [node for node in self.known if any(user not in self.known for user in node.users)]
+        rest, inputs = fx.Graph(), [node for node in self.known if (None, node) in self.readings]
         copies = {node: rest.placeholder(node.name) for node in inputs}
         for node in self.model.graph.graph.nodes:
             if node not in self.known:
                 copies[node] = rest.node_copy(node, copies.__getitem__)
         return fx.GraphModule(self.model.graph, rest), inputs
 
-    def _outputs(self, node: fx.Node, windows: list[Window], size: Sequence[int]) -> Window:
-        """Where the node's output, of `size`, can change if its inputs change in their windows."""
-        first, *others = windows
-        rows, columns = self.reach[node]
-        top, height = rows.outputs(first.top, first.height, size[0])
-        left, width = columns.outputs(first.left, first.width, size[1])
-        return functools.reduce(Window.union, others, Window(top, left, height, width))
-
-    def _patch(self, node: fx.Node) -> Patch:
-        """The node's new values, from the patches of its inputs."""
-        first, *others = node.all_input_nodes
-        windows = [self.patches[source].window for source in node.all_input_nodes]
-        window = self._outputs(node, windows, self._size(node))
-        rows, columns = self.reach[node]
-        top, height = rows.inputs(window.top, window.height)
-        left, width = columns.inputs(window.left, window.width)
-        x = self._crop(first, Window(top, left, height, width)).permute(0, 3, 1, 2)
-        summands = [self._crop(other, window).permute(0, 3, 1, 2) for other in others]
+    def _new_values(self, node: fx.Node) -> Tensor:
+        """The node's output where it changes, [R, C, height, width], from the new values of its inputs."""
+        x, *summands = (self._read(node, source) for source in node.all_input_nodes)
         layer = self._layer(node)
         if isinstance(layer, FoldedConv):
-            y = layer.forward_valid(x, summands[0] if summands else None)
-        elif layer is not None:
-            y = layer(x)
-        else:
-            y = cast("Callable[..., Tensor]", node.target)(x, *summands)
-        return Patch(window, y.permute(0, 2, 3, 1))
+            return layer.forward_valid(x, summands[0] if summands else None)
+        if layer is not None:
+            return cast(Tensor, layer(x))
+        return cast("Callable[..., Tensor]", node.target)(x, *summands)
 
-    def _crop(self, node: fx.Node, window: Window) -> Tensor:
-        """The new activation in a window, which may reach into the border: [B, height, width, C]."""
-        border = self.border[node]
-        known = window.moved(border, border).of(self.known[node])
-        crop = known.clone(memory_format=torch.contiguous_format) if self.rows is None else known[self.rows]
-        changed, values = self.patches[node]
-        top, left = max(changed.top, window.top), max(changed.left, window.left)
-        height = min(changed.top + changed.height, window.top + window.height) - top
-        width = min(changed.left + changed.width, window.left + window.width) - left
-        if height > 0 and width > 0:
-            both = Window(top, left, height, width)
-            both.moved(-window.top, -window.left).of(crop).copy_(both.moved(-changed.top, -changed.left).of(values))
-        return crop
-
-    def _whole(self, node: fx.Node) -> Tensor:
-        return self._crop(node, Window(0, 0, *self._size(node))).permute(0, 3, 1, 2)
-
-    def _size(self, node: fx.Node) -> tuple[int, int]:
-        """(height, width) of the node's output."""
-        _, height, width, _ = self.known[node].shape
-        return height - 2 * self.border[node], width - 2 * self.border[node]
+    def _read(self, reader: fx.Node | None, source: fx.Node) -> Tensor:
+        """What a layer reads of an activation, with its new values, [R, C, height, width]; None: all of it."""
+        reading, known, new = self.readings[reader, source], self.known[source], self.values[source]
+        channels = known.shape[3]
+        x = known.view(-1, channels).index_select(0, reading.old.at(self.rows, self.place))
+        x.index_copy_(0, reading.new.at(self.order, self.place), new.reshape(-1, channels))
+        rows, columns = reading.trim
+        return x.view(-1, *reading.shape, channels)[:, rows, columns].permute(0, 3, 1, 2)
 
     def _layer(self, node: fx.Node) -> nn.Module | None:
         return self.model.graph.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -227,7 +291,9 @@ class KnownImages:
             return layer.padding in (0, (0, 0)) and layer.dilation in (1, (1, 1)) and not layer.ceil_mode
         if isinstance(layer, nn.AvgPool2d):
             return layer.padding in (0, (0, 0)) and not layer.ceil_mode
-        is_sum = node.target in ADDITIONS and len(node.all_input_nodes) == len(node.args) == 2 and not node.kwargs
+        if len(node.all_input_nodes) != len(node.args):  # a constant, or an activation twice
+            return False
+        is_sum = node.target in ADDITIONS and len(node.args) == 2 and not node.kwargs
         is_relu = node.op == "call_function" and node.target in RELUS and len(node.args) == 1
         return isinstance(layer, (FoldedConv, *POINTWISE)) or is_sum or is_relu
 

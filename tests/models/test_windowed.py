@@ -9,7 +9,7 @@ from torch import nn
 from robustmail.evaluation.exact_inference import BatchInvariance, FixedBatch, make_search_model
 from robustmail.models.classifier import Classifier, build
 from robustmail.models.folded import FoldedModel
-from robustmail.models.windowed import KnownImages, Window
+from robustmail.models.windowed import KnownImages
 
 pytestmark = pytest.mark.numeric
 
@@ -54,42 +54,52 @@ def folded(request) -> tuple[FoldedModel, torch.Tensor]:
     return FoldedModel(model, x[:2], torch.float32).eval(), x
 
 
-def windows(height: int, width: int, side: int) -> list[Window]:
-    """In each corner, at each border, inside, and at odd and even places."""
+def places(height: int, width: int, side: int) -> torch.Tensor:
+    """In each corner, at each border, inside, and at odd and even places: (top, left), [25, 2]."""
     tops, lefts = ((0, 1, length // 2, length // 2 + 1, length - side) for length in (height, width))
-    return [Window(top, left, side, side) for top in tops for left in lefts]
+    return torch.tensor([(top, left) for top in tops for left in lefts]).clamp(min=0)
+
+
+def put(x: torch.Tensor, place: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """The images with values [R, C, side, side] in a square of each."""
+    changed, side = x.clone(), values.shape[-1]
+    for image, (top, left), square in zip(changed, place, values, strict=True):
+        image[:, top : top + side, left : left + side] = square
+    return changed
+
+
+def is_close(logits: torch.Tensor, expected: torch.Tensor) -> bool:
+    return bool((logits - expected).abs().max() < 1e-5 * expected.abs().max().clamp(min=1))
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 5, 8])
 @torch.no_grad()
-def test_a_changed_window_has_the_logits_of_the_changed_image(folded, side):
+def test_changed_squares_have_the_logits_of_the_changed_images(folded, side):
     model, x = folded
     known = KnownImages(model, x, side, least=8)
     assert known.is_faster
-    some = torch.tensor([0, 3, 4, 11])
-    for window in windows(*x.shape[2:], side):
-        values = torch.rand(len(x), x.shape[1], side, side)
-        for rows in (None, some):
-            changed = (x if rows is None else x[rows]).clone()
-            window.of_images(changed).copy_(values[: len(changed)])
-            logits, expected = known(window, values[: len(changed)], rows), model(changed)
-            assert (logits - expected).abs().max() < 1e-5 * expected.abs().max().clamp(min=1)
-        accepted = torch.tensor([1, 3])  # of `some`: images 3 and 11
-        known.accept(accepted)
-        x[some[accepted]] = changed[accepted]
+    where = places(*x.shape[2:], side)
+    for rows in (torch.arange(12), torch.tensor([0, 3, 4, 11]), torch.tensor([5, 5, 2, 5, 2])):
+        place = where[torch.randperm(len(where))[: len(rows)]]
+        values = torch.rand(len(rows), x.shape[1], side, side)
+        assert is_close(known(place, values, rows), model(put(x[rows], place, values)))
+    accepted = torch.tensor([2, 3])  # of `rows`: images 2 and 5
+    known.accept(accepted)
+    x[rows[accepted]] = put(x[rows[accepted]], place[accepted], values[accepted])
+    image = torch.arange(25) % 12  # each place once, in images whose activations have been changed
+    values = torch.rand(25, x.shape[1], side, side)
+    assert is_close(known(where, values, image), model(put(x[image], where, values)))
 
 
 @torch.no_grad()
 def test_images_that_are_kept_keep_their_activations(folded):
     model, x = folded
-    known, window = KnownImages(model, x, 3), Window(4, 5, 3, 3)
+    known, place = KnownImages(model, x, 3), torch.tensor([4, 5]).expand(4, 2)
     known.keep(torch.arange(12) % 3 == 0)
     values = torch.rand(4, x.shape[1], 3, 3)
-    changed = x[::3].clone()
-    window.of_images(changed).copy_(values)
-    assert (known(window, values) - model(changed)).abs().max() < 1e-5 * model(changed).abs().max().clamp(min=1)
-    whole = known(window, window.of_images(x[::3]).clone())
-    assert (whole - model(x[::3])).abs().max() < 1e-5 * whole.abs().max().clamp(min=1), "a call alone changes nothing"
+    assert is_close(known(place, values, torch.arange(4)), model(put(x[::3], place, values)))
+    whole = known(place, x[::3, :, 4:7, 5:8].clone(), torch.arange(4))
+    assert is_close(whole, model(x[::3])), "a call alone changes nothing"
 
 
 @pytest.mark.parametrize("layer", [nn.ReLU, nn.LeakyReLU, nn.SiLU])
@@ -101,13 +111,31 @@ def test_layers_that_write_into_their_input_leave_the_known_activations_alone(la
     )  # fmt: skip
     x = torch.rand(9, 1, 16, 16) - 0.5
     model = FoldedModel(Classifier(network).eval(), x[:2].clone(), torch.float32).eval()
-    before, window, values = x.clone(), Window(3, 2, 2, 2), torch.rand(9, 1, 2, 2) - 0.5
+    before, place, values = x.clone(), torch.tensor([3, 2]).expand(9, 2), torch.rand(9, 1, 2, 2) - 0.5
     known = KnownImages(model, x, 2)
-    changed = x.clone()
-    window.of_images(changed).copy_(values)
     for _ in range(2):
-        assert (known(window, values) - model(changed.clone())).abs().max() < 1e-5
+        assert is_close(known(place, values, torch.arange(9)), model(put(x, place, values)))
     assert torch.equal(x, before)
+
+
+@torch.no_grad()
+def test_an_activation_that_a_layer_reads_twice_is_computed_as_a_whole():
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+            self.linear = nn.Linear(4 * 144, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first(x).relu()
+            x = (self.second(x) + x).relu()
+            return self.linear((x + x).flatten(1))
+
+    x = torch.rand(9, 1, 12, 12)
+    model = FoldedModel(Classifier(Twice()).eval(), x[:2].clone(), torch.float32).eval()
+    place, values = torch.tensor([3, 2]).expand(9, 2), torch.rand(9, 1, 2, 2)
+    known = KnownImages(model, x, 2)
+    assert is_close(known(place, values, torch.arange(9)), model(put(x, place, values)))
 
 
 @torch.no_grad()
@@ -116,12 +144,13 @@ def test_an_image_has_the_same_bits_in_calls_of_all_sizes(folded):
     search = make_search_model(model.model, x, 8)
     if not search.is_windowed:
         pytest.skip("this CPU's convolutions round otherwise in larger passes")
-    x = torch.rand(40, *x.shape[1:])
-    values, window = torch.rand(40, x.shape[1], 3, 3), Window(2, 7, 3, 3)
+    x, rows = torch.rand(40, *x.shape[1:]), torch.arange(40)
+    values, place = torch.rand(40, x.shape[1], 3, 3), torch.randint(0, 18, (40, 2))
     passes = [FixedBatch(search.network, 8, search.batch_invariant, windowed=lambda: True) for _ in range(2)]
-    whole = passes[0].known_images(x, 3)(window, values)
+    whole = passes[0].known_images(x, 3)(place, values, rows)
     for n in (1, 2, 7, 9, 23):
-        assert torch.equal(passes[1].known_images(x[:n], 3)(window, values[:n]), whole[:n])
+        few = passes[1].known_images(x[:n], 3)(place[:n], values[:n], rows[:n])
+        assert torch.equal(few, whole[:n])
 
 
 def test_a_network_of_global_layers_is_asked_about_whole_images():
