@@ -33,13 +33,15 @@ def use_fast_loops(attack: Any) -> Any:
 
     is_linf = getattr(attack, "norm", None) == "Linf"
     if isinstance(attack, torchattacks.APGDT) and attack.eot_iter == 1:
-        attack.attack_single_run = lambda x, y, target: _apgd_targeted(attack, x, y, target)
+        attack.attack_single_run = lambda x, y, targets: _apgd_targeted(attack, x, y, targets)
         attack.perturb = lambda x, y, **_: (None, _all_targets(attack, x, y))
     elif isinstance(attack, torchattacks.APGD) and attack.eot_iter == 1:
         loss = nn.CrossEntropyLoss(reduction="none") if attack.loss == "ce" else attack.dlr_loss
-        attack.attack_single_run = lambda x, y: _apgd(attack, x, y, lambda logits, rows: loss(logits, y[rows]))
+        attack.attack_single_run = lambda x, y: _apgd(
+            attack, x, y, _apgd_start(attack, x), lambda logits, rows: loss(logits, y[rows])
+        )
     elif isinstance(attack, torchattacks.FAB) and is_linf and attack.n_restarts == 1 and attack.multi_targeted:
-        attack.attack_single_run = lambda x, y, target: _fab_targeted(attack, x, y, target)
+        attack.attack_single_run = lambda x, y, targets: _fab_targeted(attack, x, y, targets)
         attack.perturb = lambda x, y: _all_targets(attack, x, y)
     elif isinstance(attack, torchattacks.Square):
         loop = square_linf if is_linf else square_l2
@@ -52,51 +54,60 @@ def _all_targets(attack: Any, x: Tensor, y: Tensor) -> Tensor:
     """The images after one attack towards each target, the likeliest first, [B, C, H, W]; others stay as they are.
 
     An image that a target breaks is not attacked further. The first target has most of the work; the others are
-    attacked side by side, as many as make a full batch. Of those that break an image the first counts, so the outcome
-    is that of one target after another. x: [B, C, H, W]. y: [B].
+    attacked side by side, as many as fill a pass of the model. Of those that break an image the first counts, so with
+    noise of its own an image ends as after one target at a time. x: [B, C, H, W]. y: [B].
     """
     torch.manual_seed(attack.seed)
     logits = attack.get_logits(x)
     found, order, stands = x.clone(), logits.sort(dim=1, descending=True)[1], logits.argmax(1) == y
-    targets = [place for place in range(1, attack.n_target_classes + 1) for _ in range(attack.n_restarts)]
+    ranks = [rank for rank in range(1, attack.n_target_classes + 1) for _ in range(attack.n_restarts)]
     n = 1
-    while targets and stands.any():
-        now, targets = targets[:n], targets[n:]
+    while ranks and stands.any():
+        now, ranks = ranks[:n], ranks[n:]
         rows = stands.nonzero().flatten()
-        images, is_broken = _targets_at_once(attack, x[rows], y[rows], order[rows][:, now])
+        images, is_broken = attack.attack_single_run(x[rows], y[rows], order[rows][:, now])
         found[rows[is_broken]], stands[rows[is_broken]] = images[is_broken], False
         n = max(rows_in_pass(attack, len(x)) // max(int(stands.sum()), 1), 1)
     return found
 
 
-def _targets_at_once(attack: Any, x: Tensor, y: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """(images by the first target that breaks them [B, C, H, W], whether there is one [B]); targets: [B, T]."""
+def _side_by_side(x: Tensor, y: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(images, labels, target) of one row for each image and target: all images with the first target come first.
+
+    targets: [B, T].
+    """
     n = targets.shape[1]
-    images, is_broken = attack.attack_single_run(x.repeat(n, 1, 1, 1), y.repeat(n), targets.T.flatten())
+    return x.repeat(n, 1, 1, 1), y.repeat(n), targets.T.flatten()
+
+
+def _first_that_breaks(images: Tensor, is_broken: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """(the images by the first of n targets that breaks them [B, C, H, W], whether there is one [B])."""
     is_broken = is_broken.view(n, -1)
-    first = is_broken.to(torch.uint8).argmax(0)
-    return images.view(n, *x.shape)[first, torch.arange(len(x), device=x.device)], is_broken.any(0)
+    first, image = is_broken.to(torch.uint8).argmax(0), torch.arange(is_broken.shape[1], device=images.device)
+    return images.view(n, -1, *images.shape[1:])[first, image], is_broken.any(0)
 
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(logits [M, classes], their M rows in the batch) -> loss of each, [M]"""
 
 
-def _apgd_targeted(attack: Any, x: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """(the last misclassified iterates [B, C, H, W], whether there is one [B]); target: the class to go to, [B]."""
-    dlr = attack.dlr_loss_targeted
-    _, stands, _, found = _apgd(attack, x, y, lambda logits, rows: dlr(logits, y[rows], target[rows]))
-    return found, ~stands
+def _apgd_targeted(attack: Any, x: Tensor, y: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """(the last misclassified iterates [B, C, H, W], whether there is one [B]); targets: classes to go to, [B, T]."""
+    n, dlr = targets.shape[1], attack.dlr_loss_targeted
+    start = torch.cat([_apgd_start(attack, x) for _ in range(n)])
+    x, y, target = _side_by_side(x, y, targets)
+    _, stands, _, found = _apgd(attack, x, y, start, lambda logits, rows: dlr(logits, y[rows], target[rows]))
+    return _first_that_breaks(found, ~stands, n)
 
 
-def _apgd(attack: Any, x: Tensor, y: Tensor, loss: Loss) -> tuple[None, Tensor, None, Tensor]:
+def _apgd(attack: Any, x: Tensor, y: Tensor, start: Tensor, loss: Loss) -> tuple[None, Tensor, None, Tensor]:
     """(None, whether each image stands, None, its last misclassified iterate), as APGD.attack_single_run returns them.
 
-    x: [B, C, H, W], all classified correctly. y: [B].
+    x: [B, C, H, W], all classified correctly. y: [B]. start: the first iterates, [B, C, H, W].
     """
     steps = attack.steps
     low, high = (x - attack.eps).clamp(min=0), (x + attack.eps).clamp(max=1)
-    found, stands = _apgd_start(attack, x), torch.ones_like(y, dtype=torch.bool)
+    found, stands = start, torch.ones_like(y, dtype=torch.bool)
     rows = torch.arange(len(x), device=x.device)  # of the images that are still attacked
     iterate = found.clone()
     best_loss, gradient, wrong = _loss_and_gradient(attack, iterate, y, rows, loss)
@@ -188,19 +199,20 @@ def _l2(images: Tensor) -> Tensor:
     return images.square().sum(dim=(1, 2, 3), keepdim=True).sqrt() + 1e-12
 
 
-def _fab_targeted(attack: Any, x: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _fab_targeted(attack: Any, x: Tensor, y: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """(the nearest images found that are misclassified [B, C, H, W], whether in the ball [B]).
 
     Each iteration goes to the plane on which the logits of class y and of the target are equal to first order.
-    x: [B, C, H, W], all classified correctly. y, target: [B].
+    x: [B, C, H, W], all classified correctly. y: [B]. targets: [B, T].
     """
+    x, y, target = _side_by_side(x, y, targets)
     found, nearest, iterate = x.clone(), torch.full((len(x),), 1e10, device=x.device), x.clone()
-    clean, place = x.flatten(1), torch.arange(len(x), device=x.device)
+    clean, row = x.flatten(1), torch.arange(len(x), device=x.device)
     for _ in range(attack.steps):
         image = iterate.detach().requires_grad_()
         with torch.enable_grad():
             logits = attack.get_logits(image)
-            difference = logits[place, target] - logits[place, y]
+            difference = logits[row, target] - logits[row, y]
             (gradient,) = torch.autograd.grad(difference.sum(), image)
         w, difference = gradient.flatten(1), difference.detach()
         from_clean = difference + (w * (clean - iterate.flatten(1))).sum(1)
@@ -215,7 +227,7 @@ def _fab_targeted(attack: Any, x: Tensor, y: Tensor, target: Tensor) -> tuple[Te
         better = is_wrong & (distance < nearest)
         found, nearest = torch.where(per_image(better), iterate, found), torch.where(better, distance, nearest)
         iterate = torch.where(per_image(is_wrong), x + (iterate - x) * attack.beta, iterate)
-    return found, nearest <= attack.eps
+    return _first_that_breaks(found, nearest <= attack.eps, targets.shape[1])
 
 
 def project_linf(x: Tensor, w: Tensor, value: Tensor) -> Tensor:

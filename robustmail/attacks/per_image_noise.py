@@ -81,7 +81,8 @@ def _patched(noise: Noise, x: Tensor) -> AbstractContextManager[None]:
 
     def draw(how: Draw, shape: tuple[int, ...], like: Tensor | None, **_: Any) -> Tensor:
         if len(shape) == 4 and shape[0] == len(generators) and shape[-1] > 1:
-            values = torch.stack([how(shape[1:], generator=own) for own in generators])
+            drawn = {own: how(shape[1:], generator=own) for own in dict.fromkeys(generators)}  # equal images share it
+            values = torch.stack([drawn[own] for own in generators])
         elif len(shape) == 4:  # for a part of the batch, it is not known which
             values = how((1, *shape[1:]), generator=noise.shared).expand(shape).clone()
         else:

@@ -1,8 +1,8 @@
 """Square (Andriushchenko et al. 2020) with the outcomes of torchattacks in less time.
 
 In l-inf a query tries one square, at the same place in all images, and few are better than what an image has already.
-So an image tries several of its next squares in one pass, and goes on after the first that is better: the queries that
-count are those of one after another. The model is asked nothing that it knows already, and, where it can, computes
+So an image tries several of its next squares in one pass, and goes on after the first that is better: it accepts the
+same squares as if it tried one at a time. The model is asked nothing that it knows already, and, where it can, computes
 what a square reaches only.
 """
 
@@ -69,17 +69,20 @@ class _Search:
     """The best images so far of those that are not broken, and what they try next.
 
     rows: of the images in the batch, [M]. images: [M, C, H, W]. loss: of these images, [M].
+    next: the square that each image tries next, [M].
+    ahead: squares that an image tries in one pass, at most: as many as it lately took to find a better one.
     """
 
     def __init__(self, attack: Any, x: Tensor, y: Tensor, found: Tensor, loss: Tensor) -> None:
         self.attack, self.found, self.most_rows = attack, found, rows_in_pass(attack, len(x))
         self.rows, self.images, self.y, self.loss = torch.arange(len(x), device=x.device), found.clone(), y, loss
         self.low, self.high = (x - attack.eps).clamp(min=0), (x + attack.eps).clamp(max=1)
-        self.next = torch.zeros_like(self.rows)  # query of each image
+        self.next, self.ahead = torch.zeros_like(self.rows), 1
         self.known: KnownImages | None = None
 
     def try_all(self, squares: Squares) -> None:
         """Let every image try the squares one after another, each on the best image so far."""
+        self.known = None  # frees its memory first
         self.known, self.next = self._known_images(squares.side), torch.zeros_like(self.rows)
         while bool((self.next < len(squares.place)).any()):
             self._try_some(squares)
@@ -88,17 +91,17 @@ class _Search:
         """Ask about the next squares of as many images as fill a pass, the nearest ones of each first."""
         n, device = len(squares.place), self.rows.device
         image = (self.next < n).nonzero().flatten()[: self.most_rows]
-        ahead = torch.arange(max(2 * self.most_rows // len(image), 1), device=device)
-        query = self.next[image] + ahead[:, None]  # [ahead, M]
+        ahead = min(2 * self.most_rows // len(image), self.ahead, n - int(self.next[image].min()))
+        query = self.next[image] + torch.arange(ahead, device=device)[:, None]  # [ahead, M]
         is_left, query = query < n, query.clamp(max=n - 1)
         before, low, high = (_squares(part, image.expand_as(query), squares.place[query], squares.side)
                              for part in (self.images, self.low, self.high))  # fmt: skip
         after = torch.clamp(before + squares.change[query], low, high)
         wanted = (after != before).flatten(2).any(2) & is_left  # of the others the model has been asked already
-        asked = wanted & (wanted.flatten().cumsum(0).view_as(wanted) <= self.most_rows)
+        asked = wanted & (wanted.flatten().cumsum(0).view_as(wanted) <= self.most_rows)  # of each image the first
         left_out = wanted & ~asked
-        tried = torch.where(left_out.any(0), left_out.to(torch.uint8).argmax(0), len(ahead))
-        self.next[image] = (self.next[image] + tried).clamp(max=n)
+        settled = torch.where(left_out.any(0), left_out.to(torch.uint8).argmax(0), ahead)
+        self.next[image] = (self.next[image] + settled).clamp(max=n)
         if asked.any():
             image, query = image.expand_as(query)[asked], query[asked]
             self._ask(image, query, squares.place[query], after[asked])
@@ -109,6 +112,7 @@ class _Search:
         better = ((loss < self.loss[image]) | (margin <= 0)).nonzero().flatten()
         first = torch.full_like(self.rows, len(image)).scatter_reduce(0, image[better], better, "amin")
         which = (first < len(image)).nonzero().flatten()
+        self.ahead = max(len(image) // max(len(which), 1), 1)
         if not len(which):
             return
         first = first[which]
@@ -225,8 +229,8 @@ def _moved(attack: Any, delta: Tensor, side: int, to: Place, away: Place) -> Ten
     bump = attack.eta(side) * attack.random_choice([n, c, 1, 1])
     bump = bump.contiguous() + here / (1e-12 + _root_of_squares(here))
     length = attack.lp_norm(delta)
-    left = (torch.full_like(length, attack.eps) ** 2 - length**2).clamp(min=0)
-    bump = bump / (1e-12 + _root_of_squares(bump)) * (left / c + attack.lp_norm(both) ** 2).sqrt()
+    unused = (torch.full_like(length, attack.eps) ** 2 - length**2).clamp(min=0)
+    bump = bump / (1e-12 + _root_of_squares(bump)) * (unused / c + attack.lp_norm(both) ** 2).sqrt()
     there.zero_()
     here.copy_(bump)
     return delta

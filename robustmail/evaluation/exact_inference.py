@@ -183,7 +183,7 @@ class FixedBatch(nn.Module):
     batch_invariant: whether a pass may have more images, up to MAX_PASS, and how.
     recompute: whether gradients compute each pass again, so that memory holds the activations of one pass only.
     windowed: tells, when it is asked for the first time, whether `known_images` may be used.
-    max_pass: images in a pass at most, where it may have more than `size`; at most MAX_PASS.
+    most: images in a pass at most, where it may have more than `size`, so that memory suffices; no more than MAX_PASS.
     """
 
     def __init__(
@@ -193,11 +193,12 @@ class FixedBatch(nn.Module):
         batch_invariant: BatchInvariance = BatchInvariance.NO,
         recompute: bool = False,
         windowed: Callable[[], bool] = lambda: False,
-        max_pass: int = MAX_PASS,
+        most: int = MAX_PASS,
     ) -> None:
         super().__init__()
         self.model, self.size, self.recompute, self.windowed = model, size, recompute, windowed
-        self.max_pass = max(min(max_pass, MAX_PASS), size) if batch_invariant and not recompute else size
+        self.is_invariant = bool(batch_invariant) and not recompute
+        self.max_pass = max(min(most, MAX_PASS), size) if self.is_invariant else size
         self.any_size = batch_invariant in (BatchInvariance.YES, BatchInvariance.WITH_LINEAR_BY_BLOCKS)
         self.by_blocks = batch_invariant in (BatchInvariance.WITH_LINEAR_BY_BLOCKS, BatchInvariance.IN_MULTIPLES)
         self.training = model.training
@@ -222,9 +223,9 @@ class FixedBatch(nn.Module):
     def known_images(self, x: Tensor, side: int) -> KnownImages | None:
         """The images [M, C, H, W], of which squares of `side` pixels will change; None if that is not known to give the
         same bits in calls of all sizes, or is not faster."""
-        if not (isinstance(self.model, FoldedModel) and self.max_pass > self.size and self.windowed()):
+        if not (isinstance(self.model, FoldedModel) and self.is_invariant and self.windowed()):
             return None
-        known = KnownImages(self.model, x, side, self.size, self._context)
+        known = KnownImages(self.model, x, side, self.size, MAX_PASS, self._context)
         return known if known.is_faster else None
 
     def _context(self) -> AbstractContextManager[Any]:
@@ -302,7 +303,10 @@ def make_search_model(model: nn.Module, sample: Tensor, size: int) -> SearchMode
 def search_view(
     view: ModelView, search: SearchModel, sizer: BatchSizer, recompute: bool = False
 ) -> Iterator[ModelView]:
-    """A view of a search model, beside the exact view of its model and with the same pass size."""
+    """A view of a search model, beside the exact view of its model.
+
+    sizer: its `pass_size` is that of both; `max_batch` limits the memory of larger passes.
+    """
     network = search.network
     if isinstance(network, FoldedModel):
         network.refresh()
@@ -332,23 +336,29 @@ def _batch_invariance(
 
 @torch.no_grad()
 def _is_windowed(passes: FixedBatch, sample: Tensor) -> bool:
-    """Test whether squares have the logits of whole images, and the same bits in calls of several sizes."""
+    """Test whether changed squares have the logits of whole images, and the same bits in calls of several sizes."""
     height, width = sample.shape[-2:]
-    images = sample[:1].expand(WINDOWED_SIZES[-1], *sample.shape[1:]) * _brightness(WINDOWED_SIZES[-1])
-    for side in {min(2, height, width), max(min(height, width) // 4, 1)}:
-        known = passes.known_images(images, side)
-        for top, left in ((0, 0), (height - side, (width - side) // 2)):
-            changed = images.clone()
-            changed[..., top : top + side, left : left + side] = images.flip(0)[..., :side, :side]
-            if known is None or not _same_logits(passes(changed), known, torch.tensor([top, left]), images.flip(0)):
-                return False
+    images = sample[:1].expand(MAX_PASS, *sample.shape[1:]) * _brightness(MAX_PASS)
+    try:
+        for side in {min(2, height, width), max(min(height, width) // 4, 1)}:
+            known = [some for n in WINDOWED_SIZES if (some := passes.known_images(images[:n], side)) is not None]
+            for top, left in ((0, 0), (height - side, (width - side) // 2)):
+                changed = images.clone()
+                changed[..., top : top + side, left : left + side] = images.flip(0)[..., :side, :side]
+                place = torch.tensor([top, left]).expand(MAX_PASS, 2)
+                if len(known) < len(WINDOWED_SIZES) or not _same_logits(passes(changed), known, place, images.flip(0)):
+                    return False
+    except (Exception, SystemExit):  # as in `_batch_invariance`
+        return False
     return True
 
 
-def _same_logits(whole: Tensor, known: KnownImages, place: Tensor, images: Tensor) -> bool:
-    side = known.side
-    rows = [torch.arange(n) for n in WINDOWED_SIZES]
-    parts = [known(place.expand(len(n), 2), images[: len(n), :, :side, :side], n) for n in rows]
+def _same_logits(whole: Tensor, known: list[KnownImages], place: Tensor, images: Tensor) -> bool:
+    """known: of the first 8, 13, ... images. images: whose upper left squares go to `place` [B, 2]."""
+    last, side = known[-1], known[-1].side
+    sizes = [torch.arange(n) for n in WINDOWED_SIZES]
+    calls = [*zip(known, sizes, strict=True), *((last, rows) for rows in sizes)]
+    parts = [some(place[: len(rows)], images[: len(rows), :, :side, :side], rows) for some, rows in calls]
     is_close = (parts[-1] - whole).abs().max() <= CLOSE[torch.float32] * whole.abs().max()
     return bool(is_close) and all(torch.equal(part, parts[-1][: len(part)]) for part in parts)
 

@@ -1,4 +1,4 @@
-"""The logits of images that differ from known ones in a square only, without computing what the square cannot reach.
+"""The logits, on a CPU, of images that differ from known ones in a square only, without what the square cannot reach.
 
 A convolution carries a change no further than its kernel reaches. So the activations of the known images are kept, and
 of each layer only the region is computed in which the change can be seen, as long as that is a small part of it.
@@ -138,8 +138,9 @@ class KnownImages:
     model: the folded network.
     x: the images, [M, C, H, W].
     side: of the squares, in pixels.
-    least: rows that every pass has at least, so that an image's bits do not depend on the others.
-    context: made anew around every pass.
+    least: every pass has a multiple of so many rows, so that an image's bits do not depend on the others.
+    most: images whose activations are computed in one pass.
+    context: made anew around layers that are computed as a whole.
     """
 
     def __init__(
@@ -148,18 +149,22 @@ class KnownImages:
         x: Tensor,
         side: int,
         least: int = 1,
+        most: int = 128,
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.model, self.side, self.least, self.context = model, side, least, context
-        self.known: dict[fx.Node, Tensor] = {}  # [M, H + 2 border, W + 2 border, C], zeros in the border
+        self.known: dict[fx.Node, Tensor] = {}  # [M, H + 2 border, W + 2 border, C]
         self.changed: dict[fx.Node, Region] = {}  # where a square can be seen
-        self.place_of: dict[fx.Node, Rectangles] = {}  # the same in the known activation
+        self.border: dict[fx.Node, int] = {}  # zeros around an activation
+        self.changed_at: dict[fx.Node, Rectangles] = {}  # `changed` in the known activation
         self.readings: dict[tuple[fx.Node | None, fx.Node], Reading] = {}  # by (reader, what is read); None: all of it
         self.values: dict[fx.Node, Tensor] = {}  # of the last call, [R, height, width, C]
         self.place = self.rows = self.order = torch.empty(0, dtype=torch.int64)  # of the last call, [R]
-        with torch.no_grad(), context():
-            self._learn(at_least(x, least), side)
-        self.known = {node: activation[: len(x)] for node, activation in self.known.items()}
+        with torch.no_grad():
+            parts = [self._activations(part) for part in x.split(most)]
+            self._plan({node: activation.shape[2:] for node, activation in parts[0].items()}, side)
+            self.known = {node: self._bordered(node, [part[node] for part in parts]) for node in self.changed}
+        self.rest, self.inputs = self._rest()
 
     @property
     def is_faster(self) -> bool:
@@ -171,11 +176,11 @@ class KnownImages:
 
         place: (top, left) of each square, [R, 2].
         """
-        place, self.rows = (at_least(part, self.least) for part in (place, rows))
-        self.place = place[:, 0] * self.columns + place[:, 1]
+        place, self.rows = self._filled_up(place), self._filled_up(rows)
+        self.place = place[:, 0] * self.columns + place[:, 1]  # as tables count them
         self.order = torch.arange(len(self.rows))
         with torch.no_grad():
-            x = self.model.model.prepare(at_least(values, self.least))
+            x = self.model.model.prepare(self._filled_up(values))
             self.values = {}
             for node in self.known:
                 y = x if node.op == "placeholder" else self._new_values(node)
@@ -188,34 +193,48 @@ class KnownImages:
     def accept(self, which: Tensor) -> None:
         """Let the images of the last call at the positions `which`, of different rows, take the place of the known."""
         for node, values in self.values.items():
-            known, at = self.known[node], self.place_of[node].at(self.rows[which], self.place[which])
+            known, at = self.known[node], self.changed_at[node].at(self.rows[which], self.place[which])
             known.view(-1, known.shape[3]).index_copy_(0, at, values[which].flatten(0, 2))
 
     def keep(self, which: Tensor) -> None:
         """Forget all images but those at the positions `which`, or where it is true."""
         self.known = {node: activation[which] for node, activation in self.known.items()}
 
-    def _learn(self, x: Tensor, side: int) -> None:
-        """Compute all activations, and keep those that a square cannot change but for a small part."""
+    def _activations(self, x: Tensor) -> dict[fx.Node, Tensor]:
+        """All activations [M, C, H, W] of the network for images [M, C, H, W]."""
         interpreter = fx.Interpreter(self.model.graph, garbage_collect_values=False)
-        interpreter.run(self.model.model.prepare(x))
-        size = {}
-        for node in self.model.graph.graph.nodes:
-            whole = interpreter.env[node]
+        with self.context():
+            interpreter.run(self.model.model.prepare(self._filled_up(x)))
+        values = {node: interpreter.env[node] for node in self.model.graph.graph.nodes}
+        return {
+            node: value[: len(x)] for node, value in values.items() if isinstance(value, Tensor) and value.ndim == 4
+        }
+
+    def _filled_up(self, x: Tensor) -> Tensor:
+        """x with its first row repeated, up to a multiple of `least`."""
+        return at_least(x, len(x) + -len(x) % self.least)
+
+    def _bordered(self, node: fx.Node, parts: list[Tensor]) -> Tensor:
+        """An activation as it is kept."""
+        border = self.border[node]
+        return nn.functional.pad(
+            torch.cat(parts).permute(0, 2, 3, 1), (0, 0, border, border, border, border)
+        ).contiguous()
+
+    def _plan(self, sizes: dict[fx.Node, torch.Size], side: int) -> None:
+        """Choose the activations that a square cannot change but for a small part, and how they are read."""
+        for node, size in sizes.items():
             if node.op == "placeholder":
-                rows, columns = (Span(torch.arange(length - side + 1), side) for length in whole.shape[2:])
+                rows, columns = (Span(torch.arange(length - side + 1), side) for length in size)
                 region, self.columns = Region(rows, columns), len(columns.start)
             elif self._is_local(node) and all(source in self.changed for source in node.all_input_nodes):
-                region = self._region(node, whole.shape[2:])
+                region = self._region(node, size)
             else:
                 continue
-            if region.rows.length * region.columns.length <= MOST * whole.shape[2] * whole.shape[3]:
-                self.changed[node], size[node] = region, whole.shape[2:]
+            if region.rows.length * region.columns.length <= MOST * size[0] * size[1]:
+                self.changed[node] = region
         for node in self.changed:
-            border = self._plan(node, size[node])
-            activation = interpreter.env[node].permute(0, 2, 3, 1)
-            self.known[node] = nn.functional.pad(activation, (0, 0, border, border, border, border)).contiguous()
-        self.rest, self.inputs = self._rest()
+            self._plan_readings(node, sizes[node])
 
     def _region(self, node: fx.Node, size: Sequence[int]) -> Region:
         """Where the node's output, of `size`, can change."""
@@ -225,23 +244,22 @@ class KnownImages:
             spans = [mine.union(its, n) for mine, its, n in zip(spans, other, size, strict=True)]
         return Region(*spans)
 
-    def _plan(self, source: fx.Node, size: Sequence[int]) -> int:
-        """Plan how an activation of `size` is read; returns the border that it needs."""
+    def _plan_readings(self, source: fx.Node, size: Sequence[int]) -> None:
+        """Choose how an activation of `size` is read, and so how wide a border it needs."""
         changed, crops = self.changed[source], {}
         for user in source.users:
             reader = user if user in self.changed else None
             needed = self._needed(reader, source, size)
             crops[reader] = [Crop.of(*spans) for spans in zip(needed, changed, strict=True)]
         border = max((crop.border(n) for pair in crops.values() for crop, n in zip(pair, size, strict=True)), default=0)
-        bordered = [n + 2 * border for n in size]
-        self.place_of[source] = Rectangles.of(changed.moved(border, border), bordered)
+        self.border[source], bordered = border, [n + 2 * border for n in size]
+        self.changed_at[source] = Rectangles.of(changed.moved(border, border), bordered)
         for reader, (rows, columns) in crops.items():
             read = Region(rows.read, columns.read)
             new = changed.moved(-read.rows.start, -read.columns.start)
             old = Rectangles.of(read.moved(border, border), bordered)
             trim = (rows.trim, columns.trim)
             self.readings[reader, source] = Reading(old, Rectangles.of(new, read.shape), read.shape, trim)
-        return border
 
     def _needed(self, reader: fx.Node | None, source: fx.Node, size: Sequence[int]) -> Region:
         """What a layer needs of an activation of `size`, so that its output is known where it changes."""
@@ -305,7 +323,7 @@ class KnownImages:
             spans = [(layer.weight.shape[i + 2] - 1) * dilation[i] + 1 for i in (0, 1)]
             return Reach(spans[0], stride[0], padding[0]), Reach(spans[1], stride[1], padding[1])
         if isinstance(layer, (nn.MaxPool2d, nn.AvgPool2d)):
-            sizes, steps = (v if isinstance(v, tuple) else (v, v) for v in (layer.kernel_size, layer.stride))
+            sizes, steps = ((v, v) if isinstance(v, int) else v for v in (layer.kernel_size, layer.stride))
             return Reach(sizes[0], steps[0], 0), Reach(sizes[1], steps[1], 0)
         return Reach(1, 1, 0), Reach(1, 1, 0)
 

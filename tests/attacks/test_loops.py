@@ -17,6 +17,7 @@ from robustmail.attacks.view import ModelView
 from robustmail.bench import evaluation as bench_evaluation
 from robustmail.data.dataset import Split
 from robustmail.errors import RobustmailError
+from robustmail.evaluation.exact_inference import FixedBatch
 
 pytestmark = pytest.mark.numeric
 
@@ -74,16 +75,15 @@ def test_a_ball_that_is_too_small_for_the_plane_is_used_up():
 @pytest.mark.parametrize("name", ["APGDT", "FAB"])
 def test_targets_side_by_side_break_an_image_as_one_after_another(name, right, monkeypatch):
     model, x, y = right
-    attack, rows = torchattack(name, **ATTACKS[name]), []
-    loop = "_apgd_targeted" if name == "APGDT" else "_fab_targeted"
-    run = getattr(loops, loop)
-    monkeypatch.setattr(loops, loop, lambda attack, x, *rest: rows.append(len(x)) or run(attack, x, *rest))
+    attack, rows, run = torchattack(name, **ATTACKS[name]), [], loops._side_by_side
+    monkeypatch.setattr(loops, "_side_by_side", lambda x, y, t: rows.append(t.numel()) or run(x, y, t))
+    view = ModelView(FixedBatch(model, 8))  # an image has the same bits in passes of one size
 
     def attacked(max_pass: int) -> torch.Tensor:
         monkeypatch.setattr(ModelView, "max_pass", max_pass)
         rows.clear()
         with per_image_noise(x, 0):
-            return attack(model, x, y).x
+            return attack(view, x, y).x
 
     beside = attacked(128)
     assert rows[0] == len(x), "the first target has most of the work, so it comes alone"
@@ -92,6 +92,30 @@ def test_targets_side_by_side_break_an_image_as_one_after_another(name, right, m
     assert len(rows) == 9
     assert torch.equal(beside, one_by_one)
     assert 0 < int((beside != x).flatten(1).any(1).sum()) < len(x)
+
+
+@pytest.mark.parametrize("most", [3, 64])
+def test_square_ends_the_same_whether_a_pass_has_fewer_rows_than_images_or_more(most, right, monkeypatch):
+    model, x, y = right
+    view = ModelView(FixedBatch(model, 8))
+    attack, sizes, forward = torchattack("Square", **ATTACKS["Square"]), [], FixedBatch.forward
+    expected = attack(view, x, y).x
+    monkeypatch.setattr(ModelView, "max_pass", most)
+    monkeypatch.setattr(FixedBatch, "forward", lambda self, x: sizes.append(len(x)) or forward(self, x))
+    assert torch.equal(attack(view, x, y).x, expected)
+    assert max(sizes[2:-1]) <= most
+    assert 0 < int((model(expected).argmax(1) != y).sum()) < len(y)
+
+
+def test_equal_images_have_equal_noise_whatever_batch_they_are_in():
+    x = torch.rand(3, 1, 4, 4)
+    twins = torch.stack([x[0], x[1], x[0], x[2]])
+    with per_image_noise(twins, 7):
+        noise = [torch.rand(twins.shape) for _ in range(2)]
+    with per_image_noise(x, 7):
+        alone = [torch.rand(x.shape) for _ in range(2)]
+    for together, apart in zip(noise, alone, strict=True):
+        assert torch.equal(together, apart[[0, 1, 0, 2]])
 
 
 @pytest.mark.long
