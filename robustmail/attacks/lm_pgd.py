@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from robustmail.attacks.steps import sums
 from robustmail.attacks.view import ModelView, check_images, check_result, model_view
 from robustmail.fields import check_types
 from robustmail.functional import ce, true_class
@@ -88,7 +89,7 @@ class LMPGD:
             return functools.reduce(lambda best, other: best.where(~(other.loss > best.loss), other), candidates)
         found, open_ = here, torch.ones_like(here.correct)
         for candidate in candidates:
-            promised = (gradient * (candidate.x - here.x)).sum((1, 2, 3))
+            promised = sums(gradient * (candidate.x - here.x))
             accepted = open_ & (candidate.loss > here.loss + ARMIJO * promised)
             found, open_ = found.where(~accepted, candidate), open_ & ~accepted
         return found

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from robustmail.attacks.square import square_l2, square_linf
-from robustmail.attacks.steps import per_image
+from robustmail.attacks.steps import per_image, sums
 from robustmail.attacks.view import rows_in_pass
 
 __all__ = ["project_linf", "use_fast_loops"]
@@ -191,12 +191,12 @@ def _apgd_move(
 
 def _into_l2_ball(eps: float, x: Tensor, moved: Tensor, more: float) -> Tensor:
     delta = moved - x
-    length = delta.square().sum(dim=(1, 2, 3), keepdim=True).sqrt()
+    length = per_image(sums(delta.square()).sqrt())
     return (x + delta / (length + 1e-12) * (length + more).clamp(max=eps)).clamp(0, 1)
 
 
 def _l2(images: Tensor) -> Tensor:
-    return images.square().sum(dim=(1, 2, 3), keepdim=True).sqrt() + 1e-12
+    return per_image(sums(images.square()).sqrt()) + 1e-12
 
 
 def _fab_targeted(attack: Any, x: Tensor, y: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -215,7 +215,7 @@ def _fab_targeted(attack: Any, x: Tensor, y: Tensor, targets: Tensor) -> tuple[T
             difference = logits[row, target] - logits[row, y]
             (gradient,) = torch.autograd.grad(difference.sum(), image)
         w, difference = gradient.flatten(1), difference.detach()
-        from_clean = difference + (w * (clean - iterate.flatten(1))).sum(1)
+        from_clean = difference + sums(w * (clean - iterate.flatten(1)))
         there, here = project_linf(iterate.flatten(1), w, difference), project_linf(clean, w, from_clean)
         long, short = (d.abs().amax(1).clamp(min=1e-8) for d in (there, here))
         share = per_image((long / (long + short)).clamp(max=attack.alpha_max))
@@ -241,11 +241,11 @@ def project_linf(x: Tensor, w: Tensor, value: Tensor) -> Tensor:
     room = torch.where(direction > 0, 1 - x, x)
     weight, goal = w.abs(), value.abs()
     reach = weight * room
-    length = goal / weight.sum(1).clamp(min=1e-30)
+    length = goal / sums(weight).clamp(min=1e-30)
     for _ in range(NEWTON):
         is_free = room > length[:, None]
-        rest = goal - reach.masked_fill(is_free, 0).sum(1)
-        slope = weight.masked_fill(~is_free, 0).sum(1)
+        rest = goal - sums(reach.masked_fill(is_free, 0))
+        slope = sums(weight.masked_fill(~is_free, 0))
         longer = torch.where(slope > 0, rest / slope, math.inf).maximum(length)
         if torch.equal(longer, length):
             break

@@ -21,6 +21,7 @@ __all__ = [
     "per_image",
     "project",
     "steepest",
+    "sums",
     "uniform_start",
 ]
 
@@ -82,8 +83,19 @@ def project(x: Tensor, x_adv: Tensor, eps: float, norm: Norm) -> Tensor:
 
 def lengths(images: Tensor) -> Tensor:
     """Euclidean length of each image, [B]."""
-    found: Tensor = torch.linalg.vector_norm(images.flatten(1), dim=1)
-    return found
+    found: Tensor = torch.linalg.vector_norm(_rows(images), dim=1)
+    return found[: len(images)]
+
+
+def sums(images: Tensor) -> Tensor:
+    """Sum over each image, or row, [B]."""
+    return _rows(images).sum(1)[: len(images)]
+
+
+def _rows(images: Tensor) -> Tensor:
+    """[B, ...] -> [B, D], a single one twice: torch splits one long row among threads, and then it rounds otherwise."""
+    rows = images.flatten(1)
+    return rows.expand(2, -1) if len(rows) == 1 else rows
 
 
 def per_image(values: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from robustmail import PGD
-from robustmail.attacks.steps import gradient_and_logits, likeliest_wrong
+from robustmail.attacks.steps import gradient_and_logits, lengths, likeliest_wrong, sums
 from robustmail.attacks.view import model_view
 from robustmail.errors import PluginError, RecipeError
 from robustmail.functional import gap, pm_ascent
@@ -31,6 +31,20 @@ def test_over_draws_gradient_and_logits_are_the_means():
         gradient, logits = gradient_and_logits(view, x, lambda z: z.sum(1), draws=4)
     assert torch.allclose(gradient, torch.full_like(x, 2.5))
     assert torch.allclose(logits, 2.5 * x.flatten(1))
+
+
+@pytest.mark.parametrize("measure", [sums, lengths])
+def test_a_large_image_has_the_same_bits_alone_and_beside_others(measure):
+    before, images = torch.get_num_threads(), torch.rand(3, 3, 224, 224)
+    torch.set_num_threads(2)
+    try:
+        values = measure(images)
+        assert all(torch.equal(measure(images[i : i + 1]), values[i : i + 1]) for i in range(3))
+        assert measure(images[:0]).shape == (0,)
+    finally:
+        torch.set_num_threads(before)
+    expected = {sums: images.sum((1, 2, 3)), lengths: images.square().sum((1, 2, 3)).sqrt()}
+    assert torch.allclose(values, expected[measure])
 
 
 @pytest.mark.parametrize("with_rival", [False, True])
