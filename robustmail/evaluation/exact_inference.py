@@ -25,7 +25,7 @@ from robustmail.errors import ModelError
 from robustmail.models.classifier import Classifier, example_logits
 from robustmail.models.folded import CLOSE, FoldedModel
 from robustmail.models.precision import flops
-from robustmail.models.windowed import KnownImages, at_least
+from robustmail.models.windowed import KnownImages, at_least, filled_up
 
 __all__ = [
     "SearchModel",
@@ -171,7 +171,7 @@ class _LinearByBlocks(TorchFunctionMode):
         kwargs = kwargs or {}
         if function is not F.linear or len(args) < 2 or args[0].dim() < 2 or len(args[0]) <= self.size:
             return function(*args, **kwargs)
-        x, n = at_least(args[0], len(args[0]) + -len(args[0]) % self.size), len(args[0])
+        x, n = filled_up(args[0], self.size), len(args[0])
         return torch.cat([function(rows, *args[1:], **kwargs) for rows in x.split(self.size)])[:n]
 
 
@@ -214,7 +214,7 @@ class FixedBatch(nn.Module):
     def _filled_up(self, x: Tensor) -> Tensor:
         """The logits of a pass of images, filled up to a number that is allowed."""
         n = len(x)
-        filled = at_least(x, max(self.size, n) if self.any_size and n else n + -n % self.size)
+        filled = at_least(x, self.size) if self.any_size and n else filled_up(x, self.size)
         if filled is x and not x.requires_grad:
             filled = x.clone()  # a model may write into its images
         logits = self._pass(filled)

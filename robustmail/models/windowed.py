@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from robustmail.models.folded import ADDITIONS, RELUS, FoldedConv, FoldedModel
 
-__all__ = ["KnownImages", "at_least"]
+__all__ = ["KnownImages", "at_least", "filled_up"]
 
 POINTWISE = (nn.ReLU, nn.LeakyReLU, nn.SiLU, nn.GELU, nn.ELU, nn.BatchNorm2d)  # in eval mode
 MOST = 0.5  # share of a layer's pixels above which the layer is computed as a whole
@@ -161,8 +161,7 @@ class KnownImages:
         self.values: dict[fx.Node, Tensor] = {}  # of the last call, [R, height, width, C]
         self.place = self.rows = self.order = torch.empty(0, dtype=torch.int64)  # of the last call, [R]
         with torch.no_grad():
-            parts = [self._activations(part) for part in x.split(most)]
-            self._plan({node: activation.shape[2:] for node, activation in parts[0].items()}, side)
+            parts = [self._learn(part, side) for part in x.split(most)]
             self.known = {node: self._bordered(node, [part[node] for part in parts]) for node in self.changed}
         self.rest, self.inputs = self._rest()
 
@@ -176,11 +175,11 @@ class KnownImages:
 
         place: (top, left) of each square, [R, 2].
         """
-        place, self.rows = self._filled_up(place), self._filled_up(rows)
+        place, self.rows = (filled_up(part, self.least) for part in (place, rows))
         self.place = place[:, 0] * self.columns + place[:, 1]  # as tables count them
         self.order = torch.arange(len(self.rows))
         with torch.no_grad():
-            x = self.model.model.prepare(self._filled_up(values))
+            x = self.model.model.prepare(filled_up(values, self.least))
             self.values = {}
             for node in self.known:
                 y = x if node.op == "placeholder" else self._new_values(node)
@@ -200,26 +199,22 @@ class KnownImages:
         """Forget all images but those at the positions `which`, or where it is true."""
         self.known = {node: activation[which] for node, activation in self.known.items()}
 
-    def _activations(self, x: Tensor) -> dict[fx.Node, Tensor]:
-        """All activations [M, C, H, W] of the network for images [M, C, H, W]."""
+    def _learn(self, x: Tensor, side: int) -> dict[fx.Node, Tensor]:
+        """The activations [M, C, H, W] that are kept of images [M, C, H, W]; the first time, choose them."""
         interpreter = fx.Interpreter(self.model.graph, garbage_collect_values=False)
         with self.context():
-            interpreter.run(self.model.model.prepare(self._filled_up(x)))
+            interpreter.run(self.model.model.prepare(filled_up(x, self.least)))
         values = {node: interpreter.env[node] for node in self.model.graph.graph.nodes}
-        return {
-            node: value[: len(x)] for node, value in values.items() if isinstance(value, Tensor) and value.ndim == 4
-        }
-
-    def _filled_up(self, x: Tensor) -> Tensor:
-        """x with its first row repeated, up to a multiple of `least`."""
-        return at_least(x, len(x) + -len(x) % self.least)
+        images = {node: value for node, value in values.items() if isinstance(value, Tensor) and value.ndim == 4}
+        if not self.changed:
+            self._plan({node: value.shape[2:] for node, value in images.items()}, side)
+        return {node: images[node][: len(x)] for node in self.changed}
 
     def _bordered(self, node: fx.Node, parts: list[Tensor]) -> Tensor:
         """An activation as it is kept."""
         border = self.border[node]
-        return nn.functional.pad(
-            torch.cat(parts).permute(0, 2, 3, 1), (0, 0, border, border, border, border)
-        ).contiguous()
+        activation = torch.cat(parts).permute(0, 2, 3, 1)
+        return nn.functional.pad(activation, (0, 0, border, border, border, border)).contiguous()
 
     def _plan(self, sizes: dict[fx.Node, torch.Size], side: int) -> None:
         """Choose the activations that a square cannot change but for a small part, and how they are read."""
@@ -332,3 +327,8 @@ def at_least(x: Tensor, n: int) -> Tensor:
     """x with its first row repeated at the end until there are n."""
     missing = n - len(x)
     return torch.cat([x, x[:1].detach().expand(missing, *x.shape[1:])]) if missing > 0 else x
+
+
+def filled_up(x: Tensor, multiple: int) -> Tensor:
+    """x with its first row repeated at the end, up to a multiple of so many rows."""
+    return at_least(x, len(x) + -len(x) % multiple)
