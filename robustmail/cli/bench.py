@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -130,18 +129,22 @@ def _bench_evaluation(out: Path, quick: bool) -> None:
     from rich.console import Console
 
     from robustmail.bench.evaluation import bench_evaluation
-    from robustmail.report.bench import evaluation_table
-    from robustmail.runtime.files import atomic_write_json, make_folder
+    from robustmail.records import EvaluationBenchRow
+    from robustmail.report.bench import evaluation_line, evaluation_table, save_evaluation
+    from robustmail.runtime.files import make_folder
     from robustmail.runtime.provenance import provenance
 
-    console = Console()
+    console, rows = Console(), list[EvaluationBenchRow]()
+    facts = provenance(torch.device("cpu"))
     with console.status("building") as status:
-        rows = bench_evaluation(24 if quick else 100, quick, progress=status.update)
+        measured = bench_evaluation(24 if quick else 100, quick, progress=status.update)
+        make_folder(out)  # fails before the first stage, not after it
+        for row in measured:
+            rows.append(row)
+            path = save_evaluation(rows, facts, out)  # after each, for the whole takes most of an hour
+            console.print(evaluation_line(row), soft_wrap=True)
     console.print(evaluation_table(rows))
-    make_folder(out)
-    report = {"rows": [asdict(row) for row in rows], "provenance": provenance(torch.device("cpu"))}
-    atomic_write_json(out / "bench-evaluation.json", report)
-    print(out / "bench-evaluation.json")
+    print(path)
 
 
 def _bench_growth(out: Path, quick: bool) -> None:
@@ -151,8 +154,10 @@ def _bench_growth(out: Path, quick: bool) -> None:
     from robustmail.bench.growth import measure_growth
     from robustmail.records import GrowthCurve
     from robustmail.report.growth import growth_table, save_growth
+    from robustmail.runtime.files import make_folder
     from robustmail.runtime.provenance import provenance
 
+    make_folder(out)
     console, curves = Console(), list[GrowthCurve]()
     facts = provenance(torch.device("cpu"))
     with console.status("starting") as status:

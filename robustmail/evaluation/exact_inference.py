@@ -26,6 +26,7 @@ from robustmail.models.classifier import Classifier, example_logits
 from robustmail.models.folded import CLOSE, FoldedModel
 from robustmail.models.precision import flops
 from robustmail.models.windowed import KnownImages, at_least, filled_up
+from robustmail.runtime.devices import keep_freed_memory
 
 __all__ = [
     "SearchModel",
@@ -70,6 +71,7 @@ class BatchSizer:
     """
 
     def __init__(self, device: torch.device, batch: int | None = None, is_large: bool = False) -> None:
+        keep_freed_memory(device)
         first, most = BATCH_SIZES.get(device.type, BATCH_SIZES["cpu"])
         self.is_large = is_large
         self.pass_size = 1 if is_large else PASS_SIZE.get(device.type, PASS_SIZE["cpu"])
@@ -324,7 +326,7 @@ def _batch_invariance(
         return BatchInvariance.NO
     images = sample[:1].expand(MAX_PASS, *sample.shape[1:]) * _brightness(MAX_PASS)
     try:
-        if flops(model, sample[:1]) > MAX_FLOPS:  # of the model: the operators of its folded form are not counted
+        if not _is_cheap(model, sample):  # of the model: the operators of its folded form are not counted
             return BatchInvariance.NO
         for kind in BatchInvariance:
             if kind and _same_bits_in_all_sizes(FixedBatch(network, size, kind), images, with_gradient):
@@ -332,6 +334,13 @@ def _batch_invariance(
     except (Exception, SystemExit):  # a model may fail in any way; that error is raised where the model is evaluated
         return BatchInvariance.NO
     return BatchInvariance.NO
+
+
+def _is_cheap(model: nn.Module, sample: Tensor) -> bool:
+    """Whether a forward pass of one image [1, C, H, W] has at most MAX_FLOPS."""
+    # A weight is multiplied once for each pixel at most, which most often settles it without counting.
+    most = 2 * sum(p.numel() for p in model.parameters()) * sample.shape[-2] * sample.shape[-1]
+    return most <= MAX_FLOPS or flops(model, sample[:1]) <= MAX_FLOPS
 
 
 @torch.no_grad()

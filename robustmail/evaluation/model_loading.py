@@ -44,8 +44,7 @@ from robustmail.evaluation.normalization import (
 from robustmail.evaluation.reading_choice import Choice, choose
 from robustmail.models.classifier import Classifier, is_network
 from robustmail.models.pretrained import pretrained_config
-from robustmail.models.robustbench import zoo_normalization
-from robustmail.models.robustbench_networks import use_statistics
+from robustmail.models.robustbench_zoo import zoo_normalization
 from robustmail.runtime.untrusted import is_code, printable, quoted, read_text
 
 __all__ = [
@@ -245,6 +244,8 @@ def candidate_networks(
     if model is not None:
         network, notes = _named_network(checkpoint, channels, model, ignore_unused)
         if checkpoint.normalize:
+            from robustmail.models.robustbench_networks import use_statistics  # imports timm
+
             use_statistics(network, checkpoint.normalize)
         return {model: network}, notes
     if "model" in checkpoint.facts:

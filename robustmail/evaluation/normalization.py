@@ -48,6 +48,7 @@ NORMALIZATIONS: dict[str, Normalize | None] = {
     "bytes": ((0.0,), (1 / 255,)),  # 0 ... 255
 }
 FIRST_IMAGES, SECOND_IMAGES, PROBE_IMAGES = 16, 64, 256  # in three rounds of the shortlist
+SCORE_PASS = 64  # images in a pass: to compare networks needs no last bits
 MAX_TIED = 2  # networks of which the third round scores more than one normalisation
 MAX_NETWORKS = 8  # with more, the first round sorts out networks
 FIRST_NORMALIZATIONS = (
@@ -246,9 +247,11 @@ def score(network: str, normalization: str, model: Classifier, part: LabelledIma
     Raises ValueError: the model returns no finite logits for these labels. Raises whatever the model raises.
     """
     sizer, batches = batch_sizer(model, part), []
+    if not sizer.is_large:
+        sizer.pass_size = max(sizer.pass_size, SCORE_PASS)
 
     def infer(x: Tensor) -> Tensor:
-        with exact_inference(model, sizer.pass_size) as view, torch.no_grad():
+        with exact_inference(model, min(sizer.pass_size, len(x))) as view, torch.no_grad():
             logits: Tensor = view(x)
         return logits
 

@@ -24,7 +24,7 @@ from robustmail.models.cuda_graphs import CudaGraph
 from robustmail.models.gathered_conv import gather_pays, gathered_conv, gathered_input_gradient, gathering
 from robustmail.step import module_mode
 
-__all__ = ["CLOSE", "Autocast", "FoldedConv", "FoldedModel"]
+__all__ = ["CLOSE", "Autocast", "FoldedConv", "FoldedLinear", "FoldedModel"]
 
 ADDITIONS = (operator.add, operator.iadd, torch.add)
 RELUS = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
@@ -113,17 +113,22 @@ class FoldedModel(nn.Module):
 
 
 class FoldedConv(nn.Module):
-    """relu(bn(conv(x)) + residual), each of bn, residual and relu optional, with weights of `dtype`."""
+    """relu(bn(conv(x)) + residual), each of bn, residual and relu optional, with weights of `dtype`; a linear layer is
+    a convolution of 1 x 1."""
 
-    def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d | None, dtype: torch.dtype) -> None:
+    def __init__(self, layer: nn.Conv2d | nn.Linear, bn: nn.BatchNorm2d | None, dtype: torch.dtype) -> None:
         super().__init__()
-        if isinstance(conv.padding, str) or conv.padding_mode != "zeros":
-            raise ModelError(f"convolution with padding {conv.padding!r}", "not foldable")
-        self.source = (conv, bn)  # in a tuple, so that they are not registered as submodules
-        self.geometry = [list(cast("tuple[int, int]", v)) for v in (conv.padding, conv.stride, conv.dilation)]
-        self.groups = conv.groups
+        self.source = (layer, bn)  # in a tuple, so that they are not registered as submodules
+        if isinstance(layer, nn.Linear):
+            self.geometry, self.groups = [[0, 0], [1, 1], [1, 1]], 1
+        else:
+            if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
+                raise ModelError(f"convolution with padding {layer.padding!r}", "not foldable")
+            self.geometry = [list(cast("tuple[int, int]", v)) for v in (layer.padding, layer.stride, layer.dilation)]
+            self.groups = layer.groups
         self.relu = False
-        self.weight = torch.empty_like(conv.weight, dtype=dtype, memory_format=torch.channels_last)
+        kernel = _as_kernel(layer.weight)
+        self.weight = torch.empty_like(kernel, dtype=dtype, memory_format=torch.channels_last)
         self.bias: Tensor | None = None
         self.packed: dict[str, tuple[torch.Size, Tensor]] = {}
 
@@ -144,8 +149,8 @@ class FoldedConv(nn.Module):
     @torch.no_grad()
     def refresh(self) -> None:
         """weight <- weight * scale, bias <- beta + (bias - mean) * scale, scale = gamma / sqrt(var + eps)."""
-        conv, bn = self.source
-        weight, bias = conv.weight, conv.bias
+        layer, bn = self.source
+        weight, bias = _as_kernel(layer.weight), layer.bias
         if bn is not None:
             assert bn.running_mean is not None
             assert bn.running_var is not None
@@ -237,6 +242,28 @@ class FoldedConv(nn.Module):
         return cast(Tensor, onednn._reorder_convolution_weight(weight, padding, stride, dilation, self.groups, shape))
 
 
+def _as_kernel(weight: Tensor) -> Tensor:
+    """The weight of a convolution as it is, that of a linear layer [out, in] as [out, in, 1, 1]."""
+    return weight[:, :, None, None] if weight.ndim == 2 else weight
+
+
+class FoldedLinear(nn.Module):
+    """A linear layer as a convolution of 1 x 1, in which the rows of x are the pixels of one image.
+
+    A library for matrix products chooses its order of summation by the number of rows. A convolution does not choose it
+    by the number of pixels, so the bits of a row do not depend on how many others there are.
+    """
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.conv = FoldedConv(linear, None, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out]"""
+        pixels = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
+        return cast(Tensor, self.conv(pixels)).permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
+
+
 class _CPUConv(torch.autograd.Function):
     """The passes of a FoldedConv on a CPU, with the gradients of x and residual."""
 
@@ -266,7 +293,10 @@ def _fold(net: nn.Module, dtype: torch.dtype) -> fx.GraphModule:
     traced = fx.symbolic_trace(net)
     _remove_identities(traced)
     _fold_batchnorms(traced, dtype)
-    _cast_inputs_of_linear(traced)
+    if dtype == torch.float32:
+        _fold_linears(traced)
+    else:
+        _cast_inputs_of_linear(traced)
     _fold_additions(traced)
     _fold_relus(traced)
     traced.graph.eliminate_dead_code()
@@ -299,6 +329,15 @@ def _fold_batchnorms(traced: fx.GraphModule, dtype: torch.dtype) -> None:
         node.target = name
         if bn is not None:
             _replace(cast(fx.Node, user), node)
+
+
+def _fold_linears(traced: fx.GraphModule) -> None:
+    """Replace every linear layer on a CPU by a FoldedLinear."""
+    for node in list(traced.graph.nodes):
+        linear = _layer(traced, node)
+        if type(linear) is nn.Linear and linear.weight.device.type == "cpu":
+            node.target = f"{node.target}_folded"
+            traced.add_submodule(node.target, FoldedLinear(linear, torch.float32))
 
 
 def _cast_inputs_of_linear(traced: fx.GraphModule) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
@@ -16,6 +15,7 @@ from robustmail.models.classifier import Classifier
 from robustmail.models.cuda_graphs import use_cuda_graphs
 from robustmail.models.folded import Autocast, FoldedModel
 from robustmail.models.gathered_conv import has_amx
+from robustmail.runtime.devices import keep_freed_memory
 from robustmail.step import module_mode
 
 __all__ = ["PrecisionChoice", "ComputeModels", "Precision", "backends", "choose_precision", "flops", "compute_models"]
@@ -74,10 +74,9 @@ def compute_models(model: nn.Module, decision: PrecisionChoice, attack_mode: str
         passes of the whole batch are captured as CUDA graphs.
     """
     settings = "; TF32 off, cuDNN's fastest kernels" if sample.is_cuda else ""  # see `backends`
+    keep_freed_memory(sample.device)
     if decision.name == "fp32":
         return ComputeModels(model, model, f"fp32 ({decision.why}){settings}")
-    if sample.device.type == "cpu":
-        _keep_freed_memory()
     autocast = Autocast(model)
     attack, description = _attack_model(model, autocast, attack_mode, sample)
     return ComputeModels(attack, autocast, f"bf16 ({decision.why}); attacks see {description}{settings}")
@@ -136,16 +135,3 @@ def _bf16_hardware(device: torch.device) -> tuple[bool, str]:
     if getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)():
         return True, "AVX512-BF16"
     return False, "this CPU has no fast bf16"
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep freed memory for the next batch, or it maps, zeroes and unmaps each activation at every pass.
-
-    The gain is measurable only where arithmetic is fast.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):  # another C library
-        return
-    mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-    mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD

@@ -28,10 +28,10 @@ from robustmail.models.robustbench_networks import (
     Statistics,
     WideResNet,
 )
-from robustmail.models.robustbench_zoo import ZOO
+from robustmail.models.robustbench_zoo import ZOO, zoo_entries
 from robustmail.models.wide_resnet import WideResNet as OurWideResNet
 
-__all__ = ["NAMES", "Architecture", "architectures", "zoo_normalization"]
+__all__ = ["NAMES", "Architecture", "architectures"]
 
 
 XCIT_CIFAR100 = ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
@@ -86,7 +86,7 @@ def architectures(name: str) -> list[Architecture]:
     activation; `-cifar10`, `-cifar100` and `-svhn` the statistics inside DMWideResNet and DMPreActResNet, which else
     follow from the number of classes.
     """
-    if entries := _entries(name):
+    if entries := zoo_entries(name):
         named = dict.fromkeys(architecture for architecture, _, _ in entries)
         return [architecture for one in named for architecture in architectures(one)]
     plain = name.lower().replace("_", "-")
@@ -113,23 +113,6 @@ _NAME = re.compile(
     r"(?P<family>dm-?|ra-?|boosting-?|)(?P<kind>wide-?res-?net|wrn|pre-?act-?res-?net|res-?net)-?(?P<depth>\d{1,3})"
     r"(?:-(?P<width>\d{1,2}))?(?P<options>(?:-(?:relu|silu|swish|cifar10|cifar100|svhn)){0,2})"
 )
-
-
-def zoo_normalization(name: str, classes: int) -> str | None:
-    """How images of a model in RobustBench's zoo are normalised outside of the network, in the words of --normalize.
-
-    name: of the model. classes: its number of classes. None if it is no such name.
-    """
-    return next((how for _, number, how in _entries(name) if number == classes), None)
-
-
-def _entries(name: str) -> list[tuple[str, int, str]]:
-    """(architecture, classes, normalisation) of the models that have a name in the zoo."""
-    return ZOO.get(name) or next((entry for key, entry in ZOO.items() if _same(key, name)), [])
-
-
-def _same(a: str, b: str) -> bool:
-    return a.lower().replace("_", "-") == b.lower().replace("_", "-")
 
 
 def _wide_resnets(family: str, depth: int, width: int, act: str | None, data: str | None) -> list[Architecture]:

@@ -6,7 +6,7 @@ with Neural ODEs, and those whose code is nowhere else.
 
 from __future__ import annotations
 
-__all__ = ["ZOO"]
+__all__ = ["ZOO", "zoo_entries", "zoo_normalization"]
 
 _CIFAR100 = "0.507075,0.486549,0.440918/0.267334,0.256438,0.27615"
 _CIFAR100_ROUNDED = "0.5071,0.4867,0.4408/0.2675,0.2565,0.2761"
@@ -83,3 +83,21 @@ ZOO: dict[str, list[tuple[str, int, str]]] = {}
 for _facts, _names in _MODELS.items():
     for _name in _names.split():
         ZOO.setdefault(_name, []).append(_facts)
+
+
+def zoo_entries(name: str) -> list[tuple[str, int, str]]:
+    """(architecture, classes, normalisation outside of the network) of the models that have a name in the zoo; letter
+    case, "-" and "_" do not count."""
+    return ZOO.get(name) or next((entries for key, entries in ZOO.items() if _plain(key) == _plain(name)), [])
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+def zoo_normalization(name: str, classes: int) -> str | None:
+    """How images of a model in RobustBench's zoo are normalised outside of the network, in the words of --normalize.
+
+    name: of the model. classes: its number of classes. None if it is no such name.
+    """
+    return next((how for _, number, how in zoo_entries(name) if number == classes), None)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE
 from rich.table import Table
@@ -12,7 +14,7 @@ from robustmail.records import PLAIN, BenchReport, BenchRow, EvaluationBenchRow
 from robustmail.report.style import BLUE, GREY, save_picture, styled_figure
 from robustmail.runtime.files import atomic_write_json, make_folder
 
-__all__ = ["bench_table", "draw_bench", "evaluation_table", "save_bench"]
+__all__ = ["bench_table", "draw_bench", "evaluation_line", "evaluation_table", "save_bench", "save_evaluation"]
 
 COLUMNS = ("implementation", "images/s", "speed-up", "lowest – highest", "GFLOP/s", "of peak")
 
@@ -44,12 +46,18 @@ def bench_table(report: BenchReport) -> Table:
     return table
 
 
+def evaluation_line(row: EvaluationBenchRow) -> str:
+    """One stage of an evaluation, for the screen while the next ones run."""
+    seconds = f"{row.ours:.2f} s, reference {row.reference:.2f} s, ratio {row.ratio:.2f}"
+    return f"{row.network}, {row.stage}: {seconds}; of {row.n} images {row.ours_stand} and {row.reference_stand} stand"
+
+
 def evaluation_table(rows: list[EvaluationBenchRow]) -> Table:
     """Seconds of an evaluation: a section for each network, a row for each stage, and their sum for AutoAttack."""
-    caption = "reference: the official AutoAttack; for pgd20 a loop of ten lines in batches of 250"
+    caption = "theirs: the official AutoAttack; for pgd20 a loop of ten lines in batches of 250"
     table = Table(title="evaluation, ours beside the reference", box=SIMPLE, caption=caption)
-    for i, name in enumerate(("stage", "images", "ours, s", "reference, s", "ratio", "stand: ours", "reference")):
-        table.add_column(name, justify="right" if i else "left", no_wrap=True)
+    for i, name in enumerate(("stage", "images", "ours, s", "theirs, s", "ratio", "ours stand", "theirs stand")):
+        table.add_column(name, justify="right" if i else "left", no_wrap=not i)
     for network in dict.fromkeys(row.network for row in rows):
         own = [row for row in rows if row.network == network]
         table.add_section()
@@ -96,6 +104,14 @@ def save_bench(report: BenchReport, folder: Path) -> list[Path]:
     atomic_write_json(numbers, asdict(report))
     draw_bench(report, picture)
     return [numbers, picture]
+
+
+def save_evaluation(rows: Sequence[EvaluationBenchRow], provenance: dict[str, Any], folder: Path) -> Path:
+    """Write bench-evaluation.json; returns its path. Raises RunError: the folder cannot be written."""
+    make_folder(folder)
+    path = folder / "bench-evaluation.json"
+    atomic_write_json(path, {"rows": [asdict(row) for row in rows], "provenance": provenance})
+    return path
 
 
 def _by_task(report: BenchReport) -> dict[str, list[BenchRow]]:

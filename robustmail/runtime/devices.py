@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import sys
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from robustmail.errors import DeviceError
 from robustmail.text import plural
 
-__all__ = ["describe_device", "pick_device", "wide"]
+__all__ = ["describe_device", "keep_freed_memory", "pick_device", "wide"]
 
 NO_FLOAT64 = {"mps"}
 USE = "Use auto, cpu, cuda, cuda:1 or mps."
@@ -60,3 +61,19 @@ def describe_device(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"cpu ({plural(torch.get_num_threads(), 'thread')})" if device.type == "cpu" else str(device)
+
+
+@functools.cache
+def keep_freed_memory(device: torch.device) -> None:
+    """On a CPU, let glibc keep up to 2 GB of freed memory for the next pass, from now on in this process.
+
+    By default it returns the activations to the system after each pass, and the system maps and zeroes them again.
+    """
+    if device.type != "cpu":
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # another C library
+        return
+    mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+    mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD

@@ -11,7 +11,7 @@ from robustmail.attacks.view import model_view
 from robustmail.errors import ModelError
 from robustmail.evaluation import exact_inference
 from robustmail.evaluation.exact_inference import make_search_model
-from robustmail.models.folded import FoldedConv, FoldedModel
+from robustmail.models.folded import FoldedConv, FoldedLinear, FoldedModel
 from robustmail.models.precision import flops
 from tests.rounding import HALF, error_bound, gradient, needs_bf16, relative_errors
 
@@ -148,10 +148,11 @@ def test_oneDNNs_operators_compute_what_torchs_own_do(name, images, monkeypatch)
 
 def test_every_batchnorm_behind_a_convolution_every_sum_and_every_relu_is_folded():
     folded = FoldedModel(build_model("cifar_resnet18_w8"), torch.rand(2, 3, 32, 32), HALF)
-    assert {type(part).__name__ for part in folded.graph.children()} == {"FoldedConv", "Linear"}
+    linear = "FoldedLinear" if torch.float32 == HALF else "Linear"
+    assert {type(part).__name__ for part in folded.graph.children()} == {"FoldedConv", linear}
     steps = [node.op for node in folded.graph.graph.nodes]
     assert steps.count("call_function") == 0
-    assert sum(isinstance(part, FoldedConv) for part in folded.graph.modules()) == 20
+    assert sum(isinstance(part, FoldedConv) for part in folded.graph.children()) == 20
 
 
 @pytest.mark.numeric
@@ -209,13 +210,29 @@ class Shared(nn.Module):
     [
         (Shared(), "used twice"),
         (Shared(branch=True), "folding failed .TraceError"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), "no convolutions"),
+        (nn.Sequential(nn.Flatten(), nn.Tanh()), "no convolutions"),
         (nn.Sequential(nn.Conv2d(3, 4, 3, padding="same"), nn.Flatten(), nn.Linear(256, 10)), "padding 'same'"),
         (build("resnetv2_18", 10, 3).net, "parameters of its own"),
         (nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(144, 10)), "GroupNorm"),
     ],
-    ids=["shared", "branch", "linear", "same", "activation", "groupnorm"],
+    ids=["shared", "branch", "empty", "same", "activation", "groupnorm"],
 )
 def test_a_network_that_cannot_be_folded_is_refused_with_the_reason(net, reason):
     with pytest.raises(ModelError, match=reason):
         FoldedModel(Classifier(net).eval(), torch.rand(2, 3, 8, 8), HALF)
+
+
+@pytest.mark.parametrize("inputs", [(5, 37), (3, 4, 37), (37,)], ids=["rows", "tokens", "one"])
+def test_a_linear_layer_folded_for_a_search_computes_what_it_did_and_follows_its_weights(inputs):
+    linear, x = nn.Linear(37, 11, bias=len(inputs) > 1), torch.randn(inputs)
+    folded = FoldedLinear(linear, torch.float32)
+    for change in (1.0, -2.0):
+        with torch.no_grad():
+            linear.weight.mul_(change)
+        folded.conv.refresh()
+        given, expected = x.clone().requires_grad_(), x.clone().requires_grad_()
+        y, wanted = folded(given), linear(expected)
+        assert torch.allclose(y, wanted, atol=1e-5)
+        y.square().sum().backward()
+        wanted.square().sum().backward()
+        assert torch.allclose(given.grad, expected.grad, atol=1e-4)

@@ -19,7 +19,6 @@ from robustmail.checkpoints.infer.layers import Proposal
 from robustmail.checkpoints.infer.timm_index import models_with_names
 from robustmail.checkpoints.names import natural_key
 from robustmail.models.classifier import is_in_timm
-from robustmail.models.robustbench import architectures
 from robustmail.models.timm_model import read_timm_model
 
 __all__ = ["build", "build_named", "class_counts", "convert_names", "proposals", "stem_channels"]
@@ -68,6 +67,8 @@ def build_named(name: str, tensors: Mapping[str, Tensor], classes: list[int], ch
     channels: of the network's input.
     Raises any exception of its constructor.
     """
+    from robustmail.models.robustbench import architectures  # imports timm
+
     shapes = {key: tuple(tensor.shape) for key, tensor in clean_state_dict(tensors).tensors.items()}
     makers: list[Callable[[], nn.Module]] = []
     for n in classes:
