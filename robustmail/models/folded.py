@@ -260,8 +260,11 @@ class FoldedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]"""
-        pixels = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)
-        return cast(Tensor, self.conv(pixels)).permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
+        outputs, inputs, *_ = self.conv.weight.shape
+        if not x.numel():  # no image has no pixels
+            return F.linear(x, self.conv.weight.flatten(1))
+        pixels = x.reshape(1, x.numel() // inputs, 1, inputs).permute(0, 3, 1, 2)
+        return cast(Tensor, self.conv(pixels)).permute(0, 2, 3, 1).reshape(*x.shape[:-1], outputs)
 
 
 class _CPUConv(torch.autograd.Function):

@@ -222,7 +222,7 @@ def test_a_network_that_cannot_be_folded_is_refused_with_the_reason(net, reason)
         FoldedModel(Classifier(net).eval(), torch.rand(2, 3, 8, 8), HALF)
 
 
-@pytest.mark.parametrize("inputs", [(5, 37), (3, 4, 37), (37,)], ids=["rows", "tokens", "one"])
+@pytest.mark.parametrize("inputs", [(5, 37), (3, 4, 37), (37,), (0, 37)], ids=["rows", "tokens", "one", "none"])
 def test_a_linear_layer_folded_for_a_search_computes_what_it_did_and_follows_its_weights(inputs):
     linear, x = nn.Linear(37, 11, bias=len(inputs) > 1), torch.randn(inputs)
     folded = FoldedLinear(linear, torch.float32)
