@@ -39,7 +39,8 @@ def bench_evaluation(
     progress: Callable[[str], object] = lambda _: None,
 ) -> Iterator[EvaluationBenchRow]:  # fmt: skip
     """Time pgd20 and each stage of AutoAttack, ours and the reference's in turn, on the same network and images; each
-    row comes when its stage has ended.
+    row comes when its stage has ended. The reference runs in a spawned process, so a script calls this function under
+    `if __name__ == "__main__"`.
 
     n: images, enlarged digits.
     quick: a tenth of the iterations and queries, for both.
@@ -80,9 +81,8 @@ def _stages(
             for _ in run_attack(model, part, ledger, spec, 0, sizer, keep_examples=False):
                 pass
             ours, stands = time.perf_counter() - began, ledger.standing([stage])
-            work = _plain_pgd, plain, part
-            if stage != "pgd20":
-                work = _official, plain, part, stage, quick  # type: ignore[assignment]
+            is_loop = stage == "pgd20"
+            work: tuple[Any, ...] = (_plain_pgd, plain, part) if is_loop else (_official, plain, part, stage, quick)
             reference, theirs = other.submit(_timed, torch.get_num_threads(), *work).result()
             yield EvaluationBenchRow(network, stage, len(part.y), ours, reference, int(stands.sum()), int(theirs.sum()))
             if stage != "pgd20":

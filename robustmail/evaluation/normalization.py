@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -251,7 +252,8 @@ def score(network: str, normalization: str, model: Classifier, part: LabelledIma
         sizer.pass_size = max(sizer.pass_size, SCORE_PASS)
 
     def infer(x: Tensor) -> Tensor:
-        with exact_inference(model, min(sizer.pass_size, len(x))) as view, torch.no_grad():
+        passes = math.ceil(len(x) / sizer.pass_size)  # of equal sizes: images that fill up a pass count as others do
+        with exact_inference(model, math.ceil(len(x) / passes)) as view, torch.no_grad():
             logits: Tensor = view(x)
         return logits
 

@@ -261,7 +261,7 @@ class FoldedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]"""
         outputs, inputs, *_ = self.conv.weight.shape
-        if not x.numel():  # no image has no pixels
+        if not x.numel():  # a convolution refuses images of no pixels
             return F.linear(x, self.conv.weight.flatten(1))
         pixels = x.reshape(1, x.numel() // inputs, 1, inputs).permute(0, 3, 1, 2)
         return cast(Tensor, self.conv(pixels)).permute(0, 2, 3, 1).reshape(*x.shape[:-1], outputs)
