@@ -71,29 +71,25 @@ def _stages(
     sizer, plain = batch_sizer(model, test), _plain(model)
     specs = [attack_spec("pgd20", EPS, 10), *_autoattack(quick)]
     left = clean_pass(model, test, sizer).right
-    with _other_process() as other:
+    # The reference has a process of its own, as where somebody runs it: `keep_freed_memory` makes ours faster.
+    with ProcessPoolExecutor(1, get_context("spawn")) as other:
         for spec in specs:
             (stage,) = spec.stages
+            is_loop = stage == "pgd20"
             progress(f"{network}: {stage}")
-            part = test if stage == "pgd20" else test.take(left)
+            part = test if is_loop else test.take(left)
             began = time.perf_counter()
             ledger = clean_pass(model, part, sizer)
             for _ in run_attack(model, part, ledger, spec, 0, sizer, keep_examples=False):
                 pass
             ours, stands = time.perf_counter() - began, ledger.standing([stage])
-            is_loop = stage == "pgd20"
             work: tuple[Any, ...] = (_plain_pgd, plain, part) if is_loop else (_official, plain, part, stage, quick)
             reference, theirs = other.submit(_timed, torch.get_num_threads(), *work).result()
             yield EvaluationBenchRow(network, stage, len(part.y), ours, reference, int(stands.sum()), int(theirs.sum()))
-            if stage != "pgd20":
+            if not is_loop:
                 left[left.nonzero().flatten()[~stands]] = False
                 if not left.any():
                     return
-
-
-def _other_process() -> ProcessPoolExecutor:
-    """A process for the reference, as somebody runs it: `keep_freed_memory` would make it faster in ours."""
-    return ProcessPoolExecutor(1, get_context("spawn"))
 
 
 def _timed(threads: int, work: Callable[..., Tensor], *arguments: Any) -> tuple[float, Tensor]:

@@ -291,7 +291,8 @@ class _CPUConv(torch.autograd.Function):
 def _fold(net: nn.Module, dtype: torch.dtype) -> fx.GraphModule:
     """Trace the network, and let each convolution do what follows it: BatchNorm, an addition, a relu.
 
-    Everything else stays as it is, also a BatchNorm that follows no convolution; linear layers compute in float32.
+    Everything else stays as it is, also a BatchNorm that follows no convolution; linear layers compute in float32, on a
+    CPU as a FoldedLinear where all is in float32.
     """
     traced = fx.symbolic_trace(net)
     _remove_identities(traced)
@@ -389,7 +390,7 @@ def _replace(old: fx.Node, new: fx.Node) -> None:
 def _check_layers(traced: fx.GraphModule, name: str) -> None:
     """Refuse parameters outside convolutions, BatchNorm and linear layers: they would have to be cast too."""
     layers = list(traced.modules())
-    if not any(isinstance(layer, FoldedConv) for layer in layers):
+    if not any(isinstance(layer, FoldedConv) for layer in traced.children()):  # deeper are those of linear layers
         raise ModelError(name, "no convolutions to fold")
     for layer in layers:
         if isinstance(layer, (nn.BatchNorm2d, nn.Linear)) or not list(layer.parameters(recurse=False)):

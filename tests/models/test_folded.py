@@ -210,12 +210,12 @@ class Shared(nn.Module):
     [
         (Shared(), "used twice"),
         (Shared(branch=True), "folding failed .TraceError"),
-        (nn.Sequential(nn.Flatten(), nn.Tanh()), "no convolutions"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), "no convolutions"),
         (nn.Sequential(nn.Conv2d(3, 4, 3, padding="same"), nn.Flatten(), nn.Linear(256, 10)), "padding 'same'"),
         (build("resnetv2_18", 10, 3).net, "parameters of its own"),
         (nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(144, 10)), "GroupNorm"),
     ],
-    ids=["shared", "branch", "empty", "same", "activation", "groupnorm"],
+    ids=["shared", "branch", "linear", "same", "activation", "groupnorm"],
 )
 def test_a_network_that_cannot_be_folded_is_refused_with_the_reason(net, reason):
     with pytest.raises(ModelError, match=reason):
